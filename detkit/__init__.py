@@ -1,0 +1,52 @@
+"""detkit: object detection in one small package.
+
+Public names are imported when they are first used, so ``import detkit`` costs almost nothing and IoU, NMS, anchors and
+mAP never import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_NAMES = {
+    "DetkitError": "detkit.structures",
+    "Detections": "detkit.structures",
+    "Limits": "detkit.structures",
+    "Sample": "detkit.structures",
+    "Target": "detkit.structures",
+    "iou": "detkit.ops.boxes",
+    "giou": "detkit.ops.boxes",
+    "nms": "detkit.ops.suppression",
+    "batched_nms": "detkit.ops.suppression",
+    "soft_nms": "detkit.ops.suppression",
+    "weighted_boxes_fusion": "detkit.ops.fusion",
+    "kmeans_anchors": "detkit.ops.anchors",
+    "load": "detkit.api",
+    "train": "detkit.api",
+    "evaluate": "detkit.api",
+}
+
+__all__ = [*_NAMES, "__version__"]
+
+if TYPE_CHECKING:
+    from detkit.api import evaluate, load, train
+    from detkit.ops.anchors import kmeans_anchors
+    from detkit.ops.boxes import giou, iou
+    from detkit.ops.fusion import weighted_boxes_fusion
+    from detkit.ops.suppression import batched_nms, nms, soft_nms
+    from detkit.structures import Detections, DetkitError, Limits, Sample, Target
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'detkit' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_NAMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
