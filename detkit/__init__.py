@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _NAMES = {
-    "DetkitError": "detkit.structures",
+    "DetkitError": "detkit.errors",
     "Detections": "detkit.structures",
     "Limits": "detkit.structures",
     "Sample": "detkit.structures",
@@ -32,12 +32,21 @@ _NAMES = {
 __all__ = [*_NAMES, "__version__"]
 
 if TYPE_CHECKING:
-    from detkit.api import evaluate, load, train
-    from detkit.ops.anchors import kmeans_anchors
-    from detkit.ops.boxes import giou, iou
-    from detkit.ops.fusion import weighted_boxes_fusion
-    from detkit.ops.suppression import batched_nms, nms, soft_nms
-    from detkit.structures import Detections, DetkitError, Limits, Sample, Target
+    from detkit.api import evaluate as evaluate
+    from detkit.api import load as load
+    from detkit.api import train as train
+    from detkit.errors import DetkitError as DetkitError
+    from detkit.ops.anchors import kmeans_anchors as kmeans_anchors
+    from detkit.ops.boxes import giou as giou
+    from detkit.ops.boxes import iou as iou
+    from detkit.ops.fusion import weighted_boxes_fusion as weighted_boxes_fusion
+    from detkit.ops.suppression import batched_nms as batched_nms
+    from detkit.ops.suppression import nms as nms
+    from detkit.ops.suppression import soft_nms as soft_nms
+    from detkit.structures import Detections as Detections
+    from detkit.structures import Limits as Limits
+    from detkit.structures import Sample as Sample
+    from detkit.structures import Target as Target
 
 
 def __getattr__(name: str) -> Any:

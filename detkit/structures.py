@@ -7,8 +7,6 @@ Conventions, written once and checked here:
 * Images are uint8 ``(H, W, 3)`` **RGB**.
 * Labels are ``0 .. C-1``. Background and a file's category ids never leave the head or the reader that knows them.
 * A structure holds numpy arrays or torch tensors, never both. Nothing here is changed after it is made.
-
-``GroundTruth`` and ``Results`` are the exact, flat float64 tables that the metrics work on, in the file's own xywh.
 """
 
 from __future__ import annotations
@@ -21,31 +19,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from detkit.errors import DetkitError
+
 if TYPE_CHECKING:
     import torch
 
-    Array = np.ndarray | torch.Tensor
-else:
-    Array = Any
-
-
-class DetkitError(Exception):
-    """A user's mistake or a state that a user can mend: what happened, where, and what to do about it.
-
-    ``code`` is the exit code of the command line: 2 for wrong input or usage, 4 for a run that had to stop.
-    """
-
-    def __init__(self, what: str, where: str = "", do: str = "", *, code: int = 2) -> None:
-        super().__init__("\n".join(line for line in (what, where, do) if line))
-        self.what, self.where, self.do, self.code = what, where, do, code
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Keeps the three lines when the error crosses from a data worker's process.
-        return (_rebuild_error, (type(self), self.what, self.where, self.do, self.code))
-
-
-def _rebuild_error(kind: type[DetkitError], what: str, where: str, do: str, code: int) -> DetkitError:
-    return kind(what, where, do, code=code)
+Array = Any  # a numpy array or a torch tensor; naming both here would need torch
 
 
 def is_tensor(value: Any) -> bool:
@@ -356,7 +335,7 @@ class Geometry(NamedTuple):
 
 @dataclass(slots=True, frozen=True, eq=False)
 class Sample:
-    """One picture with what is known of it: image uint8 (H, W, 3) RGB, target (numpy), proposals (R, 4) float32 xyxy."""
+    """One picture and what is known of it: uint8 (H, W, 3) RGB; target (numpy); proposals (R, 4) float32 xyxy."""
 
     image: np.ndarray
     target: Target = field(default_factory=Target.empty)
@@ -428,7 +407,8 @@ class Limits:
         return cls(conf=0.001, iou=iou, max_detections=100)
 
 
-class Loss(NamedTuple):
+@dataclass(slots=True, frozen=True, eq=False)
+class Loss:
     """One term of a loss: its sum over examples and the number that it is to be divided by (both 0-d tensors)."""
 
     sum: torch.Tensor
@@ -444,35 +424,3 @@ class Predictor(Protocol):
     def predict_samples(self, samples: list[Sample], limits: Limits) -> list[Detections]:
         """Detections (numpy) in each sample's original pixels."""
         ...
-
-
-@dataclass(slots=True, frozen=True, eq=False)
-class GroundTruth:
-    """All labelled boxes of a data set, as the metrics read them.
-
-    images: number of images; image (N,) int64 index 0..images-1; label (N,) int64; xywh (N, 4) float64; area (N,)
-    float64; crowd, difficult (N,) bool; ids (N,) int64, the annotations' own; classes: names; rows in file order.
-    """
-
-    images: int
-    image: np.ndarray
-    label: np.ndarray
-    xywh: np.ndarray
-    area: np.ndarray
-    crowd: np.ndarray
-    difficult: np.ndarray
-    ids: np.ndarray
-    classes: tuple[str, ...]
-
-
-@dataclass(slots=True, frozen=True, eq=False)
-class Results:
-    """All detections on a data set: image (M,) int64 index, label (M,) int64, xywh (M, 4) float64, score (M,) float64."""
-
-    image: np.ndarray
-    label: np.ndarray
-    xywh: np.ndarray
-    score: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.score)

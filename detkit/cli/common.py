@@ -16,9 +16,7 @@ SplitOption = Annotated[str | None, typer.Option("--split", help="Which part of 
 ImagesOption = Annotated[Path | None, typer.Option("--images", help="Folder of the pictures of a COCO json.")]
 OutOption = Annotated[Path | None, typer.Option("--out", "-o", help="Write to exactly this path.")]
 ModelOption = Annotated[str | None, typer.Option("--model", "-m", help="Weights file, run folder or shipped name.")]
-DeviceOption = Annotated[
-    str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps (default: the best there is).")
-]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps (default: the best).")]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads (default: torch's choice).")]
 
 
