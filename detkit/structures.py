@@ -11,7 +11,6 @@ Conventions, written once and checked here:
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from detkit.arrays import as_numpy, convert_kind, filled, is_tensor, moved, row_index
 from detkit.errors import DetkitError
 
 if TYPE_CHECKING:
@@ -27,35 +27,8 @@ if TYPE_CHECKING:
 Array = Any  # a numpy array or a torch tensor; naming both here would need torch
 
 
-def is_tensor(value: Any) -> bool:
-    """True if ``value`` is a torch tensor; never imports torch."""
-    torch_module = sys.modules.get("torch")
-    return torch_module is not None and isinstance(value, torch_module.Tensor)
-
-
-def _convert(value: Any, dtype: str, like: Any) -> Any:
-    """``value`` as an array of ``dtype``, of the kind of ``like``; mixing numpy and torch is an error."""
-    if is_tensor(like):
-        torch = sys.modules["torch"]
-        if not is_tensor(value):
-            if isinstance(value, np.ndarray):
-                raise TypeError("a structure holds numpy arrays or torch tensors, never both")
-            value = torch.as_tensor(value, device=like.device)
-        return value.to(getattr(torch, dtype))
-    if is_tensor(value):
-        raise TypeError("a structure holds numpy arrays or torch tensors, never both")
-    return np.asarray(value, dtype=dtype)
-
-
-def _zeros(count: int, dtype: str, like: Any, fill: float = 0) -> Any:
-    if is_tensor(like):
-        torch = sys.modules["torch"]
-        return torch.full((count,), fill, dtype=getattr(torch, dtype), device=like.device)
-    return np.full(count, fill, dtype=dtype)
-
-
 def _checked_boxes(boxes: Any, owner: str) -> Any:
-    boxes = _convert(boxes, "float32", boxes)
+    boxes = convert_kind(boxes, "float32", boxes)
     if boxes.shape == (0,):
         boxes = boxes.reshape(0, 4)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
@@ -64,7 +37,7 @@ def _checked_boxes(boxes: Any, owner: str) -> Any:
 
 
 def _checked_column(name: str, value: Any, dtype: str, boxes: Any, owner: str) -> Any:
-    value = _convert(value, dtype, boxes)
+    value = convert_kind(value, dtype, boxes)
     if value.ndim != 1 or len(value) != len(boxes):
         raise ValueError(f"{owner}: {name} must be ({len(boxes)},), got shape {tuple(value.shape)}")
     return value
@@ -72,33 +45,6 @@ def _checked_column(name: str, value: Any, dtype: str, boxes: Any, owner: str) -
 
 def _select(value: Any, index: Any) -> Any:
     return value if value is None else value[index]
-
-
-def _as_index(index: Any, like: Any) -> Any:
-    """An index that keeps the leading dimension: one int selects a structure of length one."""
-    if isinstance(index, (int, np.integer)):
-        return slice(int(index), int(index) + 1 or None)
-    if isinstance(index, list):
-        index = np.asarray(index, dtype=np.int64 if not index else None)
-    if is_tensor(like) and isinstance(index, np.ndarray):
-        return sys.modules["torch"].as_tensor(index, device=like.device)
-    if not is_tensor(like) and is_tensor(index):
-        return index.cpu().numpy()
-    return index
-
-
-def _moved(value: Any, device: Any) -> Any:
-    if value is None or isinstance(value, (str, int, float, tuple)):
-        return value
-    if not is_tensor(value):
-        import torch
-
-        value = torch.from_numpy(np.ascontiguousarray(value))
-    return value.to(device)
-
-
-def _as_numpy(value: Any) -> Any:
-    return value.detach().cpu().numpy() if is_tensor(value) else value
 
 
 @dataclass(slots=True, frozen=True, eq=False)
@@ -129,10 +75,10 @@ class Target:
             area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
         columns = {
             "labels": (self.labels, "int64"),
-            "crowd": (_zeros(n, "bool", boxes) if self.crowd is None else self.crowd, "bool"),
-            "difficult": (_zeros(n, "bool", boxes) if self.difficult is None else self.difficult, "bool"),
+            "crowd": (filled(n, "bool", boxes) if self.crowd is None else self.crowd, "bool"),
+            "difficult": (filled(n, "bool", boxes) if self.difficult is None else self.difficult, "bool"),
             "area": (area, "float32"),
-            "weight": (_zeros(n, "float32", boxes, 1) if self.weight is None else self.weight, "float32"),
+            "weight": (filled(n, "float32", boxes, 1) if self.weight is None else self.weight, "float32"),
         }
         object.__setattr__(self, "boxes", boxes)
         for name, (value, dtype) in columns.items():
@@ -151,9 +97,10 @@ class Target:
         return len(self.boxes)
 
     def __getitem__(self, index: Any) -> Target:
-        index = _as_index(index, self.boxes)
+        index = row_index(index, self.boxes)
         names = ("boxes", "labels", "crowd", "difficult", "area", "weight", "points", "masks")
-        return Target(*(_select(getattr(self, name), index) for name in names), image_label=self.image_label)
+        rows = {name: _select(getattr(self, name), index) for name in names}
+        return Target(**rows, image_label=self.image_label)
 
     @classmethod
     def empty(cls) -> Target:
@@ -162,11 +109,11 @@ class Target:
 
     def to(self, device: Any) -> Target:
         """The same as torch tensors on ``device``."""
-        return Target(**{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})
+        return Target(**{f.name: moved(getattr(self, f.name), device) for f in fields(self)})
 
     def numpy(self) -> Target:
         """The same as numpy arrays."""
-        return Target(**{f.name: _as_numpy(getattr(self, f.name)) for f in fields(self)})
+        return Target(**{f.name: as_numpy(getattr(self, f.name)) for f in fields(self)})
 
     def to_torchvision(self) -> dict[str, Any]:
         """torchvision's target dict: boxes, labels **with background as 0**, iscrowd, area (torch tensors)."""
@@ -202,7 +149,7 @@ class Detections:
         return len(self.boxes)
 
     def __getitem__(self, index: Any) -> Detections:
-        index = _as_index(index, self.boxes)
+        index = row_index(index, self.boxes)
         extra = {name: value[index] for name, value in self.extra.items()}
         return Detections(self.boxes[index], self.scores[index], self.labels[index], self.classes, extra)
 
@@ -221,15 +168,15 @@ class Detections:
 
     def to(self, device: Any) -> Detections:
         """The same as torch tensors on ``device``."""
-        extra = {name: _moved(value, device) for name, value in self.extra.items()}
-        moved = (_moved(value, device) for value in (self.boxes, self.scores, self.labels))
-        return Detections(*moved, classes=self.classes, extra=extra)
+        extra = {name: moved(value, device) for name, value in self.extra.items()}
+        boxes, scores, labels = (moved(value, device) for value in (self.boxes, self.scores, self.labels))
+        return Detections(boxes, scores, labels, self.classes, extra)
 
     def numpy(self) -> Detections:
         """The same as numpy arrays."""
-        extra = {name: _as_numpy(value) for name, value in self.extra.items()}
-        arrays = (_as_numpy(value) for value in (self.boxes, self.scores, self.labels))
-        return Detections(*arrays, classes=self.classes, extra=extra)
+        extra = {name: as_numpy(value) for name, value in self.extra.items()}
+        boxes, scores, labels = (as_numpy(value) for value in (self.boxes, self.scores, self.labels))
+        return Detections(boxes, scores, labels, self.classes, extra)
 
     def filter(self, conf: float = 0.0, classes: tuple[int | str, ...] | None = None) -> Detections:
         """Detections with score >= ``conf`` and, if given, of these classes (names or labels)."""
@@ -237,7 +184,7 @@ class Detections:
         if classes is not None:
             wanted = {self._label(c) for c in classes}
             chosen = np.asarray([int(label) in wanted for label in self.labels], dtype=bool)
-            keep = keep & (_convert(chosen.tolist(), "bool", self.boxes) if len(chosen) else keep)
+            keep = keep & (convert_kind(chosen.tolist(), "bool", self.boxes) if len(chosen) else keep)
         return self[keep]
 
     def _label(self, name: int | str) -> int:

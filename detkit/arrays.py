@@ -1,0 +1,67 @@
+"""Numpy arrays and torch tensors side by side, without importing torch unless a tensor is asked for."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+
+def is_tensor(value: Any) -> bool:
+    """True if ``value`` is a torch tensor; never imports torch."""
+    torch_module = sys.modules.get("torch")
+    return torch_module is not None and isinstance(value, torch_module.Tensor)
+
+
+def convert_kind(value: Any, dtype: str, like: Any) -> Any:
+    """``value`` as an array of ``dtype``, of the kind of ``like``; mixing numpy and torch is an error."""
+    if is_tensor(like):
+        torch = sys.modules["torch"]
+        if not is_tensor(value):
+            if isinstance(value, np.ndarray):
+                raise TypeError("a structure holds numpy arrays or torch tensors, never both")
+            value = torch.as_tensor(value, device=like.device)
+        return value.to(getattr(torch, dtype))
+    if is_tensor(value):
+        raise TypeError("a structure holds numpy arrays or torch tensors, never both")
+    return np.asarray(value, dtype=dtype)
+
+
+def filled(count: int, dtype: str, like: Any, fill: float = 0) -> Any:
+    """``(count,)`` array of ``dtype`` holding ``fill``, of the kind (and on the device) of ``like``."""
+    if is_tensor(like):
+        torch = sys.modules["torch"]
+        return torch.full((count,), fill, dtype=getattr(torch, dtype), device=like.device)
+    return np.full(count, fill, dtype=dtype)
+
+
+def row_index(index: Any, like: Any) -> Any:
+    """An index that keeps the leading dimension: one int selects a structure of length one."""
+    if isinstance(index, (int, np.integer)):
+        if not -len(like) <= index < len(like):
+            raise IndexError(f"row {index} of {len(like)}")  # also ends ``for row in structure``
+        return slice(int(index), int(index) + 1 or None)
+    if isinstance(index, list):
+        index = np.asarray(index, dtype=np.int64 if not index else None)
+    if is_tensor(like) and isinstance(index, np.ndarray):
+        return sys.modules["torch"].as_tensor(index, device=like.device)
+    if not is_tensor(like) and is_tensor(index):
+        return index.cpu().numpy()
+    return index
+
+
+def moved(value: Any, device: Any) -> Any:
+    """``value`` as a tensor on ``device``; what is no array stays as it is."""
+    if value is None or isinstance(value, (str, int, float, tuple)):
+        return value
+    if not is_tensor(value):
+        import torch
+
+        value = torch.from_numpy(np.ascontiguousarray(value))
+    return value.to(device)
+
+
+def as_numpy(value: Any) -> Any:
+    """A tensor as a numpy array; anything else as it is."""
+    return value.detach().cpu().numpy() if is_tensor(value) else value
