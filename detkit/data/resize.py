@@ -1,0 +1,116 @@
+"""How a picture of any size becomes a model's input: letterbox or stretch, then padding to the stride.
+
+The same object is used by training, evaluation, prediction and export, and is saved with the model, so that these
+cannot disagree about where a picture lies inside the input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, asdict, dataclass
+from typing import Any, Literal, get_args
+
+import cv2
+import numpy as np
+
+from detkit.errors import DetkitError
+from detkit.structures import Geometry
+
+Mode = Literal["letterbox", "stretch"]
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Fits a picture into ``size`` (height, width; one int: a square), content at the top left.
+
+    ``letterbox`` keeps the picture's proportions and pads the rest with grey ``fill`` (0..255); ``stretch`` fills
+    ``size`` completely. Sides that are no multiple of ``stride`` are padded to the next one, so the input is
+    ``input_size``. Raises DetkitError for a size, mode, stride or fill that makes no sense.
+    """
+
+    size: int | tuple[int, int]
+    _: KW_ONLY
+    mode: Mode = "letterbox"
+    stride: int = 32
+    fill: int = 114
+
+    def __post_init__(self) -> None:
+        sides = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
+        if len(sides) != 2 or any(int(s) != s or s < 1 for s in sides):
+            raise DetkitError(
+                f"size must be one number of pixels or [height, width], got {self.size!r}",
+                "model.size",
+                "write size: 320, say",
+            )
+        object.__setattr__(self, "size", (int(sides[0]), int(sides[1])))
+        if self.mode not in get_args(Mode):
+            raise DetkitError(f"resize must be letterbox or stretch, got {self.mode!r}", "model.resize")
+        if self.stride < 1:
+            raise DetkitError(f"stride must be at least 1, got {self.stride}")
+        if not 0 <= self.fill <= 255:
+            raise DetkitError(f"fill must lie between 0 and 255, got {self.fill}")
+
+    @property
+    def height(self) -> int:
+        """Height in pixels that content may fill."""
+        return self.size[0]  # type: ignore[index]
+
+    @property
+    def width(self) -> int:
+        """Width in pixels that content may fill."""
+        return self.size[1]  # type: ignore[index]
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) of the input: ``size`` rounded up to the stride."""
+        return -(-self.height // self.stride) * self.stride, -(-self.width // self.stride) * self.stride
+
+    def content(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) in input pixels that a picture of ``height`` x ``width`` takes up."""
+        if self.mode == "stretch":
+            return self.height, self.width
+        scale = min(self.height / height, self.width / width)
+        return (
+            min(max(round(height * scale), 1), self.height),
+            min(max(round(width * scale), 1), self.width),
+        )
+
+    def geometry(self, height: int, width: int) -> Geometry:
+        """Where a picture of ``height`` x ``width`` pixels lies inside the input."""
+        new_height, new_width = self.content(height, width)
+        # The rounded size over the old one, axis by axis: this is what the pixels do, so boxes follow them exactly.
+        return Geometry(width, height, new_width / width, new_height / height)
+
+    def __call__(self, image: np.ndarray, out: np.ndarray | None = None) -> tuple[np.ndarray, Geometry]:
+        """The input for ``image`` (uint8 (h, w, 3)): uint8 (H, W, 3) of ``input_size`` and its Geometry.
+
+        ``out``, an array of that shape, is written to instead of a new one. A picture that already has the input's
+        size is returned as it is when ``out`` is None.
+        """
+        height, width = image.shape[:2]
+        new_height, new_width = self.content(height, width)
+        geometry = self.geometry(height, width)
+        if out is None:
+            if (height, width) == (new_height, new_width) == self.input_size:
+                return image, geometry
+            out = np.empty((*self.input_size, 3), np.uint8)
+        place = out[:new_height, :new_width]
+        if (height, width) == (new_height, new_width):
+            place[:] = image
+        else:
+            shrinks = new_height < height or new_width < width
+            place[:] = cv2.resize(
+                image, (new_width, new_height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+            )
+        out[new_height:] = self.fill
+        out[:new_height, new_width:] = self.fill
+        return out, geometry
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a model file's header."""
+        return {**asdict(self), "size": [self.height, self.width]}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Resize:
+        """The inverse of ``to_dict``."""
+        height, width = values["size"]
+        return cls(**{**values, "size": (height, width)})
