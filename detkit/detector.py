@@ -1,0 +1,341 @@
+"""The one detector: backbone -> neck -> proposals -> head; and the file that holds all of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from detkit.data.loader import collate
+from detkit.data.resize import Resize
+from detkit.errors import DetkitError
+from detkit.structures import Batch, Detections, Limits, Loss, Sample, Target
+
+FORMAT_VERSION = 1
+Losses = dict[str, Loss]
+
+
+class Detector(nn.Module):
+    """Any detector: a family is a choice of parts.
+
+    backbone: normalised pixels to feature maps; neck: maps to maps; head: maps (and proposals) to detections;
+    proposals: a source of candidate boxes, or None. classes: names by label; class_ids: the training data's own ids of
+    the classes; resize: how a picture becomes an input, for training, evaluation, prediction and export alike; config:
+    the model section that ``detkit.config`` rebuilds these parts from; threshold: the score below which ``predict``
+    shows nothing; scores, record: what was measured and how it was trained, kept in the file.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        neck: nn.Module,
+        head: nn.Module,
+        proposals: nn.Module | None = None,
+        *,
+        classes: Sequence[str],
+        resize: Resize,
+        config: Mapping[str, Any],
+        class_ids: Sequence[int | str] | None = None,
+        threshold: float = 0.25,
+        scores: Mapping[str, float] | None = None,
+        record: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.neck, self.head, self.proposals = backbone, neck, head, proposals
+        self.classes = tuple(classes)
+        self.class_ids = tuple(range(len(self.classes)) if class_ids is None else class_ids)
+        if len(self.class_ids) != len(self.classes):
+            raise ValueError(f"{len(self.classes)} classes but {len(self.class_ids)} class ids")
+        self.resize, self.config, self.threshold = resize, dict(config), float(threshold)
+        self.scores, self.record = dict(scores or {}), dict(record or {})
+        self.register_buffer("mean", torch.tensor(backbone.mean, dtype=torch.float32).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(backbone.std, dtype=torch.float32).view(1, 3, 1, 1))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's weights are."""
+        return self.mean.device
+
+    @overload
+    def forward(
+        self, batch: Batch, targets: list[Target], *, limits: Limits | None = ..., detections: Literal[False] = ...
+    ) -> Losses: ...
+    @overload
+    def forward(
+        self, batch: Batch, targets: list[Target], *, limits: Limits | None = ..., detections: Literal[True]
+    ) -> tuple[Losses, list[Detections]]: ...
+    @overload
+    def forward(
+        self, batch: Batch, targets: None = ..., *, limits: Limits | None = ..., detections: bool = ...
+    ) -> list[Detections]: ...
+    def forward(
+        self,
+        batch: Batch,
+        targets: list[Target] | None = None,
+        *,
+        limits: Limits | None = None,
+        detections: bool = False,
+    ) -> Any:
+        """Losses with ``targets`` (torch, input pixels), detections (torch, original pixels) without, both with
+        ``detections=True``: then from one pass over proposals that have not seen the targets.
+
+        The arguments decide, not ``.training``. ``limits`` default to the model's threshold, and to those of
+        evaluation where both are asked for.
+        """
+        features = self.features(batch.pixels)
+        boxes, learned = self._propose(batch, features, sampled=targets is not None and not detections)
+        if boxes is not None and targets is not None and not detections:
+            boxes = self.head.sample(boxes, targets)
+        raw = self.head.raw(features, boxes)
+        losses: Losses = {}
+        if targets is not None:
+            losses = dict(self.head.loss(raw, targets, batch.sizes))
+            if self.proposals is not None:
+                terms = self.proposals.loss(learned, targets, batch.sizes)
+                losses |= {f"proposals_{name}": term for name, term in terms.items()}
+            if not detections:
+                return losses
+        if limits is None:
+            limits = Limits(conf=self.threshold) if targets is None else Limits.evaluation()
+        inside = self.head.predict(raw, batch.sizes, limits, features)
+        found = [
+            Detections(restore.to_original(d.boxes), d.scores, d.labels, self.classes, d.extra)
+            for d, restore in zip(inside, batch.restore, strict=True)
+        ]
+        return found if targets is None else (losses, found)
+
+    def features(self, pixels: Tensor) -> list[Tensor]:
+        """The neck's maps of uint8 or float (B, 3, H, W) pixels in 0..255, H and W multiples of the coarsest stride."""
+        return self.neck(self.backbone((pixels - self.mean) / self.std))
+
+    def raw(self, pixels: Tensor, proposals: Any = None) -> dict[str, Tensor]:
+        """The head's tensors for (B, 3, H, W) pixels in 0..255: what loss and predict read, and what export traces."""
+        return self.head.raw(self.features(pixels), proposals)
+
+    def _propose(self, batch: Batch, features: list[Tensor], sampled: bool) -> tuple[list[Tensor] | None, Any]:
+        """Proposals in input pixels, cut off from the gradient and clipped to each picture's part of the input."""
+        boxes, learned = batch.proposals, None
+        if self.proposals is not None:
+            boxes, learned = self.proposals.propose(batch, features, sampled)
+        if boxes is None:
+            return None, learned
+        limits = torch.cat([batch.sizes.flip(1)] * 2, dim=1).to(boxes[0]) if boxes else []
+        return [b.detach().clamp(min=0).minimum(limit) for b, limit in zip(boxes, limits, strict=True)], learned
+
+    def predict_samples(self, samples: list[Sample], limits: Limits) -> list[Detections]:
+        """Detections (numpy) in each sample's original pixels, whatever mode the model is in."""
+        if not samples:
+            return []
+        batch = collate(samples, self.resize)[0].to(self.device)
+        with _evaluating(self), torch.inference_mode():
+            return [d.numpy() for d in self(batch, limits=limits)]
+
+    def predict(
+        self,
+        source: Any,
+        *,
+        conf: float | None = None,
+        iou: float = 0.5,
+        max_detections: int = 100,
+        classes: Sequence[int | str] | None = None,
+        bgr: bool = False,
+    ) -> Detections:
+        """What is in one picture: a path, a file's bytes, a uint8 array (H, W, 3) or (H, W), or a PIL image.
+
+        conf: lowest score, the model's own threshold by default; iou: NMS drops boxes that overlap more; classes: only
+        these, by name or label; bgr: the array is in OpenCV's order.
+
+        Raises:
+            DetkitError: the picture cannot be read, an unknown class, or an argument out of range.
+        """
+        image = _as_image(source, bgr)
+        return self.predict_samples([Sample(image)], self.limits(conf, iou, max_detections, classes))[0]
+
+    def stream(
+        self,
+        source: Any,
+        *,
+        conf: float | None = None,
+        iou: float = 0.5,
+        max_detections: int = 100,
+        classes: Sequence[int | str] | None = None,
+        batch: int = 1,
+    ) -> Iterator[Detections]:
+        """Detections in each picture or frame of a path, folder, glob, video, camera number or a list of those.
+
+        One batch is in memory at a time. Pictures that cannot be read raise; ``detkit.engine.predictor.stream`` hands
+        them on instead.
+        """
+        from detkit.engine.predictor import stream
+        from detkit.io.sources import Failure, open_sources
+
+        sources = [source] if isinstance(source, (str, bytes, int, Path, np.ndarray)) else list(source)
+        limits = self.limits(conf, iou, max_detections, classes)
+        for frame, found in stream(self, open_sources(sources), limits, batch):
+            if isinstance(frame, Failure):
+                raise DetkitError(frame.what, frame.source, frame.do)
+            yield found
+
+    def limits(
+        self,
+        conf: float | None = None,
+        iou: float = 0.5,
+        max_detections: int = 100,
+        classes: Sequence[int | str] | None = None,
+    ) -> Limits:
+        """``Limits`` of these values: the model's threshold where ``conf`` is None, class names made labels."""
+        labels = None if classes is None else tuple(self._label(c) for c in classes)
+        return Limits(self.threshold if conf is None else conf, iou, max_detections, labels)
+
+    def _label(self, name: int | str) -> int:
+        if isinstance(name, str) and name in self.classes:
+            return self.classes.index(name)
+        if isinstance(name, int) and 0 <= name < len(self.classes):
+            return name
+        near = get_close_matches(str(name), self.classes, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise DetkitError(f"the model knows no class {name!r}", "classes", f"{hint}it knows {', '.join(self.classes)}")
+
+    def save(self, path: str | Path, *, half: bool = False, overwrite: bool = True) -> None:
+        """Writes one safetensors file that ``detkit.load`` needs nothing else for; it appears whole or not at all.
+
+        half: weights in float16, half the size; running statistics stay float32, since variances may exceed its range.
+
+        Raises:
+            DetkitError: code 4 if the disk is full, 2 if the file may not be written or exists and not ``overwrite``.
+        """
+        from safetensors.torch import save
+
+        from detkit.io.files import write_bytes
+
+        weights = {name for name, _ in self.named_parameters()}
+        state = {
+            name: value.detach().to("cpu", torch.float16 if half and name in weights else value.dtype).contiguous()
+            for name, value in self.state_dict().items()
+        }
+        header = {
+            "config": self.config,
+            "classes": self.classes,
+            "class_ids": self.class_ids,
+            "resize": self.resize.to_dict(),
+            "threshold": self.threshold,
+            "scores": self.scores,
+            "record": self.record,
+        }
+        # Through bytes, not save_file: that maps the file, and a full disk would then kill the process.
+        data = save(state, {"format": "detkit", "version": str(FORMAT_VERSION), "detkit": json.dumps(_plain(header))})
+        write_bytes(path, data, overwrite=overwrite)
+
+
+@dataclass(slots=True)
+class ModelFile:
+    """What a model's file holds: the header's fields, and the weights by name."""
+
+    config: dict[str, Any]
+    classes: list[str]
+    class_ids: list[int | str]
+    resize: dict[str, Any]
+    threshold: float
+    scores: dict[str, float] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+
+def read_model_file(path: str | Path) -> ModelFile:
+    """Reads a file that ``Detector.save`` wrote; nothing in it is executed.
+
+    Raises:
+        DetkitError: no such file, a pickle, cut off, of a newer format, or of another program.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    path = Path(path)
+    where = str(path)
+    retrain = "give a .safetensors file that detkit wrote, such as best.safetensors of a run"
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise DetkitError("there is no such model file", where, retrain) from None
+    except OSError as error:
+        raise DetkitError(f"the model file cannot be read: {error.strerror}", where, retrain) from None
+    if data[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        raise DetkitError("this is a Python pickle, which could run code, so it is not opened", where, retrain)
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or data[8:9] != b"{":
+        raise DetkitError("this is no model file of detkit", where, retrain)
+    cut = DetkitError(
+        f"the model file is cut off or damaged ({len(data):,} bytes)", where, "copy or download it again"
+    )
+    if length > len(data) - 8:
+        raise cut
+    try:
+        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    except (ValueError, UnicodeDecodeError):
+        raise cut from None
+    if metadata.get("format") != "detkit" or not str(metadata.get("version", "")).isdigit():
+        raise DetkitError("this safetensors file was not written by detkit", where, retrain)
+    if int(metadata["version"]) > FORMAT_VERSION:
+        what = f"the model file has format {metadata['version']}, this detkit reads up to {FORMAT_VERSION}"
+        raise DetkitError(what, where, "pip install --upgrade detkit")
+    try:
+        return ModelFile(**json.loads(metadata["detkit"]), state=load(data))
+    except (SafetensorError, KeyError, ValueError, TypeError):
+        raise cut from None
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    was = model.training
+    if was:
+        model.eval()
+    try:
+        yield
+    finally:
+        if was:
+            model.train()
+
+
+def _as_image(source: Any, bgr: bool) -> np.ndarray:
+    if isinstance(source, (str, Path, bytes)):
+        from detkit.io.images import read_image
+
+        return read_image(source)
+    if hasattr(source, "convert"):  # a PIL image, without importing PIL
+        return np.asarray(source.convert("RGB"))
+    if not isinstance(source, np.ndarray):
+        raise DetkitError(f"cannot detect in a {type(source).__name__}", do="give a path, a uint8 array or a PIL image")
+    if source.dtype != np.uint8 or not (source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 3)):
+        raise DetkitError(
+            f"a picture is uint8 (H, W, 3) or (H, W), got {source.dtype} {source.shape}",
+            do="scale it to 0..255 and convert it with .astype('uint8')",
+        )
+    if not source.size:
+        raise DetkitError("the picture has no pixels")
+    image = np.repeat(source[..., None], 3, axis=2) if source.ndim == 2 else source[..., :: -1 if bgr else 1]
+    return np.ascontiguousarray(image)
+
+
+def _plain(value: Any) -> Any:
+    """JSON values only: tuples to lists, numpy numbers to Python's, NaN to null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -1,0 +1,16 @@
+"""No neck."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Identity(nn.Module):
+    """Hands the backbone's feature maps on as they are."""
+
+    def __init__(self, channels: list[int], strides: list[int]) -> None:
+        super().__init__()
+        self.channels, self.strides = list(channels), list(strides)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        return features
