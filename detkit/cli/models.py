@@ -1,0 +1,32 @@
+"""``detkit models``: the weights that can be used by name."""
+
+from __future__ import annotations
+
+from detkit.cli.common import JsonOption, print_json
+
+
+def models(as_json: JsonOption = False) -> int:
+    """List the shipped weights, configs, backbones, necks and heads."""
+    from detkit.backbones import BACKBONES
+    from detkit.config import shipped_configs
+    from detkit.heads import HEADS
+    from detkit.necks import NECKS
+    from detkit.zoo import WEIGHTS
+
+    parts = {
+        "configs": shipped_configs(),
+        "backbones": list(BACKBONES),
+        "necks": list(NECKS),
+        "heads": list(HEADS),
+    }
+    weights = {name: {"licence": w.licence, "classes": len(w.classes), "score": w.score} for name, w in WEIGHTS.items()}
+    if as_json:
+        print_json({"weights": weights, **parts})
+        return 0
+    if not weights:
+        print("weights    none is shipped: train one with detkit train --data DATA")
+    for name, facts in weights.items():
+        print(f"weights    {name}  {facts['classes']} classes  {facts['score']}  {facts['licence']}")
+    for part, names in parts.items():
+        print(f"{part:<10} {' '.join(names)}")
+    return 0

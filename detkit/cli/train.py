@@ -1,0 +1,106 @@
+"""``detkit train``: an experiment from a YAML file, or the default recipe on any data."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from detkit.cli.common import DeviceOption, JsonOption, OutOption, ThreadsOption, message, print_json
+from detkit.errors import DetkitError
+
+if TYPE_CHECKING:
+    from detkit.engine.events import Event
+
+
+def train(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="A YAML file or a shipped name.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Data to train on: COCO json, VOC folder, data.yaml.")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with this run folder.")] = None,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    out: OutOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Build everything, run two steps, estimate time and memory.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Train a detector. Without CONFIG, the default recipe on --data: no YAML is needed to start."""
+    config = None
+    overrides = []
+    for word in words or ():
+        if "=" in word:
+            overrides.append(word)
+        elif config is None:
+            config = word
+        else:
+            raise DetkitError(f"unexpected {word!r}", do="give one CONFIG, then KEY=VALUE overrides")
+    if resume and (config or data or out):
+        raise DetkitError("--resume goes on with a run as it was", do="leave out CONFIG, --data and --out")
+    if not (config or data or resume):
+        raise DetkitError("nothing to train on", do="detkit train --data DATA, or detkit train CONFIG.yaml")
+    if device:
+        overrides.append(f"train.device={device}")
+    from detkit import api
+
+    show = _Progress()
+    if threads:
+        api.set_threads(threads)
+    with show:
+        result = api.train(
+            config, data=data, overrides=overrides, out=out, resume=resume, dry_run=dry_run, on_event=show.event
+        )
+    if as_json:
+        print_json(result.to_dict())
+        return 0
+    for line in result.lines():
+        print(line)
+    return 0
+
+
+class _Progress:
+    """Draws the engine's events: a moving bar for a person, a line an epoch for a pipe."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._console = Console(stderr=True, highlight=False)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self._console,
+            disable=not sys.stderr.isatty(),
+            transient=True,
+        )
+        self._task = self._bar.add_task("starting", total=None, note="")
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def event(self, event: Event) -> None:
+        from detkit.engine import events
+
+        if isinstance(event, events.EpochStarted):
+            text = f"epoch {event.epoch + 1}/{event.epochs}"
+            self._bar.reset(self._task, total=event.steps, description=text, note="")
+        elif isinstance(event, events.BatchDone):
+            note = "  ".join(f"{name} {value:.3f}" for name, value in event.losses.items())
+            self._bar.update(self._task, completed=event.step + 1, note=note)
+        elif isinstance(event, events.BatchValidated):
+            self._bar.update(self._task, description="validation", completed=event.step + 1, total=event.steps)
+        else:
+            self._bar.console.print(str(event), markup=False) if self._bar.live.is_started else message(str(event))

@@ -1,0 +1,94 @@
+"""Toy pictures with labels, drawn from a seed: coloured shapes on textured ground.
+
+They stand in for photos where none may be shipped: the quickstart trains on them, the tests learn from them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from detkit.io.files import write_text
+from detkit.io.images import write_image
+from detkit.structures import Sample, Target
+
+CLASSES = ("circle", "square", "triangle")
+
+
+def toy_sample(seed: int, size: int = 160, most: int = 4) -> Sample:
+    """One picture of ``size`` x ``size`` pixels with 1 to ``most`` shapes that do not overlap much."""
+    rng = np.random.default_rng(seed)
+    image = _ground(rng, size)
+    boxes: list[tuple[int, int, int, int]] = []
+    labels: list[int] = []
+    for _ in range(int(rng.integers(1, most + 1))):
+        side = int(rng.integers(size // 6, size // 2))
+        x, y = (int(v) for v in rng.integers(0, size - side, 2))
+        box = (x, y, x + side, y + side)
+        if any(_overlap(box, other) for other in boxes):
+            continue
+        label = int(rng.integers(len(CLASSES)))
+        _draw(image, label, box, _colour(rng, image, box))
+        boxes.append(box)
+        labels.append(label)
+    return Sample(image, Target(np.array(boxes, np.float32), np.array(labels)), image_id=seed, path=f"{seed:04d}.png")
+
+
+def write_toy_data(folder: Path, *, train: int = 64, val: int = 16, size: int = 160, seed: int = 0) -> Path:
+    """Writes ``train`` + ``val`` toy pictures and one COCO json a part; returns ``folder``."""
+    for part, count, start in (("train", train, seed), ("val", val, seed + 100_000)):
+        images, annotations = [], []
+        for i in range(count):
+            sample = toy_sample(start + i, size)
+            write_image(folder / part / sample.path, sample.image)
+            images.append({"id": i, "file_name": sample.path, "width": size, "height": size})
+            for box, label in zip(sample.target.boxes.tolist(), sample.target.labels.tolist(), strict=True):
+                x1, y1, x2, y2 = box
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": i,
+                        "category_id": label + 1,
+                        "bbox": [x1, y1, x2 - x1, y2 - y1],
+                        "area": (x2 - x1) * (y2 - y1),
+                        "iscrowd": 0,
+                    }
+                )
+        categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
+        table = {"images": images, "annotations": annotations, "categories": categories}
+        write_text(folder / "annotations" / f"instances_{part}.json", json.dumps(table))
+    return folder
+
+
+def _ground(rng: np.random.Generator, size: int) -> np.ndarray:
+    coarse = rng.integers(60, 190, (6, 6, 3), dtype=np.uint8)
+    smooth = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
+    noise = rng.normal(0, 6, (size, size, 1))
+    return np.clip(smooth + noise, 0, 255).astype(np.uint8)
+
+
+def _colour(rng: np.random.Generator, image: np.ndarray, box: tuple[int, int, int, int]) -> list[int]:
+    """A colour far enough from the ground behind the shape to be seen."""
+    x1, y1, x2, y2 = box
+    behind = image[y1:y2, x1:x2].reshape(-1, 3).mean(axis=0)
+    tries = rng.integers(0, 256, (8, 3))
+    return [int(v) for v in tries[np.abs(tries - behind).sum(axis=1).argmax()]]
+
+
+def _draw(image: np.ndarray, label: int, box: tuple[int, int, int, int], colour: list[int]) -> None:
+    x1, y1, x2, y2 = box
+    if label == 0:
+        radius = (x2 - x1) // 2
+        cv2.circle(image, (x1 + radius, y1 + radius), radius - 1, colour, -1, cv2.LINE_AA)
+    elif label == 1:
+        cv2.rectangle(image, (x1, y1), (x2 - 1, y2 - 1), colour, -1)
+    else:
+        corners = np.array([[(x1 + x2) // 2, y1], [x1, y2 - 1], [x2 - 1, y2 - 1]], np.int32)
+        cv2.fillPoly(image, [corners], colour, cv2.LINE_AA)
+
+
+def _overlap(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    return min(a[2], b[2]) > max(a[0], b[0]) and min(a[3], b[3]) > max(a[1], b[1])
