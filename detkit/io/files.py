@@ -1,0 +1,97 @@
+"""Files that appear whole or not at all, and errors of the disk in a person's words."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from detkit.errors import DetkitError
+
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def write_error(error: OSError, path: str | Path) -> DetkitError:
+    """The error to show when writing ``path`` failed: code 4 if there is no room, else 2."""
+    if error.errno in _FULL:
+        return DetkitError(
+            "no room left to write the file", str(path), "free some space, or write to another disk", code=4
+        )
+    if error.errno in _FORBIDDEN:
+        return DetkitError("writing is not permitted here", str(path), "choose a folder that you may write to")
+    reason = error.strerror or str(error)
+    return DetkitError(f"the file cannot be written ({reason})", str(path), "choose another path")
+
+
+def refuse_existing(path: str | Path, overwrite: bool) -> None:
+    """Raises DetkitError (code 2) if ``path`` is a folder, or exists and may not be replaced."""
+    path = Path(path)
+    if path.is_dir():
+        raise DetkitError("this is a folder, a file's name was expected", str(path), "add a file name")
+    if not overwrite and os.path.lexists(path):
+        raise DetkitError(
+            "the file exists already", str(path), "choose another name, or allow overwriting (--overwrite)"
+        )
+
+
+@contextmanager
+def atomic_path(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its name when the block ends well and vanishes otherwise.
+
+    The temporary name keeps the suffix; missing parent folders are made. Raises DetkitError: code 2 if ``path`` exists
+    (and not ``overwrite``) or may not be written, code 4 if the disk is full.
+    """
+    path = Path(path)
+    refuse_existing(path, overwrite)
+    suffix = path.suffix
+    temporary = path.with_name(f".{path.stem[:40]}.{os.getpid()}-{secrets.token_hex(4)}{suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        refuse_existing(path, overwrite)
+        os.replace(temporary, path)
+    except OSError as error:
+        # Reading something else inside the block may fail too: that error is not ours to explain.
+        ours = {str(temporary), str(path), str(path.parent), None}
+        if error.errno in _FULL | _FORBIDDEN or error.filename in ours:
+            raise write_error(error, path) from error
+        raise
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, data: bytes, *, overwrite: bool = False) -> None:
+    """Writes ``data`` to ``path`` atomically; errors as in :func:`atomic_path`."""
+    with atomic_path(path, overwrite) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: str | Path, text: str, *, overwrite: bool = False) -> None:
+    """Writes ``text`` as UTF-8 with plain newlines to ``path`` atomically; errors as in :func:`atomic_path`."""
+    write_bytes(path, text.encode("utf-8"), overwrite=overwrite)
+
+
+def numbered_folder(parent: str | Path, stem: str) -> Path:
+    """Makes and returns a folder that did not exist: ``parent/stem``, or ``parent/stem2``, ``parent/stem3``, ...
+
+    Two processes never get the same one. Raises DetkitError where no folder can be made.
+    """
+    parent = Path(parent)
+    number = 1
+    while True:
+        folder = parent / (stem if number == 1 else f"{stem}{number}")
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            if not parent.is_dir():
+                raise DetkitError("a file stands where a folder is needed", str(parent), "choose another") from None
+            number += 1
+        except OSError as error:
+            raise write_error(error, folder) from error
