@@ -1,0 +1,132 @@
+"""One way in to every labelled data set: ``read`` recognises the format, ``Dataset`` hands out samples."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from detkit.data.annotations import Annotations, Finding, Findings, Source, concat_annotations
+from detkit.errors import DetkitError
+from detkit.structures import Sample, Target
+
+__all__ = ["FORMATS", "Annotations", "Dataset", "Finding", "Findings", "Source", "concat", "read", "splits"]
+
+# Each module has recognises(path) -> bool, read(path, split, images) -> Annotations, splits(path) -> list[str],
+# and LOOKED_FOR, the sentence that says what it recognises.
+FORMATS = {"coco": "detkit.data.coco", "voc": "detkit.data.voc", "yolo": "detkit.data.yolo"}
+
+
+def format_of(path: str | Path) -> tuple[str, ModuleType]:
+    """Name and reader module of the format that ``path`` holds.
+
+    Raises DetkitError, saying what was looked for, if nothing is there or it is none of the known formats.
+    """
+    path = Path(path)
+    modules = {name: importlib.import_module(module) for name, module in FORMATS.items()}
+    wanted = "DATA is " + "; or ".join(module.LOOKED_FOR for module in modules.values())
+    if not path.exists():
+        raise DetkitError("there is no such data set", str(path), wanted)
+    for name, module in modules.items():
+        if module.recognises(path):
+            return name, module
+    kind = "folder" if path.is_dir() else "file"
+    raise DetkitError(f"this {kind} is not a data set that detkit knows", str(path), wanted)
+
+
+def splits(path: str | Path) -> list[str]:
+    """Names of the parts that the data set has (train, val, ...); empty if it is one piece."""
+    return list(format_of(path)[1].splits(Path(path)))
+
+
+def read(path: str | Path, *, split: str | None = None, images: str | Path | None = None) -> Annotations:
+    """Reads a COCO json, a PASCAL VOC folder or a YOLO data.yaml, recognised by looking.
+
+    split: one part; None reads all of them. images: folder of the pictures, if not where the format puts them.
+    Raises DetkitError for a path, part or picture folder that is not there, and for a file that cannot be read;
+    single bad records are counted in ``Annotations.findings``.
+    """
+    path = Path(path)
+    module = format_of(path)[1]
+    folder = None if images is None else Path(images)
+    if folder is not None and not folder.is_dir():
+        raise DetkitError("there is no such picture folder", str(folder), "give --images the folder of the pictures")
+    result: Annotations = module.read(path, split, folder)
+    return result
+
+
+class Dataset:
+    """Samples of annotations: pictures are read when asked for.
+
+    annotations: see there; proposals: called with (image, path) in the process that loads, returns (R, 4) float32 xyxy
+    boxes of the original picture; None: samples have no proposals.
+    """
+
+    def __init__(
+        self, annotations: Annotations, *, proposals: Callable[[np.ndarray, str], np.ndarray] | None = None
+    ) -> None:
+        self.annotations = annotations
+        self.proposals = proposals
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, by label."""
+        return self.annotations.classes
+
+    @property
+    def class_ids(self) -> tuple[int | str, ...]:
+        """The file's own ids of the classes, by label."""
+        return self.annotations.class_ids
+
+    def load(self, i: int) -> Sample:
+        """Picture ``i`` as stored, with its objects in original pixels (boxes clipped to the picture).
+
+        Raises DetkitError if the picture is missing or broken.
+        """
+        from detkit.io.images import read_image
+
+        path = self.annotations.files[i]
+        image = read_image(path)
+        proposals = None if self.proposals is None else self.proposals(image, path)
+        size = (image.shape[0], image.shape[1])
+        return Sample(image, self.target(i, size), proposals, self.annotations.image_ids[i], path)
+
+    def target(self, i: int, size: tuple[int, int] | None = None) -> Target:
+        """The objects of picture ``i``, clipped to ``size`` (height, width in pixels; None: not clipped)."""
+        a = self.annotations
+        rows = slice(int(a.offsets[i]), int(a.offsets[i + 1]))
+        xywh = a.xywh[rows]
+        boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+        if size is not None:
+            limit = np.asarray([size[1], size[0], size[1], size[0]], dtype=np.float64)
+            boxes = np.clip(boxes, 0, limit)
+        # In float32, as a model sees it: a sliver may vanish by the rounding.
+        boxes = boxes.astype(np.float32)
+        target = Target(boxes, a.labels[rows], a.crowd[rows], a.difficult[rows], a.area[rows])
+        return target[(boxes[:, 2:] > boxes[:, :2]).all(axis=1)]
+
+    def labels_of(self, i: int) -> np.ndarray:
+        """Labels of the objects of picture ``i`` without reading the picture."""
+        a = self.annotations
+        return a.labels[a.offsets[i] : a.offsets[i + 1]]
+
+    def wh(self) -> np.ndarray:
+        """(N, 2) float64 widths and heights in pixels of all objects that are not crowds."""
+        return self.annotations.xywh[~self.annotations.crowd, 2:]
+
+    def subset(self, images: Sequence[int] | np.ndarray) -> Dataset:
+        """These pictures, in this order."""
+        return Dataset(self.annotations.subset(images), proposals=self.proposals)
+
+
+def concat(datasets: Sequence[Dataset]) -> Dataset:
+    """Several data sets as one; classes are united by name."""
+    if not datasets:
+        raise ValueError("concat needs at least one data set")
+    return Dataset(concat_annotations([d.annotations for d in datasets]), proposals=datasets[0].proposals)

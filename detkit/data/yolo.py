@@ -1,0 +1,207 @@
+"""YOLO's data.yaml: picture folders or lists, and one text file of labels a picture.
+
+A label line is "class x y w h": the centre and size as fractions of the picture; or "class x1 y1 x2 y2 x3 y3 ...", a
+polygon, whose bounding box is taken.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detkit.data.annotations import Annotations, Findings, Objects, Source, assemble, size_of
+from detkit.errors import DetkitError
+
+LOOKED_FOR = "a YOLO data.yaml (or its folder)"
+PARTS = ("train", "val", "test")
+
+
+def recognises(path: Path) -> bool:
+    """True for a .yaml file and for a folder with data.yaml."""
+    return _yaml(path) is not None
+
+
+def splits(path: Path) -> list[str]:
+    """Those of train, val and test that the file names."""
+    return list(_parts(_load(path)[1]))
+
+
+def _yaml(path: Path) -> Path | None:
+    if path.is_file():
+        return path if path.suffix.lower() in (".yaml", ".yml") else None
+    return next((path / name for name in ("data.yaml", "data.yml") if (path / name).is_file()), None)
+
+
+def _load(path: Path) -> tuple[Path, dict[str, Any]]:
+    import yaml
+
+    file = _yaml(path) or path
+    try:
+        value = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeError) as error:
+        raise DetkitError(f"cannot read this file: {error}", str(file), "check the path") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise DetkitError(f"this is not YAML: {getattr(error, 'problem', error)}", f"{file}{line}", "mend it") from None
+    if not isinstance(value, dict) or "names" not in value or not _parts(value):
+        missing = "names" if not isinstance(value, dict) or "names" not in value else "train, val or test"
+        raise DetkitError(f"this data.yaml has no {missing}", str(file), "it needs names and at least one part")
+    return file, value
+
+
+def _parts(value: dict[str, Any]) -> dict[str, Any]:
+    parts = {name: value[name] for name in PARTS if value.get(name)}
+    if "val" not in parts and value.get("valid"):
+        parts["val"] = value["valid"]
+    return parts
+
+
+def _names(value: Any, file: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Class names in the order of their numbers, and the numbers."""
+    try:
+        table = {int(k): str(v) for k, v in (value.items() if isinstance(value, dict) else enumerate(value))}
+    except (TypeError, ValueError):
+        do = "names is a list, or one number: name a class"
+        raise DetkitError("names of this data.yaml cannot be read", f"{file}, names", do) from None
+    numbers = sorted(table)
+    names = [table[i] for i in numbers]
+    for twice in {name for name in names if names.count(name) > 1}:
+        raise DetkitError(f"class name {twice!r} is used twice", f"{file}, names", "give every class its own name")
+    return tuple(names), tuple(numbers)
+
+
+def read(path: Path, split: str | None, images: Path | None) -> Annotations:
+    """Reads the parts that the file names, or one of them. See detkit.data.dataset.read."""
+    file, value = _load(path)
+    classes, numbers = _names(value["names"], file)
+    parts = _parts(value)
+    if split is not None:
+        if split not in parts:
+            raise DetkitError(f"no part {split!r}", str(file), f"the parts are {', '.join(parts)}")
+        parts = {split: parts[split]}
+    findings = Findings()
+    root = file.absolute().parent / str(value.get("path") or ".")
+    if not root.is_dir():
+        # Exported files often carry another machine's path; the file's own folder is what they mean.
+        root = file.absolute().parent
+    pictures: dict[str, None] = {}
+    for name, places in parts.items():
+        for place in places if isinstance(places, list) else [places]:
+            where = images if images is not None and split is not None else _place(root, str(place), file, name)
+            pictures.update(dict.fromkeys(_pictures(where, root, findings)))
+    files = list(pictures)
+    if not files:
+        raise DetkitError("this data set has no pictures", f"{file}: {', '.join(parts)}", "check the folders it names")
+    objects, sizes = _read_labels(files, {number: i for i, number in enumerate(numbers)}, findings)
+    source = Source("yolo", file, split, root)
+    return assemble(objects, _ids(files, root), files, sizes, classes, numbers, findings, source)
+
+
+def _place(root: Path, text: str, file: Path, part: str) -> Path:
+    # "../train/images" beside a data.yaml whose folder has train/images is a common slip of exporters.
+    for name in (text, text.removeprefix("../")):
+        if (root / name).exists():
+            return Path(os.path.normpath(root / name))
+    raise DetkitError(
+        f"{part} of this data.yaml is not there", f"{file}: looked for {root / text}", "correct path or that entry"
+    )
+
+
+def _pictures(place: Path, root: Path, findings: Findings) -> Iterator[str]:
+    from detkit.io.images import IMAGE_SUFFIXES
+
+    if place.is_dir():
+        yield from sorted(str(p) for p in place.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        return
+    for number, line in enumerate(place.read_text(encoding="utf-8").splitlines(), 1):
+        if not (line := line.strip()):
+            continue
+        # "./" means beside the list, as the format's own loader has it; other relative names hang on the root.
+        picture = os.path.normpath(place.parent / line if line.startswith("./") else root / line)
+        if os.path.splitext(picture)[1].lower() not in IMAGE_SUFFIXES:
+            findings.add("listed file is not a picture (dropped)", f"{place}:{number}: {line}")
+            continue
+        yield picture
+
+
+def _ids(files: list[str], root: Path) -> list[int | str]:
+    """File names without suffix; with their folders if that is not unique."""
+    stems: list[int | str] = [Path(f).stem for f in files]
+    if len(set(stems)) == len(stems):
+        return stems
+    return [Path(os.path.splitext(os.path.relpath(f, root))[0]).as_posix() for f in files]
+
+
+def label_file(picture: str) -> str:
+    """The label file of a picture: the last folder called images becomes labels, the suffix .txt."""
+    head, tail = os.path.split(os.path.splitext(picture)[0])
+    folders = head.split(os.sep)
+    if "images" in folders:
+        last = len(folders) - 1 - folders[::-1].index("images")
+        folders[last] = "labels"
+    return os.path.join(os.sep.join(folders), tail + ".txt")
+
+
+def _read_labels(files: list[str], classes: dict[int, int], findings: Findings) -> tuple[Objects, np.ndarray]:
+    sizes = np.zeros((len(files), 2), dtype=np.int32)
+    rows: list[tuple[float, ...]] = []
+    places: list[tuple[str, int]] = []
+    for i, picture in enumerate(files):
+        sizes[i] = size_of(picture)
+        name = label_file(picture)
+        try:
+            with open(name, encoding="utf-8-sig") as file:
+                lines = file.read().splitlines()
+        except FileNotFoundError:
+            findings.add("picture without a label file (taken as without objects)", picture)
+            continue
+        except (OSError, UnicodeError) as error:
+            findings.add("label file cannot be read (picture kept without objects)", f"{name}: {error}")
+            continue
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            row = _parse(line, classes, f"{name}:{number}", findings)
+            if row is not None and not sizes[i].all():
+                findings.add("picture's size is unknown (its boxes dropped)", f"{name}:{number}")
+            elif row is not None:
+                rows.append((i, *row))
+                places.append((name, number))
+    table = np.asarray(rows, dtype=np.float64).reshape(-1, 6)
+    image = table[:, 0].astype(np.int64)
+    scale = sizes[image][:, [1, 0, 1, 0]].astype(np.float64)
+    xywh = table[:, 2:] * scale
+    labels = table[:, 1].astype(np.int64)
+    return Objects(image, xywh, labels, lambda row: "{}:{}".format(*places[row])), sizes
+
+
+def _parse(line: str, classes: dict[int, int], where: str, findings: Findings) -> tuple[float, ...] | None:
+    """(label, x, y, w, h), the corner and size as fractions; None, counted, if the line makes no sense."""
+    try:
+        values = [float(word) for word in line.split()]
+    except ValueError:
+        findings.add("line that is not numbers (dropped)", f"{where}: {line[:60]}")
+        return None
+    n = len(values)
+    polygon = n >= 7 and n % 2 == 1
+    if n != 5 and not polygon:
+        findings.add("wrong number of columns (line dropped)", f"{where}: {n} columns, expected 5")
+        return None
+    label = classes.get(int(values[0])) if math.isfinite(values[0]) and values[0].is_integer() else None
+    if label is None:
+        findings.add("unknown class number (line dropped)", f"{where}: {line.split()[0]}")
+        return None
+    if not polygon:
+        x, y, w, h = values[1:]
+        return label, x - w / 2, y - h / 2, w, h
+    findings.add("polygon made into a box", where)
+    if not all(map(math.isfinite, values)):
+        return label, math.nan, math.nan, math.nan, math.nan
+    xs, ys = values[1::2], values[2::2]
+    return label, min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
