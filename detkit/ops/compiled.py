@@ -1,0 +1,53 @@
+"""How compiled kernels are declared, and how many threads may share one call.
+
+Kernels are serial, release the GIL and are cached on disk. A cached kernel calls only kernels of its own file, because
+numba's cache does not see a change in another one. Where threads pay, ordinary Python threads run chunks: numba's own
+parallel loops abort the process when two threads enter them, and a worker forked after one dies.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` compiled by numba at its first call: IEEE arithmetic (no fastmath), no GIL, cached on disk."""
+    import numba
+
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:
+        # Neither the package's folder nor the user's cache can be written: compile in each process instead.
+        return numba.njit(**options)(function)
+
+
+def thread_count() -> int:
+    """Threads that one call may use: torch's setting if torch is loaded, else the usable cores; 1 in a worker process."""
+    if multiprocessing.parent_process() is not None:
+        return 1
+    get_num_threads = getattr(sys.modules.get("torch"), "get_num_threads", None)
+    if get_num_threads is not None:
+        return int(get_num_threads())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, int(wanted)) if wanted.isdigit() and int(wanted) > 0 else cores
+
+
+def run_chunks(work: Callable[[int, int], Any], count: int, threads: int) -> None:
+    """Calls ``work(start, stop)`` on ``threads`` even parts of ``range(count)``, one of them in the calling thread.
+
+    Threads are started for each call and joined before it returns: a pool kept alive would be dead in a forked child.
+    """
+    bounds = [count * i // threads for i in range(threads + 1)]
+    helpers = [threading.Thread(target=work, args=part) for part in zip(bounds[1:-1], bounds[2:], strict=True)]
+    for helper in helpers:
+        helper.start()
+    work(bounds[0], bounds[1])
+    for helper in helpers:
+        helper.join()
