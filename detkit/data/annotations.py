@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from detkit.errors import DetkitError
-from detkit.metrics.tables import GroundTruth
+from detkit.metrics.tables import GroundTruth, image_rank
 
 EXAMPLES = 5
 ROUNDING = 0.1  # pixels; files round their coordinates, so a box this little outside is not worth a finding
@@ -110,6 +110,7 @@ class Annotations:
             difficult=self.difficult,
             ids=self.ids,
             classes=self.classes,
+            rank=image_rank(self.image_ids),
         )
 
     def class_counts(self, *, weight_ignored: bool = True) -> np.ndarray:

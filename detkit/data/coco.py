@@ -23,7 +23,7 @@ from detkit.errors import DetkitError
 
 LOOKED_FOR = "a COCO .json file (or a folder with annotations/*.json)"
 
-# An extra key of "info", relative to the json: other readers ignore it, and a json written elsewhere finds its pictures.
+# An extra key of "info", relative to the json: other readers ignore it; with it a json finds pictures kept elsewhere.
 PICTURE_FOLDER = "picture_folder"
 
 Id = int | str
@@ -278,7 +278,7 @@ def _fill_sizes(
     sizes: np.ndarray, files: list[str], pictures: Sequence[_Picture], path: Path, findings: Findings
 ) -> None:
     """Reads the picture's header where the file gives no size."""
-    for i in np.flatnonzero((sizes == 0).any(axis=1)):
+    for i in np.flatnonzero((sizes == 0).any(axis=1)).tolist():
         findings.add("image without width and height (read from the picture)", f"{path}: image {pictures[i].id}")
         sizes[i] = size_of(files[i])
 

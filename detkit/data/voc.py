@@ -166,7 +166,7 @@ def _by_stem(folder: Path) -> dict[str, str]:
 
 def _parse(file: Path, findings: Findings) -> _Handler | None:
     """The file's fields; None, counted, if it is not well-formed XML."""
-    from xml.sax import SAXException
+    from xml.sax import SAXException, SAXParseException
 
     import defusedxml
     import defusedxml.sax
@@ -181,9 +181,8 @@ def _parse(file: Path, findings: Findings) -> _Handler | None:
             "remove the file, or the <!DOCTYPE ...> at its top",
         ) from None
     except (SAXException, UnicodeError) as error:
-        line = getattr(error, "getLineNumber", lambda: 1)()
-        message = getattr(error, "getMessage", lambda: str(error))()
-        findings.add("annotation file is not XML (picture dropped)", f"{file}:{line}: {message}")
+        line = error.getLineNumber() if isinstance(error, SAXParseException) else 1
+        findings.add("annotation file is not XML (picture dropped)", f"{file}:{line}: {error}")
         return None
     except OSError as error:
         findings.add("annotation file cannot be read (picture dropped)", f"{file}: {error.strerror}")
