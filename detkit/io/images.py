@@ -22,9 +22,10 @@ from PIL import Image
 from detkit.errors import DetkitError
 from detkit.io.files import write_bytes
 
-IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .bmp .dib .webp .tif .tiff .gif .avif .jp2 .ppm .pgm .pbm".split()
-)
+IMAGE_SUFFIXES = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif", ".avif", ".jp2",
+    ".ppm", ".pgm", ".pbm",
+))  # fmt: skip
 MAX_PIXELS = 178_956_970  # a 0.5 GB RGB picture; larger ones are refused before a pixel is decoded
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM")
@@ -70,7 +71,7 @@ def read_image(
     if not _is_complete(data, head.format):
         raise _cut_off(where)
     image = _decode(data, head, reduce_to)
-    if image is None or 0 in image.shape:
+    if image is None or 0 in image.shape or image.dtype not in (np.uint8, np.uint16):
         raise DetkitError("the picture cannot be decoded", where, "it is damaged or cut off: fetch it again")
     # libtiff hands 8-bit pixels out already multiplied by their alpha.
     image = _to_rgb(image, premultiplied=head.format == "TIFF" and image.dtype == np.uint8)
@@ -298,8 +299,6 @@ def _to_rgb(image: np.ndarray, premultiplied: bool = False) -> np.ndarray:
     """OpenCV's grey, BGR or BGRA, 8 or 16 bits, to uint8 RGB; alpha is laid over white."""
     if image.dtype == np.uint16:
         image = (image >> 8).astype(np.uint8)
-    elif image.dtype != np.uint8:
-        image = np.clip(np.nan_to_num(image) * 255, 0, 255).astype(np.uint8)
     if image.ndim == 2 or image.shape[2] == 1:
         return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
     if image.shape[2] == 4:
