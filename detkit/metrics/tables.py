@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,9 @@ class GroundTruth:
     """All labelled boxes of a data set, as the metrics read them.
 
     images: number of images; image (N,) int64 index 0..images-1; label (N,) int64; xywh (N, 4) float64; area (N,)
-    float64; crowd, difficult (N,) bool; ids (N,) int64, the annotations' own; classes: names; rows in file order.
+    float64; crowd, difficult (N,) bool; ids (N,) int64, the annotations' own, from 1 where the format has none;
+    classes: names; rows in file order. rank (images,) int64: each image's place in ascending order of the image ids,
+    by which pycocotools breaks ties between equal scores (default: images are in that order already).
     """
 
     images: int
@@ -24,6 +27,7 @@ class GroundTruth:
     difficult: np.ndarray
     ids: np.ndarray
     classes: tuple[str, ...]
+    rank: np.ndarray | None = None
 
 
 @dataclass(slots=True, frozen=True, eq=False)
@@ -37,3 +41,11 @@ class Results:
 
     def __len__(self) -> int:
         return len(self.score)
+
+
+def image_rank(ids: Sequence[int | str]) -> np.ndarray:
+    """(images,) int64: each image's place in ascending order of the ids, numbers before words."""
+    order = sorted(range(len(ids)), key=lambda i: (isinstance(ids[i], str), ids[i]))
+    rank = np.empty(len(ids), np.int64)
+    rank[order] = np.arange(len(ids))
+    return rank
