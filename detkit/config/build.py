@@ -1,0 +1,199 @@
+"""Detectors from the ``model`` section, from a model file, and anchors from data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from detkit.config.experiment import PARTS, Config, check_model, part_table
+from detkit.config.schema import Place, find_part, nearest
+from detkit.data.dataset import Dataset
+from detkit.data.resize import Resize
+from detkit.detector import Detector, ModelFile, read_model_file
+from detkit.errors import DetkitError
+
+ANCHORS_PER_LEVEL = 3
+
+
+def build_detector(
+    config: Config,
+    classes: Sequence[str],
+    *,
+    class_ids: Sequence[int | str] | None = None,
+    anchors: Sequence[Sequence[float]] | None = None,
+) -> Detector:
+    """The detector of ``config.model`` for ``classes`` (names by label; class_ids: the data's own ids).
+
+    anchors: (w, h) pairs in input pixels that take the place of ``anchors: auto``, see ``anchors_for``. Weights of the
+    backbone and of a detector to start from are loaded as the config says; "none" loads and fetches nothing.
+
+    Raises:
+        DetkitError: parts that do not fit together, anchors still ``auto``, weights that cannot be had.
+    """
+    model = {**config.model, **{kind: dict(config.model[kind]) for kind in PARTS}}
+    if model["head"].get("anchors") == "auto":
+        if anchors is None:
+            where = config.place.at(("model", "head", "anchors"))
+            raise DetkitError("anchors are auto, so the training data is needed", where, "give anchors as [[w, h], ...]")
+        model["head"]["anchors"] = [[float(w), float(h)] for w, h in anchors]
+    start = None if model["weights"] == "none" else read_model_file(weights_file(model["weights"]))
+    # A detector's file holds the backbone's weights too; the saved config must not fetch any either.
+    backbone_weights = model["backbone"].get("weights", "none")
+    parts = _parts(model, len(classes), config.place, "none" if start else backbone_weights)
+    detector = _assemble(parts, model, classes, class_ids)
+    if start:
+        _start_from(detector, start, model["weights"])
+    return detector
+
+
+def anchors_for(config: Config, dataset: Dataset) -> list[list[float]] | None:
+    """Anchors for ``build_detector`` by k-means on the training set; None where the config does not ask for any."""
+    head = config.model["head"]
+    if head.get("anchors") != "auto":
+        return None
+    with torch.device("meta"):
+        _, neck = _body(config.model, config.place, "none")
+    resize = _resize(config.model, neck)
+    return auto_anchors(dataset, resize, head.get("anchors_per_level", ANCHORS_PER_LEVEL) * len(neck.strides))
+
+
+def auto_anchors(dataset: Dataset, resize: Resize, k: int) -> list[list[float]]:
+    """k anchors (w, h) in input pixels, sorted by area: k-means with 1 - IoU on the boxes as ``resize`` scales them.
+
+    Raises:
+        DetkitError: fewer than k boxes that are neither crowds nor empty.
+    """
+    from detkit.ops.anchors import kmeans_anchors
+
+    annotations = dataset.annotations
+    keep = ~annotations.crowd
+    image = annotations.image_index[keep]
+    scales = np.ones((len(annotations), 2))
+    for i in np.unique(image):
+        height, width = (int(side) for side in annotations.sizes[i])
+        if not height or not width:
+            from detkit.io.images import image_size
+
+            width, height = image_size(annotations.files[i])
+        geometry = resize.geometry(height, width)
+        scales[i] = geometry.scale_x, geometry.scale_y
+    wh = annotations.xywh[keep, 2:] * scales[image]
+    wh = wh[(wh > 0).all(axis=1)]
+    if len(wh) < k:
+        do = "label more objects, or give model.head.anchors as [[w, h], ...]"
+        raise DetkitError(f"{k} anchors cannot be found from {len(wh)} boxes", "model.head.anchors: auto", do)
+    return [[round(float(w), 2), round(float(h), 2)] for w, h in kmeans_anchors(wh, k)]
+
+
+def load(path_or_name: str | Path) -> Detector:
+    """The detector in a file that ``Detector.save`` wrote, in a run folder (its best), or of a shipped name.
+
+    Raises:
+        DetkitError: no such file or name, or a file that is not a detkit model, damaged or too new.
+    """
+    path = weights_file(path_or_name)
+    file = read_model_file(path)
+    place = Place(str(path))
+    # The state of the caller's generator stays as it is: the random weights are replaced at once.
+    with torch.random.fork_rng(devices=[]):
+        model = check_model(file.config, place)
+        detector = _assemble(
+            _parts(model, len(file.classes), place, "none"),
+            model,
+            file.classes,
+            file.class_ids,
+            resize=Resize.from_dict(file.resize),
+            threshold=file.threshold,
+            scores=file.scores,
+            record=file.record,
+        )
+    try:
+        detector.load_state_dict(file.state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise DetkitError("the file's weights do not fit its config", str(path), reason) from None
+    return detector.eval()
+
+
+def weights_file(path_or_name: str | Path) -> Path:
+    """The model file that a path, a run folder or a shipped name means.
+
+    Raises:
+        DetkitError: nothing of that name, with the nearest.
+    """
+    from detkit import zoo
+
+    path = Path(path_or_name)
+    if path.is_dir():
+        best = path / "best.safetensors"
+        if not best.is_file():
+            raise DetkitError("this folder holds no best.safetensors", str(path), "give a run folder or a model file")
+        return best
+    if path.is_file():
+        return path
+    name = str(path_or_name)
+    if name == "default" or name in zoo.WEIGHTS:
+        return zoo.fetch(name)
+    if path.suffix or len(path.parts) > 1:
+        raise DetkitError("there is no such model file", name, "give a .safetensors file that detkit wrote")
+    do = nearest(name, zoo.WEIGHTS) if zoo.WEIGHTS else "give the path of a .safetensors file or of a run folder"
+    raise DetkitError(f"there is no model {name!r}", name, do)
+
+
+def _parts(
+    model: dict[str, Any], num_classes: int, place: Place, weights: str | None
+) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Backbone, neck and head, wired: channels and strides travel along the chain."""
+    backbone, neck = _body(model, place, weights)
+    return backbone, neck, _part(model, "head", place, neck.channels, neck.strides, num_classes)
+
+
+def _body(model: dict[str, Any], place: Place, weights: str | None) -> tuple[Any, Any]:
+    arguments = {"weights": weights} if "weights" in model["backbone"] else {}
+    backbone = _part({"backbone": {**model["backbone"], **arguments}}, "backbone", place)
+    return backbone, _part(model, "neck", place, backbone.channels, backbone.strides)
+
+
+def _part(model: dict[str, Any], kind: str, place: Place, *wired: Any) -> Any:
+    arguments = dict(model[kind])
+    name = arguments.pop("name")
+    constructor = find_part(part_table(kind), kind, name, place, ("model", kind, "name"))
+    try:
+        return constructor(*wired, **arguments)
+    except ValueError as error:
+        named = next((key for key in arguments if key in str(error)), None)
+        path = ("model", kind, named) if named else ("model", kind)
+        raise DetkitError(f"{name}: {error}", place.at(path), "change that value") from None
+
+
+def _resize(model: dict[str, Any], neck: Any) -> Resize:
+    size = model["size"]
+    return Resize(size if isinstance(size, int) else tuple(size), mode=model["resize"], stride=max(neck.strides))
+
+
+def _assemble(
+    parts: tuple[Any, Any, Any],
+    model: dict[str, Any],
+    classes: Sequence[str],
+    class_ids: Sequence[int | str] | None,
+    *,
+    resize: Resize | None = None,
+    **facts: Any,
+) -> Detector:
+    resize = resize or _resize(model, parts[1])
+    return Detector(*parts, classes=classes, class_ids=class_ids, resize=resize, config=model, **facts)
+
+
+def _start_from(detector: Detector, file: ModelFile, name: str) -> None:
+    """Copies every weight of ``file`` that has the same name and shape (a head for other classes stays as it is)."""
+    own = detector.state_dict()
+    same = {key: value for key, value in file.state.items() if key in own and own[key].shape == value.shape}
+    if not any(key.startswith("backbone.") for key in same):
+        do = "start from a model with the same backbone, or set model.weights: none"
+        raise DetkitError("none of these weights fits the model", name, do)
+    detector.load_state_dict(same, strict=False)

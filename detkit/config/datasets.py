@@ -1,0 +1,104 @@
+"""Data sets from the ``data`` section: sources joined, classes chosen, a validation part found or drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from detkit.config.experiment import Config, sources
+from detkit.config.schema import Place
+from detkit.data.dataset import Annotations, Dataset, concat, read, splits
+from detkit.errors import DetkitError
+
+
+def build_dataset(source: Any, *, split: str, classes: Sequence[str] | None = None) -> Dataset:
+    """The data set of a path, of a mapping of path, split, images, classes and rename, or of a list of those.
+
+    split: which part to read ("train", "val", "test") of sources that have several and name none; classes: the classes
+    to have, in this order; those that the data lacks have no objects, others are dropped.
+
+    Raises:
+        DetkitError: a path that is not there, a part or class that the data does not have, data without pictures.
+    """
+    parts = [_read(item, split) for item in sources(source, Place(), ("data", split))]
+    dataset = concat(parts) if len(parts) > 1 else parts[0]
+    if classes is not None:
+        dataset = Dataset(_with_classes(dataset.annotations, classes), proposals=dataset.proposals)
+    if not len(dataset):
+        raise DetkitError("the data set holds no pictures", f"data.{split}", "look at it with detkit data check")
+    return dataset
+
+
+def train_val_datasets(config: Config) -> tuple[Dataset, Dataset, list[str]]:
+    """Training and validation data with the same classes, and sentences on what was chosen for the user.
+
+    Without ``data.val`` the sources' own validation parts are taken; if one has none, ``data.val_share`` of the
+    training pictures is drawn with ``train.seed``.
+    """
+    data = config.data
+    train = build_dataset(data["train"], split="train")
+    chosen = data["classes"]
+    if chosen is not None:
+        train = Dataset(train.annotations.select_classes(chosen), proposals=train.proposals)
+    if not train.classes:
+        raise DetkitError("the training data names no classes", config.place.at(("data", "train")), "add labels")
+    if data["val"] is not None:
+        return train, build_dataset(data["val"], split="val", classes=train.classes), []
+    found = [_val_of(item) for item in data["train"]]
+    if all(found):
+        val = build_dataset([item for item in found if item], split="val", classes=train.classes)
+        names = ", ".join(dict.fromkeys(str(item["split"]) for item in found if item))
+        return train, val, [f"validation: the data's own part {names}, {len(val)} pictures"]
+    seed = int(getattr(config.train, "seed", 0))
+    if len(train) < 2:
+        raise DetkitError("one picture cannot be split into training and validation", "data.train", "set data.val")
+    order = np.random.default_rng(seed).permutation(len(train))
+    count = min(max(round(len(train) * data["val_share"]), 1), len(train) - 1)
+    note = f"validation: {count} of {len(train)} training pictures, drawn with seed {seed}, since the data has no such part"
+    return train.subset(np.sort(order[count:])), train.subset(np.sort(order[:count])), [note]
+
+
+def _read(item: dict[str, Any], split: str) -> Dataset:
+    wanted = item["split"] or _part(item["path"], split)
+    annotations = read(item["path"], split=wanted, images=item["images"])
+    if item["classes"] is not None or item["rename"] is not None:
+        annotations = annotations.select_classes(item["classes"], item["rename"])
+    return Dataset(annotations)
+
+
+def _part(path: str, split: str) -> str | None:
+    """The data's part that ``split`` means: the same name, or the only one that begins so (train2017); None if whole.
+
+    Raises:
+        DetkitError: the data has parts, but none such.
+    """
+    names = splits(path)
+    if not names or split in names:
+        return split if names else None
+    alike = [name for name in names if name.startswith(split)]
+    if len(alike) != 1:
+        raise DetkitError(f"the data has no part {split!r}", path, f"set split to one of {', '.join(names)}")
+    return alike[0]
+
+
+def _val_of(item: dict[str, Any]) -> dict[str, Any] | None:
+    """The source of the validation part beside a training source; None if there is none, or if it may overlap."""
+    names = splits(item["path"])
+    used = item["split"] or (_part(item["path"], "train") if names else None)
+    found = [name for name in names if name.startswith("val")]
+    if used is None or used in found or "val" in used or len(found) != 1:
+        return None
+    return {**item, "split": found[0]}
+
+
+def _with_classes(annotations: Annotations, classes: Sequence[str]) -> Annotations:
+    """Exactly these classes in this order, whether the data has objects of them or not."""
+    kept = annotations.select_classes([name for name in classes if name in annotations.classes])
+    table = np.asarray([list(classes).index(name) for name in kept.classes], dtype=np.int64)
+    own = dict(zip(kept.classes, kept.class_ids, strict=True))
+    ids = tuple(own.get(name, name) for name in classes)
+    labels = table[kept.labels] if len(table) else kept.labels
+    return replace(kept, labels=labels, classes=tuple(classes), class_ids=ids)

@@ -1,0 +1,250 @@
+"""One experiment: five sections, read from YAML and overrides, every key checked, every default filled in."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from detkit.config.schema import Key, Place, check, check_value, dotted, find_part, keys_of, nearest
+from detkit.config.yaml_file import Path_, dump, parse
+from detkit.errors import DetkitError
+from detkit.structures import Limits
+
+SECTIONS = ("data", "model", "augment", "train", "evaluate")
+SOURCE_KEYS = {
+    "path": Key(str),
+    "split": Key(str | None, None),
+    "images": Key(str | None, None),
+    "classes": Key(list[str] | None, None),
+    "rename": Key(dict[str, str] | None, None),
+}
+MODEL_KEYS = {
+    "size": Key(int | tuple[int, int], 320),
+    "resize": Key(Literal["letterbox", "stretch"], "letterbox"),
+    "weights": Key(str, "none"),
+    "backbone": Key(Any),
+    "neck": Key(Any, "identity"),
+    "head": Key(Any),
+}
+PARTS = ("backbone", "neck", "head")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """How a run is judged: iou, the NMS threshold; protocol, whose AP is printed first. Scores go down to 0.001."""
+
+    iou: float = 0.5
+    protocol: Literal["coco", "voc2007", "voc2010"] = "coco"
+
+    def limits(self) -> Limits:
+        """The limits under which AP is measured."""
+        return Limits.evaluation(self.iou)
+
+
+@dataclass(slots=True)
+class Config:
+    """A checked experiment, every value in force.
+
+    data: train, val and test (None or a list of sources, dicts of ``SOURCE_KEYS``), classes, val_share; model: size,
+    resize, weights and the parts, each a dict of its name and arguments; augment: arguments of
+    ``detkit.data.augment.Augment``; train: an instance of the schema handed to ``read_config``; evaluate; place: where
+    the values came from, for errors.
+    """
+
+    data: dict[str, Any]
+    model: dict[str, Any]
+    augment: dict[str, Any]
+    train: Any
+    evaluate: EvaluateOptions
+    place: Place = field(default_factory=Place, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, section by section."""
+        sections = {name: getattr(self, name) for name in ("data", "model", "augment")}
+        return _plain({**sections, "train": asdict(self.train), "evaluate": asdict(self.evaluate)})
+
+    def to_yaml(self) -> str:
+        """Every value in force as YAML that ``read_config`` reads back to the same experiment."""
+        return "\n".join(dump({name: section}) for name, section in self.to_dict().items())
+
+
+def read_config(
+    path_or_name: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    train_schema: type,
+    augment_schema: Callable[..., Any] | None = None,
+) -> Config:
+    """The experiment in a YAML file or under a shipped name, with ``a.b=value`` overrides.
+
+    train_schema: the dataclass of the ``train`` section; augment_schema: what the ``augment`` section constructs,
+    ``detkit.data.augment.Augment`` by default.
+
+    Raises:
+        DetkitError: no such file or name, bad YAML, an unknown or missing key, a value of a wrong type, with file,
+            line, key and the nearest name.
+    """
+    path = Path(path_or_name) if Path(path_or_name).is_file() else shipped(str(path_or_name))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DetkitError(f"the config cannot be read: {error}", str(path), "give a YAML file in UTF-8") from None
+    values, lines = parse(text, str(path))
+    values = copy.deepcopy(values)
+    if not isinstance(values, dict):
+        raise DetkitError("a config holds sections", str(path), f"its sections are {', '.join(SECTIONS)}")
+    changed: dict[Path_, str] = {}
+    for override in overrides:
+        changed[_override(values, override)] = override
+    return check_config(values, Place(str(path), lines, changed), train_schema, augment_schema)
+
+
+def check_config(
+    values: Mapping[str, Any],
+    place: Place,
+    train_schema: type,
+    augment_schema: Callable[..., Any] | None = None,
+) -> Config:
+    """``Config`` of plain values; errors as ``read_config``'s."""
+    sections = check(dict(values), {name: Key(Any, None) for name in SECTIONS}, place, ())
+    if augment_schema is None:
+        from detkit.data.augment import Augment
+
+        augment_schema = Augment
+    augment = check(sections["augment"], keys_of(augment_schema), place, ("augment",))
+    train = check(sections["train"], keys_of(train_schema), place, ("train",))
+    evaluate = check(sections["evaluate"], keys_of(EvaluateOptions), place, ("evaluate",))
+    return Config(
+        check_data(sections["data"], place),
+        check_model(sections["model"], place),
+        augment,
+        _made(train_schema, train, place, "train"),
+        _made(EvaluateOptions, evaluate, place, "evaluate"),
+        place,
+    )
+
+
+def check_data(values: Any, place: Place) -> dict[str, Any]:
+    """The ``data`` section; every part becomes a list of sources."""
+    keys = {
+        "train": Key(Any),
+        "val": Key(Any, None),
+        "test": Key(Any, None),
+        "classes": Key(list[str] | None, None),
+        "val_share": Key(float, 0.1),
+    }
+    data = check(values, keys, place, ("data",))
+    if not 0 < data["val_share"] < 1:
+        raise DetkitError("val_share must lie between 0 and 1", place.at(("data", "val_share")), "give 0.1, say")
+    for part in ("train", "val", "test"):
+        if data[part] is not None:
+            data[part] = sources(data[part], place, ("data", part))
+    return data
+
+
+def sources(value: Any, place: Place, path: Path_) -> list[dict[str, Any]]:
+    """A path, a mapping of ``SOURCE_KEYS`` or a list of those, as a list of complete mappings."""
+    items = value if isinstance(value, list) else [value]
+    if not items:
+        raise DetkitError(f"{dotted(path)} is empty", place.at(path), "give the path of a data set")
+    found = []
+    for i, item in enumerate(items):
+        here = (*path, i) if isinstance(value, list) else path
+        if isinstance(item, (str, Path)):
+            item = {"path": str(item)}
+        found.append(check(item, SOURCE_KEYS, place, here))
+    return found
+
+
+def check_model(values: Any, place: Place, path: Path_ = ("model",)) -> dict[str, Any]:
+    """The ``model`` section; every part becomes a dict of its name and all of its arguments."""
+    model = check(values, MODEL_KEYS, place, path)
+    for kind in PARTS:
+        part, here = model[kind], (*path, kind)
+        if isinstance(part, str):
+            part = {"name": part}
+        if not isinstance(part, dict) or "name" not in part:
+            do = f"write {kind}: {{name: {next(iter(part_table(kind)))}}}, say"
+            raise DetkitError(f"{dotted(here)} needs a name", place.at(here), do)
+        name = part["name"]
+        constructor = find_part(part_table(kind), kind, name, place, (*here, "name"))
+        arguments = {key: value for key, value in part.items() if key != "name"}
+        model[kind] = {"name": name, **check(arguments, keys_of(constructor), place, here)}
+    return model
+
+
+def part_table(kind: str) -> Mapping[str, str]:
+    """The dict of all parts of a kind: name to "module:attribute"."""
+    from detkit.backbones import BACKBONES
+    from detkit.heads import HEADS
+    from detkit.necks import NECKS
+
+    return {"backbone": BACKBONES, "neck": NECKS, "head": HEADS}[kind]
+
+
+def shipped_configs() -> list[str]:
+    """Names of the experiments that come with detkit."""
+    return sorted(path.stem for folder in _folders() for path in folder.glob("*.yaml"))
+
+
+def shipped(name: str) -> Path:
+    """The file of a shipped experiment: "yolo_voc" or "yolo_voc.yaml".
+
+    Raises:
+        DetkitError: no such name, with the nearest one; or a path to a file that is not there.
+    """
+    stem = Path(name).stem if name.endswith((".yaml", ".yml")) else name
+    for folder in _folders():
+        if (folder / f"{stem}.yaml").is_file() and Path(name).name == name:
+            return folder / f"{stem}.yaml"
+    raise DetkitError("there is no such config file, nor a shipped config of this name", name, nearest(stem, shipped_configs()))
+
+
+def _folders() -> list[Path]:
+    """The wheel's folder of configs, then the checkout's; only one of them exists."""
+    package = Path(__file__).resolve().parents[1]
+    return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
+
+
+def _override(values: dict[str, Any], override: str) -> Path_:
+    """Puts ``a.b=value`` into ``values`` and returns its path."""
+    name, equals, text = override.partition("=")
+    path = tuple(name.strip().split("."))
+    if not equals or not all(path):
+        raise DetkitError(f"{override!r} is not KEY=VALUE", f"override {override}", "write train.epochs=20, say")
+    value = parse(text, f"override {override}")[0]
+    inner: Any = values
+    for depth, key in enumerate(path[:-1]):
+        following = inner.get(key)
+        if isinstance(following, str):  # a part given by its name alone, or a source by its path
+            following = {"path" if path[0] == "data" else "name": following}
+        if following is None:
+            following = {}
+        if not isinstance(following, dict):
+            what = f"{dotted(path[: depth + 1])} holds no keys"
+            raise DetkitError(what, f"override {override}", f"give {dotted(path[: depth + 1])}=VALUE whole")
+        inner[key] = following
+        inner = following
+    inner[path[-1]] = value
+    return path
+
+
+def _made(schema: type, values: dict[str, Any], place: Place, section: str) -> Any:
+    """``schema(**values)``; a ValueError of its own checks gets the file and, if it names a key, the line."""
+    try:
+        return schema(**values)
+    except ValueError as error:
+        named = [f.name for f in fields(schema) if f.name in str(error)]
+        path: Path_ = (section, named[0]) if named else (section,)
+        raise DetkitError(str(error), place.at(path), "change that value") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,156 @@
+"""Checks values against the signature of what they are for: a constructor's keyword-only arguments are its schema."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import types
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, is_dataclass
+from difflib import get_close_matches
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from detkit.config.yaml_file import Path_
+from detkit.errors import DetkitError
+
+REQUIRED = inspect.Parameter.empty
+
+
+@dataclass(slots=True, frozen=True)
+class Place:
+    """Where values came from, for errors: a file, the lines of its keys, and the overrides that replaced some."""
+
+    source: str = ""
+    lines: Mapping[Path_, int] = field(default_factory=dict)
+    overrides: Mapping[Path_, str] = field(default_factory=dict)
+
+    def at(self, path: Path_) -> str:
+        """The file and line of ``path``, or of the nearest enclosing key that has one, or the override."""
+        for end in range(len(path), 0, -1):
+            if path[:end] in self.overrides:
+                return f"override {self.overrides[path[:end]]}"
+        for end in range(len(path), 0, -1):
+            if path[:end] in self.lines:
+                return f"{self.source}, line {self.lines[path[:end]]}, {dotted(path)}"
+        return f"{self.source}, {dotted(path)}" if self.source else dotted(path)
+
+
+@dataclass(slots=True, frozen=True)
+class Key:
+    """One key: its type and its default (``REQUIRED`` if there is none)."""
+
+    type: Any
+    default: Any = REQUIRED
+
+
+def dotted(path: Path_) -> str:
+    """``("model", "head", "ratio")`` as model.head.ratio."""
+    return ".".join(str(part) for part in path)
+
+
+def keys_of(constructor: Callable[..., Any]) -> dict[str, Key]:
+    """The keys that ``constructor`` takes: its keyword-only arguments, or all fields of a dataclass."""
+    dataclass_type = is_dataclass(constructor)
+    owner = constructor.__init__ if isinstance(constructor, type) and not dataclass_type else constructor  # type: ignore[misc]
+    hints = get_type_hints(owner)
+    return {
+        name: Key(hints.get(name, Any), parameter.default)
+        for name, parameter in inspect.signature(constructor).parameters.items()
+        if dataclass_type or parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A sentence that points at the nearest of ``names``, or lists them."""
+    names = list(names)
+    near = get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"choose one of {', '.join(names)}" if names else "leave it out"
+
+
+def check(values: Any, keys: Mapping[str, Key], place: Place, path: Path_) -> dict[str, Any]:
+    """``values`` with every key's type checked and every default filled in, in the order of ``keys``.
+
+    Raises:
+        DetkitError: not a mapping, an unknown key (with the nearest name), a missing one, or a value of a wrong type.
+    """
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        what = f"{dotted(path) or 'the config'} must hold keys, got {values!r}"
+        raise DetkitError(what, place.at(path), f"its keys are {', '.join(keys)}")
+    for name in values:
+        if name not in keys:
+            raise DetkitError(f"unknown key {name!r}", place.at((*path, name)), nearest(name, keys))
+    checked = {}
+    for name, key in keys.items():
+        if name in values:
+            checked[name] = check_value(values[name], key.type, place, (*path, name))
+        elif key.default is REQUIRED:
+            raise DetkitError(f"{name} is missing", place.at(path), f"add {dotted((*path, name))}")
+        else:
+            checked[name] = key.default
+    return checked
+
+
+def check_value(value: Any, type_: Any, place: Place, path: Path_) -> Any:
+    """``value`` as ``type_``: whole numbers may stand for numbers and lists for tuples, nothing else is converted."""
+    adapter = TypeAdapter(type_, config=ConfigDict(strict=True))
+    try:
+        # By way of JSON, where a strict check still takes a list for a tuple.
+        return adapter.validate_json(json.dumps(value))
+    except ValidationError:
+        words = _words(type_)
+        do = nearest(value, words) if isinstance(value, str) and words else f"give {_describe(type_)}"
+        what = f"{dotted(path)} must be {_describe(type_)}, got {value!r}"
+        raise DetkitError(what, place.at(path), do) from None
+
+
+def find_part(table: Mapping[str, str], kind: str, name: Any, place: Place, path: Path_) -> Callable[..., Any]:
+    """The constructor that ``table`` (name to "module:attribute") holds under ``name``.
+
+    Raises:
+        DetkitError: no such part, with the nearest name.
+    """
+    if not isinstance(name, str) or name not in table:
+        raise DetkitError(f"there is no {kind} {name!r}", place.at(path), nearest(str(name), table))
+    module, attribute = table[name].split(":")
+    part: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    return part
+
+
+def _is_union(type_: Any) -> bool:
+    return get_origin(type_) in (Union, types.UnionType)
+
+
+def _words(type_: Any) -> list[str]:
+    """The words that a type lists by name."""
+    if _is_union(type_):
+        return [word for part in get_args(type_) for word in _words(part)]
+    return [str(word) for word in get_args(type_)] if get_origin(type_) is Literal else []
+
+
+def _describe(type_: Any) -> str:
+    """A type in a person's words."""
+    names: dict[Any, str] = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        type(None): "null",
+        Any: "a value",
+    }
+    if type_ in names:
+        return names[type_]
+    if _is_union(type_):
+        return " or ".join(_describe(part) for part in get_args(type_))
+    origin, args = get_origin(type_), get_args(type_)
+    if origin is Literal:
+        return " or ".join(str(word) for word in args)
+    if origin is tuple and args and args[-1] is not ...:
+        return f"[{', '.join(_describe(part) for part in args)}]"
+    if origin in (list, tuple) and args:
+        return f"a list, each item {_describe(args[0])}"
+    return "keys and values" if origin is dict else "a list" if type_ in (list, tuple) else str(type_)
