@@ -1,0 +1,304 @@
+"""Compiled kernels of greedy NMS, soft-NMS and box fusion. All decide by the exact float32 (or float64) IoU.
+
+Greedy NMS works class by class, candidates best first. A short list is compared with all kept boxes of its class, block
+by block. A long one looks kept boxes up in a grid: IoU >= t bounds the ratio of two areas by t and 1 / t, and the
+distance of the centres by (1 - t) / 2t of a side, so a hash of (area level, cell of that level) names the few kept
+boxes that could suppress a candidate.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from detkit.ops.compiled import kernel
+
+_BLOCK = 64
+_GRID_FROM = 160  # candidates of one class from which the grid is faster than the list
+_GRID_THRESHOLD = 0.2  # below it the grid's neighbourhoods are too wide to help
+
+
+@kernel
+def _suppressed(box: np.ndarray, area: float, kept: np.ndarray, areas: np.ndarray, k: int, threshold: float) -> bool:
+    """Whether row k of ``kept`` overlaps ``box`` by more than the threshold (0 / 0, a pair without area, does not)."""
+    zero = areas.dtype.type(0)
+    right = box[2] if box[2] < kept[k, 2] else kept[k, 2]
+    bottom = box[3] if box[3] < kept[k, 3] else kept[k, 3]
+    w = right - (box[0] if box[0] > kept[k, 0] else kept[k, 0])
+    h = bottom - (box[1] if box[1] > kept[k, 1] else kept[k, 1])
+    w = w if w > zero else zero
+    h = h if h > zero else zero
+    inter = w * h
+    return np.float64(inter / (areas[k] + area - inter)) > threshold
+
+
+@kernel
+def _list_nms(boxes: np.ndarray, members: np.ndarray, threshold: float, keep: np.ndarray) -> None:
+    """Each candidate against all kept boxes, in blocks that vectorise; a block with a near hit is decided exactly."""
+    n = members.shape[0]
+    kind = boxes.dtype.type
+    columns = np.empty((5, n), boxes.dtype)
+    x1, y1, x2, y2, areas = columns
+    rows = np.empty((n, 4), boxes.dtype)
+    zero = kind(0)
+    low = kind(threshold * (1 - 1e-5))
+    count = 0
+    for q in range(n):
+        box = boxes[members[q]]
+        a1 = box[0]
+        b1 = box[1]
+        a2 = box[2]
+        b2 = box[3]
+        area = (a2 - a1) * (b2 - b1)
+        dropped = False
+        for start in range(0, count, _BLOCK):
+            stop = min(start + _BLOCK, count)
+            near = 0
+            for k in range(start, stop):
+                w = (a2 if a2 < x2[k] else x2[k]) - (a1 if a1 > x1[k] else x1[k])
+                h = (b2 if b2 < y2[k] else y2[k]) - (b1 if b1 > y1[k] else y1[k])
+                w = w if w > zero else zero
+                h = h if h > zero else zero
+                inter = w * h
+                near += 1 if (inter > zero) & (inter >= low * (area + areas[k] - inter)) else 0
+            if near > 0:
+                for k in range(start, stop):
+                    if _suppressed(box, area, rows, areas, k, threshold):
+                        dropped = True
+                        break
+            if dropped:
+                break
+        if not dropped:
+            x1[count] = a1
+            y1[count] = b1
+            x2[count] = a2
+            y2[count] = b2
+            areas[count] = area
+            rows[count] = box
+            keep[q] = True
+            count += 1
+
+
+@kernel
+def _cell_key(column: int, row: int, level: int) -> int:
+    """20 bits each of column and row, 16 of the level. Cells that share a key only cost a comparison."""
+    low = np.uint64(0xFFFFF)
+    key = (np.uint64(column) & low) | ((np.uint64(row) & low) << np.uint64(20))
+    return key | ((np.uint64(level) & np.uint64(0xFFFF)) << np.uint64(40))
+
+
+@kernel
+def _bucket(key: int, mask: int) -> int:
+    return ((key * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(20)) & mask
+
+
+@kernel
+def _grid_nms(boxes: np.ndarray, members: np.ndarray, threshold: float, keep: np.ndarray) -> None:
+    """Each candidate against the kept boxes of its neighbourhood, found through the hash."""
+    n = members.shape[0]
+    size = 64
+    while size < 2 * n:
+        size *= 2
+    mask = np.uint64(size - 1)
+    heads = np.full(size, -1, np.int32)
+    following = np.empty(n, np.int32)
+    keys = np.empty(n, np.uint64)
+    rows = np.empty((n, 4), boxes.dtype)
+    areas = np.empty(n, boxes.dtype)
+    count = 0
+    slack = threshold * (1 - 1e-4)
+    base = 1 / max(slack, 0.25)  # areas of one level lie within this factor
+    step = math.log(base)
+    span = 1
+    while base**span < 1 / slack:
+        span += 1
+    reach = (1 - slack) / (2 * slack)
+    for q in range(n):
+        box = boxes[members[q]]
+        width = np.float64(box[2]) - np.float64(box[0])
+        height = np.float64(box[3]) - np.float64(box[1])
+        surface = width * height
+        if not (width > 0 and height > 0 and 0 < surface < np.inf):
+            keep[q] = True  # without a finite area a box neither suppresses nor is suppressed
+            continue
+        area = (box[2] - box[0]) * (box[3] - box[1])
+        cx = 0.5 * (np.float64(box[0]) + np.float64(box[2]))
+        cy = 0.5 * (np.float64(box[1]) + np.float64(box[3]))
+        level = int(math.floor(math.log(surface) / step))
+        dropped = False
+        for near in range(level - span, level + span + 1):
+            scale = math.exp(-0.5 * step * (near + 1))
+            left = math.floor((cx - reach * width) * scale)
+            right = math.floor((cx + reach * width) * scale)
+            top = math.floor((cy - reach * height) * scale)
+            bottom = math.floor((cy + reach * height) * scale)
+            cells = (right - left + 1) * (bottom - top + 1)
+            far = max(max(abs(left), abs(right)), max(abs(top), abs(bottom)))
+            if not (cells <= count and far < 2.0**50):
+                # More cells than kept boxes, or cell numbers beyond an integer: all kept boxes, for all levels at once.
+                for k in range(count):
+                    if _suppressed(box, area, rows, areas, k, threshold):
+                        dropped = True
+                        break
+                break
+            for row in range(int(top), int(bottom) + 1):
+                for column in range(int(left), int(right) + 1):
+                    key = _cell_key(column, row, near)
+                    k = heads[_bucket(key, mask)]
+                    while k >= 0:
+                        if keys[k] == key and _suppressed(box, area, rows, areas, k, threshold):
+                            dropped = True
+                            break
+                        k = following[k]
+                    if dropped:
+                        break
+                if dropped:
+                    break
+            if dropped:
+                break
+        if dropped:
+            continue
+        keep[q] = True
+        rows[count] = box
+        areas[count] = area
+        scale = math.exp(-0.5 * step * (level + 1))
+        if max(abs(cx), abs(cy)) * scale < 2.0**50:
+            key = _cell_key(int(math.floor(cx * scale)), int(math.floor(cy * scale)), level)
+            bucket = _bucket(key, mask)
+            keys[count] = key
+            following[count] = heads[bucket]
+            heads[bucket] = count
+        count += 1
+
+
+@kernel
+def suppress(boxes: np.ndarray, order: np.ndarray, labels: np.ndarray, classes: int, threshold: float) -> np.ndarray:
+    """Kept indices, best first, of greedy NMS within each label.
+
+    boxes (n, 4) C-contiguous; order (n,) int64, candidates best first; labels (n,) int64 in 0..classes - 1.
+    """
+    n = order.shape[0]
+    starts = np.zeros(classes + 1, np.int64)
+    for i in range(n):
+        starts[labels[order[i]] + 1] += 1
+    for c in range(classes):
+        starts[c + 1] += starts[c]
+    places = starts[:-1].copy()
+    members = np.empty(n, np.int64)
+    ranks = np.empty(n, np.int64)
+    for q in range(n):
+        place = places[labels[order[q]]]
+        places[labels[order[q]]] += 1
+        members[place] = order[q]
+        ranks[place] = q
+    keep = np.zeros(n, np.bool_)
+    for c in range(classes):
+        start = starts[c]
+        stop = starts[c + 1]
+        if stop - start >= _GRID_FROM and threshold >= _GRID_THRESHOLD:
+            _grid_nms(boxes, members[start:stop], threshold, keep[start:stop])
+        else:
+            _list_nms(boxes, members[start:stop], threshold, keep[start:stop])
+    chosen = np.zeros(n, np.bool_)
+    for place in range(n):
+        chosen[ranks[place]] = keep[place]
+    return order[chosen]
+
+
+@kernel
+def soften(
+    boxes: np.ndarray, scores: np.ndarray, gaussian: bool, sigma: float, threshold: float, least: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Soft-NMS: picks the best score again and again and lowers those of the boxes that it overlaps."""
+    n = scores.shape[0]
+    zero = scores.dtype.type(0)
+    x1 = boxes[:, 0].copy()
+    y1 = boxes[:, 1].copy()
+    x2 = boxes[:, 2].copy()
+    y2 = boxes[:, 3].copy()
+    left = scores.copy()
+    index = np.arange(n)
+    picked = np.empty(n, np.int64)
+    result = np.empty(n, scores.dtype)
+    count = 0
+    while n > 0:
+        p = 0
+        for j in range(1, n):
+            if left[j] > left[p] or (left[j] == left[p] and index[j] < index[p]):
+                p = j
+        if not left[p] >= least:
+            break
+        picked[count] = index[p]
+        result[count] = left[p]
+        count += 1
+        a1 = x1[p]
+        b1 = y1[p]
+        a2 = x2[p]
+        b2 = y2[p]
+        area = (a2 - a1) * (b2 - b1)
+        left[p] = -1  # removed by the walk below, like every score that fell under the least
+        j = 0
+        while j < n:
+            w = (a2 if a2 < x2[j] else x2[j]) - (a1 if a1 > x1[j] else x1[j])
+            h = (b2 if b2 < y2[j] else y2[j]) - (b1 if b1 > y1[j] else y1[j])
+            if w > zero and h > zero and left[j] >= zero:
+                inter = w * h
+                overlap = inter / (area + (x2[j] - x1[j]) * (y2[j] - y1[j]) - inter)
+                if gaussian:
+                    left[j] *= math.exp(-(overlap * overlap) / sigma)
+                elif overlap > threshold:
+                    left[j] *= 1 - overlap
+            if left[j] >= least and left[j] >= zero:
+                j += 1
+            else:
+                n -= 1
+                x1[j] = x1[n]
+                y1[j] = y1[n]
+                x2[j] = x2[n]
+                y2[j] = y2[n]
+                left[j] = left[n]
+                index[j] = index[n]
+    return picked[:count].copy(), result[:count].copy()
+
+
+@kernel
+def fuse(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted box fusion's clusters: each box joins the cluster of its label whose mean box it overlaps most.
+
+    All float64, best score first, labels int64. Returns the clusters (k, 7): x1 y1 x2 y2 (weighted means), sum of
+    scores, members, label; and the cluster of each box (n,) int64.
+    """
+    n = scores.shape[0]
+    clusters = np.empty((n, 7), np.float64)
+    sums = np.zeros((n, 4), np.float64)
+    chosen = np.empty(n, np.int64)
+    count = 0
+    for i in range(n):
+        best = -1
+        most = threshold
+        for k in range(count):
+            if clusters[k, 6] != labels[i]:
+                continue
+            w = min(boxes[i, 2], clusters[k, 2]) - max(boxes[i, 0], clusters[k, 0])
+            h = min(boxes[i, 3], clusters[k, 3]) - max(boxes[i, 1], clusters[k, 1])
+            if w <= 0 or h <= 0:
+                continue
+            own = (boxes[i, 2] - boxes[i, 0]) * (boxes[i, 3] - boxes[i, 1])
+            other = (clusters[k, 2] - clusters[k, 0]) * (clusters[k, 3] - clusters[k, 1])
+            overlap = w * h / (own + other - w * h)
+            if overlap > most:
+                most = overlap
+                best = k
+        if best < 0:
+            best = count
+            clusters[best, 4:] = 0
+            clusters[best, 6] = labels[i]
+            count += 1
+        clusters[best, 4] += scores[i]
+        clusters[best, 5] += 1
+        for axis in range(4):
+            sums[best, axis] += scores[i] * boxes[i, axis]
+            clusters[best, axis] = sums[best, axis] / clusters[best, 4]
+        chosen[i] = best
+    return clusters[:count].copy(), chosen

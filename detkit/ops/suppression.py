@@ -1,0 +1,152 @@
+"""Non-maximum suppression: greedy, greedy within each class, and soft.
+
+Boxes are (N, 4) xyxy, scores (N,), labels (N,) integers, all numpy arrays or all torch tensors; results are of the same
+kind. The rule is the libraries': a box is dropped if its IoU with a better kept one is **> threshold** (the textbook
+drops >= threshold). Equal scores: the lower index comes first. Classes never suppress each other.
+
+A box with a NaN coordinate, or with a NaN score, is never kept and suppresses nothing. A box without area is kept and
+suppresses nothing. Wrong types are a TypeError, wrong shapes or a threshold outside 0..1 a ValueError.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Literal
+
+import numpy as np
+
+from detkit.arrays import as_numpy, is_tensor
+from detkit.ops.inputs import behaved, box_array, check_same_kind, host_arrays, label_array, same_dtype, score_array
+
+
+def nms(boxes: Any, scores: Any, threshold: float) -> Any:
+    """Kept indices (K,) int64 of greedy NMS over all boxes, by descending score.
+
+    The same indices in the same order as ``torchvision.ops.nms`` (NaN apart), which does the work for CUDA tensors.
+    """
+    return _nms(boxes, scores, None, threshold)
+
+
+def batched_nms(boxes: Any, scores: Any, labels: Any, threshold: float) -> Any:
+    """Kept indices (K,) int64 of greedy NMS within each label, by descending score, ties by lower index.
+
+    The same boxes as ``torchvision.ops.batched_nms``, which orders ties of different classes arbitrarily and, for small
+    inputs, moves each class by an offset that can round boxes; here coordinates are used as they are.
+    """
+    return _nms(boxes, scores, labels, threshold)
+
+
+def soft_nms(
+    boxes: Any,
+    scores: Any,
+    *,
+    sigma: float = 0.5,
+    method: Literal["gaussian", "linear"] = "gaussian",
+    threshold: float = 0.5,
+    min_score: float = 0.001,
+) -> tuple[Any, Any]:
+    """Soft-NMS (Bodla et al. 2017, section 3): kept indices (K,) int64 and their lowered scores (K,), best first.
+
+    Each picked box multiplies the scores of the others by exp(-IoU^2 / sigma) ("gaussian") or, where IoU > threshold,
+    by 1 - IoU ("linear"); boxes that fall below ``min_score`` leave. Scores must be >= 0. Tensors on other devices go
+    through the CPU; no gradient flows through the new scores.
+    """
+    from detkit.ops.nms_kernels import soften
+
+    if method not in ("gaussian", "linear"):
+        raise ValueError(f"method must be gaussian or linear, got {method!r}")
+    if sigma <= 0:
+        raise ValueError(f"sigma must be above 0, got {sigma}")
+    _check_threshold(threshold)
+    check_same_kind(boxes, scores)
+    boxes = box_array(boxes)
+    scores = score_array(scores, len(boxes))
+    wide_boxes, wide_scores = same_dtype(as_numpy(boxes), as_numpy(scores))
+    sound = _sound(wide_boxes, wide_scores)
+    gaussian = method == "gaussian"
+    kept, lowered = soften(wide_boxes[sound], wide_scores[sound], gaussian, float(sigma), threshold, float(min_score))
+    kept, lowered = np.flatnonzero(sound)[kept], lowered.astype(wide_scores.dtype, copy=False)
+    if not is_tensor(boxes):
+        return kept, lowered
+    torch = sys.modules["torch"]
+    return torch.from_numpy(kept).to(boxes.device), torch.from_numpy(lowered).to(boxes.device)
+
+
+def _check_threshold(threshold: float) -> float:
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must lie between 0 and 1, got {threshold}")
+    return float(threshold)
+
+
+def _sound(boxes: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """(N,) bool: no NaN among coordinates and score."""
+    return ~(np.isnan(boxes).any(1) | np.isnan(scores))
+
+
+def _nms(boxes: Any, scores: Any, labels: Any, threshold: float) -> Any:
+    threshold = _check_threshold(threshold)
+    check_same_kind(boxes, scores, *(() if labels is None else (labels,)))
+    boxes = box_array(boxes)
+    scores = score_array(scores, len(boxes))
+    if labels is not None:
+        labels = label_array(labels, len(boxes))
+    if not is_tensor(boxes):
+        return _compiled_nms(boxes, scores, labels, threshold)
+    torch = sys.modules["torch"]
+    columns = [boxes.detach(), scores.detach()] + ([] if labels is None else [labels])
+    hosts = host_arrays(*columns)
+    if hosts is None:
+        return _torch_nms(*same_dtype(*columns[:2]), labels, threshold)
+    return torch.from_numpy(_compiled_nms(hosts[0], hosts[1], None if labels is None else hosts[2], threshold))
+
+
+def _torch_nms(boxes: Any, scores: Any, labels: Any, threshold: float) -> Any:
+    import torchvision
+
+    torch = sys.modules["torch"]
+    sound = ~(torch.isnan(boxes).any(1) | torch.isnan(scores))
+    # A NaN score would be the first candidate and suppress others.
+    scores = torch.where(sound, scores, -torch.inf)
+    if labels is None:
+        kept = torchvision.ops.nms(boxes, scores, threshold)
+    else:
+        kept = torchvision.ops.batched_nms(torch.where(sound[:, None], boxes, 0.0), scores, labels, threshold)
+    return kept[sound[kept]]
+
+
+def _compiled_nms(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray | None, threshold: float) -> np.ndarray:
+    from detkit.ops.nms_kernels import suppress
+
+    order = _descending(scores)
+    sound = _sound(boxes, scores)
+    if not sound.all():
+        order = order[sound[order]]
+    if labels is None:
+        labels, classes = np.zeros(len(boxes), np.int64), 1
+    else:
+        labels, classes = _compact(labels)
+    return suppress(behaved(boxes), order, labels, classes, threshold)
+
+
+def _descending(scores: np.ndarray) -> np.ndarray:
+    """Indices by descending score, ties by lower index."""
+    if scores.dtype != np.float32:
+        return np.argsort(-scores, kind="stable")
+    # One sort of (score bits, index) in uint64: several times faster than a stable argsort, and stable by construction.
+    bits = (scores + np.float32(0)).view(np.uint32)  # + 0 makes -0 and 0 the tie that they are
+    key = np.where(bits >> np.uint32(31) != 0, bits, ~bits & np.uint32(0x7FFFFFFF)).astype(np.uint64)
+    key <<= np.uint64(32)
+    key |= np.arange(len(scores), dtype=np.uint64)
+    key.sort()
+    return (key & np.uint64(0xFFFFFFFF)).astype(np.int64)
+
+
+def _compact(labels: np.ndarray) -> tuple[np.ndarray, int]:
+    """Labels as 0..classes - 1 and the number of classes; any integers may come in."""
+    if not len(labels):
+        return labels, 1
+    low, high = int(labels.min()), int(labels.max())
+    if high - low < 2 * len(labels) + 1024:
+        return behaved(labels - low), high - low + 1
+    distinct, compact = np.unique(labels, return_inverse=True)
+    return compact.astype(np.int64), len(distinct)
