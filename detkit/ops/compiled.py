@@ -7,6 +7,7 @@ parallel loops abort the process when two threads enter them, and a worker forke
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import sys
@@ -19,16 +20,15 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function`` compiled by numba at its first call: IEEE arithmetic (no fastmath), no GIL, cached on disk."""
     import numba
 
-    options = {"nogil": True, "error_model": "numpy"}
     try:
-        return numba.njit(cache=True, **options)(function)
+        return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
     except RuntimeError:
         # Neither the package's folder nor the user's cache can be written: compile in each process instead.
-        return numba.njit(**options)(function)
+        return numba.njit(nogil=True, error_model="numpy")(function)
 
 
 def thread_count() -> int:
-    """Threads that one call may use: torch's setting if torch is loaded, else the usable cores; 1 in a worker process."""
+    """Threads that one call may use: 1 in a worker process, torch's setting if torch is loaded, else the usable cores."""
     if multiprocessing.parent_process() is not None:
         return 1
     get_num_threads = getattr(sys.modules.get("torch"), "get_num_threads", None)
@@ -45,9 +45,10 @@ def run_chunks(work: Callable[[int, int], Any], count: int, threads: int) -> Non
     Threads are started for each call and joined before it returns: a pool kept alive would be dead in a forked child.
     """
     bounds = [count * i // threads for i in range(threads + 1)]
-    helpers = [threading.Thread(target=work, args=part) for part in zip(bounds[1:-1], bounds[2:], strict=True)]
+    parts = list(itertools.pairwise(bounds))
+    helpers = [threading.Thread(target=work, args=part) for part in parts[1:]]
     for helper in helpers:
         helper.start()
-    work(bounds[0], bounds[1])
+    work(*parts[0])
     for helper in helpers:
         helper.join()

@@ -20,7 +20,7 @@ _GRID_THRESHOLD = 0.2  # below it the grid's neighbourhoods are too wide to help
 
 
 @kernel
-def _suppressed(box: np.ndarray, area: float, kept: np.ndarray, areas: np.ndarray, k: int, threshold: float) -> bool:
+def _suppressed(box: np.ndarray, area: float, kept: np.ndarray, areas: np.ndarray, k: int, threshold: float) -> np.bool:
     """Whether row k of ``kept`` overlaps ``box`` by more than the threshold (0 / 0, a pair without area, does not)."""
     zero = areas.dtype.type(0)
     right = box[2] if box[2] < kept[k, 2] else kept[k, 2]
@@ -81,7 +81,7 @@ def _list_nms(boxes: np.ndarray, members: np.ndarray, threshold: float, keep: np
 
 
 @kernel
-def _cell_key(column: int, row: int, level: int) -> int:
+def _cell_key(column: int, row: int, level: int) -> np.uint64:
     """20 bits each of column and row, 16 of the level. Cells that share a key only cost a comparison."""
     low = np.uint64(0xFFFFF)
     key = (np.uint64(column) & low) | ((np.uint64(row) & low) << np.uint64(20))
@@ -89,7 +89,7 @@ def _cell_key(column: int, row: int, level: int) -> int:
 
 
 @kernel
-def _bucket(key: int, mask: int) -> int:
+def _bucket(key: np.uint64, mask: np.uint64) -> np.uint64:
     return ((key * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(20)) & mask
 
 
@@ -125,14 +125,14 @@ def _grid_nms(boxes: np.ndarray, members: np.ndarray, threshold: float, keep: np
         area = (box[2] - box[0]) * (box[3] - box[1])
         cx = 0.5 * (np.float64(box[0]) + np.float64(box[2]))
         cy = 0.5 * (np.float64(box[1]) + np.float64(box[3]))
-        level = int(math.floor(math.log(surface) / step))
+        level = int(np.floor(math.log(surface) / step))
         dropped = False
         for near in range(level - span, level + span + 1):
             scale = math.exp(-0.5 * step * (near + 1))
-            left = math.floor((cx - reach * width) * scale)
-            right = math.floor((cx + reach * width) * scale)
-            top = math.floor((cy - reach * height) * scale)
-            bottom = math.floor((cy + reach * height) * scale)
+            left = np.floor((cx - reach * width) * scale)
+            right = np.floor((cx + reach * width) * scale)
+            top = np.floor((cy - reach * height) * scale)
+            bottom = np.floor((cy + reach * height) * scale)
             cells = (right - left + 1) * (bottom - top + 1)
             far = max(max(abs(left), abs(right)), max(abs(top), abs(bottom)))
             if not (cells <= count and far < 2.0**50):
@@ -164,7 +164,7 @@ def _grid_nms(boxes: np.ndarray, members: np.ndarray, threshold: float, keep: np
         areas[count] = area
         scale = math.exp(-0.5 * step * (level + 1))
         if max(abs(cx), abs(cy)) * scale < 2.0**50:
-            key = _cell_key(int(math.floor(cx * scale)), int(math.floor(cy * scale)), level)
+            key = _cell_key(int(np.floor(cx * scale)), int(np.floor(cy * scale)), level)
             bucket = _bucket(key, mask)
             keys[count] = key
             following[count] = heads[bucket]
