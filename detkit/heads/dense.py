@@ -1,0 +1,285 @@
+"""The head that predicts at every cell of one or more feature maps.
+
+Everything dense detectors share is written once, here: the layers, the loss, the prediction. A family adds how priors
+are assigned to objects and how boxes are coded relative to them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from detkit.ops import boxes as box_ops
+from detkit.ops.assign import Assignment, Objects
+from detkit.ops.coder import Level, Priors, grid_priors
+from detkit.ops.losses import Activation, class_loss, class_probabilities, iou_loss, objectness_loss
+from detkit.ops.suppression import batched_nms
+from detkit.structures import Detections, Limits, Loss, Target
+
+BoxLoss = Literal["iou", "giou", "diou", "ciou", "squared"]
+
+
+class DenseHead(nn.Module):
+    """k priors a cell on every level; each prior predicts a box code, an objectness and class scores.
+
+    Subclasses write ``assign`` and ``decode`` (and ``box_terms`` for losses that are no IoU).
+
+    channels, strides: of the feature maps; num_classes: C; anchors: for each level a list of (width, height) in input
+    pixels; class_scores: without them the objectness is the score of label 0 (a proposal network).
+
+    box_loss: 1 - IoU of a kind, or what the subclass makes of ``squared``; classes: ``sigmoid`` (C yes/no questions) or
+    ``softmax`` (one out of C); score_loss: ``likelihood`` (cross-entropy) or the ``squared`` error of probabilities;
+    objectness: the value a positive prior should reach, its box's ``iou`` with the object, or ``one``; smoothing: of
+    the class labels.
+    normalise: what the sums of the losses are divided by, the number of ``positives`` (the objectness adds one an
+    image, so that a batch without objects stays calm) or of ``images``.
+    box_gain, objectness_gain, class_gain: weights of the three terms; level_gains: the objectness' weight on each level
+    (finest first as the features; default 1). An object's own weight multiplies all its terms.
+    objectness_prior: the objectness everywhere before training, so that the first steps are calm.
+    stem: blocks (depthwise 5x5, pointwise, batch norm, SiLU) before the predicting layer; share_stem: one stem for all
+    levels (they must have equally many channels).
+    candidates: (prior, class) pairs an image that enter NMS at most, those of highest score.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        num_classes: int,
+        *,
+        anchors: Sequence[Sequence[Sequence[float]]],
+        class_scores: bool = True,
+        box_loss: BoxLoss = "ciou",
+        classes: Activation = "sigmoid",
+        score_loss: Literal["likelihood", "squared"] = "likelihood",
+        objectness: Literal["iou", "one"] = "iou",
+        smoothing: float = 0.0,
+        normalise: Literal["positives", "images"] = "positives",
+        box_gain: float = 5.0,
+        objectness_gain: float = 1.0,
+        class_gain: float = 1.0,
+        level_gains: Sequence[float] | None = None,
+        objectness_prior: float = 0.01,
+        stem: int = 0,
+        share_stem: bool = False,
+        candidates: int = 3000,
+    ) -> None:
+        super().__init__()
+        if not len(channels) == len(strides) == len(anchors):
+            raise ValueError(f"{len(channels)} feature maps, {len(strides)} strides, anchors for {len(anchors)} levels")
+        if level_gains is not None and len(level_gains) != len(channels):
+            raise ValueError(f"level_gains needs one number a level: {len(channels)}, not {len(level_gains)}")
+        if share_stem and len(set(channels)) > 1:
+            raise ValueError(f"share_stem needs equal channels on all levels, they are {list(channels)}")
+        self.strides, self.num_classes, self.class_scores = tuple(strides), num_classes, class_scores
+        self.box_loss, self.classes, self.smoothing = box_loss, classes, smoothing
+        self.squared_scores, self.objectness_is_iou = score_loss == "squared", objectness == "iou"
+        self.normalise, self.candidates = normalise, candidates
+        self.gains = {"box": box_gain, "objectness": objectness_gain, "classes": class_gain}
+        self.level_gains = None if level_gains is None else tuple(level_gains)
+        self.anchors = [torch.tensor(level, dtype=torch.float32, device="cpu").reshape(-1, 2) for level in anchors]
+        outputs = 5 + (num_classes if class_scores else 0)
+        self.layers = nn.ModuleList(
+            nn.Conv2d(c, len(level) * outputs, 1) for c, level in zip(channels, self.anchors, strict=True)
+        )
+        stems = [_stem(c, stem) for c in (channels[:1] if share_stem else channels)]
+        self.stems = nn.ModuleList(stems * len(channels) if share_stem else stems)
+        self._start(objectness_prior)
+
+    def _start(self, objectness_prior: float) -> None:
+        """Small weights, and biases at the prior odds of an object and of a class."""
+        for layer in self.layers:
+            nn.init.normal_(layer.weight, std=0.01)
+            bias = torch.zeros(layer.bias.numel() // self.outputs, self.outputs)
+            bias[:, 4] = math.log(objectness_prior / (1 - objectness_prior))
+            if self.classes == "sigmoid" and self.num_classes > 1:
+                bias[:, 5:] = -math.log(self.num_classes - 1)
+            with torch.no_grad():
+                layer.bias.copy_(bias.flatten())
+
+    @property
+    def outputs(self) -> int:
+        """Numbers a prior: the box code's 4, objectness, class scores, in this order."""
+        return 5 + (self.num_classes if self.class_scores else 0)
+
+    # What a family adds.
+
+    def assign(self, priors: Priors, objects: Objects, raw: dict[str, Tensor]) -> Assignment:
+        """Which prior answers for which object."""
+        raise NotImplementedError
+
+    def decode(self, code: Tensor, priors: Priors) -> Tensor:
+        """Box codes (..., 4) of these priors as boxes (..., 4) xyxy in input pixels."""
+        raise NotImplementedError
+
+    def box_terms(self, code: Tensor, priors: Priors, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss (P,) and IoU (P,) of the codes (P, 4) of positive priors, whose objects are ``boxes`` (P, 4)."""
+        predicted = self.decode(code, priors)
+        iou = box_ops.paired_iou(predicted.detach(), boxes)
+        if self.box_loss == "squared":
+            raise ValueError(f"{type(self).__name__} has no squared box loss")
+        return iou_loss(predicted, boxes, self.box_loss), iou
+
+    # What all share.
+
+    def forward(self, features: list[Tensor]) -> dict[str, Tensor]:
+        """``raw``."""
+        return self.raw(features)
+
+    def raw(self, features: list[Tensor], proposals: list[Tensor] | None = None) -> dict[str, Tensor]:
+        """Everything that loss and prediction need, from feature maps (B, C_l, H_l, W_l); proposals are not looked at.
+
+        boxes (B, A, 4) codes, objectness (B, A) logits, classes (B, A, C) logits, all float32 (mixed precision ends
+        before the last layer), grid (L, 2) int64 on the CPU, height and width of the levels in cells. The A priors
+        go level by level, row by row, cell by cell, anchor by anchor.
+        """
+        parts = []
+        for feature, stem, layer in zip(features, self.stems, self.layers, strict=True):
+            feature = stem(feature)
+            with _full_precision(feature.device.type):
+                output = layer(feature.to(layer.weight.dtype))
+            parts.append(output.permute(0, 2, 3, 1).reshape(len(output), -1, self.outputs))
+        table = torch.cat(parts, dim=1)
+        if table.dtype in (torch.float16, torch.bfloat16):
+            table = table.float()
+        raw = {
+            "boxes": table[..., :4],
+            "objectness": table[..., 4],
+            "grid": torch.tensor([feature.shape[-2:] for feature in features], device="cpu"),
+        }
+        return raw | {"classes": table[..., 5:]} if self.class_scores else raw
+
+    def levels(self, raw: dict[str, Tensor]) -> list[Level]:
+        """The grids of this batch."""
+        device = raw["boxes"].device
+        self.anchors = [level.to(device) for level in self.anchors]
+        sizes = raw["grid"].tolist()
+        return [Level(h, w, s, a) for (h, w), s, a in zip(sizes, self.strides, self.anchors, strict=True)]
+
+    def priors(self, raw: dict[str, Tensor]) -> Priors:
+        """The A priors of this batch."""
+        return grid_priors(self.levels(raw))
+
+    def scores(self, raw: dict[str, Tensor]) -> Tensor:
+        """(B, A, C) float32: objectness times class probability."""
+        objectness = raw["objectness"].sigmoid()[..., None]
+        return objectness * class_probabilities(raw["classes"], self.classes) if self.class_scores else objectness
+
+    def decoded(self, raw: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Every prior's box (B, A, 4) xyxy in input pixels and scores (B, A, C): what an exported model returns."""
+        return self.decode(raw["boxes"], self.priors(raw)), self.scores(raw)
+
+    def loss(self, raw: dict[str, Tensor], targets: list[Target], sizes: Tensor) -> dict[str, Loss]:
+        """The terms ``box``, ``objectness`` and ``classes``, gains included.
+
+        targets: torch, boxes in input pixels, one an image, any number of objects; sizes (B, 2) is not looked at.
+        Positive priors answer for their object, negative ones for an objectness of 0, ignored ones for nothing. Without
+        positives the box and class terms are zeros that are still in the graph, with a count of 0.
+        """
+        objects = gather_objects(targets, raw["boxes"].device)
+        priors = self.priors(raw)
+        assignment = self.assign(priors, objects, raw)
+        image, prior, row = assignment.positive.unbind(1)
+        weight = objects.weight[row]
+        box, iou = self.box_terms(raw["boxes"][image, prior], priors.rows(prior), objects.boxes[row])
+
+        logits = raw["objectness"]
+        wanted = torch.zeros_like(logits)
+        wanted[image, prior] = iou.detach().clamp(min=0) if self.objectness_is_iou else 1.0
+        slot_weight = (~assignment.ignore).to(logits.dtype)
+        slot_weight[image, prior] = weight
+        slot_weight = slot_weight * self._slot_gains(raw)
+        presence = objectness_loss(logits, wanted, squared=self.squared_scores) * slot_weight
+
+        terms = {"box": (box * weight).sum(), "objectness": presence.sum()}
+        if self.class_scores:
+            each = class_loss(
+                raw["classes"][image, prior],
+                objects.labels[row],
+                self.classes,
+                squared=self.squared_scores,
+                smoothing=self.smoothing,
+            )
+            terms["classes"] = (each * weight).sum()
+        images, positives = float(len(logits)), float(len(row))
+        counts = {"objectness": positives + images} if self.normalise == "positives" else dict.fromkeys(terms, images)
+        return {
+            name: Loss(total * self.gains[name], total.new_tensor(counts.get(name, positives)))
+            for name, total in terms.items()
+        }
+
+    def _slot_gains(self, raw: dict[str, Tensor]) -> Tensor | float:
+        """(A,) weights of the objectness."""
+        if self.level_gains is None:
+            return 1.0
+        counts = [level.count for level in self.levels(raw)]
+        parts = [raw["boxes"].new_full((n,), g) for n, g in zip(counts, self.level_gains, strict=True)]
+        return torch.cat(parts)
+
+    def predict(
+        self, raw: dict[str, Tensor], sizes: Tensor, limits: Limits, features: list[Tensor] | None = None
+    ) -> list[Detections]:
+        """Detections (torch, input pixels, clipped to ``sizes`` (B, 2) height, width; without class names), best first.
+
+        A prior may answer with several classes. Pairs of prior and class with score >= ``limits.conf`` take part, at
+        most ``candidates`` an image, those of highest score; then NMS per class; then ``limits.max_detections``.
+        """
+        scores = self.scores(raw)
+        if limits.classes is not None:
+            allowed = torch.zeros(scores.shape[-1], dtype=torch.bool, device=scores.device)
+            allowed[list(limits.classes)] = True
+            scores = scores.masked_fill(~allowed, -1)
+        images, count, classes = scores.shape
+        flat = torch.nan_to_num(scores.flatten(1), nan=-1)
+        best, place = flat.topk(min(self.candidates, count * classes), dim=1)
+        image, rank = (best >= max(limits.conf, 0.0)).nonzero(as_tuple=True)
+        score, place = best[image, rank], place[image, rank]
+        prior, label = place // classes, place % classes
+        boxes = self.decode(raw["boxes"][image, prior], self.priors(raw).rows(prior))
+        size = sizes.to(boxes)[image].flip(1).repeat(1, 2)
+        boxes = boxes.clamp(min=0).minimum(size)
+        real = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        boxes, score, label, image = boxes[real], score[real], label[real], image[real]
+        # Classes never suppress each other, nor do images: one call serves the batch.
+        kept = batched_nms(boxes, score, image * classes + label, limits.iou)
+        boxes, score, label, image = boxes[kept], score[kept], label[kept], image[kept]
+        found = []
+        for i in range(images):
+            mine = (image == i).nonzero().squeeze(1)[: limits.max_detections]
+            found.append(Detections(boxes[mine], score[mine], label[mine]))
+        return found
+
+
+def gather_objects(targets: Sequence[Target], device: torch.device | str) -> Objects:
+    """The objects of a batch's targets (torch) in one table on ``device``."""
+    counts = torch.tensor([len(target) for target in targets])
+
+    def column(name: str) -> Tensor:
+        return torch.cat([getattr(target, name) for target in targets]).to(device)
+
+    image = torch.arange(len(targets)).repeat_interleave(counts).to(device)
+    return Objects(column("boxes"), column("labels"), image, column("weight"), column("crowd"), column("difficult"))
+
+
+def _stem(channels: int, blocks: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for _ in range(blocks):
+        layers += [
+            nn.Conv2d(channels, channels, 5, padding=2, groups=channels, bias=False),
+            nn.Conv2d(channels, channels, 1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.SiLU(inplace=True),
+        ]
+    return nn.Sequential(*layers)
+
+
+def _full_precision(device: str) -> contextlib.AbstractContextManager[None]:
+    """Autocast off: the last layer is cheap, and scores and boxes rounded to 8 bits would tie."""
+    if torch.amp.is_autocast_available(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()

@@ -1,0 +1,196 @@
+"""YOLO: k anchors at every cell of a grid, each with an objectness, a box and class scores.
+
+Redmon et al. 2016 (the grid and the midpoint rule), YOLO9000 2017 (anchors by k-means), YOLOv3 2018 (several scales,
+the ignore band). The layers' outputs are in Darknet's order: x, y, w, h, objectness, classes, anchor after anchor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from detkit.errors import DetkitError
+from detkit.heads.dense import DenseHead, gather_objects
+from detkit.ops import boxes as box_ops
+from detkit.ops.assign import Assignment, Objects, assign_midpoint, assign_ratio
+from detkit.ops.coder import (
+    Level,
+    Priors,
+    decode_fractions,
+    decode_grid,
+    encode_fractions,
+    grid_priors,
+    to_fractions,
+)
+from detkit.ops.losses import squared_loss
+from detkit.structures import Target
+
+
+class YOLO(DenseHead):
+    """A dense head whose priors are anchors on grids.
+
+    anchors: (width, height) pairs in input pixels for all levels together; sorted by area, the smallest go to the
+    finest stride, equally many to each level. ``auto`` stands for k-means on the training boxes with
+    ``anchors_per_level`` a level, and is replaced before the head is built.
+    assign: ``ratio`` (anchors within a factor ``ratio`` of the object, in the midpoint's cell and, with ``neighbours``,
+    the two nearest ones) or ``midpoint`` (the midpoint's cell and the anchor of best IoU only; ``ignore_above``: priors
+    whose predicted box overlaps an object by more than this IoU are not negative either, Darknet's rule with 0.7).
+    coder: how a box is told relative to its cell and anchor, ``bounded``, ``darknet`` or ``course``
+    (``detkit.ops.coder``); xy_scale: Darknet's scale_x_y.
+    box_loss: an IoU, or ``squared``: the squared error of midpoint and size in fractions of the cell.
+    The other arguments are ``DenseHead``'s.
+    """
+
+    def __init__(
+        self,
+        channels: list[int],
+        strides: list[int],
+        num_classes: int,
+        *,
+        anchors: Literal["auto"] | list[tuple[float, float]] = "auto",
+        anchors_per_level: int = 3,
+        assign: Literal["ratio", "midpoint"] = "ratio",
+        ratio: float = 3.5,
+        neighbours: bool = True,
+        ignore_above: float | None = None,
+        coder: Literal["bounded", "darknet", "course"] = "bounded",
+        xy_scale: float | None = None,
+        box_loss: Literal["ciou", "diou", "giou", "iou", "squared"] = "ciou",
+        classes: Literal["sigmoid", "softmax"] = "sigmoid",
+        score_loss: Literal["likelihood", "squared"] = "likelihood",
+        objectness: Literal["iou", "one"] = "iou",
+        smoothing: float = 0.0,
+        normalise: Literal["positives", "images"] = "positives",
+        box_gain: float = 5.0,
+        objectness_gain: float = 1.0,
+        class_gain: float = 1.0,
+        level_gains: list[float] | None = None,
+        objectness_prior: float = 0.01,
+        stem: int = 0,
+        share_stem: bool = False,
+        candidates: int = 3000,
+    ) -> None:
+        if isinstance(anchors, str):
+            raise ValueError(f"anchors: {anchors} must be replaced by pairs of numbers before the head is built")
+        if ignore_above is not None and assign != "midpoint":
+            raise DetkitError("ignore_above belongs to assign: midpoint", "head.ignore_above", "leave it out")
+        if neighbours and assign == "ratio" and coder == "darknet" and (xy_scale or 1.0) < 2:
+            raise DetkitError(
+                "coder: darknet keeps midpoints inside their cell and cannot answer from neighbouring ones",
+                "head.coder",
+                "take coder: bounded, or neighbours: false",
+            )
+        super().__init__(
+            channels,
+            strides,
+            num_classes,
+            anchors=split_anchors(anchors, strides),
+            box_loss=box_loss,
+            classes=classes,
+            score_loss=score_loss,
+            objectness=objectness,
+            smoothing=smoothing,
+            normalise=normalise,
+            box_gain=box_gain,
+            objectness_gain=objectness_gain,
+            class_gain=class_gain,
+            level_gains=level_gains,
+            objectness_prior=objectness_prior,
+            stem=stem,
+            share_stem=share_stem,
+            candidates=candidates,
+        )
+        self.assign_rule, self.ratio, self.neighbours, self.ignore_above = assign, ratio, neighbours, ignore_above
+        self.coder, self.xy_scale = coder, xy_scale
+
+    def decode(self, code: Tensor, priors: Priors) -> Tensor:
+        """Grid codes (..., 4) as boxes (..., 4) xyxy in input pixels."""
+        return decode_grid(code, priors, self.coder, self.xy_scale)
+
+    def assign(self, priors: Priors, objects: Objects, raw: dict[str, Tensor]) -> Assignment:
+        """By the rule chosen; see ``detkit.ops.assign`` for collisions and ignored regions."""
+        levels, images = self.levels(raw), len(raw["boxes"])
+        if self.assign_rule == "ratio":
+            return assign_ratio(levels, objects, images, ratio=self.ratio, neighbours=self.neighbours)
+        predicted = None if self.ignore_above is None else self.decode(raw["boxes"].detach(), priors)
+        return assign_midpoint(levels, objects, images, ignore_above=self.ignore_above, predicted=predicted)
+
+    def box_terms(self, code: Tensor, priors: Priors, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds the squared loss in fractions of a cell, the textbook's, to ``DenseHead``'s."""
+        if self.box_loss != "squared":
+            return super().box_terms(code, priors, boxes)
+        fractions = to_fractions(code, priors, self.coder, self.xy_scale)
+        iou = box_ops.paired_iou(decode_fractions(fractions.detach(), priors), boxes)
+        return squared_loss(fractions, encode_fractions(boxes, priors)), iou
+
+
+def split_anchors(anchors: Sequence[Sequence[float]], strides: Sequence[int]) -> list[list[tuple[float, float]]]:
+    """Anchors (width, height) sorted by area and dealt to the levels, the smallest to the finest stride.
+
+    Returns one list a stride, in the order of ``strides``. Raises DetkitError where they do not divide or are no sizes.
+    """
+    pairs = [tuple(float(v) for v in pair) for pair in anchors]
+    if not pairs or any(len(pair) != 2 or min(pair) <= 0 for pair in pairs):
+        raise DetkitError(
+            "anchors must be pairs of positive numbers", "head.anchors", "[[width, height], ...] in pixels"
+        )
+    if len(pairs) % len(strides):
+        raise DetkitError(
+            f"{len(pairs)} anchors cannot be dealt evenly to {len(strides)} levels",
+            "head.anchors",
+            f"give a multiple of {len(strides)}, or other backbone taps",
+        )
+    pairs.sort(key=lambda pair: pair[0] * pair[1])
+    each = len(pairs) // len(strides)
+    place = {level: rank for rank, level in enumerate(sorted(range(len(strides)), key=lambda i: strides[i]))}
+    return [[(w, h) for w, h in pairs[place[i] * each : (place[i] + 1) * each]] for i in range(len(strides))]
+
+
+def course_target(
+    target: Target, grid: int, anchors: Sequence[Sequence[float]], num_classes: int, size: tuple[int, int]
+) -> tuple[Tensor, int]:
+    """The y of textbooks: (S, S, k, 5 + C) float32 and the number of objects that lost their slot to another.
+
+    Each slot of row, column, anchor holds (P_c, b_x, b_y, b_h, b_w, c_1 .. c_C): P_c is 1 where an object has its
+    midpoint in the cell and its best IoU with the anchor; b_x, b_y lie in 0..1 inside the cell; b_h, b_w are in cells
+    and may exceed 1. Everything else is 0. anchors (width, height) and target (torch) in pixels of the picture, whose
+    ``size`` is height, width. Two objects for one slot: the smaller has it, of equal ones the first.
+    """
+    cell = torch.tensor((size[1] / grid, size[0] / grid), device=target.boxes.device)
+    scaled = Target(target.boxes / cell.repeat(2), target.labels, target.crowd, target.difficult)
+    level = Level(grid, grid, 1.0, torch.tensor(anchors, device=cell.device).float().reshape(-1, 2) / cell)
+    objects = gather_objects([scaled], cell.device)
+    assignment = assign_midpoint([level], objects, 1)
+    _, prior, row = assignment.positive.unbind(1)
+    fractions = encode_fractions(objects.boxes[row], level.priors().rows(prior))
+    y = torch.zeros((level.count, 5 + num_classes), device=cell.device)
+    y[prior, 0] = 1
+    y[prior, 1:5] = fractions[:, [0, 1, 3, 2]]
+    y[prior, 5 + objects.labels[row]] = 1
+    return y.reshape(grid, grid, -1, 5 + num_classes), int(assignment.lost)
+
+
+class CourseBoxes(NamedTuple):
+    """boxes (N, 4) float32 xyxy pixels, scores (N,) float32 = P_c, labels (N,) int64 = the largest c."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+def course_boxes(y: Tensor, size: tuple[int, int], threshold: float = 0.6) -> CourseBoxes:
+    """The boxes in a textbook's y (S, S, k, 5 + C) of a picture of ``size`` height, width.
+
+    Slots with P_c <= ``threshold`` are discarded; non-max suppression is up to the caller (``detkit.batched_nms``).
+    """
+    rows, columns, k = y.shape[:3]
+    level = Level(rows, columns, 1.0, torch.ones((k, 2), device=y.device))
+    table = y.reshape(level.count, -1)
+    kept = (table[:, 0] > threshold).nonzero().squeeze(1)
+    chosen = table[kept]
+    boxes = decode_fractions(chosen[:, [1, 2, 4, 3]], grid_priors([level]).rows(kept))
+    cell = boxes.new_tensor((size[1] / columns, size[0] / rows))
+    return CourseBoxes(boxes * cell.repeat(2), chosen[:, 0], chosen[:, 5:].argmax(1))

@@ -1,0 +1,194 @@
+"""Priors, the grids they come from, and the codes in which a network tells a box relative to its prior.
+
+Every prior is a box (centre, width, height) with the stride of the cell that it belongs to, all in input pixels. So one
+``Priors`` serves the grids of YOLO, the anchors of a region proposal network and the windows of a sliding classifier.
+
+Two families of codes, each an ``encode`` and a ``decode`` that undo each other:
+
+* R-CNN's deltas: the centre's shift in prior widths and the log of the size ratio.
+* The grid codes of YOLO, which go through the **fractions of a cell** (b_x, b_y, b_w, b_h): b_x, b_y is the midpoint,
+  0..1 inside the cell; b_w, b_h is the size in cells and may exceed 1. ``course`` predicts the fractions themselves,
+  ``darknet`` a sigmoid for the midpoint and ``anchor * exp(t)`` for the size, ``bounded`` a midpoint from -0.5 to 1.5
+  and ``anchor * (2 sigmoid(t))^2`` for the size, which cannot overflow and reaches the neighbouring cells.
+
+All functions take float tensors, keep their device, and are plain differentiable formulas.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+GridCode = Literal["course", "darknet", "bounded"]
+
+# exp(10) = 22026 prior sizes: far beyond any picture, far below overflow.
+_LARGEST_EXPONENT = 10.0
+# A sigmoid reaches 0 and 1 only at infinity; float32 keeps this distance from them exactly enough to come back.
+_SIGMOID_MARGIN = 1e-6
+
+
+class Priors(NamedTuple):
+    """Reference boxes: centres (A, 2) x, y; sizes (A, 2) width, height; strides (A, 1); all float32 input pixels.
+
+    A row index (``rows``) may have any shape; the codes broadcast over leading dimensions.
+    """
+
+    centres: Tensor
+    sizes: Tensor
+    strides: Tensor
+
+    @property
+    def boxes(self) -> Tensor:
+        """(A, 4) xyxy."""
+        return torch.cat((self.centres - self.sizes / 2, self.centres + self.sizes / 2), dim=-1)
+
+    def rows(self, index: Tensor) -> Priors:
+        """The priors at ``index`` (int64, any shape)."""
+        return Priors(self.centres[index], self.sizes[index], self.strides[index])
+
+
+class Level(NamedTuple):
+    """One grid of priors: height and width in cells, stride in pixels, anchors (k, 2) width, height in pixels, and the
+    centre of the first cell in pixels, which is half a stride unless the network has no padding.
+
+    Its priors are ordered row by row, cell by cell, then anchor by anchor.
+    """
+
+    height: int
+    width: int
+    stride: float
+    anchors: Tensor
+    first_centre: float | None = None
+
+    @property
+    def count(self) -> int:
+        """The number of priors."""
+        return self.height * self.width * len(self.anchors)
+
+    @property
+    def centre(self) -> float:
+        """The first cell's centre in pixels, in x and in y."""
+        return self.stride / 2 if self.first_centre is None else self.first_centre
+
+    def priors(self) -> Priors:
+        """The level's priors on the anchors' device; a cell's priors share its centre."""
+        device, k = self.anchors.device, len(self.anchors)
+        y, x = torch.meshgrid(
+            torch.arange(self.height, device=device), torch.arange(self.width, device=device), indexing="ij"
+        )
+        cells = torch.stack((x, y), dim=-1).reshape(-1, 1, 2).expand(-1, k, 2).reshape(-1, 2)
+        sizes = self.anchors.float().repeat(self.height * self.width, 1)
+        strides = sizes.new_full((len(sizes), 1), self.stride)
+        return Priors(cells.float() * self.stride + self.centre, sizes, strides)
+
+
+def grid_priors(levels: Sequence[Level]) -> Priors:
+    """The priors of all levels, one after the other."""
+    parts = [level.priors() for level in levels]
+    return Priors(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+def encode_deltas(boxes: Tensor, priors: Tensor, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
+    """R-CNN's deltas (t_x, t_y, t_w, t_h) of ``boxes`` (..., 4) seen from ``priors`` (..., 4), both xyxy.
+
+    t_x = (x - x_a) / w_a, t_w = log(w / w_a), times ``weights`` (Girshick et al. 2014, appendix C).
+    Boxes and priors must have positive width and height.
+    """
+    centres, sizes = _centre_form(boxes)
+    prior_centres, prior_sizes = _centre_form(priors)
+    deltas = torch.cat(((centres - prior_centres) / prior_sizes, (sizes / prior_sizes).log()), dim=-1)
+    return deltas * deltas.new_tensor(weights)
+
+
+def decode_deltas(
+    deltas: Tensor,
+    priors: Tensor,
+    weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+    largest_scale: float = 1000 / 16,
+) -> Tensor:
+    """The boxes (..., 4) xyxy that ``encode_deltas`` turned into ``deltas`` (..., 4).
+
+    Sizes grow at most by ``largest_scale`` (as in Faster R-CNN's implementations), so that an untrained network cannot
+    overflow.
+    """
+    deltas = deltas / deltas.new_tensor(weights)
+    centres, sizes = _centre_form(priors)
+    centres = centres + deltas[..., :2] * sizes
+    sizes = sizes * deltas[..., 2:].clamp(max=math.log(largest_scale)).exp()
+    return _corner_form(centres, sizes)
+
+
+def encode_fractions(boxes: Tensor, priors: Priors) -> Tensor:
+    """Boxes (..., 4) xyxy as fractions of their priors' cells: (b_x, b_y, b_w, b_h), each (..., 4)."""
+    centres, sizes = _centre_form(boxes)
+    return torch.cat(((centres - priors.centres) / priors.strides + 0.5, sizes / priors.strides), dim=-1)
+
+
+def decode_fractions(fractions: Tensor, priors: Priors) -> Tensor:
+    """Boxes (..., 4) xyxy from fractions of the priors' cells; a negative size counts as 0."""
+    centres = (fractions[..., :2] - 0.5) * priors.strides + priors.centres
+    return _corner_form(centres, fractions[..., 2:].clamp(min=0) * priors.strides)
+
+
+def to_fractions(code: Tensor, priors: Priors, kind: GridCode, xy_scale: float | None = None) -> Tensor:
+    """A network's grid code (..., 4) as fractions of the cells of ``priors``.
+
+    kind: ``course``, ``darknet`` or ``bounded``; xy_scale: the midpoint's range around the cell's centre, 1 for YOLOv3,
+    YOLOv4's ``scale_x_y``, 2 for ``bounded`` (these are the defaults). Raises ValueError for another kind.
+    """
+    if kind == "course":
+        return code
+    scale = _xy_scale(kind, xy_scale)
+    midpoint = (code[..., :2].sigmoid() - 0.5) * scale + 0.5
+    anchors = priors.sizes / priors.strides
+    if kind == "darknet":
+        sizes = anchors * code[..., 2:].clamp(max=_LARGEST_EXPONENT).exp()
+    else:
+        sizes = anchors * (2 * code[..., 2:].sigmoid()).square()
+    return torch.cat((midpoint, sizes), dim=-1)
+
+
+def from_fractions(fractions: Tensor, priors: Priors, kind: GridCode, xy_scale: float | None = None) -> Tensor:
+    """The grid code (..., 4) that ``to_fractions`` turns into ``fractions``; what it cannot reach becomes the nearest.
+
+    Raises ValueError for an unknown kind.
+    """
+    if kind == "course":
+        return fractions
+    scale = _xy_scale(kind, xy_scale)
+    midpoint = _logit((fractions[..., :2] - 0.5) / scale + 0.5)
+    ratio = fractions[..., 2:] * priors.strides / priors.sizes
+    size = ratio.log() if kind == "darknet" else _logit(ratio.sqrt() / 2)
+    return torch.cat((midpoint, size), dim=-1)
+
+
+def encode_grid(boxes: Tensor, priors: Priors, kind: GridCode, xy_scale: float | None = None) -> Tensor:
+    """Boxes (..., 4) xyxy as the grid code ``kind``: see ``to_fractions``."""
+    return from_fractions(encode_fractions(boxes, priors), priors, kind, xy_scale)
+
+
+def decode_grid(code: Tensor, priors: Priors, kind: GridCode, xy_scale: float | None = None) -> Tensor:
+    """Boxes (..., 4) xyxy from the grid code ``kind``: see ``to_fractions``."""
+    return decode_fractions(to_fractions(code, priors, kind, xy_scale), priors)
+
+
+def _xy_scale(kind: GridCode, xy_scale: float | None) -> float:
+    if kind not in ("darknet", "bounded"):
+        raise ValueError(f"a grid code is course, darknet or bounded, not {kind!r}")
+    return xy_scale if xy_scale is not None else (1.0 if kind == "darknet" else 2.0)
+
+
+def _logit(p: Tensor) -> Tensor:
+    return p.clamp(_SIGMOID_MARGIN, 1 - _SIGMOID_MARGIN).logit()
+
+
+def _centre_form(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    return (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
+
+
+def _corner_form(centres: Tensor, sizes: Tensor) -> Tensor:
+    return torch.cat((centres - sizes / 2, centres + sizes / 2), dim=-1)
