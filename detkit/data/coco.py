@@ -11,7 +11,8 @@ import mmap
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, repeat
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -209,7 +210,7 @@ def _read_file(path: Path, split: str | None, images: Path | None) -> Annotation
     files = [os.path.join(folder, p.file_name) for p in pictures]
     sizes = np.asarray([(_length(p.height), _length(p.width)) for p in pictures], dtype=np.int32).reshape(-1, 2)
     _fill_sizes(sizes, files, pictures, path, findings)
-    objects = _objects(file.annotations, seen, {c.id: i for i, c in reversed(list(enumerate(file.categories)))},
+    objects = _objects(file.annotations, seen, _class_index(file.categories),
                        path, findings)  # fmt: skip
     return assemble(
         objects,
@@ -225,7 +226,11 @@ def _read_file(path: Path, split: str | None, images: Path | None) -> Annotation
 
 
 def _objects(
-    records: list[_Annotation], images: dict[Id | None, int], classes: dict[Id, int], path: Path, findings: Findings
+    records: list[_Annotation],
+    images: dict[Id | None, int],
+    classes: dict[Id | None, int],
+    path: Path,
+    findings: Findings,
 ) -> Objects:
     n = len(records)
 
@@ -233,33 +238,65 @@ def _objects(
         a = records[row]
         return f"{path}: annotation {a.id if a.id is not None else f'number {row}'} (image {a.image_id})"
 
-    no_box = np.asarray([row for row, a in enumerate(records) if a.bbox is None], dtype=np.int64)
+    def column(name: str) -> Iterator[Any]:
+        return map(attrgetter(name), records)
+
+    boxes = list(column("bbox"))
+    no_box = np.asarray([row for row, box in enumerate(boxes) if box is None] if None in boxes else [], np.int64)
     findings.add_rows("annotation without a box of four numbers (dropped)", no_box, where)
-    nothing = (0.0, 0.0, 0.0, 0.0)
-    flat = chain.from_iterable(a.bbox or nothing for a in records)
-    xywh = np.fromiter(flat, np.float64, 4 * n).reshape(n, 4)
-    image = np.fromiter((images.get(a.image_id, -1) for a in records), np.int64, n)
-    labels = np.fromiter((classes.get(a.category_id, -1) for a in records), np.int64, n)  # type: ignore[arg-type]
+    for row in no_box.tolist():
+        boxes[row] = (0.0, 0.0, 0.0, 0.0)
+    xywh = np.fromiter(chain.from_iterable(boxes), np.float64, 4 * n).reshape(n, 4)
+    image = _look_up(list(column("image_id")), images)
+    labels = _look_up(list(column("category_id")), classes)
     findings.add_rows("unknown image id (annotation dropped)", np.flatnonzero(image < 0), where)
     findings.add_rows("unknown category id (annotation dropped)", np.flatnonzero(labels < 0), where)
     labels[no_box] = -1
-    area = np.fromiter((math.nan if a.area is None else a.area for a in records), np.float64, n)
-    crowd = np.fromiter((bool(a.iscrowd) for a in records), bool, n)
-    difficult = np.fromiter((bool(a.difficult) for a in records), bool, n)
-    ids = np.fromiter((_whole(a.id, row) for row, a in enumerate(records)), np.int64, n)
-    values, counts = np.unique(ids, return_counts=True)
-    twice = np.flatnonzero(np.isin(ids, values[counts > 1])) if (counts > 1).any() else np.zeros(0, np.int64)
-    findings.add_rows("annotation id used more than once (kept)", twice, where)
+    area = np.asarray(list(column("area")), dtype=np.float64)  # None becomes NaN
+    crowd = np.fromiter(map(bool, column("iscrowd")), bool, n)
+    difficult = np.fromiter(map(bool, column("difficult")), bool, n)
+    ids = _whole(list(column("id")))
+    order = np.argsort(ids, kind="stable")
+    again = order[1:][ids[order[1:]] == ids[order[:-1]]]
+    findings.add_rows("annotation id used again (kept)", np.sort(again), where)
     return Objects(image, xywh, labels, where, crowd, difficult, area, ids)
 
 
-def _whole(value: Id | None, row: int) -> int:
-    """An id for the metrics' table; a name or a missing id becomes the record's number, from one."""
-    return value if isinstance(value, int) and abs(value) < 1 << 62 else row + 1
+def _look_up(values: list[Id | None], table: dict[Id | None, int]) -> np.ndarray:
+    """(N,) int64: the table's number for each value, -1 where it has none; sorted search where all are integers."""
+    keys = list(table)
+    if not keys or set(map(type, values)) | set(map(type, keys)) != {int}:
+        return np.fromiter(map(table.get, values, repeat(-1)), np.int64, len(values))
+    try:
+        wanted, known = np.asarray(values, dtype=np.int64), np.asarray(keys, dtype=np.int64)
+    except OverflowError:
+        return np.fromiter(map(table.get, values, repeat(-1)), np.int64, len(values))
+    order = np.argsort(known, kind="stable")
+    place = np.minimum(np.searchsorted(known[order], wanted), len(known) - 1)
+    found = order[place]
+    numbers = np.fromiter(table.values(), np.int64, len(keys))
+    return np.where(known[found] == wanted, numbers[found], -1)
+
+
+def _whole(values: list[Id | None]) -> np.ndarray:
+    """(N,) int64 ids for the metrics' table; where one is a name or missing, all become record numbers, from one."""
+    if set(map(type, values)) <= {int}:
+        try:
+            return np.asarray(values, dtype=np.int64)
+        except OverflowError:
+            pass
+    return np.arange(1, len(values) + 1, dtype=np.int64)
 
 
 def _length(value: float | None) -> int:
     return int(value) if value is not None and 0 < value < 1 << 31 else 0
+
+
+def _class_index(categories: list[_Category]) -> dict[Id | None, int]:
+    index: dict[Id | None, int] = {}
+    for i, category in enumerate(categories):
+        index.setdefault(category.id, i)
+    return index
 
 
 def _class_names(categories: list[_Category], path: Path, findings: Findings) -> tuple[str, ...]:
