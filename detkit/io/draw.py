@@ -83,7 +83,7 @@ def _copy(image: np.ndarray) -> np.ndarray:
 
 
 def _line_width(canvas: np.ndarray) -> int:
-    return max(1, round(sum(canvas.shape[:2]) / 2 * 0.0035))
+    return max(1, round(0.6 + sum(canvas.shape[:2]) / 2 * 0.003))
 
 
 def _font_size(canvas: np.ndarray) -> int:

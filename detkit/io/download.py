@@ -1,0 +1,60 @@
+"""Fetching one file whose contents are known beforehand."""
+
+from __future__ import annotations
+
+import hashlib
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from detkit.errors import DetkitError
+from detkit.io.files import atomic_path
+
+
+def sha256_of(path: str | Path) -> str:
+    """The SHA-256 of a file as 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fetch(url: str, sha256: str, to: str | Path, *, progress: Callable[[int, int | None], None] | None = None) -> Path:
+    """Makes sure that ``to`` holds the file with this SHA-256, downloading it from ``url`` if need be.
+
+    A file that is there and right is kept without touching the network. progress(bytes so far, total or None) is called
+    after every block. Raises DetkitError: no connection, contents other than promised (nothing is kept), disk full.
+    """
+    to = Path(to)
+    if to.is_file() and sha256_of(to) == sha256:
+        return to
+    if not url.startswith(("https://", "file://")):
+        raise DetkitError("only https addresses are fetched", url, "give an https address")
+    with atomic_path(to, overwrite=True) as temporary:
+        digest = hashlib.sha256()
+        done = 0
+        with open(temporary, "wb") as file:
+            for block, total in _blocks(url):
+                file.write(block)
+                digest.update(block)
+                done += len(block)
+                if progress is not None:
+                    progress(done, total)
+        if digest.hexdigest() != sha256:
+            raise DetkitError(
+                "the downloaded file is not the one expected (its SHA-256 differs)",
+                url,
+                "try again; if it stays so, the file at that address has changed: do not use it",
+            )
+    return to
+
+
+def _blocks(url: str) -> Iterator[tuple[bytes, int | None]]:
+    try:
+        with urllib.request.urlopen(url, timeout=30) as response:
+            length = response.headers.get("Content-Length")
+            total = int(length) if length else None
+            while block := response.read(1 << 20):
+                yield block, total
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        reason = getattr(error, "reason", error)
+        raise DetkitError(f"the download failed ({reason})", url, "check the connection and try again") from error

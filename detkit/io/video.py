@@ -1,0 +1,237 @@
+"""The one reader and the one writer of videos (OpenCV's FFmpeg); sound is not kept."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from detkit.errors import DetkitError
+from detkit.io.files import atomic_path
+from detkit.io.images import quiet_opencv, read_error
+
+VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ts"))
+_COUNTED = (".mp4", ".m4v", ".mov")  # containers that store the exact number of frames
+
+
+class Codec(NamedTuple):
+    """A four-letter code, what people call it, and whether browsers play it."""
+
+    fourcc: str
+    name: str
+    plays_in_browsers: bool
+
+
+# Tried in this order. Builds of FFmpeg without H.264 (its encoder is GPL) are common; OpenCV passes no options to the
+# encoder, so VP9 takes about four times as long as VP8, which only WebM can hold.
+_CODECS: dict[str, tuple[Codec, ...]] = {
+    ".mp4": (Codec("avc1", "H.264", True), Codec("vp09", "VP9", True), Codec("mp4v", "MPEG-4 Part 2", False)),
+    ".webm": (Codec("VP80", "VP8", True), Codec("VP90", "VP9", True)),
+    ".avi": (Codec("MJPG", "Motion JPEG", False),),
+}
+_environment_lock = threading.Lock()
+
+
+class VideoReader:
+    """The frames of a video file or camera, one at a time, as uint8 (H, W, 3) RGB, turned upright.
+
+    fps and frames_total are None where unknown (frames_total is the file's own claim); width and height in pixels.
+    Raises DetkitError if it cannot be opened. ``for frame in reader`` ends at the last good frame; ``cut_short`` then
+    tells whether the file promised more.
+    """
+
+    def __init__(self, source: str | Path | int, *, capture: Callable[[Any], Any] | None = None) -> None:
+        self.source = source
+        self.where = f"camera {source}" if isinstance(source, int) else str(source)
+        self.frames_read = 0
+        self._last_second = 0.0
+        if not isinstance(source, int) and capture is None:
+            _check_readable(Path(source))
+        with quiet_opencv(), _quiet_ffmpeg():
+            self._capture = (capture or cv2.VideoCapture)(source if isinstance(source, int) else str(source))
+        if not self._capture.isOpened():
+            self._capture.release()
+            if isinstance(source, int):
+                raise DetkitError("the camera cannot be opened", self.where, "check that it is there and not in use")
+            raise DetkitError(
+                "the video cannot be opened: it is cut off, damaged or of an unknown kind",
+                self.where,
+                "play it in a player, or convert it to mp4",
+            )
+        self.fps = self._property(cv2.CAP_PROP_FPS)
+        total = self._property(cv2.CAP_PROP_FRAME_COUNT)
+        self.frames_total = None if total is None or isinstance(source, int) else round(total)
+        self.width = round(self._property(cv2.CAP_PROP_FRAME_WIDTH) or 0)
+        self.height = round(self._property(cv2.CAP_PROP_FRAME_HEIGHT) or 0)
+
+    def _property(self, key: int) -> float | None:
+        value = float(self._capture.get(key))
+        return value if math.isfinite(value) and value > 0 else None
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        while (frame := self.read()) is not None:
+            yield frame
+            del frame  # the consumer's reference is the only one while the next frame is decoded
+
+    def read(self) -> np.ndarray | None:
+        """The next frame, or None after the last."""
+        with quiet_opencv():
+            try:
+                good, frame = self._capture.read()
+            except cv2.error:
+                good, frame = False, None
+        if not good or frame is None:
+            return None
+        self.frames_read += 1
+        self._last_second = max(self._last_second, float(self._capture.get(cv2.CAP_PROP_POS_MSEC) or 0) / 1000)
+        if frame.ndim == 2:
+            return cv2.cvtColor(frame, cv2.COLOR_GRAY2RGB)
+        return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+
+    @property
+    def cut_short(self) -> bool:
+        """After the last frame: both the number of frames and the time fall short of what the file promised."""
+        if self.frames_total is None or self.fps is None:
+            return False
+        exact = str(self.source).lower().endswith(_COUNTED)
+        # Other containers give a duration only, of the longest stream; with a varying rate the count is a guess.
+        slack = 2.0 if exact else max(self.fps, 0.02 * self.frames_total)
+        return (
+            self.frames_read < self.frames_total - slack
+            and self._last_second * self.fps < self.frames_total - slack
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Releases the file or camera."""
+        self._capture.release()
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class VideoWriter:
+    """Writes uint8 (H, W, 3) RGB frames to .mp4, .webm or .avi; the file appears when the block ends well.
+
+    codec: the Codec in use, known after the first frame; notice: a sentence for the user if browsers will not play the
+    file, else None. Use as a context manager. Raises DetkitError: unknown suffix, exists already (without
+    ``overwrite``), no codec, disk full. An odd width or height loses its last column or row.
+    """
+
+    def __init__(self, path: str | Path, fps: float | None = None, *, overwrite: bool = False) -> None:
+        self.path = Path(path)
+        self.fps = float(fps) if fps and math.isfinite(fps) and fps > 0 else 25.0
+        self.codec: Codec | None = None
+        self.notice: str | None = None
+        self.frames_written = 0
+        self._overwrite = overwrite
+        self._size: tuple[int, int] | None = None
+        self._stack = ExitStack()
+        self._writer: Any = None
+        if self.path.suffix.lower() not in _CODECS:
+            raise DetkitError(
+                f"no video format is known by the suffix {self.path.suffix!r}",
+                str(path),
+                f"use {', '.join(_CODECS)}",
+            )
+
+    def __enter__(self) -> VideoWriter:
+        self._temporary = self._stack.enter_context(atomic_path(self.path, self._overwrite))
+        return self
+
+    def write(self, frame: np.ndarray) -> None:
+        """Appends a frame; all frames must have the first one's size (ValueError)."""
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+            raise ValueError(f"VideoWriter: frame must be uint8 (H, W, 3) RGB, got {frame.dtype} {frame.shape}")
+        size = (frame.shape[1], frame.shape[0])
+        if self._size is None:
+            self._open(size)
+        if size != self._size:
+            raise ValueError(f"VideoWriter: all frames must be {self._size} pixels (width, height), got {size}")
+        with quiet_opencv():
+            self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        self.frames_written += 1
+
+    def _open(self, size: tuple[int, int]) -> None:
+        for codec in _CODECS[self.path.suffix.lower()]:
+            with quiet_opencv(), _quiet_ffmpeg():
+                writer = cv2.VideoWriter(
+                    str(self._temporary), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*codec.fourcc), self.fps, size
+                )
+            if writer.isOpened():
+                self._writer, self.codec, self._size = writer, codec, size
+                if not codec.plays_in_browsers:
+                    self.notice = f"{self.path.name} is {codec.name}: players show it, web browsers do not"
+                return
+            writer.release()
+            self._temporary.unlink(missing_ok=True)
+        raise DetkitError(
+            f"OpenCV has no video encoder for {self.path.suffix}", str(self.path), f"try {', '.join(_CODECS)}"
+        )
+
+    def _close_writer(self) -> None:
+        if self._writer is not None:
+            with quiet_opencv():
+                self._writer.release()
+            self._writer = None
+
+    def _check(self) -> None:
+        """OpenCV does not report a write that failed: what lies on the disk is opened again."""
+        if self._size is None:
+            raise DetkitError("no frame was written", str(self.path), "check that the source has readable frames")
+        try:
+            with VideoReader(self._temporary) as written:
+                total = written.frames_total or 0
+                whole = total >= self.frames_written - 2 and written.read() is not None
+        except DetkitError:
+            whole = False
+        if not whole:
+            raise DetkitError(
+                "the video could not be written whole: no room is left, or the disk failed",
+                str(self.path),
+                "free some space, or write to another disk",
+                code=4,
+            )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close_writer()
+        if kind is not None:
+            self._stack.__exit__(kind, error, trace)
+            return
+        with self._stack:
+            self._check()
+
+
+def _check_readable(path: Path) -> None:
+    try:
+        with open(path, "rb") as file:
+            if not file.read(1):
+                raise DetkitError("the file is empty", str(path), "fetch or copy it again")
+    except OSError as error:
+        raise read_error(error, str(path)) from error
+
+
+@contextmanager
+def _quiet_ffmpeg() -> Iterator[None]:
+    """Keeps FFmpeg's own messages off stderr; OpenCV takes their level from the environment only."""
+    key = "OPENCV_FFMPEG_LOGLEVEL"
+    with _environment_lock:
+        ours = key not in os.environ
+        os.environ.setdefault(key, "-8")
+        try:
+            yield
+        finally:
+            if ours:
+                del os.environ[key]
