@@ -161,7 +161,9 @@ class Annotations:
         table = np.asarray([kept.index(name) if name in kept else -1 for name in renamed], dtype=np.int64)
         labels = table[self.labels] if len(table) else self.labels
         ids = tuple(self.class_ids[renamed.index(name)] for name in kept)
-        return replace(self, labels=labels, classes=tuple(kept), class_ids=ids)._with_objects(labels >= 0)
+        # Renamed classes are no longer those of the source's records.
+        source = None if rename else self.source
+        return replace(self, labels=labels, classes=tuple(kept), class_ids=ids, source=source)._with_objects(labels >= 0)
 
     def _known(self, name: str, names: tuple[str, ...], key: str) -> None:
         if name not in names:

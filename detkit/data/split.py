@@ -1,0 +1,118 @@
+"""Seeded parts of a data set that keep the classes balanced.
+
+Iterative stratification: Sechidis, Tsoumakas, Vlahavas, "On the Stratification of Multi-Label Data", 2011, section 3.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from detkit.data.annotations import Annotations
+from detkit.errors import DetkitError
+
+
+def stratify(annotations: Annotations, fractions: Mapping[str, float], seed: int = 0) -> dict[str, np.ndarray]:
+    """Image indices of each part, ascending; the same for the same seed.
+
+    fractions: part name to share, all positive, sum 1. Objects of every class, and pictures without objects, are
+    shared out as the fractions say: the class with the fewest objects left is dealt out first, each of its pictures
+    going to the part that lacks most of that class.
+    """
+    _check(fractions)
+    parts = list(fractions)
+    share = np.asarray([fractions[name] for name in parts])
+    rng = np.random.default_rng(seed)
+    images, classes = len(annotations), len(annotations.classes)
+    # The last column stands for pictures without objects, which are to be spread as well.
+    counts = np.zeros((images, classes + 1), dtype=np.int64)
+    np.add.at(counts, (annotations.image_index, annotations.labels), 1)
+    counts[:, classes] = counts.sum(axis=1) == 0
+    wanted = share[:, None] * counts.sum(axis=0)[None, :].astype(np.float64)
+    room = share * images
+    part_of = np.full(images, -1, dtype=np.int64)
+    left = counts.sum(axis=0)
+    while (left > 0).any():
+        rare = int(np.argmin(np.where(left > 0, left, np.iinfo(np.int64).max)))
+        chosen = rng.permutation(np.flatnonzero((part_of < 0) & (counts[:, rare] > 0)))
+        # Pictures with many objects of the class first: single ones even out what they leave.
+        for image in chosen[np.argsort(-counts[chosen, rare], kind="stable")]:
+            part = _neediest(wanted[:, rare], room, share, rng)
+            part_of[image] = part
+            wanted[part] -= counts[image]
+            room[part] -= 1
+        left -= counts[chosen].sum(axis=0)
+    return {name: np.flatnonzero(part_of == i) for i, name in enumerate(parts)}
+
+
+def _neediest(wanted: np.ndarray, room: np.ndarray, share: np.ndarray, rng: np.random.Generator) -> int:
+    best = np.flatnonzero(wanted == wanted.max())
+    if len(best) > 1:
+        best = best[room[best] == room[best].max()]
+    return int(best[0] if len(best) == 1 else best[rng.integers(len(best))])
+
+
+def _check(fractions: Mapping[str, float]) -> None:
+    total = sum(fractions.values())
+    if not fractions or min(fractions.values()) <= 0 or abs(total - 1) > 1e-6:
+        given = ", ".join(f"{name} {value:g}" for name, value in fractions.items())
+        raise DetkitError("the shares of the parts must be positive and sum to 1", given, "give --val 0.2, say")
+    for name in fractions:
+        if not name or any(c in name for c in "/\\") or name.startswith("."):
+            raise DetkitError(f"{name!r} cannot be the name of a part", do="use letters, digits, - and _")
+
+
+def write_split(
+    annotations: Annotations, parts: Mapping[str, np.ndarray], out: Path | None = None, *, overwrite: bool = False
+) -> list[Path]:
+    """Writes what makes the parts usable, and returns the files; pictures and labels stay where they are.
+
+    COCO: STEM-PART.json, with the records as they were. VOC: a list PART.txt (default: in ImageSets/Main). YOLO:
+    STEM-PART.txt with the pictures' paths, and STEM-split.yaml that names them. out: folder (default: beside the
+    source). Raises DetkitError if a file exists and ``overwrite`` is not set.
+    """
+    source = annotations.source
+    if source is None:
+        raise DetkitError("only a data set of one source can be split", do="split each of them by itself")
+    home = source.path.parent if source.path.is_file() else source.path
+    folder = out or (home / "ImageSets" / "Main" if source.format == "voc" else home)
+    stem = source.path.stem if source.path.is_file() else f"instances_{source.split or 'all'}"
+    if source.format == "coco":
+        stem = stem.removeprefix("instances_")
+        files = [folder / f"{stem}-{name}.json" for name in parts]
+    elif source.format == "voc":
+        files = [folder / f"{name}.txt" for name in parts]
+    else:
+        files = [folder / f"{stem}-{name}.txt" for name in parts] + [folder / f"{stem}-split.yaml"]
+    from detkit.io.files import refuse_existing, write_text
+
+    for file in files:
+        refuse_existing(file, overwrite)  # all of them before the first is written
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, rows in zip(files, parts.values(), strict=False):
+        subset = annotations.subset(rows)
+        if source.format == "coco":
+            from detkit.data.convert import write_coco_json
+
+            pictures = os.path.relpath(source.images, folder) if source.images else None
+            write_coco_json(subset, file, overwrite=overwrite, picture_folder=pictures)
+        else:
+            lines = subset.image_ids if source.format == "voc" else [os.path.abspath(f) for f in subset.files]
+            write_text(file, "".join(f"{line}\n" for line in lines), overwrite=overwrite)
+    if source.format == "yolo":
+        import yaml
+
+        named = dict(zip((str(name) for name in parts), (str(f.absolute()) for f in files), strict=False))
+        names = dict(zip(annotations.class_ids, annotations.classes, strict=True))
+        text = yaml.safe_dump({"path": str(folder.absolute()), **named, "names": names}, sort_keys=False,
+                              allow_unicode=True)  # fmt: skip
+        write_text(files[-1], text, overwrite=overwrite)
+    return files
+
+
+def balance(annotations: Annotations, parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """(C,) int64 objects of each class in every part."""
+    return {name: annotations.subset(rows).class_counts() for name, rows in parts.items()}

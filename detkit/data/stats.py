@@ -1,0 +1,135 @@
+"""Numbers and plots that describe a data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detkit.data.annotations import Annotations
+from detkit.errors import DetkitError
+
+SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, np.inf)}  # COCO's, square pixels
+PICTURES = 300
+PIXELS = 4096  # drawn from each picture
+
+
+@dataclass(slots=True, frozen=True, eq=False)
+class Colour:
+    """RGB of a data set: mean (3,) and covariance (3, 3) float64, in 0..255 units; pictures = how many were read."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    pictures: int
+
+
+def colour(annotations: Annotations, *, pictures: int = PICTURES, seed: int = 0) -> Colour:
+    """Mean and covariance of RGB over a seeded sample of pictures; every picture weighs the same.
+
+    The covariance feeds AlexNet's PCA colour augmentation (Krizhevsky et al., 2012, section 4.1). Pictures that cannot
+    be read are passed over; DetkitError if that leaves none.
+    """
+    from detkit.io.images import read_image
+
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(annotations))[:pictures]
+    total, product, read = np.zeros(3), np.zeros((3, 3)), 0
+    for i in np.sort(order):
+        try:
+            image = read_image(annotations.files[i], reduce_to=256)
+        except (DetkitError, OSError):
+            continue
+        pixels = image.reshape(-1, 3)
+        chosen = pixels[rng.integers(0, len(pixels), PIXELS)].astype(np.float64)
+        total += chosen.mean(axis=0)
+        product += chosen.T @ chosen / len(chosen)
+        read += 1
+    if not read:
+        where = annotations.files[0] if len(annotations) else ""
+        raise DetkitError("none of the pictures could be read", where, "give --images the folder of the pictures")
+    mean = total / read
+    return Colour(mean, product / read - np.outer(mean, mean), read)
+
+
+def describe(annotations: Annotations) -> dict[str, Any]:
+    """Plain numbers: images, boxes, per class, sizes, aspect, boxes an image, picture sizes (pixels)."""
+    a = annotations
+    per_image = np.diff(a.offsets)
+    sides = np.sqrt(a.xywh[:, 2] * a.xywh[:, 3])
+    aspect = a.xywh[:, 2] / a.xywh[:, 3]
+    images_with = [np.unique(a.image_index[a.labels == i]).size for i in range(len(a.classes))]
+    known = a.sizes[(a.sizes > 0).all(axis=1)]
+    return {
+        "images": len(a),
+        "images_without_boxes": int((per_image == 0).sum()),
+        "boxes": len(a.labels),
+        "crowd": int(a.crowd.sum()),
+        "difficult": int(a.difficult.sum()),
+        "classes": {
+            name: {"boxes": int(count), "images": int(images)}
+            for name, count, images in zip(a.classes, a.class_counts(), images_with, strict=True)
+        },
+        "sizes": {name: int(((a.area >= low) & (a.area < high)).sum()) for name, (low, high) in SIZES.items()},
+        "side": _quantiles(sides),
+        "aspect": _quantiles(aspect),
+        "boxes_per_image": {**_quantiles(per_image), "mean": float(per_image.mean()) if len(a) else 0.0},
+        "width": _quantiles(known[:, 1]),
+        "height": _quantiles(known[:, 0]),
+    }
+
+
+def _quantiles(values: np.ndarray) -> dict[str, float]:
+    names = {"min": 0, "p10": 10, "median": 50, "p90": 90, "max": 100}
+    if not len(values):
+        return dict.fromkeys(names, 0.0)
+    return {name: round(float(np.percentile(values, q)), 3) for name, q in names.items()}
+
+
+def plot(annotations: Annotations, path: Path, *, overwrite: bool = False) -> None:
+    """One picture of four plots: boxes a class, box sides, aspect, boxes an image."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from detkit.io.files import atomic_path
+
+    a = annotations
+    # The Agg canvas by itself: no window system, and pyplot's global state is left alone.
+    figure = Figure(figsize=(13, 9), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, 2).ravel()
+    counts = a.class_counts()
+    order = np.argsort(-counts, kind="stable")[:40]
+    axes[0].barh([a.classes[i] for i in order[::-1]], counts[order[::-1]], color="#4477aa")
+    axes[0].tick_params(axis="y", labelsize=9 if len(order) <= 20 else 6)
+    more = f" (40 of {len(counts)})" if len(counts) > 40 else ""
+    axes[0].set(title=f"Boxes of each class{more}", xlabel="boxes")
+    sides = np.sqrt(a.xywh[:, 2] * a.xywh[:, 3])
+    _log_histogram(axes[1], sides, "Box size", "square root of width x height, pixels")
+    for edge in (32, 96):
+        axes[1].axvline(edge, color="#aa3377", linestyle=":")
+    _log_histogram(axes[2], a.xywh[:, 2] / a.xywh[:, 3], "Aspect", "width / height")
+    per_image = np.diff(a.offsets)
+    top = int(per_image.max(initial=0))
+    axes[3].hist(per_image, bins=np.arange(min(top, 60) + 2) - 0.5 if top <= 60 else 60, color="#4477aa")
+    axes[3].set(title="Boxes in a picture", xlabel="boxes", ylabel="pictures")
+    figure.suptitle(f"{len(a)} pictures, {len(a.labels)} boxes, {len(a.classes)} classes")
+    with atomic_path(path, overwrite) as temporary:
+        figure.savefig(temporary, dpi=110, format=_picture_format(path))
+
+
+def _log_histogram(axes: Any, values: np.ndarray, title: str, label: str) -> None:
+    if len(values):
+        low, high = max(float(values.min()), 1e-3), float(values.max())
+        axes.hist(values, bins=list(np.geomspace(low * 0.99, high * 1.01, 50)), color="#4477aa")
+        axes.set_xscale("log")
+    axes.set(title=title, xlabel=label, ylabel="boxes")
+
+
+def _picture_format(path: Path) -> str:
+    suffix = path.suffix.lower().removeprefix(".")
+    if suffix not in ("png", "jpg", "jpeg", "pdf", "svg", "webp"):
+        raise DetkitError(f"plots cannot be written as {path.suffix or 'a file without suffix'}", str(path),
+                          "use .png, .jpg, .pdf or .svg")  # fmt: skip
+    return suffix
