@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -15,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from detkit import zoo
 from detkit.data.loader import collate
 from detkit.data.resize import Resize
 from detkit.errors import DetkitError
 from detkit.structures import Batch, Detections, Limits, Loss, Sample, Target
 
-FORMAT_VERSION = 1
 Losses = dict[str, Loss]
 
 
@@ -30,7 +28,7 @@ class Detector(nn.Module):
     backbone: normalised pixels to feature maps; neck: maps to maps; head: maps (and proposals) to detections;
     proposals: a source of candidate boxes, or None. classes: names by label; class_ids: the training data's own ids of
     the classes; resize: how a picture becomes an input, for training, evaluation, prediction and export alike; config:
-    the model section that ``detkit.config`` rebuilds these parts from; threshold: the score below which ``predict``
+    its "model" section is what ``detkit.config`` rebuilds these parts from; threshold: the score below which ``predict``
     shows nothing; scores, record: what was measured and how it was trained, kept in the file.
     """
 
@@ -235,65 +233,24 @@ class Detector(nn.Module):
             "record": self.record,
         }
         # Through bytes, not save_file: that maps the file, and a full disk would then kill the process.
-        data = save(state, {"format": "detkit", "version": str(FORMAT_VERSION), "detkit": json.dumps(_plain(header))})
+        data = save(state, zoo.header_metadata(_plain(header)))
         write_bytes(path, data, overwrite=overwrite)
 
 
-@dataclass(slots=True)
-class ModelFile:
-    """What a model's file holds: the header's fields, and the weights by name."""
-
-    config: dict[str, Any]
-    classes: list[str]
-    class_ids: list[int | str]
-    resize: dict[str, Any]
-    threshold: float
-    scores: dict[str, float] = field(default_factory=dict)
-    record: dict[str, Any] = field(default_factory=dict)
-    state: dict[str, Tensor] = field(default_factory=dict)
-
-
-def read_model_file(path: str | Path) -> ModelFile:
-    """Reads a file that ``Detector.save`` wrote; nothing in it is executed.
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The weights in a file that ``Detector.save`` wrote, by name; nothing in the file is executed.
 
     Raises:
-        DetkitError: no such file, a pickle, cut off, of a newer format, or of another program.
+        DetkitError: as ``detkit.zoo.read_header``, or a damaged file.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load
+    from safetensors.torch import load_file
 
-    path = Path(path)
-    where = str(path)
-    retrain = "give a .safetensors file that detkit wrote, such as best.safetensors of a run"
+    zoo.read_header(path)
     try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise DetkitError("there is no such model file", where, retrain) from None
-    except OSError as error:
-        raise DetkitError(f"the model file cannot be read: {error.strerror}", where, retrain) from None
-    if data[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        raise DetkitError("this is a Python pickle, which could run code, so it is not opened", where, retrain)
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or data[8:9] != b"{":
-        raise DetkitError("this is no model file of detkit", where, retrain)
-    cut = DetkitError(
-        f"the model file is cut off or damaged ({len(data):,} bytes)", where, "copy or download it again"
-    )
-    if length > len(data) - 8:
-        raise cut
-    try:
-        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-    except (ValueError, UnicodeDecodeError):
-        raise cut from None
-    if metadata.get("format") != "detkit" or not str(metadata.get("version", "")).isdigit():
-        raise DetkitError("this safetensors file was not written by detkit", where, retrain)
-    if int(metadata["version"]) > FORMAT_VERSION:
-        what = f"the model file has format {metadata['version']}, this detkit reads up to {FORMAT_VERSION}"
-        raise DetkitError(what, where, "pip install --upgrade detkit")
-    try:
-        return ModelFile(**json.loads(metadata["detkit"]), state=load(data))
-    except (SafetensorError, KeyError, ValueError, TypeError):
-        raise cut from None
+        return dict(load_file(path))
+    except SafetensorError as error:
+        raise DetkitError(f"the model file is damaged: {error}", str(path), "copy or download it again") from None
 
 
 @contextmanager

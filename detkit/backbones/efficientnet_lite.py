@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0: EfficientNet-B0 (Tan & Le 2019, arXiv 1905.11946) without squeeze-and-excitation and with ReLU6."""
+"""EfficientNet-Lite0: EfficientNet-B0 (Tan & Le 2019, arXiv 1905.11946) with ReLU6 and no squeeze-and-excitation."""
 
 from __future__ import annotations
 

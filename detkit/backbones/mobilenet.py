@@ -1,4 +1,4 @@
-"""torchvision's MobileNets: v2 (Sandler et al. 2018, arXiv 1801.04381) and v3 (Howard et al. 2019, arXiv 1905.02244)."""
+"""torchvision's MobileNets: v2 (Sandler et al. 2018, arXiv 1801.04381), v3 (Howard et al. 2019, arXiv 1905.02244)."""
 
 from __future__ import annotations
 

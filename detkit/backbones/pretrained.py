@@ -31,7 +31,9 @@ def load_weights(net: nn.Module, weights: str | None, name: str) -> nn.Module:
     wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
     if missing or wrong:
         what = f"does not hold {missing[0]}" if missing else f"holds {wrong[0]} in another shape"
-        raise DetkitError(f"these weights are not {name}'s: the file {what}", str(path), "give the file of this backbone")
+        raise DetkitError(
+            f"these weights are not {name}'s: the file {what}", str(path), "give the file of this backbone"
+        )
     net.load_state_dict({key: state.get(key, value) for key, value in own.items()})
     return net
 
@@ -40,7 +42,9 @@ def read_state(path: Path) -> dict[str, Any]:
     """The state dict in a safetensors file or a torch pickle; a pickle is never executed (``weights_only``)."""
     where = str(path)
     if not path.is_file():
-        raise DetkitError("the backbone's weights are not there", where, "give 'none', 'imagenet' or a file that exists")
+        raise DetkitError(
+            "the backbone's weights are not there", where, "give 'none', 'imagenet' or a file that exists"
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

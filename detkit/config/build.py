@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from detkit.config.experiment import PARTS, Config, check_model, part_table
-from detkit.config.schema import Place, find_part, nearest
+from detkit import zoo
+from detkit.config.experiment import MODEL_KEYS, PARTS, Config, check_model, part_table
+from detkit.config.schema import Place, find_part, located
 from detkit.data.dataset import Dataset
 from detkit.data.resize import Resize
-from detkit.detector import Detector, ModelFile, read_model_file
+from detkit.detector import Detector, read_weights
 from detkit.errors import DetkitError
 
 ANCHORS_PER_LEVEL = 3
@@ -39,13 +40,27 @@ def build_detector(
     if model["head"].get("anchors") == "auto":
         if anchors is None:
             where = config.place.at(("model", "head", "anchors"))
-            raise DetkitError("anchors are auto, so the training data is needed", where, "give anchors as [[w, h], ...]")
+            raise DetkitError(
+                "anchors are auto, so the training data is needed", where, "give anchors as [[w, h], ...]"
+            )
         model["head"]["anchors"] = [[float(w), float(h)] for w, h in anchors]
-    start = None if model["weights"] == "none" else read_model_file(weights_file(model["weights"]))
-    # A detector's file holds the backbone's weights too; the saved config must not fetch any either.
-    backbone_weights = model["backbone"].get("weights", "none")
-    parts = _parts(model, len(classes), config.place, "none" if start else backbone_weights)
-    detector = _assemble(parts, model, classes, class_ids)
+    start = None if model["weights"] == "none" else read_weights(zoo.resolve(model["weights"]))
+    # The weights of a detector to start from hold the backbone's, so those need not be fetched.
+    backbone, neck, head = _parts(
+        model, len(classes), config.place, "none" if start else model["backbone"].get("weights")
+    )
+    # Everything but the data, whose paths are nobody else's business, goes into the model's file.
+    known = {name: section for name, section in config.to_dict().items() if name != "data"}
+    with located(config.place, ("model",), MODEL_KEYS):
+        detector = Detector(
+            backbone,
+            neck,
+            head,
+            classes=classes,
+            class_ids=class_ids,
+            resize=_resize(model, neck),
+            config={**known, "model": model},
+        )
     if start:
         _start_from(detector, start, model["weights"])
     return detector
@@ -96,53 +111,23 @@ def load(path_or_name: str | Path) -> Detector:
     Raises:
         DetkitError: no such file or name, or a file that is not a detkit model, damaged or too new.
     """
-    path = weights_file(path_or_name)
-    file = read_model_file(path)
+    path = zoo.resolve(path_or_name)
+    header, weights = zoo.read_header(path), read_weights(path)
     place = Place(str(path))
     # The state of the caller's generator stays as it is: the random weights are replaced at once.
     with torch.random.fork_rng(devices=[]):
-        model = check_model(file.config, place)
-        detector = _assemble(
-            _parts(model, len(file.classes), place, "none"),
-            model,
-            file.classes,
-            file.class_ids,
-            resize=Resize.from_dict(file.resize),
-            threshold=file.threshold,
-            scores=file.scores,
-            record=file.record,
+        model = check_model(header["config"].get("model"), place)
+        detector = Detector(
+            *_parts(model, len(header["classes"]), place, "none"),
+            resize=Resize.from_dict(header["resize"]),
+            **{key: header[key] for key in ("config", "classes", "class_ids", "threshold", "scores", "record")},
         )
     try:
-        detector.load_state_dict(file.state)
+        detector.load_state_dict(weights)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise DetkitError("the file's weights do not fit its config", str(path), reason) from None
     return detector.eval()
-
-
-def weights_file(path_or_name: str | Path) -> Path:
-    """The model file that a path, a run folder or a shipped name means.
-
-    Raises:
-        DetkitError: nothing of that name, with the nearest.
-    """
-    from detkit import zoo
-
-    path = Path(path_or_name)
-    if path.is_dir():
-        best = path / "best.safetensors"
-        if not best.is_file():
-            raise DetkitError("this folder holds no best.safetensors", str(path), "give a run folder or a model file")
-        return best
-    if path.is_file():
-        return path
-    name = str(path_or_name)
-    if name == "default" or name in zoo.WEIGHTS:
-        return zoo.fetch(name)
-    if path.suffix or len(path.parts) > 1:
-        raise DetkitError("there is no such model file", name, "give a .safetensors file that detkit wrote")
-    do = nearest(name, zoo.WEIGHTS) if zoo.WEIGHTS else "give the path of a .safetensors file or of a run folder"
-    raise DetkitError(f"there is no model {name!r}", name, do)
 
 
 def _parts(
@@ -163,12 +148,8 @@ def _part(model: dict[str, Any], kind: str, place: Place, *wired: Any) -> Any:
     arguments = dict(model[kind])
     name = arguments.pop("name")
     constructor = find_part(part_table(kind), kind, name, place, ("model", kind, "name"))
-    try:
+    with located(place, ("model", kind), arguments):
         return constructor(*wired, **arguments)
-    except ValueError as error:
-        named = next((key for key in arguments if key in str(error)), None)
-        path = ("model", kind, named) if named else ("model", kind)
-        raise DetkitError(f"{name}: {error}", place.at(path), "change that value") from None
 
 
 def _resize(model: dict[str, Any], neck: Any) -> Resize:
@@ -176,23 +157,10 @@ def _resize(model: dict[str, Any], neck: Any) -> Resize:
     return Resize(size if isinstance(size, int) else tuple(size), mode=model["resize"], stride=max(neck.strides))
 
 
-def _assemble(
-    parts: tuple[Any, Any, Any],
-    model: dict[str, Any],
-    classes: Sequence[str],
-    class_ids: Sequence[int | str] | None,
-    *,
-    resize: Resize | None = None,
-    **facts: Any,
-) -> Detector:
-    resize = resize or _resize(model, parts[1])
-    return Detector(*parts, classes=classes, class_ids=class_ids, resize=resize, config=model, **facts)
-
-
-def _start_from(detector: Detector, file: ModelFile, name: str) -> None:
-    """Copies every weight of ``file`` that has the same name and shape (a head for other classes stays as it is)."""
+def _start_from(detector: Detector, weights: dict[str, torch.Tensor], name: str) -> None:
+    """Copies every weight that has the same name and shape (a head for other classes stays as it is)."""
     own = detector.state_dict()
-    same = {key: value for key, value in file.state.items() if key in own and own[key].shape == value.shape}
+    same = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
     if not any(key.startswith("backbone.") for key in same):
         do = "start from a model with the same backbone, or set model.weights: none"
         raise DetkitError("none of these weights fits the model", name, do)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from detkit.config.schema import Key, Place, check, check_value, dotted, find_part, keys_of, nearest
+from detkit.config.schema import Key, Place, check, dotted, find_part, keys_of, located, nearest
 from detkit.config.yaml_file import Path_, dump, parse
 from detkit.errors import DetkitError
 from detkit.structures import Limits
@@ -38,6 +38,9 @@ class EvaluateOptions:
 
     iou: float = 0.5
     protocol: Literal["coco", "voc2007", "voc2010"] = "coco"
+
+    def __post_init__(self) -> None:
+        self.limits()
 
     def limits(self) -> Limits:
         """The limits under which AP is measured."""
@@ -117,14 +120,13 @@ def check_config(
     augment = check(sections["augment"], keys_of(augment_schema), place, ("augment",))
     train = check(sections["train"], keys_of(train_schema), place, ("train",))
     evaluate = check(sections["evaluate"], keys_of(EvaluateOptions), place, ("evaluate",))
-    return Config(
-        check_data(sections["data"], place),
-        check_model(sections["model"], place),
-        augment,
-        _made(train_schema, train, place, "train"),
-        _made(EvaluateOptions, evaluate, place, "evaluate"),
-        place,
-    )
+    data, model = check_data(sections["data"], place), check_model(sections["model"], place)
+    with located(place, ("augment",), augment):
+        augment_schema(**augment)
+    with located(place, ("train",), train):
+        options = train_schema(**train)
+    with located(place, ("evaluate",), evaluate):
+        return Config(data, model, augment, options, EvaluateOptions(**evaluate), place)
 
 
 def check_data(values: Any, place: Place) -> dict[str, Any]:
@@ -200,7 +202,9 @@ def shipped(name: str) -> Path:
     for folder in _folders():
         if (folder / f"{stem}.yaml").is_file() and Path(name).name == name:
             return folder / f"{stem}.yaml"
-    raise DetkitError("there is no such config file, nor a shipped config of this name", name, nearest(stem, shipped_configs()))
+    raise DetkitError(
+        "there is no such config file, nor a shipped config of this name", name, nearest(stem, shipped_configs())
+    )
 
 
 def _folders() -> list[Path]:
@@ -230,16 +234,6 @@ def _override(values: dict[str, Any], override: str) -> Path_:
         inner = following
     inner[path[-1]] = value
     return path
-
-
-def _made(schema: type, values: dict[str, Any], place: Place, section: str) -> Any:
-    """``schema(**values)``; a ValueError of its own checks gets the file and, if it names a key, the line."""
-    try:
-        return schema(**values)
-    except ValueError as error:
-        named = [f.name for f in fields(schema) if f.name in str(error)]
-        path: Path_ = (section, named[0]) if named else (section,)
-        raise DetkitError(str(error), place.at(path), "change that value") from None
 
 
 def _plain(value: Any) -> Any:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import re
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
 from difflib import get_close_matches
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -32,6 +34,9 @@ class Place:
         for end in range(len(path), 0, -1):
             if path[:end] in self.overrides:
                 return f"override {self.overrides[path[:end]]}"
+        for changed, override in self.overrides.items():
+            if changed[: len(path)] == path and path not in self.lines:
+                return f"override {override}"
         for end in range(len(path), 0, -1):
             if path[:end] in self.lines:
                 return f"{self.source}, line {self.lines[path[:end]]}, {dotted(path)}"
@@ -104,8 +109,25 @@ def check_value(value: Any, type_: Any, place: Place, path: Path_) -> Any:
     except ValidationError:
         words = _words(type_)
         do = nearest(value, words) if isinstance(value, str) and words else f"give {_describe(type_)}"
-        what = f"{dotted(path)} must be {_describe(type_)}, got {value!r}"
+        what = f"{dotted(path)} must be {_describe(type_)}; got {json.dumps(value, ensure_ascii=False)}"
         raise DetkitError(what, place.at(path), do) from None
+
+
+@contextmanager
+def located(place: Place, path: Path_, names: Iterable[str]) -> Iterator[None]:
+    """Gives errors of the code inside the file and line of the key under ``path`` that they name."""
+    try:
+        yield
+    except DetkitError as error:
+        key = tuple(error.where.split("."))
+        if key[: len(path)] != path and error.where not in names:
+            raise
+        at = place.at(key if key[: len(path)] == path else (*path, error.where))
+        raise DetkitError(error.what, at, error.do, code=error.code) from None
+    except ValueError as error:
+        named = next((name for name in names if re.search(rf"\b{re.escape(name)}\b", str(error))), None)
+        at = place.at((*path, named) if named else path)
+        raise DetkitError(str(error), at, "change that value") from None
 
 
 def find_part(table: Mapping[str, str], kind: str, name: Any, place: Place, path: Path_) -> Callable[..., Any]:
@@ -148,7 +170,7 @@ def _describe(type_: Any) -> str:
         return " or ".join(_describe(part) for part in get_args(type_))
     origin, args = get_origin(type_), get_args(type_)
     if origin is Literal:
-        return " or ".join(str(word) for word in args)
+        return f"one of {', '.join(str(word) for word in args)}" if len(args) > 1 else str(args[0])
     if origin is tuple and args and args[-1] is not ...:
         return f"[{', '.join(_describe(part) for part in args)}]"
     if origin in (list, tuple) and args:
