@@ -1,0 +1,69 @@
+"""Augmentations that join several pictures: mosaic and mixup."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import numpy as np
+
+from detkit.data.warp import Warp
+from detkit.structures import Sample, Target
+
+Placer = Callable[[Sample, tuple[int, int], np.random.Generator], Warp]
+
+
+def joined(targets: Sequence[Target]) -> Target:
+    """The objects of several targets (numpy) as those of one picture."""
+    names = ("boxes", "labels", "crowd", "difficult", "area", "weight")
+    columns: dict[str, Any] = {name: np.concatenate([getattr(t, name) for t in targets]) for name in names}
+    return Target(**columns)
+
+
+def mosaic(
+    samples: Sequence[Sample],
+    size: tuple[int, int],
+    rng: np.random.Generator,
+    place: Placer,
+    *,
+    fill: int,
+    min_visible: float,
+) -> Sample:
+    """Four pictures around a random point of one of ``size`` (height, width) (Bochkovskiy et al., YOLOv4, 2020, 3.4).
+
+    place(sample, quadrant size, rng) says where in its quadrant a picture goes; each is resampled once, straight into
+    its place. Image id and path are those of the first.
+    """
+    if len(samples) != 4:
+        raise ValueError(f"a mosaic joins 4 pictures, got {len(samples)}")
+    if any(sample.proposals is not None for sample in samples):
+        raise ValueError("a mosaic cannot carry proposals: switch augment.mosaic off for this family")
+    height, width = size
+    x, y = (int(side * rng.uniform(0.3, 0.7)) for side in (width, height))
+    quadrants = [(0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height)]
+    image = np.empty((height, width, 3), np.uint8)
+    targets = []
+    for sample, (x1, y1, x2, y2) in zip(samples, quadrants, strict=True):
+        warp = place(sample, (y2 - y1, x2 - x1), rng)
+        warp.image(sample.image, image[y1:y2, x1:x2], fill)
+        target = warp.target(sample.target, min_visible)
+        targets.append(replace(target, boxes=target.boxes + np.array([x1, y1, x1, y1], np.float32), points=None))
+    return samples[0].replace(image=image, target=joined(targets))
+
+
+def mixup(first: Sample, second: Sample, rng: np.random.Generator) -> Sample:
+    """Two pictures of one size blended, with the objects of both (Zhang et al., Bag of Freebies, 2019, section 3.1).
+
+    The share of each is drawn from Beta(1.5, 1.5) and is the weight of its objects in the loss.
+    """
+    if first.proposals is not None or second.proposals is not None:
+        raise ValueError("mixup cannot carry proposals: switch augment.mixup off for this family")
+    share = float(rng.beta(1.5, 1.5))
+    image = cv2.addWeighted(first.image, share, second.image, 1 - share, 0)
+    parts = [
+        replace(sample.target, weight=sample.target.weight * np.float32(weight))
+        for sample, weight in ((first, share), (second, 1 - share))
+    ]
+    return first.replace(image=image, target=joined(parts))

@@ -1,0 +1,155 @@
+"""Moving a picture and its boxes together: one affine map, then a smooth local displacement, in one resampling.
+
+Coordinates are those of pixel edges, as boxes have them: the first pixel reaches from 0 to 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from detkit.structures import Sample, Target
+
+_OUTLINE = np.stack([f(np.linspace(0, 2 * np.pi, 64, endpoint=False)) for f in (np.cos, np.sin)], axis=1)
+
+
+class Displacement(NamedTuple):
+    """A smooth field: the output pixel at q shows what the affine map puts at q + field(q).
+
+    nodes (g + 1, g + 1, 2) float32, x and y in output pixels at the corners of a grid of g x g cells.
+    """
+
+    nodes: np.ndarray
+
+    def dense(self, height: int, width: int) -> np.ndarray:
+        """(height, width, 2) float32: the field at the centres of all pixels."""
+        cells = self.nodes.shape[0] - 1
+        # cv2.warpAffine samples the grid bilinearly, at the node coordinate of each pixel's centre.
+        matrix = np.array([[cells / width, 0, 0.5 * cells / width], [0, cells / height, 0.5 * cells / height]])
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        return cv2.warpAffine(self.nodes, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+
+    def at(self, points: np.ndarray, height: int, width: int) -> np.ndarray:
+        """(..., 2) float64: the field at ``points`` (..., 2) in output pixels."""
+        cells = self.nodes.shape[0] - 1
+        place = np.clip(points * (cells / np.array([width, height])), 0, cells)
+        low = np.minimum(place.astype(np.int64), cells - 1)
+        (x, y), (fx, fy) = np.moveaxis(low, -1, 0), np.moveaxis(place - low, -1, 0)[..., None]
+        upper = self.nodes[y, x] * (1 - fx) + self.nodes[y, x + 1] * fx
+        lower = self.nodes[y + 1, x] * (1 - fx) + self.nodes[y + 1, x + 1] * fx
+        return upper * (1 - fy) + lower * fy
+
+
+@dataclass(frozen=True, eq=False)
+class Warp:
+    """Where a picture goes: ``matrix`` (2, 3) float64 from its pixels to an output of ``size`` (height, width)."""
+
+    matrix: np.ndarray
+    size: tuple[int, int]
+    displacement: Displacement | None = None
+
+    def image(self, image: np.ndarray, out: np.ndarray, fill: int) -> None:
+        """Draws ``image`` (uint8 (h, w, 3)) into ``out`` (uint8, of ``size``); what it does not cover is ``fill``."""
+        linear, offset = self.matrix[:, :2], self.matrix[:, 2]
+        shrink = int(1 / np.sqrt(max(abs(np.linalg.det(linear)), 1e-6)))
+        if shrink >= 2 and min(image.shape[:2]) >= 2 * shrink:
+            # Bilinear sampling looks at four pixels only: what is left out would show as aliasing.
+            height, width = image.shape[:2]
+            small = cv2.resize(image, (width // shrink, height // shrink), interpolation=cv2.INTER_AREA)
+            linear = linear * (width / small.shape[1], height / small.shape[0])
+            image = small
+        # OpenCV counts from the first pixel's centre.
+        centred = np.column_stack([linear, linear.sum(axis=1) / 2 + offset - 0.5])
+        height, width = self.size
+        border = (fill, fill, fill)
+        if self.displacement is None:
+            out[:] = cv2.warpAffine(image, centred, (width, height), flags=cv2.INTER_LINEAR, borderValue=border)
+            return
+        inverse = cv2.invertAffineTransform(centred).astype(np.float32)
+        field = self.displacement.dense(height, width)
+        field[..., 0] += np.arange(width, dtype=np.float32)
+        field[..., 1] += np.arange(height, dtype=np.float32)[:, None]
+        source = cv2.transform(field, inverse)
+        cv2.remap(image, source[..., 0], source[..., 1], cv2.INTER_LINEAR, dst=out, borderValue=border)
+
+    def boxes(self, boxes: np.ndarray) -> np.ndarray:
+        """(N, 4) float64: where ``boxes`` (N, 4) xyxy end up, not clipped.
+
+        A box that is turned is replaced by the bound of its inscribed ellipse, not of its corners: objects seldom
+        reach into the corners, so that stays tight. Under mirror and scale both are the same.
+        """
+        boxes = np.asarray(boxes, dtype=np.float64)
+        centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+        half = (boxes[:, 2:] - boxes[:, :2]) / 2
+        linear = self.matrix[:, :2]
+        if self.displacement is None:
+            centre = centre @ linear.T + self.matrix[:, 2]
+            half = np.sqrt((half**2) @ (linear**2).T)
+            return np.concatenate([centre - half, centre + half], axis=1)
+        outline = self.points(centre[:, None] + half[:, None] * _OUTLINE)
+        return np.concatenate([outline.min(axis=1), outline.max(axis=1)], axis=1).reshape(-1, 4)
+
+    def points(self, points: np.ndarray) -> np.ndarray:
+        """(..., 2) float64: where ``points`` (..., 2) x, y end up."""
+        landed = points @ self.matrix[:, :2].T + self.matrix[:, 2]
+        if self.displacement is None:
+            return landed
+        place = landed
+        for _ in range(8):  # the field is a contraction (Augment limits its strength), so this converges
+            place = landed - self.displacement.at(place, *self.size)
+        return place
+
+    def target(self, target: Target, min_visible: float) -> Target:
+        """``target`` (numpy) moved and clipped to the output; see ``visible``."""
+        scale = abs(float(np.linalg.det(self.matrix[:, :2])))
+        points = target.points
+        if points is not None:
+            points = points.copy()
+            points[..., :2] = self.points(points[..., :2])
+        moved = replace(target, area=target.area * np.float32(scale), points=points, masks=None)
+        return visible(moved, self.boxes(target.boxes), self.size, min_visible)
+
+    def sample(self, sample: Sample, fill: int, min_visible: float) -> Sample:
+        """``sample`` with picture, target and proposals moved (masks are not carried)."""
+        image = np.empty((*self.size, 3), np.uint8)
+        self.image(sample.image, image, fill)
+        proposals = sample.proposals
+        if proposals is not None:
+            proposals = clipped(self.boxes(proposals), self.size)
+        return sample.replace(image=image, target=self.target(sample.target, min_visible), proposals=proposals)
+
+
+def clipped(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(M, 4) float32: the parts of ``boxes`` inside a picture of ``size``, without those that lie outside."""
+    height, width = size
+    boxes = np.clip(boxes, 0, (width, height, width, height)).astype(np.float32)
+    return boxes[(boxes[:, 2:] - boxes[:, :2] >= 1).all(axis=1)]
+
+
+def visible(target: Target, boxes: np.ndarray, size: tuple[int, int], min_visible: float) -> Target:
+    """``target`` with ``boxes`` (N, 4) cut to a picture of ``size`` (height, width).
+
+    What is left of an object must be at least one pixel wide and high, else it is dropped. An object of which less
+    than ``min_visible`` is left becomes difficult: too little to be learned, but not background either.
+    """
+    height, width = size
+    cut = np.clip(boxes, 0, (width, height, width, height))
+    sides = cut[:, 2:] - cut[:, :2]
+    whole = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    share = (sides.prod(axis=1) / np.maximum(whole, 1e-9)).astype(np.float32)
+    difficult = target.difficult | (share < min_visible)
+    moved = replace(target, boxes=cut.astype(np.float32), difficult=difficult, area=target.area * share)
+    return moved[(sides >= 1 - 1e-6).all(axis=1)]
+
+
+def cropped(sample: Sample, window: tuple[int, int, int, int], min_visible: float) -> Sample:
+    """The part ``window`` (x1, y1, x2, y2 in whole pixels) of a sample; the picture is a view, not a copy."""
+    x1, y1, x2, y2 = window
+    shift = np.array([[1.0, 0, -x1], [0, 1, -y1]])
+    warp = Warp(shift, (y2 - y1, x2 - x1))
+    proposals = None if sample.proposals is None else clipped(warp.boxes(sample.proposals), warp.size)
+    target = warp.target(sample.target, min_visible)
+    return sample.replace(image=sample.image[y1:y2, x1:x2], target=target, proposals=proposals)
