@@ -163,7 +163,9 @@ class Annotations:
         ids = tuple(self.class_ids[renamed.index(name)] for name in kept)
         # Renamed classes are no longer those of the source's records.
         source = None if rename else self.source
-        return replace(self, labels=labels, classes=tuple(kept), class_ids=ids, source=source)._with_objects(labels >= 0)
+        return replace(self, labels=labels, classes=tuple(kept), class_ids=ids, source=source)._with_objects(
+            labels >= 0
+        )
 
     def _known(self, name: str, names: tuple[str, ...], key: str) -> None:
         if name not in names:

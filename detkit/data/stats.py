@@ -116,7 +116,7 @@ def plot(annotations: Annotations, path: Path, *, overwrite: bool = False) -> No
     axes[3].set(title="Boxes in a picture", xlabel="boxes", ylabel="pictures")
     figure.suptitle(f"{len(a)} pictures, {len(a.labels)} boxes, {len(a.classes)} classes")
     with atomic_path(path, overwrite) as temporary:
-        figure.savefig(temporary, dpi=110, format=_picture_format(path))
+        figure.savefig(temporary, dpi=110, format=picture_format(path))
 
 
 def _log_histogram(axes: Any, values: np.ndarray, title: str, label: str) -> None:
@@ -127,7 +127,8 @@ def _log_histogram(axes: Any, values: np.ndarray, title: str, label: str) -> Non
     axes.set(title=title, xlabel=label, ylabel="boxes")
 
 
-def _picture_format(path: Path) -> str:
+def picture_format(path: Path) -> str:
+    """The suffix of ``path`` as matplotlib names it; DetkitError if it cannot write that."""
     suffix = path.suffix.lower().removeprefix(".")
     if suffix not in ("png", "jpg", "jpeg", "pdf", "svg", "webp"):
         raise DetkitError(f"plots cannot be written as {path.suffix or 'a file without suffix'}", str(path),

@@ -1,0 +1,68 @@
+"""Labelled pictures in one grid, also after augmentation."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from detkit.data.dataset import Dataset
+from detkit.errors import DetkitError
+from detkit.structures import Sample
+
+GAP = 6  # pixels between the pictures
+
+
+def choose(dataset: Dataset, count: int, seed: int) -> np.ndarray:
+    """Up to ``count`` picture indices, seeded; pictures with objects come first."""
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    empty = np.asarray([len(dataset.labels_of(int(i))) == 0 for i in order], dtype=bool)
+    return order[np.argsort(empty, kind="stable")][:count]
+
+
+def grid(samples: list[Sample], classes: tuple[str, ...], *, tile: int = 320, columns: int = 0) -> np.ndarray:
+    """uint8 (H, W, 3) RGB: the samples with their labels drawn, each fitted into ``tile`` x ``tile`` pixels."""
+    from detkit.data.resize import Resize
+    from detkit.io.draw import draw_target
+    from detkit.structures import Target
+
+    columns = columns or min(len(samples), max(1, round(len(samples) ** 0.5 * 1.2)))
+    rows = -(-len(samples) // columns)
+    canvas = np.full((rows * (tile + GAP) + GAP, columns * (tile + GAP) + GAP, 3), 255, dtype=np.uint8)
+    resize = Resize((tile, tile), stride=1)
+    for k, sample in enumerate(samples):
+        # Drawn after the fit, so that captions are legible whatever the picture's size.
+        image, geometry = resize(sample.image)
+        t = sample.target
+        fitted = Target(geometry.to_input(t.boxes), t.labels, t.crowd, t.difficult)
+        top, left = GAP + k // columns * (tile + GAP), GAP + k % columns * (tile + GAP)
+        canvas[top : top + tile, left : left + tile] = draw_target(image, fitted, classes)
+    return canvas
+
+
+def labelled(dataset: Dataset, count: int, seed: int = 0) -> tuple[list[Sample], list[str]]:
+    """Up to ``count`` samples, and the messages of pictures that could not be read.
+
+    Raises DetkitError if none could be read.
+    """
+    samples, failed = [], []
+    for i in choose(dataset, count, seed).tolist():
+        try:
+            samples.append(dataset.load(i))
+        except DetkitError as error:
+            failed.append(f"{error.where}: {error.what}")
+    if not samples:
+        where = failed[0] if failed else "the data set is empty"
+        raise DetkitError("none of the pictures could be read", where, "give --images the folder of the pictures")
+    return samples, failed
+
+
+def augmented(samples: list[Sample], times: int, size: int, seed: int = 0) -> list[Sample]:
+    """Each sample as it is, then ``times`` augmented versions at ``size`` x ``size`` pixels with default strengths."""
+    from detkit.data.augment import Augment
+    from detkit.data.resize import Resize
+
+    augment, resize = Augment(), Resize(size)
+    made = []
+    for k, sample in enumerate(samples):
+        made.append(sample)
+        made += [augment(sample, np.random.default_rng([seed, k, n]), resize) for n in range(times)]
+    return made
