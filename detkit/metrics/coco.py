@@ -81,11 +81,9 @@ def evaluate(
     limits = tuple(sorted(max_detections))
     names = metric_table(limits)
     thresholds = THRESHOLDS
-    if iou is not None and not np.any(thresholds == iou):
+    if iou is not None:
         names[iou_name(iou)] = Metric(False, iou, "all", limits[-1])
-        thresholds = np.sort(np.append(thresholds, iou))
-    elif iou is not None:
-        names[iou_name(iou)] = Metric(False, iou, "all", limits[-1])
+        thresholds = np.union1d(THRESHOLDS, [iou])
     matches = match(gt, dt, thresholds=thresholds, areas=_RANGES, max_detections=limits[-1])
     counts = positives(gt, _RANGES)
     shape = (len(thresholds), len(RECALLS), len(gt.classes), len(_RANGES), len(limits))

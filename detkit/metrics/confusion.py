@@ -1,0 +1,69 @@
+"""Which class is taken for which, and what is missed or invented."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from detkit.metrics.matching import match
+from detkit.metrics.tables import GroundTruth, Results
+
+
+@dataclass(slots=True, frozen=True, eq=False)
+class Confusion:
+    """counts (C + 1, C + 1) int64: row = the object's class, column = the detection's; the last of both is background.
+
+    counts[c, -1] are missed objects of class c, counts[-1, c] detections of c on nothing; counts[-1, -1] is 0.
+    """
+
+    counts: np.ndarray
+    classes: tuple[str, ...]
+
+    def shares(self) -> np.ndarray:
+        """(C + 1, C + 1) float64: each row divided by its sum; NaN where a class has no object."""
+        total = self.counts.sum(axis=1, keepdims=True)
+        return np.divide(self.counts, total, out=np.full(self.counts.shape, np.nan), where=total > 0)
+
+
+def confusion_matrix(
+    gt: GroundTruth, dt: Results, *, conf: float = 0.25, iou: float = 0.5, max_detections: int = 100
+) -> Confusion:
+    """Confusion matrix of the detections with score >= ``conf`` at IoU >= ``iou``.
+
+    First every detection is matched within its own class as for AP, so the diagonal holds the true positives that
+    precision and recall count; what is left on both sides is then matched whatever the class, best score first.
+    Detections on crowds or difficult objects count neither way. At most ``max_detections`` of an image and class.
+    """
+    background = len(gt.classes)
+    ignore = gt.crowd | gt.difficult
+    dt = _rows(dt, dt.score >= conf)
+    same = match(gt, dt, thresholds=np.array([iou]), max_detections=max_detections)
+    found = same.taken[same.taken >= 0]
+    free = np.ones(len(gt.image), bool)
+    free[found[~gt.crowd[found]]] = False
+    found = gt.label[found[~ignore[found]]]
+
+    left, rest = _objects(gt, free), _rows(dt, np.sort(same.row[same.taken < 0]))
+    other = match(left, rest, thresholds=np.array([iou]), max_detections=len(rest) + 1, by_class=False)
+    on_object = other.taken >= 0
+    objects = other.taken[on_object]
+    wanted = ~(left.crowd | left.difficult)
+    missed = wanted.copy()
+    missed[objects] = False
+    confused = wanted[objects]
+    invented, missed_labels = other.label[~on_object], left.label[missed]
+    rows = [found, left.label[objects[confused]], np.full(len(invented), background), missed_labels]
+    columns = [found, other.label[on_object][confused], invented, np.full(len(missed_labels), background)]
+    size = background + 1
+    cells = np.concatenate(rows) * size + np.concatenate(columns)
+    return Confusion(np.bincount(cells, minlength=size * size).reshape(size, size), gt.classes)
+
+
+def _rows(dt: Results, index: np.ndarray) -> Results:
+    return Results(dt.image[index], dt.label[index], dt.xywh[index], dt.score[index])
+
+
+def _objects(gt: GroundTruth, keep: np.ndarray) -> GroundTruth:
+    columns = {n: getattr(gt, n)[keep] for n in ("image", "label", "xywh", "area", "crowd", "difficult", "ids")}
+    return replace(gt, **columns)

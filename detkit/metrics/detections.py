@@ -1,0 +1,257 @@
+"""Detections from files: COCO results json, or the JSON lines that ``detkit detect --json`` prints.
+
+Whatever would silently change a score is an error that names the file, the entry and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NoReturn, Protocol
+
+import msgspec
+import numpy as np
+
+from detkit.errors import DetkitError
+from detkit.metrics.tables import Results
+
+_FORMS = "give COCO results json ([{image_id, category_id, bbox, score}, ...]) or the lines of detkit detect --json"
+
+
+class Labelled(Protocol):
+    """What a detections file is matched with; ``detkit.data`` annotations are this.
+
+    image_ids and files (paths of the pictures), one an image; sizes (I, 2) height, width in pixels, 0 if unknown;
+    classes: names; class_ids: the data's own ids of them.
+    """
+
+    @property
+    def image_ids(self) -> Sequence[int | str]: ...
+    @property
+    def files(self) -> Sequence[str]: ...
+    @property
+    def sizes(self) -> np.ndarray: ...
+    @property
+    def classes(self) -> Sequence[str]: ...
+    @property
+    def class_ids(self) -> Sequence[int | str]: ...
+
+
+class _Entry(msgspec.Struct, gc=False):
+    image_id: int | str
+    category_id: int | str
+    bbox: tuple[float, float, float, float]
+    score: float
+
+
+class _Found(msgspec.Struct, gc=False):
+    label: str
+    score: float
+    box: tuple[float, float, float, float]
+
+
+class _Line(msgspec.Struct, gc=False):
+    source: str
+    detections: list[_Found]
+    frame: int | None = None
+    width: int = 0
+    height: int = 0
+
+
+def read_detections(path: str | Path, data: Labelled) -> tuple[Results, list[str]]:
+    """The detections of a file, in file order, and notes for the reader (what is unusual, with counts).
+
+    The form is told by its first character. COCO entries name images and categories by the data's own ids; JSON lines
+    name images by their file name and classes by name. Raises DetkitError (code 2) for a file that is missing, empty,
+    cut off (with the byte) or of another form; wrong types; unknown images or classes; numbers that are not finite;
+    scores outside 0..1; boxes of negative size; two lines for one image; a line whose picture has another size.
+    """
+    path = Path(path)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DetkitError("cannot read the detections file", f"{path}: {error.strerror}", "check the path") from None
+    if raw[:2] == b"\x1f\x8b":
+        raise DetkitError("the detections file is compressed", str(path), "unpack it first: gunzip FILE")
+    raw = raw.removeprefix(b"\xef\xbb\xbf")
+    start = raw.lstrip()[:1]
+    if not start:
+        raise DetkitError("the detections file is empty", str(path), "if nothing was found, COCO's form is []")
+    if start not in b"[{":
+        raise DetkitError("this is not a detections file", f"{path}, byte 0", _FORMS)
+    results, where, notes = (_read_coco if start == b"[" else _read_lines)(path, raw, data)
+    _check(results, where)
+    flat = int(np.count_nonzero((results.xywh[:, 2:] == 0).any(axis=1)))
+    if flat:
+        notes.append(f"{flat} detections of zero width or height (they match nothing)")
+    return results, notes
+
+
+def _read_coco(path: Path, raw: bytes, data: Labelled) -> tuple[Results, Callable[[int], str], list[str]]:
+    entries: list[_Entry] = _decode(raw, list[_Entry], path, 0)
+
+    def where(row: int) -> str:
+        return f"{path}, entry {row} (counted from 0)"
+
+    images = {key: i for i, key in enumerate(data.image_ids)}
+    labels = {key: k for k, key in enumerate(data.class_ids)}
+    image, label = [images.get(e.image_id, -1) for e in entries], [labels.get(e.category_id, -1) for e in entries]
+    if -1 in image:
+        row = image.index(-1)
+        what = f"image_id {entries[row].image_id!r} is not in the data ({image.count(-1)} such)"
+        raise DetkitError(what, where(row), _id_hint(data.image_ids, "the part (--split) of the data it was made on"))
+    if -1 in label:
+        row = label.index(-1)
+        what = f"category_id {entries[row].category_id!r} is not in the data ({label.count(-1)} such)"
+        raise DetkitError(what, where(row), _id_hint(data.class_ids, "the data's own category ids"))
+    boxes, scores = [e.bbox for e in entries], [e.score for e in entries]
+    return _results(image, label, np.array(boxes, float).reshape(-1, 4), scores), where, []
+
+
+def _read_lines(path: Path, raw: bytes, data: Labelled) -> tuple[Results, Callable[[int], str], list[str]]:
+    pictures = _Pictures(data)
+    labels = {name: k for k, name in enumerate(data.classes)}
+    image: list[int] = []
+    label: list[int] = []
+    boxes: list[tuple[float, ...]] = []
+    scores: list[float] = []
+    numbers: list[int] = []
+    seen: dict[int, int] = {}
+    offset = 0
+    for number, text in enumerate(raw.splitlines(keepends=True), 1):
+        begin, offset = offset, offset + len(text)
+        if not text.strip():
+            continue
+        line: _Line = _decode(text.rstrip(), _Line, path, begin, number)
+        where = f"{path}, line {number}"
+        if line.frame is not None:
+            what = f"line {number} is a frame of a video, {line.source}"
+            raise DetkitError(what, where, "evaluate pictures: detkit detect --json FOLDER > FILE")
+        index = pictures.find(line.source, where)
+        if index in seen:
+            what = f"two lines for {line.source}: {seen[index]} and {number}"
+            raise DetkitError(what, where, "keep one line an image")
+        seen[index] = number
+        _check_size(line, data.sizes[index], where)
+        for found in line.detections:
+            if found.label not in labels:
+                near = difflib.get_close_matches(found.label, labels, 1)
+                do = f"is it {near[0]!r}?" if near else f"the data has {_some(data.classes)}"
+                raise DetkitError(f"class {found.label!r} is not in the data", where, do)
+            image.append(index)
+            label.append(labels[found.label])
+            boxes.append(found.box)
+            scores.append(found.score)
+            numbers.append(number)
+    xywh = np.array(boxes, float).reshape(-1, 4)
+    xywh[:, 2:] -= xywh[:, :2]
+    missing = len(data.image_ids) - len(seen)
+    notes = [f"{missing} of {len(data.image_ids)} images have no line in {path.name}"] if missing else []
+    return _results(image, label, xywh, scores), lambda row: f"{path}, line {numbers[row]}", notes
+
+
+def _results(image: list[int], label: list[int], xywh: np.ndarray, scores: list[float]) -> Results:
+    return Results(np.array(image, np.int64), np.array(label, np.int64), xywh, np.array(scores, np.float64))
+
+
+def _check(results: Results, where: Callable[[int], str]) -> None:
+    finite = np.isfinite(results.score) & np.isfinite(results.xywh).all(axis=1)
+    rules = (
+        (~finite, "a box or score is not a finite number", "the model's output holds NaN or infinity: repair it first"),
+        ((results.score < 0) | (results.score > 1), "a score lies outside 0..1", "write probabilities, not logits"),
+        (
+            (results.xywh[:, 2:] < 0).any(axis=1),
+            "a box of negative size",
+            "COCO's bbox is x, y, width, height; box is x1, y1, x2, y2",
+        ),
+    )
+    for bad, what, do in rules:
+        if bad.any():
+            row = int(np.argmax(bad))
+            box = [round(float(v), 3) for v in results.xywh[row]]
+            detail = f"score {results.score[row]:g}, x y width height {box}; {np.count_nonzero(bad)} such"
+            raise DetkitError(what, f"{where(row)}: {detail}", do)
+
+
+def _check_size(line: _Line, size: np.ndarray, where: str) -> None:
+    height, width = (int(v) for v in size)
+    if line.width and line.height and width and height and (line.width, line.height) != (width, height):
+        what = f"{line.source} was {line.width} x {line.height} pixels, in the data it is {width} x {height}"
+        raise DetkitError(what, where, "detect on the same pictures that the data describes")
+
+
+class _Pictures:
+    """Finds the image that a source names: by file name, and where several share it by the folders before it."""
+
+    def __init__(self, data: Labelled) -> None:
+        self._by_name: dict[str, list[tuple[tuple[str, ...], int]]] = {}
+        for i, file in enumerate(data.files):
+            parts = self._parts(file)
+            self._by_name.setdefault(parts[0], []).append((parts, i))
+
+    @staticmethod
+    def _parts(path: str) -> tuple[str, ...]:
+        """File name first, then its folder, and so on; some systems write accents as two characters."""
+        parts = PurePosixPath(unicodedata.normalize("NFC", path).replace("\\", "/")).parts
+        return tuple(reversed(parts)) or ("",)
+
+    def find(self, source: str, where: str) -> int:
+        parts = self._parts(source)
+        found = self._by_name.get(parts[0], [])
+        if not found:
+            near = difflib.get_close_matches(parts[0], self._by_name, 1)
+            do = f"is it {near[0]}?" if near else "is it the part (--split) of the data that was detected on?"
+            raise DetkitError(f"image {parts[0]} is not in the data", where, do)
+        shared = [_common(parts, other) for other, _ in found]
+        if shared.count(max(shared)) > 1:
+            what = f"{shared.count(max(shared))} images of the data are called {source}"
+            raise DetkitError(what, where, "run detect on the data's folder, so that the folders tell them apart")
+        return found[shared.index(max(shared))][1]
+
+
+def _common(first: tuple[str, ...], second: tuple[str, ...]) -> int:
+    count = 0
+    for a, b in zip(first, second, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
+
+
+def _decode(raw: bytes, kind: Any, path: Path, offset: int, line: int | None = None) -> Any:
+    """Typed JSON, or a DetkitError with the entry or byte; offset: where ``raw`` begins in the file."""
+    place = f"{path}, line {line}" if line else str(path)
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except msgspec.ValidationError as error:
+        what, _, at = str(error).partition(" - at ")
+        if line and what.startswith("Object missing required field"):
+            raise DetkitError(f"not a line of detections: {what}", place, _FORMS) from None
+        entry = re.sub(r"^\$", "", at.strip("`"))
+        raise DetkitError(f"wrong detections: {what}", f"{place}{', at ' if entry else ''}{entry}", _FORMS) from None
+    except msgspec.DecodeError as error:
+        _malformed(str(error), raw, place, offset)
+
+
+def _malformed(problem: str, raw: bytes, place: str, offset: int) -> NoReturn:
+    if "truncated" in problem:
+        end = offset + len(raw)
+        do = "it was cut off while being written or copied: make it again"
+        raise DetkitError("the detections file ends too early", f"{place}, byte {end}", do) from None
+    byte = re.search(r"\(byte (\d+)\)", problem)
+    at = int(byte.group(1)) if byte else 0
+    word = re.match(rb"-?(NaN|Infinity)", raw[max(at - 1, 0) : at + 10].lstrip(b" [,:"))
+    what = f"{word.group(0).decode()} is not a number" if word else f"the detections file is not JSON: {problem}"
+    do = "the model's output holds NaN or infinity: repair it first" if word else _FORMS
+    raise DetkitError(what, f"{place}, byte {offset + at}", do) from None
+
+
+def _id_hint(ids: Sequence[int | str], use: str) -> str:
+    return f"use {use}; the data has {_some(ids)}"
+
+
+def _some(values: Sequence[int | str]) -> str:
+    return ", ".join(str(value) for value in values[:5]) + (f" ... ({len(values)})" if len(values) > 5 else "")

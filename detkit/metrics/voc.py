@@ -1,0 +1,152 @@
+"""PASCAL VOC's average precision, as its devkit computes it: 11 points (2007) or the area under the curve (2010).
+
+Everingham et al., "The PASCAL Visual Object Classes (VOC) Challenge", 2010, section 4.2, and the devkit's VOCevaldet.m.
+
+The devkit's corners are inclusive pixels, so it adds 1 to every width and height. detkit's readers have done that
+already (a box's right and bottom edges are exclusive, width = xmax - xmin + 1), so the ordinary IoU here *is* the
+devkit's; adding 1 again would count it twice. On data with fractional corners the same formula is plain IoU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from detkit.metrics.coco import iou_name
+from detkit.metrics.matching import check_tables, group_rows, positives, score_order
+from detkit.metrics.tables import GroundTruth, Results
+
+_ALL = np.array([[-np.inf, np.inf]])
+
+
+@dataclass(slots=True, frozen=True, eq=False)
+class VocResult:
+    """PASCAL's numbers: metrics {"AP", "AP50" (or the threshold used)}, both the mean over classes with objects.
+
+    per_class: the same with recall (at all detections) and objects, the number to be found; NaN for classes without.
+    """
+
+    metrics: dict[str, float]
+    per_class: dict[str, dict[str, float]]
+
+
+def evaluate(gt: GroundTruth, dt: Results, *, year: str = "2010", iou: float = 0.5) -> VocResult:
+    """VOC2007's 11-point AP (year "2007") or VOC2010's area AP (year "2010").
+
+    A detection belongs to the object of its class that it overlaps most; at IoU >= ``iou`` the first (by score) is
+    true, later ones are false; on a difficult object (crowds count as such) it counts neither way. There is no limit
+    on the detections of an image. Raises ValueError for another year or tables that do not fit together.
+    """
+    average = _average(year)
+    label, _, true, counted = _matched(gt, dt, iou)
+    counts = positives(gt, _ALL)[:, 0]
+    per_class: dict[str, dict[str, float]] = {}
+    starts = np.searchsorted(label, np.arange(len(gt.classes) + 1))
+    for k, name in enumerate(gt.classes):
+        rows = slice(starts[k], starts[k + 1])
+        recall, precision = curve(true[rows], counted[rows], int(counts[k]))
+        ap = average(recall, precision) if counts[k] else np.nan
+        reached = float(recall[-1]) if len(recall) else 0.0
+        per_class[name] = {
+            "AP": ap,
+            iou_name(iou): ap,
+            "recall": reached if counts[k] else np.nan,
+            "objects": int(counts[k]),
+        }
+    mean = _mean([row["AP"] for row in per_class.values()])
+    return VocResult({"AP": mean, iou_name(iou): mean}, per_class)
+
+
+def curve(
+    true: np.ndarray, counted: np.ndarray, objects: float, weight: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Recall and precision (float64) after each detection that counts, best first; all rows one class.
+
+    true, counted (n,) bool; weight (n,): how many times each row counts.
+    """
+    ones = np.ones(len(true)) if weight is None else weight
+    kept = counted & (ones > 0)
+    hits = np.cumsum(np.where(true, ones, 0.0)[kept])
+    seen = np.cumsum(ones[kept])
+    return (hits / objects if objects else np.zeros(len(hits))), hits / seen
+
+
+def eleven_point_ap(recall: np.ndarray, precision: np.ndarray) -> float:
+    """VOC2007: the mean over recall 0, 0.1 ... 1 of the best precision at that recall or above."""
+    return float(sum(precision[recall >= level].max(initial=0.0) for level in np.arange(11) / 10) / 11)
+
+
+def area_ap(recall: np.ndarray, precision: np.ndarray) -> float:
+    """VOC2010: the area under precision made monotonous."""
+    recall = np.concatenate(([0.0], recall, [1.0]))
+    precision = np.concatenate(([0.0], precision, [0.0]))
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(np.sum(np.diff(recall) * envelope[1:]))
+
+
+def resampler(
+    gt: GroundTruth, dt: Results, metric: str = "AP", *, year: str = "2010", iou: float = 0.5
+) -> Callable[[np.ndarray], float]:
+    """A function from image weights (images,) int64 to the mean AP on that many copies of each image.
+
+    Matching is done once, here: copies do not meet. Raises ValueError for an unknown metric or year.
+    """
+    if metric not in ("AP", iou_name(iou)):
+        raise ValueError(f"no PASCAL metric {metric!r}; there are AP, {iou_name(iou)}")
+    average = _average(year)
+    label, rows, true, counted = _matched(gt, dt, iou)
+    starts = np.searchsorted(label, np.arange(len(gt.classes) + 1))
+    image = dt.image[rows]
+
+    def value(weights: np.ndarray) -> float:
+        counts, weight = positives(gt, _ALL, weights)[:, 0], weights[image].astype(float)
+        scores = []
+        for k in np.flatnonzero(counts):
+            part = slice(starts[k], starts[k + 1])
+            scores.append(average(*curve(true[part], counted[part], int(counts[k]), weight[part])))
+        return _mean(scores)
+
+    return value
+
+
+def _average(year: str) -> Callable[[np.ndarray, np.ndarray], float]:
+    years = {"2007": eleven_point_ap, "2010": area_ap}
+    if year not in years:
+        raise ValueError(f"no PASCAL protocol of {year!r}; there are {', '.join(years)}")
+    return years[year]
+
+
+def _mean(values: list[float]) -> float:
+    valid = [value for value in values if not np.isnan(value)]
+    return float(np.mean(valid)) if valid else float("nan")
+
+
+def _matched(gt: GroundTruth, dt: Results, iou: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Detections by class, then best first: label, row in ``dt``, true, counted (neither way on difficult objects)."""
+    from detkit.metrics import kernels
+
+    check_tables(gt, dt)
+    if not 0 < iou <= 1:
+        raise ValueError(f"the IoU threshold must lie in (0, 1], got {iou}")
+    order = score_order(gt, dt)
+    order = order[np.argsort(dt.label[order], kind="stable")]
+    d_key, g_key = (dt.label * gt.images + dt.image)[order], gt.label * gt.images + gt.image
+    grouped, g_order = np.argsort(d_key, kind="stable"), np.argsort(g_key, kind="stable")
+    best, overlap = np.full(len(order), -1, np.int64), np.zeros(len(order))
+    kernels.best_objects(
+        group_rows(d_key[grouped], g_key[g_order]),
+        np.ascontiguousarray(dt.xywh[order][grouped], dtype=np.float64),
+        np.ascontiguousarray(gt.xywh[g_order], dtype=np.float64),
+        best,
+        overlap,
+    )
+    taken = np.full(len(order), -1, np.int64)
+    taken[grouped] = np.where((best >= 0) & (overlap >= iou), g_order[best] if len(g_order) else -1, -1)
+    on_object = np.flatnonzero(taken >= 0)
+    skipped = np.zeros(len(order), bool)
+    skipped[on_object] = (gt.difficult | gt.crowd)[taken[on_object]]
+    first = np.zeros(len(order), bool)
+    first[on_object[np.unique(taken[on_object], return_index=True)[1]]] = True
+    return dt.label[order], order, first & ~skipped, ~skipped
