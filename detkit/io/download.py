@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -55,6 +56,6 @@ def _blocks(url: str) -> Iterator[tuple[bytes, int | None]]:
             total = int(length) if length else None
             while block := response.read(1 << 20):
                 yield block, total
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", error)
         raise DetkitError(f"the download failed ({reason})", url, "check the connection and try again") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,6 +40,23 @@ def refuse_existing(path: str | Path, overwrite: bool) -> None:
 
 
 @contextmanager
+def explained(path: Path, temporary: Path) -> Iterator[None]:
+    """Turns an OSError of writing ``path`` by way of ``temporary`` into the DetkitError of :func:`write_error`."""
+    try:
+        yield
+    except OSError as error:
+        # Reading something else inside the block may fail too: that error is not ours to explain.
+        ours = {str(temporary), str(path), str(path.parent), None}
+        if error.errno in _FULL | _FORBIDDEN or error.filename in ours:
+            raise write_error(error, path) from error
+        raise
+
+
+def _temporary_name(path: Path) -> Path:
+    return path.with_name(f".{path.stem[:40]}.{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+
+
+@contextmanager
 def atomic_path(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its name when the block ends well and vanishes otherwise.
 
@@ -47,22 +65,45 @@ def atomic_path(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """
     path = Path(path)
     refuse_existing(path, overwrite)
-    suffix = path.suffix
-    temporary = path.with_name(f".{path.stem[:40]}.{os.getpid()}-{secrets.token_hex(4)}{suffix}")
+    temporary = _temporary_name(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        refuse_existing(path, overwrite)
-        os.replace(temporary, path)
-    except OSError as error:
-        # Reading something else inside the block may fail too: that error is not ours to explain.
-        ours = {str(temporary), str(path), str(path.parent), None}
-        if error.errno in _FULL | _FORBIDDEN or error.filename in ours:
-            raise write_error(error, path) from error
-        raise
+        with explained(path, temporary):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            refuse_existing(path, overwrite)
+            os.replace(temporary, path)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder beside ``path`` whose files become those of ``path`` when the block ends well.
+
+    With ``overwrite`` they join a folder that exists and replace only files of the same name. Raises DetkitError: code
+    2 if ``path`` is a file, or a folder that is not empty (without ``overwrite``), or may not be written; 4 if the disk
+    is full.
+    """
+    path = Path(path)
+    if os.path.lexists(path) and not path.is_dir():
+        raise DetkitError("a file stands where a folder is needed", str(path), "choose another name")
+    temporary = _temporary_name(path)
+    try:
+        with explained(path, temporary):
+            if path.is_dir() and any(path.iterdir()) and not overwrite:
+                raise DetkitError(
+                    "the folder is not empty", str(path), "choose another name, or allow overwriting (--overwrite)"
+                )
+            temporary.mkdir(parents=True)
+            yield temporary
+            if path.is_dir():
+                for file in sorted(temporary.iterdir()):
+                    os.replace(file, path / file.name)
+            else:
+                os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_bytes(path: str | Path, data: bytes, *, overwrite: bool = False) -> None:

@@ -62,9 +62,9 @@ def open_sources(
     """The frames of all sources in turn, lazily.
 
     A source is a picture or video file, a folder (its own pictures by name; sub-folders by the pattern
-    ``folder/**/*.jpg``), a glob pattern, a camera's number ("0"), "-" (the bytes of one picture on stdin), bytes, an
-    array (uint8, RGB) or a Pillow image. ``stdin`` and ``camera`` (number -> a ``cv2.VideoCapture`` or its like) take
-    the place of the real ones. A video cut short gives its good frames, then a Failure.
+    ``folder/**/*.jpg``), a glob pattern, a camera's number (0 or "0"), "-" (the bytes of one picture on stdin), bytes,
+    an array (uint8, RGB) or a Pillow image. ``stdin`` and ``camera`` (number -> a ``cv2.VideoCapture`` or its like)
+    take the place of the real ones. A video cut short gives its good frames, then a Failure.
     """
     if isinstance(sources, (str, Path, bytes, np.ndarray)) or not isinstance(sources, Sequence):
         sources = [sources]
@@ -77,7 +77,7 @@ def open_sources(
 
 
 def _name(source: Source, number: int) -> str:
-    if isinstance(source, (str, Path)):
+    if isinstance(source, (str, Path, int)):
         return str(source)
     return f"{'bytes' if isinstance(source, bytes) else 'array'} {number}"
 
@@ -87,7 +87,7 @@ def _open_one(
 ) -> Iterator[Frame | Failure]:
     if isinstance(source, bytes):
         yield _picture(source, name)
-    elif not isinstance(source, (str, Path)):
+    elif not isinstance(source, (str, Path, int)):
         try:
             image = as_rgb(source)
         except TypeError as error:
@@ -95,7 +95,7 @@ def _open_one(
         yield Frame(image, name)
     elif name == "-":
         yield _picture(_all_bytes(stdin), name)
-    elif name.isascii() and name.isdigit() and not Path(name).exists():
+    elif isinstance(source, int) or (name.isascii() and name.isdigit() and not Path(name).exists()):
         yield from _video(int(name), camera)
     else:
         yield from _files(Path(source), name)

@@ -1,0 +1,269 @@
+"""Detections as files: JSON lines, COCO results, YOLO txt, VOC xml, CSV.
+
+A writer is a context manager; its file or folder appears when the block ends well, and nothing is left otherwise.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, ClassVar
+from xml.sax.saxutils import escape
+
+from detkit.errors import DetkitError
+from detkit.io.files import atomic_folder, atomic_path, write_error
+from detkit.io.sources import Frame
+from detkit.structures import Detections
+
+
+def record_of(frame: Frame, detections: Detections) -> dict[str, Any]:
+    """One line of ``detect --json``: source, frame, width, height, detections (see ``Detections.to_records``)."""
+    return {
+        "source": frame.source,
+        "frame": frame.index,
+        "width": frame.width,
+        "height": frame.height,
+        "detections": detections.to_records(),
+    }
+
+
+class Writer(ABC):
+    """What the writers share. ``write`` raises DetkitError (code 4) when the disk is full.
+
+    classes: the model's names; class_ids: the category id of each label in the data set it was trained on (default:
+    the label itself); image_ids: a data set's image id by source or by file name, for COCO results.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        classes: Sequence[str],
+        class_ids: Sequence[int | str] | None = None,
+        overwrite: bool = False,
+        image_ids: Mapping[str, int | str] | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.classes = tuple(classes)
+        self.class_ids = tuple(range(len(self.classes)) if class_ids is None else class_ids)
+        self.overwrite = overwrite
+        self.image_ids = image_ids or {}
+        self._stack = ExitStack()
+
+    @abstractmethod
+    def _open(self) -> None: ...
+
+    @abstractmethod
+    def _write(self, frame: Frame, detections: Detections) -> None: ...
+
+    def _finish(self) -> None:  # noqa: B027  (most formats have no end)
+        """Writes what stands at the end."""
+
+    def __enter__(self) -> Writer:
+        try:
+            self._open()
+        except OSError as error:
+            raise write_error(error, self.path) from error
+        return self
+
+    def write(self, frame: Frame, detections: Detections) -> None:
+        """Adds the detections of one frame (in its pixels)."""
+        try:
+            self._write(frame, detections.numpy())
+        except OSError as error:
+            raise write_error(error, self.path) from error
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._stack.__exit__(kind, error, trace)
+            return
+        with self._stack:
+            self._finish()
+
+
+class _FileWriter(Writer):
+    """A writer of one text file."""
+
+    file: IO[str]
+
+    def _open(self) -> None:
+        temporary = self._stack.enter_context(atomic_path(self.path, self.overwrite))
+        # A name that is no UTF-8 becomes \\udcXX, which is how JSON spells it.
+        file = temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="")
+        self.file = self._stack.enter_context(file)
+
+
+class JsonLinesWriter(_FileWriter):
+    """One JSON object a line and frame: the lines of ``detect --json``."""
+
+    def _write(self, frame: Frame, detections: Detections) -> None:
+        self.file.write(json.dumps(record_of(frame, detections), ensure_ascii=False) + "\n")
+
+
+class CocoWriter(_FileWriter):
+    """COCO results: a list of image_id, category_id, bbox [x, y, width, height], score; file_name, frame of a video.
+
+    image_id is looked up in ``image_ids``; else it is the file name's number (000000000139.jpg: 139, as COCO names its
+    pictures), else the file name without its ending (and the number of the frame).
+    """
+
+    _separator = "[\n"
+
+    def _write(self, frame: Frame, detections: Detections) -> None:
+        image = {"image_id": self._image_id(frame)}
+        more = {"file_name": Path(frame.source).name}
+        if frame.index is not None:
+            more["frame"] = frame.index  # type: ignore[assignment]
+        for (x1, y1, x2, y2), score, label in zip(
+            detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True
+        ):
+            box = [round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)]
+            record = {**image, "category_id": self.class_ids[label], "bbox": box, "score": round(score, 6), **more}
+            self.file.write(self._separator + json.dumps(record, ensure_ascii=False))
+            self._separator = ",\n"
+
+    def _image_id(self, frame: Frame) -> int | str:
+        path = Path(frame.source)
+        for key in (frame.source, path.name):
+            if key in self.image_ids:
+                return self.image_ids[key]
+        if frame.index is not None:
+            return f"{path.stem}_{frame.index:06d}"
+        return int(path.stem) if path.stem.isascii() and path.stem.isdigit() else path.stem
+
+    def _finish(self) -> None:
+        self.file.write("[]\n" if self._separator == "[\n" else "\n]\n")
+
+
+class CsvWriter(_FileWriter):
+    """One row a detection, box as xyxy in pixels; a picture without any has none."""
+
+    columns: ClassVar = ("source", "frame", "width", "height", "label", "label_id", "score", "x1", "y1", "x2", "y2")
+
+    def _open(self) -> None:
+        super()._open()
+        self._rows = csv.writer(self.file, lineterminator="\n")
+        self._rows.writerow(self.columns)
+
+    def _write(self, frame: Frame, detections: Detections) -> None:
+        index = "" if frame.index is None else frame.index
+        head = (frame.source, index, frame.width, frame.height)
+        for found in detections.to_records():
+            self._rows.writerow((*head, found["label"], found["label_id"], found["score"], *found["box"]))
+
+
+class _FolderWriter(Writer):
+    """A writer of a folder with one small file a frame, also for frames without detections.
+
+    With ``overwrite`` files go into a folder that exists, replacing only those of the same name.
+    """
+
+    suffix: ClassVar[str]
+
+    def _open(self) -> None:
+        self._folder = self._stack.enter_context(atomic_folder(self.path, self.overwrite))
+        self._used: set[str] = set()
+
+    def _write(self, frame: Frame, detections: Detections) -> None:
+        stem = "stdin" if frame.source == "-" else Path(frame.source).stem
+        if frame.index is not None:
+            stem = f"{stem}_{frame.index:06d}"
+        name, copy = stem, 1
+        while name.casefold() in self._used:  # a/1.jpg and b/1.jpg go into one folder
+            copy += 1
+            name = f"{stem}-{copy}"
+        self._used.add(name.casefold())
+        text = self._text(frame, detections)
+        (self._folder / f"{name}{self.suffix}").write_text(text, encoding="utf-8", newline="\n")
+
+    @abstractmethod
+    def _text(self, frame: Frame, detections: Detections) -> str: ...
+
+
+class YoloWriter(_FolderWriter):
+    """YOLO txt: ``label cx cy w h score`` a line, as fractions of the picture; the names stand in classes.txt."""
+
+    suffix = ".txt"
+
+    def _open(self) -> None:
+        super()._open()
+        self._used.add("classes")
+        (self._folder / "classes.txt").write_text("".join(f"{c}\n" for c in self.classes), encoding="utf-8")
+
+    def _text(self, frame: Frame, detections: Detections) -> str:
+        lines = []
+        for (x1, y1, x2, y2), score, label in zip(
+            detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True
+        ):
+            w, h = frame.width, frame.height
+            values = ((x1 + x2) / 2 / w, (y1 + y2) / 2 / h, (x2 - x1) / w, (y2 - y1) / h, score)
+            lines.append(f"{label} " + " ".join(f"{v:.6f}" for v in values) + "\n")
+        return "".join(lines)
+
+
+class VocWriter(_FolderWriter):
+    """PASCAL VOC xml: whole, one-based pixels, xmax and ymax inclusive; the score is in <confidence>."""
+
+    suffix = ".xml"
+
+    def _text(self, frame: Frame, detections: Detections) -> str:
+        name = Path(frame.source).name
+        lines = [
+            "<annotation>",
+            f"  <filename>{_xml(name)}</filename>",
+            f"  <size><width>{frame.width}</width><height>{frame.height}</height><depth>3</depth></size>",
+        ]
+        for found in detections.to_records():
+            x1, y1, x2, y2 = (round(v) for v in found["box"])
+            # One-based inclusive corners differ from zero-based exclusive ones in xmin and ymin only.
+            xmin, ymin = min(max(x1, 0) + 1, frame.width), min(max(y1, 0) + 1, frame.height)
+            xmax, ymax = max(xmin, min(x2, frame.width)), max(ymin, min(y2, frame.height))
+            lines += [
+                "  <object>",
+                f"    <name>{_xml(found['label'])}</name>",
+                "    <difficult>0</difficult>",
+                f"    <confidence>{found['score']}</confidence>",
+                f"    <bndbox><xmin>{xmin}</xmin><ymin>{ymin}</ymin><xmax>{xmax}</xmax><ymax>{ymax}</ymax></bndbox>",
+                "  </object>",
+            ]
+        return "\n".join([*lines, "</annotation>", ""])
+
+
+WRITERS: dict[str, type[Writer]] = {
+    "jsonl": JsonLinesWriter,
+    "coco": CocoWriter,
+    "yolo": YoloWriter,
+    "voc": VocWriter,
+    "csv": CsvWriter,
+}
+
+
+def open_writer(
+    kind: str,
+    path: str | Path,
+    classes: Sequence[str],
+    class_ids: Sequence[int | str] | None = None,
+    overwrite: bool = False,
+    *,
+    image_ids: Mapping[str, int | str] | None = None,
+) -> Writer:
+    """The writer of this kind (a key of ``WRITERS``) as a context manager with ``write(frame, detections)``.
+
+    path: a file for jsonl, coco and csv; a folder for yolo and voc. Other arguments: see :class:`Writer`. Raises
+    DetkitError: unknown kind; on entering, if the output exists (without ``overwrite``) or cannot be written.
+    """
+    if kind not in WRITERS:
+        raise DetkitError(f"no format {kind!r} for detections", "", f"choose one of {', '.join(WRITERS)}")
+    return WRITERS[kind](path, classes, class_ids, overwrite, image_ids)
+
+
+def _xml(text: str) -> str:
+    # XML 1.0 has no way to write control characters and lone surrogates.
+    return escape(re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]", "\ufffd", text))
