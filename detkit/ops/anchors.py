@@ -87,7 +87,7 @@ def slot_collisions(images: Any, centres: Any, wh: Any, grid: int | tuple[int, i
     column = np.clip(np.floor(points[:, 0] * columns), 0, columns - 1).astype(np.int64)
     row = np.clip(np.floor(points[:, 1] * rows), 0, rows - 1).astype(np.int64)
     slots = np.unique(np.stack((pictures, row, column, anchor), 1), axis=0)
-    return 1 - len(slots) / len(sizes)
+    return (len(sizes) - len(slots)) / len(sizes)
 
 
 def _sizes(value: Any, name: str) -> np.ndarray:

@@ -28,7 +28,7 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def thread_count() -> int:
-    """Threads that one call may use: 1 in a worker process, torch's setting if torch is loaded, else the usable cores."""
+    """Threads that one call may use: 1 in a worker process, torch's setting if it is loaded, else the usable cores."""
     if multiprocessing.parent_process() is not None:
         return 1
     get_num_threads = getattr(sys.modules.get("torch"), "get_num_threads", None)

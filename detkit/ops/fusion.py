@@ -72,7 +72,7 @@ def _columns(boxes: Any, scores: Any, labels: Any, min_score: float) -> tuple[np
 def _fuse(
     boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, models: int, total: float, threshold: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    from detkit.ops.nms_kernels import fuse
+    from detkit.ops.fusion_kernels import fuse
 
     order = np.argsort(-scores, kind="stable")
     order = order[scores[order] > 0]  # a model of weight 0 has no say
