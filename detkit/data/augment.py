@@ -35,7 +35,7 @@ class Augment:
     crop: chance of a random window with a share of the picture's area in ``crop_area``, with an object where there
     is one. min_visible: an object of which less is left becomes difficult (neither object nor background).
     scale: range of factors on the fitted size (the place is then random); aspect: largest relative change of
-    width to height; rotate, shear: largest angle in degrees; warp: local displacement, as a share (up to 0.3) of a
+    width to height; rotate, shear: largest angle in degrees; warp: local displacement, as a share (up to 0.25) of a
     cell of a ``warp_grid`` x ``warp_grid`` grid.
     shift: largest change of each colour channel (0..255); brightness, contrast, saturation, hue: largest relative
     change (hue: share of the circle); pca: AlexNet's colour shift, standard deviation of its three factors (0.1 in
@@ -76,7 +76,7 @@ class Augment:
         given = {k: v for k, v in locals().items() if k != "self"}
         for name in ("mirror", "flip", "crop", "min_visible", "grey", "chance", "mosaic", "mixup"):
             _within(name, given[name], 0, 1)
-        for name, high in (("aspect", 1), ("rotate", 180), ("shear", 60), ("warp", 0.3), ("shift", 255), ("hue", 0.5)):
+        for name, high in (("aspect", 1), ("rotate", 180), ("shear", 60), ("warp", 0.25), ("shift", 255), ("hue", 0.5)):
             _within(name, given[name], 0, high)
         for name in ("brightness", "contrast", "saturation", "pca"):
             _within(name, given[name], 0, 1)

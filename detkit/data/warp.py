@@ -27,20 +27,24 @@ class Displacement(NamedTuple):
     def dense(self, height: int, width: int) -> np.ndarray:
         """(height, width, 2) float32: the field at the centres of all pixels."""
         cells = self.nodes.shape[0] - 1
-        # cv2.warpAffine samples the grid bilinearly, at the node coordinate of each pixel's centre.
-        matrix = np.array([[cells / width, 0, 0.5 * cells / width], [0, cells / height, 0.5 * cells / height]])
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        return cv2.warpAffine(self.nodes, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        rows, columns = (_weights((np.arange(side) + 0.5) * cells / side, cells) for side in (height, width))
+        field = np.empty((height, width, 2), np.float32)
+        for axis in range(2):
+            field[..., axis] = rows @ self.nodes[..., axis] @ columns.T
+        return field
 
     def at(self, points: np.ndarray, height: int, width: int) -> np.ndarray:
         """(..., 2) float64: the field at ``points`` (..., 2) in output pixels."""
         cells = self.nodes.shape[0] - 1
-        place = np.clip(points * (cells / np.array([width, height])), 0, cells)
-        low = np.minimum(place.astype(np.int64), cells - 1)
-        (x, y), (fx, fy) = np.moveaxis(low, -1, 0), np.moveaxis(place - low, -1, 0)[..., None]
-        upper = self.nodes[y, x] * (1 - fx) + self.nodes[y, x + 1] * fx
-        lower = self.nodes[y + 1, x] * (1 - fx) + self.nodes[y + 1, x + 1] * fx
-        return upper * (1 - fy) + lower * fy
+        columns = _weights(points[..., 0] * cells / width, cells)
+        rows = _weights(points[..., 1] * cells / height, cells)
+        return np.einsum("...i,ijc,...j->...c", rows, self.nodes, columns, optimize=True)
+
+
+def _weights(places: np.ndarray, cells: int) -> np.ndarray:
+    """(..., cells + 1) float32: the share of each node at ``places`` (...) in cells, smooth from node to node."""
+    near = np.clip(1 - np.abs(np.clip(places, 0, cells)[..., None] - np.arange(cells + 1)), 0, 1)
+    return (near * near * (3 - 2 * near)).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from detkit.data.augment import Augment
+from detkit.data.mosaic import mixup, mosaic
+from detkit.data.resize import Resize
+from detkit.data.warp import Warp
+from detkit.structures import Sample, Target
+
+RESIZE = Resize(200, fill=0)
+
+
+def filled(value: int, label: int, size: int = 100) -> Sample:
+    """A grey picture with one object in the full red, green or blue of its label."""
+    image = np.full((size, size, 3), value, np.uint8)
+    image[30:60, 20:80] = 0
+    image[30:60, 20:80, label] = 255
+    return Sample(image, Target(np.array([[20, 30, 80, 60]], np.float32), np.array([label])), image_id=label)
+
+
+def test_four_pictures_with_boxes_on_their_pixels() -> None:
+    augment = Augment.off(mosaic=1.0, scale=(0.45, 0.6))
+    for seed in range(10):
+        others = iter([filled(10, 1), filled(10, 2), filled(10, 2)])
+        out = augment(filled(10, 0), np.random.default_rng(seed), RESIZE, lambda: next(others))  # noqa: B023
+        assert out.image.shape == (200, 200, 3)
+        assert out.image_id == 0
+        for label in (0, 1):
+            rows = out.target.boxes[out.target.labels == label]
+            ys, xs = np.nonzero((out.image[..., label] > 127) & (out.image.sum(-1) < 300))
+            if len(rows):
+                np.testing.assert_allclose(rows[0], [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], atol=1)
+            else:
+                assert len(xs) < 60
+
+
+def test_boxes_do_not_leave_their_quadrant() -> None:
+    def place(sample: Sample, size: tuple[int, int], rng: np.random.Generator) -> Warp:
+        return Warp(np.array([[4.0, 0, -40], [0, 4, -60]]), size)
+
+    samples = [filled(50, label) for label in (0, 1, 2, 0)]
+    out = mosaic(samples, (200, 200), np.random.default_rng(0), place, fill=0, min_visible=0.5)
+    draws = np.random.default_rng(0)
+    x, y = int(200 * draws.uniform(0.3, 0.7)), int(200 * draws.uniform(0.3, 0.7))
+    # The object covers 40..280 and 60..180 of each quadrant, before that cuts it.
+    expected = np.array(
+        [
+            [40, 60, x, y],
+            [x + 40, 60, 200, y],
+            [40, y + 60, x, 200],
+            [x + 40, y + 60, 200, 200],
+        ]
+    )
+    there = (expected[:, 2:] > expected[:, :2]).all(axis=1)
+    np.testing.assert_array_equal(out.target.boxes, expected[there])
+    assert there.sum() >= 2
+    assert out.target.difficult.all()
+
+
+def test_mixup_blends_and_weights_both() -> None:
+    first, second = filled(0, 0), filled(200, 1)
+    rng = np.random.default_rng(4)
+    share = np.random.default_rng(4).beta(1.5, 1.5)
+    out = mixup(first, second, rng)
+    np.testing.assert_allclose(out.target.weight, [share, 1 - share], rtol=1e-6)
+    np.testing.assert_allclose(out.image[0, 0], 200 * (1 - share), atol=1)
+    assert out.target.labels.tolist() == [0, 1]
+
+
+def test_switched_off_where_no_other_picture_is_given() -> None:
+    out = Augment.off(mosaic=1.0, mixup=1.0)(filled(10, 0), np.random.default_rng(0), RESIZE)
+    assert len(out.target) == 1
+
+
+def test_proposals_are_refused() -> None:
+    sample = filled(10, 0).replace(proposals=np.zeros((1, 4), np.float32))
+    with pytest.raises(ValueError, match="proposals"):
+        Augment.off(mosaic=1.0)(sample, np.random.default_rng(0), RESIZE, lambda: sample)
