@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,18 +48,26 @@ def detect(
     from detkit.io.sources import Failure, open_sources
     from detkit.io.writers import open_writer
 
-    frames = open_sources(source)  # refuses what is not there before the model is loaded
-    detector = api.load(model, device=device, threads=threads, size=size)
-    limits = api.limits_of(detector, conf, iou, max_detections, _names(classes))
+    frames = open_sources(source)
     failures: list[Failure] = []
     done = 0
+    # Up to the first picture, before a model is loaded for nothing.
+    for first in frames:
+        if not isinstance(first, Failure):
+            frames = chain([first], frames)
+            break
+        failures.append(first)
+    else:
+        return _finish(done, failures)
+    detector = api.load(model, device=device, threads=threads, size=size)
+    limits = detector.limits(conf, iou, max_detections, _names(classes))
     with ExitStack() as stack:
         writer = (
             stack.enter_context(open_writer(kind, out, detector.classes, detector.class_ids, overwrite=overwrite))
             if out is not None and kind
             else None
         )
-        pictures = stack.enter_context(_Annotated(save)) if save else None
+        pictures = stack.enter_context(_Annotated()) if save else None
         for frame, found in stream(detector, _progress(frames), limits, batch):
             if isinstance(frame, Failure):
                 failures.append(frame)
@@ -95,10 +104,10 @@ def _names(classes: str | None) -> tuple[str, ...] | None:
 
 
 def _print(frame: Frame, found: Detections, as_json: bool) -> None:
-    height, width = frame.image.shape[:2]
+    from detkit.io.writers import record_of
+
     if as_json:
-        record: dict[str, Any] = {"source": frame.source, "frame": frame.index, "width": width, "height": height}
-        print(json.dumps({**record, "detections": found.to_records()}, ensure_ascii=False), flush=True)
+        print(json.dumps(record_of(frame, found), ensure_ascii=False), flush=True)
         return
     name = frame.source if frame.index is None else f"{frame.source} frame {frame.index}"
     counts: dict[str, int] = {}
@@ -125,7 +134,7 @@ def _progress(frames: Iterator[Any]) -> Iterator[Any]:
 class _Annotated:
     """Annotated copies in a new numbered folder: pictures as pictures, frames of one video as one video."""
 
-    def __init__(self, save: bool) -> None:
+    def __init__(self) -> None:
         from detkit.io.files import numbered_folder
 
         self.folder = numbered_folder(Path("runs"), "detect")

@@ -61,10 +61,17 @@ def _devices() -> list[str]:
 
 
 def _codec() -> str:
-    from detkit.io.video import browser_codec
+    """What annotated videos are written with: tried, since OpenCV's builds differ."""
+    import tempfile
+    from pathlib import Path
 
-    codec = browser_codec()
-    return f"{codec} (plays in browsers)" if codec else "mp4v only: convert annotated videos for browsers"
+    import numpy as np
+
+    from detkit.io.video import VideoWriter
+
+    with tempfile.TemporaryDirectory() as folder, VideoWriter(Path(folder) / "try.mp4") as writer:
+        writer.write(np.zeros((64, 64, 3), np.uint8))
+        return f"{writer.codec.name if writer.codec else 'none'}{'' if writer.notice is None else ': ' + writer.notice}"
 
 
 def _warm() -> None:

@@ -1,0 +1,213 @@
+"""The few functions that need everything: ``load``, ``train``, ``evaluate``. Heavy parts are imported when called."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detkit.errors import DetkitError
+
+if TYPE_CHECKING:
+    from detkit.config import Config
+    from detkit.data.dataset import Annotations, Dataset
+    from detkit.detector import Detector
+    from detkit.engine.events import Event, TrainFinished
+    from detkit.metrics import Evaluation
+    from detkit.metrics.tables import Results
+    from detkit.structures import Predictor
+
+DEFAULT_RECIPE = "yolo"
+
+
+def load(
+    path_or_name: str | Path | None = None,
+    *,
+    device: str | None = None,
+    threads: int | None = None,
+    size: int | None = None,
+) -> Detector:
+    """A trained detector, ready to predict.
+
+    path_or_name: a .safetensors file, a run folder (its best weights) or a shipped name; None: the shipped default.
+    device: "cpu", "cuda", "cuda:1", "mps"; None: the best there is. threads: CPU threads. size: input size in pixels
+    instead of the model's own.
+
+    Raises:
+        DetkitError: no such file or name, a damaged or too new file, a device that this machine lacks.
+    """
+    import torch
+
+    from detkit import config, zoo
+    from detkit.data.resize import Resize
+
+    if threads is not None:
+        set_threads(threads)
+    if path_or_name is None and not zoo.WEIGHTS:
+        do = "give --model with a file or run folder; detkit train --data DATA makes one"
+        raise DetkitError("no general model is shipped with this version", do=do)
+    detector = config.load("default" if path_or_name is None else path_or_name)
+    if size is not None:
+        if size < 32:
+            raise DetkitError(f"an input of {size} pixels is too small", "--size", "give 320, say")
+        detector.resize = Resize.from_dict({**detector.resize.to_dict(), "size": size})
+    name = device or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        detector.to(torch.device(name))
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error) or "unknown").splitlines()[0]
+        raise DetkitError(f"the device {name!r} cannot be used", reason, "choose cpu, or see detkit doctor") from None
+    return detector.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]
+
+
+def set_threads(threads: int) -> None:
+    """CPU threads that torch and OpenCV may use."""
+    if threads < 1:
+        raise DetkitError(f"threads must be at least 1, got {threads}", "--threads", "give the number of cores to use")
+    import cv2
+    import torch
+
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
+
+
+def train(
+    config: str | Path | None = None,
+    *,
+    data: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    dry_run: bool = False,
+    on_event: Callable[[Event], None] = lambda event: None,
+) -> TrainFinished | Any:
+    """Trains a detector and returns what came of it; the run folder holds everything else.
+
+    config: a YAML file or a shipped name; None: the default recipe. data: takes the place of the config's data (its
+    own validation part is used, or one is drawn). overrides: "train.epochs=20" and the like. out: the run folder;
+    None: a new numbered one in runs/. resume: a run folder to go on with. dry_run: two steps, then an estimate.
+    on_event: called with each event of the engine (see ``detkit.engine.events``).
+
+    Raises:
+        DetkitError: a mistake in config or data (code 2); a run that had to stop (code 4, 130 or 143).
+    """
+    from detkit.config import read_config, train_val_datasets
+    from detkit.data.augment import Augment
+    from detkit.engine import loop
+    from detkit.engine.events import Notice
+    from detkit.engine.options import TrainOptions
+    from detkit.io.files import numbered_folder
+
+    changes = list(overrides)
+    if resume is not None:
+        config = Path(resume) / "config.yaml"
+        if not config.is_file():
+            raise DetkitError("this folder holds no run to go on with", str(resume), "give a folder that train made")
+    elif data is not None:
+        # An override of a path may hold any character: JSON strings are YAML too.
+        changes = [f"data.train={json.dumps(str(data))}", "data.val=null", "data.test=null", *changes]
+    elif config is None:
+        raise DetkitError("nothing to train on", do="give data=, or a config that names its data")
+    checked = read_config(config or DEFAULT_RECIPE, changes, train_schema=TrainOptions)
+    train_set, val_set, notes = train_val_datasets(checked)
+    if config is None:
+        notes.insert(0, f"recipe: {DEFAULT_RECIPE} (detkit config {DEFAULT_RECIPE} shows it)")
+    notes.append(f"classes: {', '.join(train_set.classes)}")
+    for note in notes:
+        on_event(Notice(note))
+    detector = build(checked, train_set)
+    if resume is not None:
+        run = Path(resume)
+    elif out is not None:
+        run = Path(out)
+    else:
+        run = numbered_folder("runs", Path(config or DEFAULT_RECIPE).stem)
+    return loop.train(
+        detector,
+        train_set,
+        val_set,
+        checked.train,
+        augment=Augment(**checked.augment),
+        run=run,
+        config=checked.to_yaml(),
+        limits=checked.evaluate.limits(),
+        on_event=on_event,
+        resume=resume is not None,
+        dry_run=dry_run,
+    )
+
+
+def build(checked: Config, train_set: Dataset) -> Detector:
+    """The untrained detector of a config, with anchors from the training set where it asks for them."""
+    import torch
+
+    from detkit.config import anchors_for, build_detector
+
+    torch.manual_seed(checked.train.seed)
+    anchors = anchors_for(checked, train_set)
+    return build_detector(checked, train_set.classes, class_ids=train_set.class_ids, anchors=anchors)
+
+
+def evaluate(
+    predictions_or_model: str | Path | Predictor,
+    data: str | Path,
+    *,
+    split: str | None = None,
+    images: str | Path | None = None,
+    protocol: str = "coco",
+) -> Evaluation:
+    """AP of a detections file (.json of COCO results, .jsonl of ``detect --json``) or of a model on labelled data.
+
+    predictions_or_model: a file of detections, a model (file, run folder, name) or anything that predicts. data: COCO
+    json, VOC folder or YOLO data.yaml. protocol: "coco", "voc2007" or "voc2010".
+
+    Raises:
+        DetkitError: data or detections that cannot be read, or that do not fit each other.
+    """
+    from detkit import metrics
+
+    if isinstance(predictions_or_model, (str, Path)) and Path(predictions_or_model).suffix in (".json", ".jsonl"):
+        from detkit.data.dataset import read
+        from detkit.metrics.detections import read_detections
+
+        annotations = read(data, split=split, images=images)
+        results = read_detections(predictions_or_model, annotations)
+    else:
+        annotations, results, _ = evaluate_model(predictions_or_model, data, split=split, images=images)
+    return metrics.evaluate(annotations.ground_truth(), results, protocol=protocol)
+
+
+def evaluate_model(
+    model: str | Path | Predictor,
+    data: str | Path,
+    *,
+    split: str | None = None,
+    images: str | Path | None = None,
+    iou: float = 0.5,
+    batch: int = 8,
+    workers: int = 0,
+    device: str | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[Annotations, Results, Mapping[str, float]]:
+    """A model's detections on labelled data, under the limits that AP is defined with, and the times it took.
+
+    iou: the NMS threshold; workers: loading processes; on_progress(done, total) counts batches. Labels are matched by
+    class name: classes that the model does not know have no detections.
+    """
+    from detkit.data.dataset import Dataset, read
+    from detkit.engine.evaluator import evaluate as run
+    from detkit.structures import Limits
+
+    predictor = load(model, device=device) if isinstance(model, (str, Path)) else model
+    annotations = read(data, split=split, images=images)
+    _, results, timings = run(
+        predictor,
+        Dataset(annotations),
+        batch=batch,
+        limits=Limits.evaluation(iou),
+        workers=workers,
+        on_batch=on_progress,
+    )
+    return annotations, results, asdict(timings)

@@ -1,0 +1,136 @@
+"""The command line as a whole: help, versions, exit codes, and mistakes told in a person's words."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from detkit.cli import main
+
+VERBS = ("detect", "train", "evaluate", "config", "models", "info", "doctor", "quickstart")
+
+
+def _said(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"detkit {verb}" in text
+    assert len(text.splitlines()) >= 6
+
+
+def test_every_verb_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {verb} " in text for verb in (*VERBS, "data"))
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == "detkit 0.1.0\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "needle"),
+    [
+        (["detct"], "detct"),
+        (["detect"], "SOURCE"),
+        (["detect", "nothing_here.jpg"], "nothing_here.jpg"),
+        (["detect", "x.jpg", "--cofn", "0.5"], "--cofn"),
+        (["detect", ".", "--out", "here.txt"], "format"),
+        (["detect", ".", "--out", "here.csv", "--format", "xml"], "no format 'xml'"),
+        (["detect", ".", "--format", "csv"], "--out"),
+        (["train"], "nothing to train on"),
+        (["train", "a.yaml", "b.yaml"], "b.yaml"),
+        (["train", "yolo_vok"], "yolo_voc"),
+        (["train", "--resume", "nowhere"], "nowhere"),
+        (["train", "yolo", "--resume", "nowhere"], "--resume"),
+        (["train", "--data", "nowhere"], "nowhere"),
+        (["train", "yolo", "train.epoch=3"], "epochs"),
+        (["config", "yolo_vok"], "yolo_voc"),
+        (["config", "yolo", "train.epochs"], "train.epochs"),
+        (["info", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["evaluate"], "DATA"),
+    ],
+)
+def test_mistakes_get_code_2_and_say_where(
+    words: list[str], needle: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    said = _said(capsys)
+    assert needle in said
+    assert "Traceback" not in said
+    assert len(said.splitlines()) <= 8
+
+
+def test_a_bug_is_called_a_bug(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("detkit.cli.app.app", broken)
+    assert main(["models"]) == 1
+    assert "a bug in detkit: ZeroDivisionError" in _said(capsys)
+    with pytest.raises(ZeroDivisionError):
+        main(["--debug", "models"])
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "needle"),
+    [
+        (MemoryError(), 4, "not enough memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), 4, "train.batch"),
+        (OSError(28, "No space left on device", "x.bin"), 4, "x.bin"),
+        (PermissionError(13, "Permission denied", "x.bin"), 2, "Permission denied"),
+        (KeyboardInterrupt(), 130, "stopped"),
+    ],
+)
+def test_failures_of_the_machine(
+    error: BaseException, code: int, needle: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("detkit.cli.app.app", broken)
+    assert main(["models"]) == code
+    assert needle in _said(capsys)
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = "import sys; from detkit.cli import main; main(['--help']); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stderr.split())
+    assert not loaded & {"torch", "torchvision", "albumentations", "numpy", "numba", "cv2", "matplotlib", "rich"}
+
+
+def test_python_m_and_closed_pipe() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "detkit", "models"], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_sigterm_is_143() -> None:
+    code = (
+        "import time, sys, detkit.cli as c\n"
+        "import detkit.cli.app as a\n"
+        "def slow(*_, **__):\n    print('ready', flush=True)\n    time.sleep(60)\n"
+        "a.app = slow\nsys.exit(c.main(['models']))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 143
+    process.stdout.close()
