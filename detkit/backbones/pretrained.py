@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from detkit.errors import DetkitError
 
 SECONDS = 10.0  # an absent network is reported, not waited for
 
 
-def load_weights(net: nn.Module, weights: str | None, name: str) -> nn.Module:
-    """``net`` with its state dict read from ``weights``: "none", "imagenet" or a file in the net's own layout.
+def load_weights(net: Any, weights: str | None, name: str) -> Any:
+    """``net``, a module, with the weights of "none", "imagenet" or a file in the net's own layout.
 
     Raises:
         DetkitError: the file is missing, unreadable or of another net; or the download failed.
@@ -28,11 +27,11 @@ def load_weights(net: nn.Module, weights: str | None, name: str) -> nn.Module:
     state = read_state(path)
     own = net.state_dict()
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
+    wrong = [key for key in own if key in state and own[key].shape != getattr(state[key], "shape", None)]
     if missing or wrong:
         what = f"does not hold {missing[0]}" if missing else f"holds {wrong[0]} in another shape"
         raise DetkitError(
-            f"these weights are not {name}'s: the file {what}", str(path), "give the file of this backbone"
+            f"these weights are not {name}'s: the file {what}", str(path), "give the whole file of this backbone"
         )
     net.load_state_dict({key: state.get(key, value) for key, value in own.items()})
     return net
@@ -42,9 +41,7 @@ def read_state(path: Path) -> dict[str, Any]:
     """The state dict in a safetensors file or a torch pickle; a pickle is never executed (``weights_only``)."""
     where = str(path)
     if not path.is_file():
-        raise DetkitError(
-            "the backbone's weights are not there", where, "give 'none', 'imagenet' or a file that exists"
-        )
+        raise DetkitError("the backbone's weights are not there", where, "give none, imagenet or a file that exists")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -90,7 +87,7 @@ def _package_file(package: str, inside: str) -> Path:
 
 
 def _download(url: str, target: Path, name: str) -> None:
-    from urllib.error import URLError
+    from http.client import HTTPException
     from urllib.request import urlopen
 
     from detkit.io.files import atomic_path
@@ -99,7 +96,7 @@ def _download(url: str, target: Path, name: str) -> None:
     try:
         with urlopen(url, timeout=SECONDS) as answer:
             data = answer.read()
-    except (URLError, OSError) as error:
+    except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise DetkitError(f"the ImageNet weights of {name} cannot be fetched: {reason}", url, do) from None
     expected = target.stem.rsplit("-", 1)[1]  # torchvision's names end in the first digits of the file's sha256

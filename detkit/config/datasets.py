@@ -11,6 +11,7 @@ import numpy as np
 from detkit.config.experiment import Config, sources
 from detkit.config.schema import Place
 from detkit.data.dataset import Annotations, Dataset, concat, read, splits
+from detkit.data.split import stratify
 from detkit.errors import DetkitError
 
 
@@ -36,7 +37,7 @@ def train_val_datasets(config: Config) -> tuple[Dataset, Dataset, list[str]]:
     """Training and validation data with the same classes, and sentences on what was chosen for the user.
 
     Without ``data.val`` the sources' own validation parts are taken; if one has none, ``data.val_share`` of the
-    training pictures is drawn with ``train.seed``.
+    training pictures is drawn with ``train.seed``, the classes in balance.
     """
     data = config.data
     train = build_dataset(data["train"], split="train")
@@ -53,12 +54,14 @@ def train_val_datasets(config: Config) -> tuple[Dataset, Dataset, list[str]]:
         names = ", ".join(dict.fromkeys(str(item["split"]) for item in found if item))
         return train, val, [f"validation: the data's own part {names}, {len(val)} pictures"]
     seed = int(getattr(config.train, "seed", 0))
-    if len(train) < 2:
-        raise DetkitError("one picture cannot be split into training and validation", "data.train", "set data.val")
-    order = np.random.default_rng(seed).permutation(len(train))
-    count = min(max(round(len(train) * data["val_share"]), 1), len(train) - 1)
-    note = f"validation: {count} of {len(train)} training pictures, drawn with seed {seed}, since the data has no such part"
-    return train.subset(np.sort(order[count:])), train.subset(np.sort(order[:count])), [note]
+    share = data["val_share"]
+    parts = stratify(train.annotations, {"train": 1 - share, "val": share}, seed)
+    if not all(len(part) for part in parts.values()):
+        raise DetkitError(
+            f"{len(train)} pictures are too few to draw {share:.0%} of them", "data.val_share", "set data.val"
+        )
+    note = f"validation: {len(parts['val'])} of {len(train)} training pictures, drawn with seed {seed}"
+    return train.subset(parts["train"]), train.subset(parts["val"]), [note]
 
 
 def _read(item: dict[str, Any], split: str) -> Dataset:

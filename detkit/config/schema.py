@@ -119,11 +119,10 @@ def located(place: Place, path: Path_, names: Iterable[str]) -> Iterator[None]:
     try:
         yield
     except DetkitError as error:
-        key = tuple(error.where.split("."))
-        if key[: len(path)] != path and error.where not in names:
-            raise
-        at = place.at(key if key[: len(path)] == path else (*path, error.where))
-        raise DetkitError(error.what, at, error.do, code=error.code) from None
+        name = error.where.rsplit(".", 1)[-1]
+        if name not in names or not re.fullmatch(r"[\w.]+", error.where):
+            raise  # it names a place of its own, such as a file
+        raise DetkitError(error.what, place.at((*path, name)), error.do, code=error.code) from None
     except ValueError as error:
         named = next((name for name in names if re.search(rf"\b{re.escape(name)}\b", str(error))), None)
         at = place.at((*path, named) if named else path)
