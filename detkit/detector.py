@@ -28,19 +28,23 @@ class Detector(nn.Module):
     backbone: normalised pixels to feature maps; neck: maps to maps; head: maps (and proposals) to detections;
     proposals: a source of candidate boxes, or None. classes: names by label; class_ids: the training data's own ids of
     the classes; resize: how a picture becomes an input, for training, evaluation, prediction and export alike; config:
-    its "model" section is what ``detkit.config`` rebuilds these parts from; threshold: the score below which ``predict``
-    shows nothing; scores, record: what was measured and how it was trained, kept in the file.
+    its ``model`` section is what ``detkit.config`` rebuilds these parts from; threshold: the score below which
+    ``predict`` shows nothing; scores, record: what was measured and how it was trained, kept in the file.
     """
 
     mean: Tensor
     std: Tensor
+    backbone: Any
+    neck: Any
+    head: Any
+    proposals: Any
 
     def __init__(
         self,
-        backbone: nn.Module,
-        neck: nn.Module,
-        head: nn.Module,
-        proposals: nn.Module | None = None,
+        backbone: Any,
+        neck: Any,
+        head: Any,
+        proposals: Any = None,
         *,
         classes: Sequence[str],
         resize: Resize,
@@ -129,8 +133,9 @@ class Detector(nn.Module):
             boxes, learned = self.proposals.propose(batch, features, sampled)
         if boxes is None:
             return None, learned
-        limits = torch.cat([batch.sizes.flip(1)] * 2, dim=1).to(boxes[0]) if boxes else []
-        return [b.detach().clamp(min=0).minimum(limit) for b, limit in zip(boxes, limits, strict=True)], learned
+        corners = batch.sizes[:, [1, 0, 1, 0]]
+        clipped = [b.detach().clamp(min=0).minimum(corner.to(b)) for b, corner in zip(boxes, corners, strict=True)]
+        return clipped, learned
 
     def predict_samples(self, samples: list[Sample], limits: Limits) -> list[Detections]:
         """Detections (numpy) in each sample's original pixels, whatever mode the model is in."""

@@ -1,5 +1,7 @@
-"""Backbones: pictures in, feature maps of several strides out. The keyword-only arguments of an entry are its keys in a
-config file; see ``detkit.backbones.base.Backbone`` for what an entry returns."""
+"""Backbones: pictures in, feature maps of several strides out.
+
+An entry returns a ``detkit.backbones.base.Backbone``; its keyword-only arguments are its keys in a config file.
+"""
 
 from __future__ import annotations
 

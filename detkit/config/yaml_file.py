@@ -20,7 +20,9 @@ _SCALARS = {
     "tag:yaml.org,2002:null": r"~|null|Null|NULL|",
     "tag:yaml.org,2002:bool": r"true|True|TRUE|false|False|FALSE",
     "tag:yaml.org,2002:int": r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+",
-    "tag:yaml.org,2002:float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+    "tag:yaml.org,2002:float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+    ),
 }
 _RESOLVERS: dict[str | None, list[tuple[str, re.Pattern[str]]]] = {
     None: [(tag, re.compile(rf"^(?:{pattern})$")) for tag, pattern in _SCALARS.items()]
@@ -68,7 +70,8 @@ def _compose(text: str) -> yaml.Node | None:
     # An alias would let a small file grow without bound, and one experiment needs none.
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem=f"alias *{event.anchor} is not supported", problem_mark=event.start_mark)
+            mark: Any = event.start_mark
+            raise yaml.MarkedYAMLError(problem=f"alias *{event.anchor} is not supported", problem_mark=mark)
     return yaml.compose(text, Loader=_Loader)
 
 

@@ -1,5 +1,8 @@
-"""Necks: a list of feature maps in, a list of feature maps out. ``Neck(channels, strides, *, ...)`` has ``channels`` and
-``strides`` of its own; the keyword-only arguments are its keys in a config file."""
+"""Necks: a list of feature maps in, a list of feature maps out.
+
+``Neck(channels, strides, *, ...)`` has ``channels`` and ``strides`` of its own; the keyword-only arguments are its keys
+in a config file.
+"""
 
 from __future__ import annotations
 
