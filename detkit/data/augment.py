@@ -209,17 +209,20 @@ class Augment:
             added = added + self._axes @ rng.normal(0, self.pca, 3)
         image = colour_shift(image, np.rint(added))
         self.prepare()
-        if not self._pixels.transforms:
+        if self._pixels is None:
             return image
         self._pixels.set_random_seed(int(rng.integers(2**31)))
         return self._pixels(image=image)["image"]
 
     def _pixel_pipeline(self) -> Any:
+        jitter = self.brightness or self.contrast or self.saturation or self.hue
+        if not (jitter or self.grey or self.blur or self.noise):
+            return None
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or importing it asks the network for a newer one
         import albumentations as A
 
         steps: list[Any] = []
-        if self.brightness or self.contrast or self.saturation or self.hue:
+        if jitter:
             around = [(1 - s, 1 + s) for s in (self.brightness, self.contrast, self.saturation)]
             steps.append(A.ColorJitter(*around, hue=(-self.hue, self.hue), p=1))
         if self.grey:
