@@ -1,0 +1,1 @@
+"""Training, evaluation and prediction: one loop each, for every family of detectors."""

@@ -1,0 +1,142 @@
+"""state.pt: everything that a run needs to go on as if it had never stopped. Written whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from detkit.engine.ema import Average
+from detkit.engine.events import Row
+from detkit.engine.options import TrainOptions
+from detkit.engine.runtime import Runtime
+from detkit.errors import DetkitError
+from detkit.io.files import write_bytes
+
+STATE_VERSION = 1
+# What may change between two parts of a run: where it computes, not what.
+_FREE = {"device", "workers", "save_minutes", "tensorboard"}
+
+
+@dataclass
+class Progress:
+    """How far a run is: the next batch of the next epoch, steps taken, sums of this epoch's losses, the rows so far."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    sums: dict[str, list[float]] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    best_epoch: int | None = None
+    best_score: float = -1.0
+    threshold: float | None = None
+    waited: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class State:
+    """The parts of a run that change: ``save`` and ``restore`` them together, between two steps."""
+
+    model: nn.Module
+    average: Average
+    optimizer: torch.optim.Optimizer
+    runtime: Runtime
+    options: TrainOptions
+    data_hash: str
+    progress: Progress = field(default_factory=Progress)
+
+    def save(self, path: Path) -> None:
+        """Writes all of it to ``path``. Raises DetkitError if the disk is full; the old file then stays."""
+        state = {
+            "version": STATE_VERSION,
+            "options": asdict(self.options),
+            "data_hash": self.data_hash,
+            "progress": asdict(self.progress),
+            "model": self.model.state_dict(),
+            "average": self.average.model.state_dict(),
+            "updates": self.average.updates,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.runtime.scaler.state_dict(),
+            "random": random_states(self.model),
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_bytes(path, buffer.getbuffer(), overwrite=True)
+
+    def restore(self, path: Path) -> None:
+        """Takes everything from ``path``. Raises DetkitError if it is missing, damaged, or of another run."""
+        state = _read(path)
+        self._refuse_other_run(state, path)
+        try:
+            self.model.load_state_dict(state["model"])
+            self.average.model.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise DetkitError(
+                f"the state is of another model ({reason})", str(path), "use the run's own config"
+            ) from None
+        self.average.updates = state["updates"]
+        self.runtime.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
+        restore_random(self.model, state["random"])
+
+    def _refuse_other_run(self, state: dict[str, Any], path: Path) -> None:
+        if state["data_hash"] != self.data_hash:
+            raise DetkitError("the training data changed since this run began", str(path), "start a new run")
+        for name, value in asdict(self.options).items():
+            old = state["options"].get(name)
+            if name not in _FREE and old != value:
+                what = f"train.{name} is {value}, this run began with {old}"
+                raise DetkitError(what, str(path), "leave it as it was, or start a new run")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    again = "start the run again, or from best.safetensors (model.weights)"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise DetkitError(
+            "there is no state to go on from", str(path), "name a run folder that holds state.pt"
+        ) from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
+        raise DetkitError("the state file is damaged, or not one of detkit's", str(path), again) from None
+    if not isinstance(state, dict) or state.get("version") != STATE_VERSION:
+        found = state.get("version") if isinstance(state, dict) else None
+        raise DetkitError(f"the state file has format {found}, this detkit reads {STATE_VERSION}", str(path), again)
+    return state
+
+
+def _generators(model: nn.Module) -> dict[str, torch.Generator]:
+    """The random generators that the model's parts own (sampling of proposals, say), by dotted name."""
+    return {
+        f"{name}.{key}": value
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, torch.Generator)
+    }
+
+
+def random_states(model: nn.Module) -> dict[str, Any]:
+    """States of torch's generators (CPU, CUDA) and of the model's own."""
+    return {
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "model": {name: generator.get_state() for name, generator in _generators(model).items()},
+    }
+
+
+def restore_random(model: nn.Module, states: dict[str, Any]) -> None:
+    """The inverse of :func:`random_states`; a different number of GPUs leaves theirs alone."""
+    torch.set_rng_state(states["cpu"])
+    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+    for name, generator in _generators(model).items():
+        if name in states["model"]:
+            generator.set_state(states["model"][name])

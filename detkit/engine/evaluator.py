@@ -1,0 +1,208 @@
+"""One inference loop over a labelled set, for every predictor; its times for data, computing and metrics apart."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from detkit.data.loader import Loader
+from detkit.engine.runtime import Runtime
+from detkit.errors import DetkitError
+from detkit.metrics.tables import GroundTruth, Results
+from detkit.structures import Batch, Detections, Limits, Predictor, Sample, Target
+
+
+@dataclass(slots=True)
+class Timings:
+    """Seconds spent waiting for pictures and computing detections, and the number of pictures."""
+
+    images: int = 0
+    data: float = 0.0
+    compute: float = 0.0
+
+
+@dataclass(slots=True)
+class Inference:
+    """Detections on a data set: the tables that the metrics read, loss terms (if asked for), times, pictures left out."""
+
+    truth: GroundTruth
+    results: Results
+    timings: Timings
+    losses: dict[str, float] = field(default_factory=dict)
+    failures: list[DetkitError] = field(default_factory=list)
+
+
+Step = Callable[[Any], tuple[list[Detections], dict[str, Any]]]
+
+
+def evaluate(
+    predictor: Predictor,
+    dataset: Any,
+    *,
+    batch: int = 16,
+    limits: Limits | None = None,
+    workers: int = 0,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> tuple[GroundTruth, Results, Timings]:
+    """Detections of ``predictor`` on all of ``dataset`` as ``(GroundTruth, Results, Timings)``, for ``detkit.metrics``.
+
+    A torch module (a Detector) is fed by loading processes; other predictors get ``predict_samples``. Classes are
+    matched by name. ``on_batch(done, total)`` counts batches.
+
+    Raises:
+        DetkitError: no class name of the model is one of the data's, or no picture could be read.
+    """
+    limits = limits or Limits.evaluation()
+    if isinstance(predictor, nn.Module):
+        with Loader(dataset, resize=predictor.resize, batch=batch, workers=workers) as loader:
+            done = infer(predictor, dataset, loader, limits=limits, on_batch=on_batch)
+    else:
+        failures: list[DetkitError] = []
+        batches = _sample_batches(dataset, batch, failures)
+        total = -(-len(dataset) // batch)
+
+        def step(samples: list[Sample]) -> tuple[list[Detections], dict[str, Any]]:
+            return predictor.predict_samples(samples, limits), {}
+
+        done = _run(step, batches, total, predictor.classes, dataset, on_batch)
+        done.failures = failures
+    if not done.timings.images:
+        raise done.failures[0] if done.failures else DetkitError("the data set holds no pictures")
+    return done.truth, done.results, done.timings
+
+
+def infer(
+    model: nn.Module,
+    dataset: Any,
+    loader: Loader,
+    *,
+    limits: Limits,
+    runtime: Runtime | None = None,
+    losses: bool = False,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> Inference:
+    """Detections, and losses if asked for, of a detector on what ``loader`` hands out of ``dataset``, in one pass.
+
+    The model's mode is put back afterwards. With several processes each brings its share; every one gets the whole.
+    """
+    runtime = runtime or Runtime(str(next(model.parameters()).device), "fp32")
+
+    def step(item: tuple[Batch, list[Target]]) -> tuple[list[Detections], dict[str, Any]]:
+        batch = item[0].to(runtime.device, non_blocking=True)
+        with runtime.autocast():
+            if not losses:
+                return model(batch, limits=limits), {}
+            targets = [target.to(runtime.device) for target in item[1]]
+            terms, found = model(batch, targets, limits=limits, detections=True)
+            return found, terms
+
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            classes: tuple[str, ...] = model.classes  # type: ignore[assignment]
+            done = _run(step, loader.epoch(0), len(loader), classes, dataset, on_batch, runtime)
+    finally:
+        model.train(training)
+    done.failures = list(loader.failures.values())
+    return done
+
+
+def _run(
+    step: Step,
+    batches: Iterable[Any],
+    total: int,
+    classes: tuple[str, ...],
+    dataset: Any,
+    on_batch: Callable[[int, int], None] | None = None,
+    runtime: Runtime | None = None,
+) -> Inference:
+    """The loop itself: waits for a batch, computes, keeps flat arrays."""
+    places = {
+        key: i for i, key in enumerate(zip(dataset.annotations.image_ids, dataset.annotations.files, strict=True))
+    }
+    timings, found, images = Timings(), list[Detections](), list[int]()
+    sums: dict[str, list[float]] = {}
+    iterator = iter(batches)
+    for number in range(1, total + 1):
+        started = time.perf_counter()
+        item = next(iterator, None)
+        loaded = time.perf_counter()
+        timings.data += loaded - started
+        if item is None:  # the last batches held no picture that could be read
+            break
+        detections, losses = step(item)
+        found += [d.numpy() for d in detections]
+        timings.compute += time.perf_counter() - loaded
+        images += [places[key] for key in _keys(item)]
+        for name, loss in losses.items():
+            pair = sums.setdefault(name, [0.0, 0.0])
+            pair[0] += float(loss.sum)
+            pair[1] += float(loss.count)
+        if on_batch is not None:
+            on_batch(number, total)
+    timings.images = len(images)
+    results = detections_to_results(found, images)
+    if runtime is not None and runtime.world > 1:
+        results, sums = _joined(runtime.gather((results, sums)))
+    truth = dataset.annotations.ground_truth()
+    terms = {name: total_sum / (count or 1.0) for name, (total_sum, count) in sums.items()}
+    return Inference(truth, _with_labels_of(truth.classes, classes, results), timings, terms)
+
+
+def detections_to_results(detections: Sequence[Detections], images: Sequence[int]) -> Results:
+    """Detections (numpy, original pixels) of the images with these indices as one float64 table in xywh."""
+    counts = np.array([len(d) for d in detections], dtype=np.int64)
+    boxes = np.concatenate([np.zeros((0, 4)), *(d.boxes for d in detections)]).astype(np.float64)
+    return Results(
+        image=np.repeat(np.asarray(images, dtype=np.int64), counts),
+        label=np.concatenate([np.zeros(0, np.int64), *(d.labels for d in detections)]),
+        xywh=np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1),
+        score=np.concatenate([np.zeros(0), *(d.scores for d in detections)]).astype(np.float64),
+    )
+
+
+def _keys(item: Any) -> Iterator[tuple[int | str, str]]:
+    if isinstance(item, list):
+        return ((sample.image_id, sample.path) for sample in item)
+    return zip(item[0].image_ids, item[0].paths, strict=True)
+
+
+def _with_labels_of(wanted: tuple[str, ...], classes: tuple[str, ...], results: Results) -> Results:
+    """Labels by the data's class names; detections of classes that the data does not know are left out."""
+    if tuple(wanted) == tuple(classes):
+        return results
+    table = np.array([wanted.index(name) if name in wanted else -1 for name in classes], dtype=np.int64)
+    if not (table >= 0).any():
+        what = f"the model knows {', '.join(classes[:5])}..., the data {', '.join(wanted[:5])}...: no class in common"
+        raise DetkitError(what, "classes", "rename the data's classes, or choose another model")
+    label = table[results.label]
+    keep = label >= 0
+    return Results(results.image[keep], label[keep], results.xywh[keep], results.score[keep])
+
+
+def _joined(parts: list[tuple[Results, dict[str, list[float]]]]) -> tuple[Results, dict[str, list[float]]]:
+    """The tables of all processes as one, in order of the images, and the sums of their losses."""
+    columns = [np.concatenate([getattr(r, name) for r, _ in parts]) for name in ("image", "label", "xywh", "score")]
+    order = np.argsort(columns[0], kind="stable")
+    names = dict.fromkeys(name for _, sums in parts for name in sums)
+    sums = {name: [sum(s.get(name, [0.0, 0.0])[i] for _, s in parts) for i in (0, 1)] for name in names}
+    return Results(*(column[order] for column in columns)), sums
+
+
+def _sample_batches(dataset: Any, batch: int, failures: list[DetkitError]) -> Iterator[list[Sample]]:
+    for first in range(0, len(dataset), batch):
+        samples = []
+        for i in range(first, min(first + batch, len(dataset))):
+            try:
+                samples.append(dataset.load(i))
+            except DetkitError as error:
+                failures.append(error)
+        if samples:
+            yield samples

@@ -1,0 +1,57 @@
+"""The optimizer and its groups of parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from detkit.engine.options import TrainOptions
+from detkit.errors import DetkitError
+
+
+def parameter_groups(model: nn.Module, options: TrainOptions) -> list[dict[str, Any]]:
+    """Up to four groups: backbone or not, decayed or not; each with its ``base_lr``.
+
+    Vectors and scalars (biases, the scales and shifts of normalisation) are not decayed. ``model.backbone``, where there
+    is one, has the rate ``backbone_lr``. Raises DetkitError if nothing is left to train.
+    """
+    backbone = getattr(model, "backbone", None)
+    own = {id(p) for p in backbone.parameters()} if isinstance(backbone, nn.Module) else set()
+    backbone_lr = options.lr if options.backbone_lr is None else options.backbone_lr
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            groups.setdefault((id(parameter) in own, parameter.ndim > 1), []).append(parameter)
+    if not groups:
+        raise DetkitError("no parameter is left to train", "model", "freeze fewer stages of the backbone")
+    return [
+        {
+            "params": parameters,
+            "base_lr": backbone_lr if in_backbone else options.lr,
+            "weight_decay": options.weight_decay if decays else 0.0,
+        }
+        for (in_backbone, decays), parameters in sorted(groups.items())
+    ]
+
+
+def make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
+    """The optimizer that ``options`` name, over :func:`parameter_groups`."""
+    groups = parameter_groups(model, options)
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=options.lr, fused=fused)
+    if options.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=options.lr, fused=fused)
+    if options.optimizer == "sgd":
+        nesterov = options.momentum > 0
+        return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=nesterov, fused=fused)
+    return torch.optim.RMSprop(groups, lr=options.lr, momentum=options.momentum, alpha=0.9, eps=1e-3)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
+    """Gives each group ``factor`` times its base rate; returns the highest rate of all."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+    return max(group["lr"] for group in optimizer.param_groups)

@@ -1,0 +1,83 @@
+"""The settings of a training run: this dataclass is the schema of a configuration's ``train:`` section."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from detkit.errors import DetkitError
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOptions:
+    """How to train. Raises DetkitError (code 2), naming the key, for a value that makes no sense.
+
+    epochs: passes over the training set; batch: pictures a step (of all processes together, before accumulation);
+    accumulate: batches whose gradients are added up before the weights move; limit: use the first pictures only (0: all).
+
+    optimizer, lr, momentum (SGD, RMSprop), weight_decay (never of biases and normalisation layers); backbone_lr: the
+    rate of ``detector.backbone`` (none: lr); schedule: ``cosine`` falls to final_lr * lr, ``step`` multiplies by
+    step_factor after each share of the run in step_at; warmup: epochs of linear warm-up, at least warmup_steps steps;
+    clip: largest norm of the gradient (0: no clipping); ema: decay of the averaged weights, which are those validated
+    and saved (0: none).
+
+    precision: ``auto`` takes bf16 where the hardware computes in it, else fp32; device: ``auto``, ``cpu``, ``cuda``,
+    ``cuda:1``, ``mps``; workers: loading processes beside training.
+
+    close_mosaic: last epochs without mosaic and mixup (at most a third of the run); validate_every: epochs between
+    validations; best_by: the score that chooses best.safetensors; patience: validations without a better score before
+    an early stop (0: never); save_minutes: how often state.pt is written inside long epochs.
+    """
+
+    epochs: int = 50
+    batch: int = 16
+    accumulate: int = 1
+    limit: int = 0
+    seed: int = 0
+    optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw"
+    lr: float = 2e-3
+    backbone_lr: float | None = 4e-4
+    momentum: float = 0.9
+    weight_decay: float = 0.05
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    final_lr: float = 0.01
+    step_at: tuple[float, ...] = (0.7, 0.9)
+    step_factor: float = 0.1
+    warmup: float = 1.0
+    warmup_steps: int = 20
+    clip: float = 10.0
+    ema: float = 0.999
+    precision: Precision = "auto"
+    channels_last: bool = True
+    device: str = "auto"
+    workers: int = 2
+    close_mosaic: int = 10
+    validate_every: int = 1
+    best_by: Literal["AP", "AP50"] = "AP"
+    patience: int = 0
+    save_minutes: float = 10.0
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch", "accumulate", "validate_every"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("lr", "save_minutes"):
+            self._require(name, getattr(self, name) > 0, "above 0")
+        for name in ("limit", "weight_decay", "warmup", "warmup_steps", "clip", "workers", "close_mosaic", "patience"):
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("momentum", "ema"):
+            self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
+        self._require("backbone_lr", self.backbone_lr is None or self.backbone_lr >= 0, "0 or more")
+        self._require("final_lr", 0 <= self.final_lr <= 1, "between 0 and 1")
+        self._require("step_at", all(0 < share < 1 for share in self.step_at), "shares of the run between 0 and 1")
+
+    def _require(self, name: str, holds: bool, rule: str) -> None:
+        if not holds:  # NaN ends here too
+            raise DetkitError(f"{name} must be {rule}, got {getattr(self, name)}", f"train.{name}", "correct the value")
+
+    @property
+    def mosaic_epochs(self) -> int:
+        """Epochs with mosaic and mixup; the rest of the run is without."""
+        return self.epochs - min(self.close_mosaic, self.epochs // 3)

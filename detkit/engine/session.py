@@ -1,0 +1,153 @@
+"""What a training run works with, and its dealings with the outside: telling, saving, stopping."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detkit.data.loader import Loader
+from detkit.engine.checkpoint import Progress, State
+from detkit.engine.ema import Average
+from detkit.engine.errors import StopRequest
+from detkit.engine.events import Event, Listener, Notice, Row, Saved, TrainStarted
+from detkit.engine.loggers import RunFolder, data_hash, machine_record
+from detkit.engine.optimizer import make_optimizer
+from detkit.engine.options import TrainOptions
+from detkit.engine.runtime import Runtime
+from detkit.engine.step import Stepper
+from detkit.errors import DetkitError
+from detkit.io.files import write_text
+from detkit.structures import Limits
+
+
+class Session:
+    """Model, averaged weights, optimizer, loaders and state of one run; arguments as for ``detkit.engine.loop.train``."""
+
+    def __init__(
+        self,
+        detector: Any,
+        train_set: Any,
+        val_set: Any | None,
+        options: TrainOptions,
+        run: Path,
+        augment: Any | None,
+        limits: Limits | None,
+        on_event: Listener,
+        stop: StopRequest,
+    ) -> None:
+        self.options, self.run, self.stop, self.listener = options, Path(run), stop, on_event
+        self.limits = limits or Limits.evaluation()
+        self.train_set = train_set.subset(range(min(options.limit, len(train_set)))) if options.limit else train_set
+        self.val_set = val_set
+        self.runtime = Runtime(options.device, options.precision)
+        torch.manual_seed(options.seed + self.runtime.rank)
+        layout = torch.channels_last if options.channels_last else torch.contiguous_format
+        self.model: Any = detector.to(self.runtime.device).to(memory_format=layout)
+        self.average = Average(self.model, options.ema)
+        self.optimizer = make_optimizer(self.model, options)
+        self.stepper = Stepper(self.runtime, self.model, self.optimizer, self.average, options.clip)
+        self.state = State(
+            self.model, self.average, self.optimizer, self.runtime, options, data_hash(self.train_set), Progress()
+        )
+        self.started = time.perf_counter()
+        self.record: dict[str, Any] = {}
+        self.folder: RunFolder | None = None
+        self.loader = self._loader(self.train_set, augment, shuffle=True)
+        self.val_loader: Loader | None = None
+        if val_set is not None and len(val_set):
+            self.val_loader = self._loader(val_set, None, shuffle=False)
+        self.steps = -(-len(self.loader) // options.accumulate)  # of an epoch
+
+    def _loader(self, dataset: Any, augment: Any | None, shuffle: bool) -> Loader:
+        batch, rest = divmod(self.options.batch, self.runtime.world)
+        if rest:
+            what = f"a batch of {self.options.batch} cannot be shared by {self.runtime.world} processes"
+            raise DetkitError(what, "train.batch", "choose a multiple")
+        return Loader(
+            dataset,
+            resize=self.model.resize,
+            augment=augment,
+            batch=batch,
+            seed=self.options.seed,
+            workers=self.options.workers,
+            shuffle=shuffle,
+            rank=self.runtime.rank,
+            world=self.runtime.world,
+            pin=self.runtime.device.type == "cuda",
+            on_bad_image=lambda error: self.tell(Notice(f"left out: {error.where}: {error.what}")),
+        )
+
+    def begin(self, config: str, resume: bool) -> None:
+        """Restores the state if asked, opens the run folder and says what is about to happen."""
+        path, progress = self.run / "state.pt", self.state.progress
+        if resume:
+            self.state.restore(path)
+            progress = self.state.progress
+        elif path.exists():
+            what = "this folder holds another run"
+            raise DetkitError(what, str(self.run), "choose another folder, or go on with that run (--resume)")
+        self.record = {"seed": self.options.seed, "data_hash": self.state.data_hash, **machine_record()}
+        if self.runtime.main:
+            if config and not resume:
+                write_text(self.run / "config.yaml", config, overwrite=True)
+            self.folder = RunFolder(self.run, self.record, progress.rows, self.options.tensorboard)
+        self.tell(
+            TrainStarted(
+                run=self.run,
+                epochs=self.options.epochs,
+                steps=self.steps,
+                train_images=len(self.train_set),
+                val_images=0 if self.val_loader is None else len(self.val_set),  # type: ignore[arg-type]
+                parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+                device=str(self.runtime.device),
+                precision=self.runtime.precision,
+                first_epoch=progress.epoch,
+            )
+        )
+
+    def save_weights(self, name: str, row: Row) -> None:
+        """The averaged weights as a model file of the run folder, with their scores and threshold."""
+        if self.runtime.main:
+            average: Any = self.average.model
+            average.scores = {key: value for key, value in row.items() if key.startswith(("AP", "AR"))}
+            average.record = {**self.record, "epoch": int(row["epoch"]), "minutes": row["minutes"]}
+            if self.state.progress.threshold is not None:
+                average.threshold = self.state.progress.threshold
+            average.save(self.run / name)
+            self.tell(Saved(self.run / name))
+
+    def save_state(self) -> None:
+        """state.pt, from which the run can go on."""
+        if self.runtime.main:
+            self.state.save(self.run / "state.pt")
+            self.tell(Saved(self.run / "state.pt"))
+        self.runtime.wait()
+
+    def stop_if_asked(self) -> None:
+        """Between two steps: saves the state and raises Interrupted if a signal came (to any of the processes)."""
+        if self.runtime.any(self.stop.signal):
+            self.count_time()
+            self.save_state()
+            raise self.stop.interrupted(self.run)
+
+    def count_time(self) -> None:
+        """Adds the time since the last call to the run's."""
+        now = time.perf_counter()
+        self.state.progress.seconds += now - self.started
+        self.started = now
+
+    def tell(self, event: Event) -> None:
+        """Hands an event to the run folder and to the listener."""
+        if self.runtime.main:
+            if self.folder is not None:
+                self.folder(event)
+            self.listener(event)
+
+    def close(self) -> None:
+        """Ends the loading processes."""
+        for loader in (self.loader, self.val_loader):
+            if loader is not None:
+                loader.close()
