@@ -1,0 +1,118 @@
+"""Boxes, names and points lie where they belong, and inside the picture."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from detkit.io import draw
+from detkit.io.draw import PALETTE, colour_of, draw_detections, draw_target
+from detkit.structures import Detections, Target
+
+CLASSES = ("person", "Straßenbahn", "кошка")
+
+
+def found(boxes: list[list[float]], **extra: np.ndarray) -> Detections:
+    n = len(boxes)
+    return Detections(np.asarray(boxes, np.float32), np.linspace(0.9, 0.5, n), np.arange(n) % 3, CLASSES, extra)
+
+
+def test_a_copy_is_drawn_on() -> None:
+    image = np.full((120, 160, 3), 90, np.uint8)
+    drawn = draw_detections(image, found([[20, 40, 100, 110]]))
+    assert (image == 90).all()
+    assert drawn.shape == image.shape
+    assert drawn[109, 60].tolist() == list(colour_of(0))
+    assert drawn[60, 20].tolist() == list(colour_of(0))
+    assert drawn[60, 99].tolist() == list(colour_of(0))
+    assert (drawn[75, 50:70] == 90).all()
+    assert (drawn[111:] == 90).all()
+    assert (drawn[:, 101:] == 90)[60:].all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8, 8), (150, 200), (3000, 4000)])
+@pytest.mark.parametrize(
+    "box",
+    [
+        [-50, -50, 20, 20],
+        [0, 0, 1e9, 1e9],
+        [5, 5, 5, 5],
+        [-9, -9, -1, -1],
+        [1e6, 0, 2e6, 10],
+        [np.nan, 0, 1, 1],
+        [0, 0, np.inf, 3],
+        [9, 9, 2, 2],
+    ],
+)
+def test_boxes_of_any_kind_and_pictures_of_any_size(size: tuple[int, int], box: list[float]) -> None:
+    image = np.zeros((*size, 3), np.uint8)
+    assert draw_detections(image, found([box])).shape == image.shape
+    assert draw_target(image, Target(np.asarray([box]), [0], crowd=[True]), CLASSES).shape == image.shape
+
+
+def test_labels_stay_inside() -> None:
+    """The tab has the same pixels in every corner, so nothing of it was cut."""
+    image = np.zeros((200, 400, 3), np.uint8)
+    tab = draw._tab("person 0.90", draw._font_size(image), colour_of(0))
+    for x, y in ((0, 0), (390, 0), (0, 190), (390, 190), (200, 100)):
+        drawn = draw_detections(image, found([[x, y, x + 10, y + 10]]))
+        height, width = tab.shape[:2]
+        rows = range(200 - height + 1)
+        columns = range(400 - width + 1)
+        assert any(np.array_equal(drawn[t : t + height, c : c + width], tab) for t in rows for c in columns)
+
+
+@pytest.mark.parametrize("colour", PALETTE)
+def test_text_stands_out(colour: tuple[int, int, int]) -> None:
+    """Contrast of at least 3 : 1 (WCAG 2, large text) between the letters and their ground."""
+
+    def luminance(rgb: np.ndarray) -> float:
+        c = rgb / 255
+        return float(np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) @ (0.2126, 0.7152, 0.0722))
+
+    tab = draw._tab("MMMM", 40, colour)
+    pixels = tab.reshape(-1, 3).astype(float)
+    ink = pixels[np.abs(pixels - colour).sum(axis=1).argmax()]
+    light, dark = sorted((luminance(ink), luminance(np.asarray(colour, float))), reverse=True)
+    assert (light + 0.05) / (dark + 0.05) >= 3
+
+
+def test_letters_beyond_ascii_are_drawn() -> None:
+    font = draw._base_font(20)
+    assert draw._has_letters(font, "Straßenbahn кошка größe É")
+    assert not draw._has_letters(font, "\U0010ffff")
+    assert draw._tab("ß", 20, (0, 0, 0)).shape[1] > 0
+    assert draw._tab("猫\n", 20, (0, 0, 0)).any()
+
+
+def test_points() -> None:
+    image = np.zeros((100, 100, 3), np.uint8)
+    points = np.asarray([[[30, 70, 1], [60, 70, 0], [np.nan, 3, 1]]], np.float32)
+    drawn = draw_detections(image, found([[10, 40, 90, 95]], points=points))
+    assert drawn[70, 30].tolist() == list(colour_of(0))
+    assert drawn[70, 60].tolist() == [0, 0, 0]
+    assert draw_detections(image, found([[10, 40, 90, 95]], points=points[..., :2])).any()
+
+
+def test_crowd_and_difficult_look_different() -> None:
+    image = np.zeros((200, 200, 3), np.uint8)
+    boxes = [[20, 50, 180, 180]]
+    plain, crowd, difficult = (
+        draw_target(image, Target(boxes, [1], crowd=[c], difficult=[d]), CLASSES)
+        for c, d in ((False, False), (True, False), (False, True))
+    )
+    edge = slice(30, 170)
+    assert (plain[179, edge] != 0).any(axis=1).all()
+    assert 0.3 < (difficult[179, edge] != 0).any(axis=1).mean() < 0.9
+    assert crowd[80:150, 40:160].any()
+    assert not plain[80:150, 40:160].any()
+    assert draw_target(image, Target(boxes, [7]), CLASSES).any()
+
+
+def test_nothing_to_draw_and_wrong_images() -> None:
+    image = np.full((10, 10, 3), 7, np.uint8)
+    assert np.array_equal(draw_detections(image, Detections.empty()), image)
+    assert np.array_equal(draw_target(image, Target.empty()), image)
+    for wrong in (image.astype(float), image[..., 0]):
+        with pytest.raises(ValueError, match="uint8"):
+            draw_detections(wrong, Detections.empty())
