@@ -59,8 +59,8 @@ def test_nothing_is_left_when_writing_fails(tmp_path: Path) -> None:
     with pytest.raises(DetkitError, match="no frame"), VideoWriter(path, 10):
         pass
     with pytest.raises(ValueError, match="all frames"), VideoWriter(path, 10) as writer:
-        writer.write(frame(0))
-        writer.write(frame(1, 100, 100))
+        for width in (160, 100):
+            writer.write(frame(0, width))
     with pytest.raises(ValueError, match="uint8"), VideoWriter(path, 10) as writer:
         writer.write(frame(0)[..., 0])
     with pytest.raises(DetkitError, match="suffix"):

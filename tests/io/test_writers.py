@@ -1,0 +1,144 @@
+"""Every format holds what was found; nothing half-written stays."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from defusedxml import ElementTree
+
+from detkit.errors import DetkitError
+from detkit.io.sources import Frame
+from detkit.io.writers import WRITERS, open_writer
+from detkit.structures import Detections
+
+CLASSES = ("cat", "Straßenbahn & <Zug>")
+IDS = (17, 90)
+BOXES = np.asarray([[10, 20, 30, 60], [-0.4, 0, 200, 100]], np.float32)
+FOUND = Detections(BOXES, [0.9, 0.25], [0, 1], CLASSES)
+NONE = Detections.empty(CLASSES)
+
+
+def frame(source: str = "photos/000000000139.jpg", index: int | None = None) -> Frame:
+    return Frame(np.zeros((100, 200, 3), np.uint8), source, index)
+
+
+def written(kind: str, path: Path, pairs: list[tuple[Frame, Detections]], **options: object) -> Path:
+    with open_writer(kind, path, CLASSES, IDS, **options) as writer:  # type: ignore[arg-type]
+        for one, found in pairs:
+            writer.write(one, found)
+    return path
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_an_error_leaves_nothing_and_success_is_not_overwritten(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "new" / "out"
+    with pytest.raises(KeyboardInterrupt), open_writer(kind, path, CLASSES) as writer:
+        writer.write(frame(), FOUND)
+        raise KeyboardInterrupt
+    assert list(path.parent.iterdir()) == []
+    written(kind, path, [(frame(), FOUND)])
+    with pytest.raises(DetkitError) as caught:
+        written(kind, path, [])
+    assert caught.value.code == 2
+    written(kind, path, [(frame(), NONE)], overwrite=True)
+    assert [p.name for p in path.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_no_frame_at_all_is_a_valid_output(tmp_path: Path, kind: str) -> None:
+    path = written(kind, tmp_path / "out", [])
+    assert path.exists()
+    if kind == "coco":
+        assert json.loads(path.read_text()) == []
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    pairs = [(frame(), FOUND), (frame("ü 猫.mp4", 3), NONE), (frame("bad\udcff.jpg"), NONE)]
+    path = written("jsonl", tmp_path / "a.jsonl", pairs)
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert lines[0] == {
+        "source": "photos/000000000139.jpg",
+        "frame": None,
+        "width": 200,
+        "height": 100,
+        "detections": [
+            {"label": "cat", "label_id": 0, "score": 0.9, "box": [10, 20, 30, 60]},
+            {"label": CLASSES[1], "label_id": 1, "score": 0.25, "box": [-0.4, 0, 200, 100]},
+        ],
+    }
+    assert (lines[1]["source"], lines[1]["frame"], lines[1]["detections"]) == ("ü 猫.mp4", 3, [])
+    assert lines[2]["source"] == "bad\udcff.jpg"
+
+
+def test_coco(tmp_path: Path) -> None:
+    known = {"photos/x.jpg": 5, "y.jpg": "six"}
+    sources = [frame(), frame("photos/x.jpg"), frame("other/y.jpg"), frame("2007_000027.jpg"), frame("film.mp4", 7)]
+    path = written("coco", tmp_path / "a.json", [(s, FOUND) for s in sources] + [(frame(), NONE)], image_ids=known)
+    records = json.loads(path.read_text())
+    assert [r["image_id"] for r in records[::2]] == [139, 5, "six", "2007_000027", "film_000007"]
+    assert records[0] == {
+        "image_id": 139,
+        "category_id": 17,
+        "bbox": [10, 20, 20, 40],
+        "score": 0.9,
+        "file_name": "000000000139.jpg",
+    }
+    assert records[1]["category_id"] == 90
+    assert records[-1]["frame"] == 7
+
+
+def test_pycocotools_reads_it(tmp_path: Path) -> None:
+    from pycocotools.coco import COCO
+
+    path = written("coco", tmp_path / "a.json", [(frame(), FOUND)])
+    truth = COCO()
+    truth.dataset = {"images": [{"id": 139}], "categories": [{"id": 17}, {"id": 90}], "annotations": []}
+    truth.createIndex()
+    assert len(truth.loadRes(str(path)).anns) == 2
+
+
+def test_csv(tmp_path: Path) -> None:
+    path = written("csv", tmp_path / "a.csv", [(frame('a,"b".jpg'), FOUND), (frame("film.mp4", 3), FOUND[0])])
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["source"], r["frame"], r["label"]) for r in rows] == [
+        ('a,"b".jpg', "", "cat"),
+        ('a,"b".jpg', "", CLASSES[1]),
+        ("film.mp4", "3", "cat"),
+    ]
+    assert [rows[0][k] for k in ("width", "height", "score", "x1", "y1", "x2", "y2")] == [
+        "200", "100", "0.9", "10.0", "20.0", "30.0", "60.0"
+    ]  # fmt: skip
+
+
+def test_yolo(tmp_path: Path) -> None:
+    pairs = [(frame("a/1.jpg"), FOUND), (frame("b/1.JPG"), NONE), (frame("film.mp4", 3), FOUND[0]), (frame("-"), NONE)]
+    path = written("yolo", tmp_path / "labels", pairs)
+    assert sorted(p.name for p in path.iterdir()) == [
+        "1-2.txt", "1.txt", "classes.txt", "film_000003.txt", "stdin.txt"
+    ]  # fmt: skip
+    rows = [[float(v) for v in line.split()] for line in (path / "1.txt").read_text().splitlines()]
+    assert rows[0] == [0, 0.1, 0.4, 0.1, 0.4, 0.9]
+    assert rows[1] == pytest.approx([1, 0.499, 0.5, 1.002, 1, 0.25], abs=1e-6)
+    assert (path / "1-2.txt").read_text() == ""
+    assert (path / "classes.txt").read_text(encoding="utf-8").splitlines() == list(CLASSES)
+
+
+def test_voc_counts_from_one(tmp_path: Path) -> None:
+    path = written("voc", tmp_path / "xml", [(frame("ü\x01.jpg"), FOUND)])
+    root = ElementTree.parse(next(path.iterdir())).getroot()
+    assert (root.findtext("size/width"), root.findtext("size/height")) == ("200", "100")
+    objects = root.findall("object")
+    assert [o.findtext("name") for o in objects] == list(CLASSES)
+    corners = [[int(o.findtext(f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax")] for o in objects]
+    assert corners == [[11, 21, 30, 60], [1, 1, 200, 100]]
+    assert objects[1].findtext("confidence") == "0.25"
+
+
+def test_an_unknown_format() -> None:
+    with pytest.raises(DetkitError, match="no format 'xlsx'"):
+        open_writer("xlsx", "a.xlsx", CLASSES)
