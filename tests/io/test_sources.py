@@ -100,7 +100,7 @@ class Camera:
 
 
 @pytest.mark.parametrize("source", ["0", 0])
-def test_a_camera_by_its_number(source: str | int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_camera_by_its_number(source: str | int) -> None:
     stream = list(open_sources([source], camera=lambda number: Camera(3)))
     assert [type(f) for f in stream] == [Frame, Frame, Frame, Failure]
     assert [f.index for f in stream if isinstance(f, Frame)] == [0, 1, 2]

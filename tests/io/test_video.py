@@ -58,9 +58,14 @@ def test_nothing_is_left_when_writing_fails(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     with pytest.raises(DetkitError, match="no frame"), VideoWriter(path, 10):
         pass
-    with pytest.raises(ValueError, match="all frames"), VideoWriter(path, 10) as writer:
-        for width in (160, 100):
-            writer.write(frame(0, width))
+
+    def sizes(*widths: int) -> None:
+        with VideoWriter(path, 10) as writer:
+            for width in widths:
+                writer.write(frame(0, width))
+
+    with pytest.raises(ValueError, match="all frames"):
+        sizes(160, 100)
     with pytest.raises(ValueError, match="uint8"), VideoWriter(path, 10) as writer:
         writer.write(frame(0)[..., 0])
     with pytest.raises(DetkitError, match="suffix"):

@@ -36,9 +36,14 @@ def written(kind: str, path: Path, pairs: list[tuple[Frame, Detections]], **opti
 @pytest.mark.parametrize("kind", WRITERS)
 def test_an_error_leaves_nothing_and_success_is_not_overwritten(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "new" / "out"
-    with pytest.raises(KeyboardInterrupt), open_writer(kind, path, CLASSES) as writer:
-        writer.write(frame(), FOUND)
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with open_writer(kind, path, CLASSES) as writer:
+            writer.write(frame(), FOUND)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert list(path.parent.iterdir()) == []
     written(kind, path, [(frame(), FOUND)])
     with pytest.raises(DetkitError) as caught:
