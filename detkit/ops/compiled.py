@@ -45,10 +45,20 @@ def run_chunks(work: Callable[[int, int], Any], count: int, threads: int) -> Non
     Threads are started for each call and joined before it returns: a pool kept alive would be dead in a forked child.
     """
     bounds = [count * i // threads for i in range(threads + 1)]
+    failures: list[BaseException] = []
+
+    def attempt(start: int, stop: int) -> None:
+        try:
+            work(start, stop)
+        except BaseException as error:  # a thread's own end would swallow it; the caller raises it
+            failures.append(error)
+
     parts = list(itertools.pairwise(bounds))
-    helpers = [threading.Thread(target=work, args=part) for part in parts[1:]]
+    helpers = [threading.Thread(target=attempt, args=part) for part in parts[1:]]
     for helper in helpers:
         helper.start()
-    work(*parts[0])
+    attempt(*parts[0])
     for helper in helpers:
         helper.join()
+    if failures:
+        raise failures[0]

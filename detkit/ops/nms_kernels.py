@@ -20,17 +20,17 @@ _GRID_THRESHOLD = 0.2  # below it the grid's neighbourhoods are too wide to help
 
 
 @kernel
-def _suppressed(box: np.ndarray, area: float, kept: np.ndarray, areas: np.ndarray, k: int, threshold: float) -> np.bool:
-    """Whether row k of ``kept`` overlaps ``box`` by more than the threshold (0 / 0, a pair without area, does not)."""
-    zero = areas.dtype.type(0)
-    right = box[2] if box[2] < kept[k, 2] else kept[k, 2]
-    bottom = box[3] if box[3] < kept[k, 3] else kept[k, 3]
-    w = right - (box[0] if box[0] > kept[k, 0] else kept[k, 0])
-    h = bottom - (box[1] if box[1] > kept[k, 1] else kept[k, 1])
+def _covers(
+    rows: np.ndarray, k: int, x1: float, y1: float, x2: float, y2: float, area: float, threshold: float
+) -> np.bool:
+    """Whether kept box k (x1, y1, x2, y2, area) overlaps a candidate by more than the threshold; 0 / 0 does not."""
+    zero = rows.dtype.type(0)
+    w = (x2 if x2 < rows[k, 2] else rows[k, 2]) - (x1 if x1 > rows[k, 0] else rows[k, 0])
+    h = (y2 if y2 < rows[k, 3] else rows[k, 3]) - (y1 if y1 > rows[k, 1] else rows[k, 1])
     w = w if w > zero else zero
     h = h if h > zero else zero
     inter = w * h
-    return np.float64(inter / (areas[k] + area - inter)) > threshold
+    return np.float64(inter / (rows[k, 4] + area - inter)) > threshold
 
 
 @kernel
@@ -38,18 +38,21 @@ def _list_nms(boxes: np.ndarray, members: np.ndarray, threshold: float, keep: np
     """Each candidate against all kept boxes, in blocks that vectorise; a block with a near hit is decided exactly."""
     n = members.shape[0]
     kind = boxes.dtype.type
-    columns = np.empty((5, n), boxes.dtype)
-    x1, y1, x2, y2, areas = columns
-    rows = np.empty((n, 4), boxes.dtype)
+    x1 = np.empty(n, boxes.dtype)
+    y1 = np.empty(n, boxes.dtype)
+    x2 = np.empty(n, boxes.dtype)
+    y2 = np.empty(n, boxes.dtype)
+    areas = np.empty(n, boxes.dtype)
+    rows = np.empty((n, 5), boxes.dtype)
     zero = kind(0)
     low = kind(threshold * (1 - 1e-5))
     count = 0
     for q in range(n):
-        box = boxes[members[q]]
-        a1 = box[0]
-        b1 = box[1]
-        a2 = box[2]
-        b2 = box[3]
+        i = members[q]
+        a1 = boxes[i, 0]
+        b1 = boxes[i, 1]
+        a2 = boxes[i, 2]
+        b2 = boxes[i, 3]
         area = (a2 - a1) * (b2 - b1)
         dropped = False
         for start in range(0, count, _BLOCK):
@@ -64,7 +67,7 @@ def _list_nms(boxes: np.ndarray, members: np.ndarray, threshold: float, keep: np
                 near += 1 if (inter > zero) & (inter >= low * (area + areas[k] - inter)) else 0
             if near > 0:
                 for k in range(start, stop):
-                    if _suppressed(box, area, rows, areas, k, threshold):
+                    if _covers(rows, k, a1, b1, a2, b2, area, threshold):
                         dropped = True
                         break
             if dropped:
@@ -75,7 +78,9 @@ def _list_nms(boxes: np.ndarray, members: np.ndarray, threshold: float, keep: np
             x2[count] = a2
             y2[count] = b2
             areas[count] = area
-            rows[count] = box
+            for axis in range(4):
+                rows[count, axis] = boxes[i, axis]
+            rows[count, 4] = area
             keep[q] = True
             count += 1
 
@@ -104,8 +109,7 @@ def _grid_nms(boxes: np.ndarray, members: np.ndarray, threshold: float, keep: np
     heads = np.full(size, -1, np.int32)
     following = np.empty(n, np.int32)
     keys = np.empty(n, np.uint64)
-    rows = np.empty((n, 4), boxes.dtype)
-    areas = np.empty(n, boxes.dtype)
+    rows = np.empty((n, 5), boxes.dtype)
     count = 0
     slack = threshold * (1 - 1e-4)
     base = 1 / max(slack, 0.25)  # areas of one level lie within this factor
@@ -115,16 +119,20 @@ def _grid_nms(boxes: np.ndarray, members: np.ndarray, threshold: float, keep: np
         span += 1
     reach = (1 - slack) / (2 * slack)
     for q in range(n):
-        box = boxes[members[q]]
-        width = np.float64(box[2]) - np.float64(box[0])
-        height = np.float64(box[3]) - np.float64(box[1])
+        i = members[q]
+        x1 = boxes[i, 0]
+        y1 = boxes[i, 1]
+        x2 = boxes[i, 2]
+        y2 = boxes[i, 3]
+        width = np.float64(x2) - np.float64(x1)
+        height = np.float64(y2) - np.float64(y1)
         surface = width * height
         if not (width > 0 and height > 0 and 0 < surface < np.inf):
             keep[q] = True  # without a finite area a box neither suppresses nor is suppressed
             continue
-        area = (box[2] - box[0]) * (box[3] - box[1])
-        cx = 0.5 * (np.float64(box[0]) + np.float64(box[2]))
-        cy = 0.5 * (np.float64(box[1]) + np.float64(box[3]))
+        area = (x2 - x1) * (y2 - y1)
+        cx = 0.5 * (np.float64(x1) + np.float64(x2))
+        cy = 0.5 * (np.float64(y1) + np.float64(y2))
         level = int(np.floor(math.log(surface) / step))
         dropped = False
         for near in range(level - span, level + span + 1):
@@ -138,7 +146,7 @@ def _grid_nms(boxes: np.ndarray, members: np.ndarray, threshold: float, keep: np
             if not (cells <= count and far < 2.0**50):
                 # More cells than kept boxes, or cell numbers beyond an integer: all kept boxes, for all levels at once.
                 for k in range(count):
-                    if _suppressed(box, area, rows, areas, k, threshold):
+                    if _covers(rows, k, x1, y1, x2, y2, area, threshold):
                         dropped = True
                         break
                 break
@@ -147,7 +155,7 @@ def _grid_nms(boxes: np.ndarray, members: np.ndarray, threshold: float, keep: np
                     key = _cell_key(column, row, near)
                     k = heads[_bucket(key, mask)]
                     while k >= 0:
-                        if keys[k] == key and _suppressed(box, area, rows, areas, k, threshold):
+                        if keys[k] == key and _covers(rows, k, x1, y1, x2, y2, area, threshold):
                             dropped = True
                             break
                         k = following[k]
@@ -160,8 +168,9 @@ def _grid_nms(boxes: np.ndarray, members: np.ndarray, threshold: float, keep: np
         if dropped:
             continue
         keep[q] = True
-        rows[count] = box
-        areas[count] = area
+        for axis in range(4):
+            rows[count, axis] = boxes[i, axis]
+        rows[count, 4] = area
         scale = math.exp(-0.5 * step * (level + 1))
         if max(abs(cx), abs(cy)) * scale < 2.0**50:
             key = _cell_key(int(np.floor(cx * scale)), int(np.floor(cy * scale)), level)
@@ -173,25 +182,38 @@ def _grid_nms(boxes: np.ndarray, members: np.ndarray, threshold: float, keep: np
 
 
 @kernel
-def suppress(boxes: np.ndarray, order: np.ndarray, labels: np.ndarray, classes: int, threshold: float) -> np.ndarray:
-    """Kept indices, best first, of greedy NMS within each label.
+def suppress(
+    boxes: np.ndarray, scores: np.ndarray, order: np.ndarray, labels: np.ndarray, classes: int, threshold: float
+) -> np.ndarray:
+    """Kept indices, best first, of greedy NMS within each label; boxes and scores with a NaN are left out.
 
-    boxes (n, 4) C-contiguous; order (n,) int64, candidates best first; labels (n,) int64 in 0..classes - 1.
+    boxes (n, 4) C-contiguous; scores (n,); order (n,) int64, candidates best first; labels (n,) int64 in
+    0..classes - 1, or none (0,) where all boxes are of one class.
     """
     n = order.shape[0]
+    ranks = np.empty(n, np.int64)  # of the sound candidates: their places in the order, class after class
     starts = np.zeros(classes + 1, np.int64)
-    for i in range(n):
-        starts[labels[order[i]] + 1] += 1
+    sound = np.empty(n, np.bool_)
+    for q in range(n):
+        i = order[q]
+        total = boxes[i, 0] + boxes[i, 1] + boxes[i, 2] + boxes[i, 3] + scores[i]
+        sound[q] = total == total
+        if not sound[q]:  # NaN, or only inf - inf?
+            sound[q] = scores[i] == scores[i]
+            for axis in range(4):
+                sound[q] &= boxes[i, axis] == boxes[i, axis]
+        if sound[q]:
+            starts[(labels[i] if classes > 1 else 0) + 1] += 1
     for c in range(classes):
         starts[c + 1] += starts[c]
     places = starts[:-1].copy()
     members = np.empty(n, np.int64)
-    ranks = np.empty(n, np.int64)
     for q in range(n):
-        place = places[labels[order[q]]]
-        places[labels[order[q]]] += 1
-        members[place] = order[q]
-        ranks[place] = q
+        if sound[q]:
+            c = labels[order[q]] if classes > 1 else 0
+            members[places[c]] = order[q]
+            ranks[places[c]] = q
+            places[c] += 1
     keep = np.zeros(n, np.bool_)
     for c in range(classes):
         start = starts[c]
@@ -201,7 +223,7 @@ def suppress(boxes: np.ndarray, order: np.ndarray, labels: np.ndarray, classes: 
         else:
             _list_nms(boxes, members[start:stop], threshold, keep[start:stop])
     chosen = np.zeros(n, np.bool_)
-    for place in range(n):
+    for place in range(starts[classes]):
         chosen[ranks[place]] = keep[place]
     return order[chosen]
 

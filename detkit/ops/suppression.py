@@ -118,14 +118,8 @@ def _compiled_nms(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray | No
     from detkit.ops.nms_kernels import suppress
 
     order = _descending(scores)
-    sound = _sound(boxes, scores)
-    if not sound.all():
-        order = order[sound[order]]
-    if labels is None:
-        labels, classes = np.zeros(len(boxes), np.int64), 1
-    else:
-        labels, classes = _compact(labels)
-    return suppress(behaved(boxes), order, labels, classes, threshold)
+    labels, classes = (order[:0], 1) if labels is None else _compact(labels)
+    return suppress(behaved(boxes), behaved(scores), order, labels, classes, threshold)
 
 
 def _descending(scores: np.ndarray) -> np.ndarray:
