@@ -23,7 +23,10 @@ _FORMATS = {".jsonl": "jsonl", ".json": "coco", ".csv": "csv"}
 
 
 def detect(
-    source: Annotated[list[str], typer.Argument(help="Picture, folder, glob, video, camera number, or - for stdin.")],
+    source: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCE...", help="Picture, folder, glob, video, camera or - (stdin)."),
+    ],
     model: ModelOption = None,
     conf: Annotated[float | None, typer.Option("--conf", help="Lowest score (default: the model's own).")] = None,
     iou: Annotated[float, typer.Option("--iou", help="NMS drops boxes that overlap more than this.")] = 0.5,
