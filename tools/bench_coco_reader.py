@@ -48,8 +48,8 @@ def main() -> None:
         middle = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
         medians[name] = middle
         print(
-            f"{name:10s} {middle['seconds']:6.2f} s wall {middle['cpu']:6.2f} s CPU, peak {middle['peak'] / 1e9:.2f} GB,"
-            f" {middle['boxes']:.0f} boxes"
+            f"{name:10s} {middle['seconds']:6.2f} s wall {middle['cpu']:6.2f} s CPU,"
+            f" peak {middle['peak'] / 1e9:.2f} GB, {middle['boxes']:.0f} boxes"
         )
     slow, fast = medians["json.load"], medians["detkit"]
     print(f"ratio {slow['seconds'] / fast['seconds']:.1f} wall, {slow['cpu'] / fast['cpu']:.1f} CPU")

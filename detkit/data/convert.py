@@ -50,10 +50,10 @@ def convert(
     if not single and not overwrite and out.is_dir() and any(out.iterdir()):
         raise DetkitError("the output folder is not empty", str(out), "choose another, or allow it (--overwrite)")
     lost = Findings()
-    for annotations in parts.values():
-        count_lost(annotations, to, lost)
+    for part in parts.values():
+        count_lost(part, to, lost)
     WRITERS[to](parts, out, overwrite, link, lost)
-    boxes = sum(len(a.labels) for a in parts.values())
+    boxes = sum(len(a.labels) - (int(a.crowd.sum()) if to == "yolo" else 0) for a in parts.values())
     return Converted(out, sum(map(len, parts.values())), boxes, lost.as_list())
 
 

@@ -38,8 +38,7 @@ def stratify(annotations: Annotations, fractions: Mapping[str, float], seed: int
     while (left > 0).any():
         rare = int(np.argmin(np.where(left > 0, left, np.iinfo(np.int64).max)))
         chosen = rng.permutation(np.flatnonzero((part_of < 0) & (counts[:, rare] > 0)))
-        # Pictures with many objects of the class first: single ones even out what they leave.
-        for image in chosen[np.argsort(-counts[chosen, rare], kind="stable")]:
+        for image in chosen:
             part = _neediest(wanted[:, rare], room, share, rng)
             part_of[image] = part
             wanted[part] -= counts[image]
@@ -49,9 +48,10 @@ def stratify(annotations: Annotations, fractions: Mapping[str, float], seed: int
 
 
 def _neediest(wanted: np.ndarray, room: np.ndarray, share: np.ndarray, rng: np.random.Generator) -> int:
-    best = np.flatnonzero(wanted == wanted.max())
-    if len(best) > 1:
-        best = best[room[best] == room[best].max()]
+    # Half an object of a class is no difference; the number of pictures then decides, relative to the part's share.
+    best = np.flatnonzero(wanted >= wanted.max() - 0.5)
+    relative = (room / share)[best]
+    best = best[relative == relative.max()]
     return int(best[0] if len(best) == 1 else best[rng.integers(len(best))])
 
 
