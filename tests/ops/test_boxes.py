@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import subprocess
 import sys
 import threading
@@ -298,29 +297,6 @@ def test_four_threads_at_once() -> None:
     for thread in threads:
         thread.join()
     assert results == [True] * 80
-
-
-def _in_worker(queue: multiprocessing.Queue) -> None:
-    a = random_boxes(2100, 1)
-    queue.put((float(iou(a, a).sum(dtype=np.float64)), boxes.thread_count()))
-
-
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-@pytest.mark.filterwarnings("ignore:.*fork.*")
-def test_worker_processes_after_a_threaded_call(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if method not in multiprocessing.get_all_start_methods():
-        pytest.skip(f"no {method} here")
-    a = random_boxes(2100, 1)  # 2100 x 2100 entries: above the size from which threads are used
-    with monkeypatch.context() as patch:
-        patch.setattr(boxes, "thread_count", lambda: 2)
-        expected = float(iou(a, a).sum(dtype=np.float64))
-    context = multiprocessing.get_context(method)
-    queue = context.Queue()
-    worker = context.Process(target=_in_worker, args=(queue,))
-    worker.start()
-    assert queue.get(timeout=120) == (expected, 1)
-    worker.join(timeout=60)
-    assert worker.exitcode == 0
 
 
 def test_numpy_users_never_load_torch() -> None:

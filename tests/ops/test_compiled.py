@@ -51,10 +51,10 @@ def test_thread_count_without_torch_follows_the_environment() -> None:
 def test_a_kernel_compiles_where_no_cache_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
     njit = numba.njit
 
-    def without_cache(**options: object) -> object:
+    def without_cache(*functions: object, **options: object) -> object:
         if options.get("cache"):
             raise RuntimeError("cannot cache function: no locator available")
-        return njit(**options)
+        return njit(*functions, **options)
 
     monkeypatch.setattr(numba, "njit", without_cache)
 
