@@ -1,0 +1,127 @@
+"""What loading costs: CPU milliseconds a photo with augmentation, and how close an epoch comes to the bare step rate.
+
+    python tools/bench_loader.py DATA                    CPU ms a photo at 320 px, in one process, without any cache
+    python tools/bench_loader.py DATA --train            also the step rate on one batch in memory, and with the loader
+
+DATA is a COCO json, a VOC folder or a YOLO data.yaml. Run it on a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import cv2
+import torch
+
+from detkit.config import anchors_for, build_detector, read_config, shipped
+from detkit.data.augment import Augment
+from detkit.data.dataset import Dataset, read
+from detkit.data.loader import Loader
+from detkit.data.resize import Resize
+from detkit.engine.options import TrainOptions
+
+FULL: dict[str, Any] = {"rotate": 10, "shear": 5, "warp": 0.1, "crop": 0.3, "noise": 15, "blur": 1, "grey": 0.05}
+
+
+def cpu_per_photo(dataset: Dataset, augment: Augment, size: int, photos: int) -> float:
+    """CPU milliseconds a photo of a batch, decoding, augmentation and collation counted."""
+    threads = cv2.getNumThreads(), torch.get_num_threads()
+    cv2.setNumThreads(0)  # as in a worker
+    torch.set_num_threads(1)
+    with Loader(dataset, resize=Resize(size), augment=augment, batch=16, shuffle=True) as loader:
+        batches = endless(loader)
+        next(batches)
+        start, seen = time.process_time(), 0
+        while seen < photos:
+            seen += len(next(batches)[0])
+        spent = (time.process_time() - start) / seen
+    cv2.setNumThreads(threads[0])
+    torch.set_num_threads(threads[1])
+    return spent * 1e3
+
+
+def endless(loader: Loader) -> Iterator[Any]:
+    """Batches epoch after epoch."""
+    return itertools.chain.from_iterable(loader.epoch(epoch) for epoch in itertools.count())
+
+
+def stepper(dataset: Dataset, config_name: str, size: int) -> tuple[Any, Any]:
+    """A function that trains on one (batch, targets), and the configuration's augmentation."""
+    from detkit.engine.ema import Average
+    from detkit.engine.optimizer import make_optimizer
+    from detkit.engine.runtime import Runtime
+    from detkit.engine.step import Stepper
+
+    config = read_config(shipped(config_name), [f"model.size={size}"], train_schema=TrainOptions)
+    options: TrainOptions = config.train
+    runtime = Runtime(options.device, options.precision)
+    detector = build_detector(config, dataset.classes, anchors=anchors_for(config, dataset)).to(runtime.device)
+    if options.channels_last:
+        detector = detector.to(memory_format=torch.channels_last)
+    step = Stepper(runtime, detector, make_optimizer(detector, options), Average(detector, options.ema), options.clip)
+
+    def train(batch: Any, targets: Any) -> None:
+        step([(batch.to(runtime.device), [t.to(runtime.device) for t in targets])], 0, {})
+
+    return train, Augment(**config.augment)
+
+
+def photos_per_second(train: Any, batches: Iterable[Any], steps: int) -> float:
+    """Photos a second over ``steps`` steps, after two that are not counted."""
+    batches = iter(batches)
+    for _ in range(2):
+        train(*next(batches))
+    start, seen = time.perf_counter(), 0
+    for batch, targets in itertools.islice(batches, steps):
+        train(batch, targets)
+        seen += len(batch)
+    return seen / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--size", type=int, default=320)
+    parser.add_argument("--photos", type=int, default=320, help="photos for the loader's cost")
+    parser.add_argument("--train", action="store_true", help="also measure steps")
+    parser.add_argument("--config", default="yolo", help="shipped configuration to train")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+
+    dataset = Dataset(read(options.data, split=options.split))
+    for name, augment in {
+        "default augmentation": Augment(),
+        "everything on, always a mosaic": Augment(**FULL, mosaic=1.0),
+        "no augmentation": Augment.off(),
+    }.items():
+        augment.prepare()
+        spent = cpu_per_photo(dataset, augment, options.size, options.photos)
+        print(f"{name:<32} {spent:6.1f} ms of CPU a photo", flush=True)
+    if not options.train:
+        return
+    train, augment = stepper(dataset, options.config, options.size)
+    with Loader(
+        dataset,
+        resize=Resize(options.size),
+        augment=augment,
+        batch=options.batch,
+        workers=options.workers,
+        shuffle=True,
+    ) as loader:
+        batches = endless(loader)
+        first = next(batches)
+        loaded = photos_per_second(train, batches, options.steps)
+    bare = photos_per_second(train, itertools.repeat(first), options.steps)
+    print(f"{'bare step, data in memory':<32} {bare:6.1f} photos/s")
+    print(f"{'epoch with the loader':<32} {loaded:6.1f} photos/s = {loaded / bare:.0%} of the bare rate")
+
+
+if __name__ == "__main__":
+    main()
