@@ -243,7 +243,8 @@ def _malformed(problem: str, raw: bytes, place: str, offset: int) -> NoReturn:
         raise DetkitError("the detections file ends too early", f"{place}, byte {end}", do) from None
     byte = re.search(r"\(byte (\d+)\)", problem)
     at = int(byte.group(1)) if byte else 0
-    word = re.match(rb"-?(NaN|Infinity)", raw[max(at - 1, 0) : at + 10].lstrip(b" [,:"))
+    at -= raw[at - 1 : at] == b"-"
+    word = re.match(rb"-?(NaN|Infinity)", raw[at : at + 10])
     what = f"{word.group(0).decode()} is not a number" if word else f"the detections file is not JSON: {problem}"
     do = "the model's output holds NaN or infinity: repair it first" if word else _FORMS
     raise DetkitError(what, f"{place}, byte {offset + at}", do) from None

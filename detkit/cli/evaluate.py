@@ -1,0 +1,169 @@
+"""``detkit evaluate``: how good a model's, or a file's, detections are on labelled data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from detkit.cli.common import DeviceOption, ImagesOption, JsonOption, SeedOption, SplitOption, message, print_json
+from detkit.errors import DetkitError
+
+if TYPE_CHECKING:
+    from detkit.data.dataset import Annotations
+    from detkit.metrics import Evaluation
+    from detkit.metrics.tables import GroundTruth, Results
+
+PROTOCOLS = {
+    "coco": "COCO (IoU 0.50:0.95, 101 recall points, 100 detections an image and class; crowds and difficult ignored)",
+    "voc2007": "VOC2007 (11 recall points, all detections, difficult ignored)",
+    "voc2010": "VOC2010 (area under the curve, all detections, difficult ignored)",
+}
+
+
+def evaluate(
+    arguments: Annotated[
+        list[str], typer.Argument(metavar="[MODEL] DATA", help="Weights (file, run folder or name), then the data.")
+    ],
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", help="Evaluate this file: COCO results or lines of detect --json.")
+    ] = None,
+    protocol: Annotated[str, typer.Option("--protocol", help=f"{', '.join(PROTOCOLS)}.")] = "coco",
+    split: SplitOption = None,
+    images: ImagesOption = None,
+    match_iou: Annotated[
+        float | None, typer.Option("--match-iou", help="Also AP at this IoU (VOC: at this instead of 0.5).")
+    ] = None,
+    bootstrap: Annotated[
+        int, typer.Option("--bootstrap", min=0, metavar="N", help="95% intervals from N draws of the images.")
+    ] = 0,
+    seed: SeedOption = 0,
+    iou: Annotated[float, typer.Option("--iou", help="The model's NMS drops boxes that overlap more than this.")] = 0.5,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures at a time.")] = 8,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """AP of a model, or of a file of detections, on labelled data: all classes together and each by itself."""
+    _check_options(protocol, match_iou)
+    model, data = _model_and_data(arguments, predictions)
+    annotations, results, timings = (
+        _from_file(predictions, data, split, images)
+        if predictions is not None
+        else _from_model(model, data, split, images, iou, batch, device)
+    )
+    from detkit.metrics import evaluate as score
+
+    gt = annotations.ground_truth()
+    if not (~(gt.crowd | gt.difficult)).any():
+        message("detkit: the data has no object to find, so nothing can be measured")
+    evaluation = score(gt, results, protocol, iou=match_iou)
+    report: dict[str, Any] = evaluation.to_dict()
+    if bootstrap:
+        report["intervals"] = _intervals(gt, results, protocol, match_iou, bootstrap, seed)
+    report["best_threshold"] = _best_threshold(gt, results, match_iou)
+    if timings:
+        report["timings"] = dict(timings)
+    if as_json:
+        print_json(report)
+    else:
+        _print(evaluation, report, gt, results)
+    return 0
+
+
+def _check_options(protocol: str, match_iou: float | None) -> None:
+    if protocol not in PROTOCOLS:
+        raise DetkitError(f"no protocol {protocol!r}", "--protocol", f"choose one of {', '.join(PROTOCOLS)}")
+    if match_iou is not None and not 0 < match_iou <= 1:
+        raise DetkitError(f"an IoU lies above 0 and up to 1, got {match_iou:g}", "--match-iou", "give 0.5, say")
+
+
+def _model_and_data(arguments: list[str], predictions: Path | None) -> tuple[str | None, str]:
+    *models, data = arguments
+    if predictions is not None and models:
+        what = f"give a model or --predictions, not both ({models[0]})"
+        raise DetkitError(what, do="detkit evaluate --predictions FILE DATA, or detkit evaluate MODEL DATA")
+    if len(models) > 1:
+        raise DetkitError(f"one model at a time, got {', '.join(models)}", do="run detkit evaluate once a model")
+    return (models[0] if models else None), data
+
+
+def _from_file(
+    path: Path, data: str, split: str | None, images: Path | None
+) -> tuple[Annotations, Results, Mapping[str, float]]:
+    from detkit.data.dataset import read
+    from detkit.metrics.detections import read_detections
+
+    annotations = read(data, split=split, images=images)
+    for finding in annotations.findings:
+        message(f"detkit: {data}: {finding.name}: {finding.count} (detkit data check lists them)")
+    results, notes = read_detections(path, annotations)
+    for note in notes:
+        message(f"detkit: {note}")
+    return annotations, results, {}
+
+
+def _from_model(
+    model: str | None, data: str, split: str | None, images: Path | None, iou: float, batch: int, device: str | None
+) -> tuple[Annotations, Results, Mapping[str, float]]:
+    from detkit import api
+
+    detector = api.load(model, device=device)
+    return api.evaluate_model(detector, data, split=split, images=images, iou=iou, batch=batch, device=device)
+
+
+def _intervals(
+    gt: GroundTruth, results: Results, protocol: str, match_iou: float | None, samples: int, seed: int
+) -> dict[str, tuple[float, float]]:
+    from detkit.metrics.bootstrap import interval
+    from detkit.metrics.coco import iou_name
+
+    names = ["AP", "AP50"] if protocol == "coco" else ["AP"]
+    if protocol == "coco" and match_iou is not None and iou_name(match_iou) not in names:
+        names.append(iou_name(match_iou))
+    return {n: interval(gt, results, n, samples=samples, seed=seed, protocol=protocol, iou=match_iou) for n in names}
+
+
+def _best_threshold(gt: GroundTruth, results: Results, match_iou: float | None) -> dict[str, float]:
+    from detkit.metrics.curves import best_threshold
+
+    threshold, f1 = best_threshold(gt, results, iou=match_iou or 0.5)
+    return {"score": threshold, "f1": f1}
+
+
+def _print(evaluation: Evaluation, report: dict[str, Any], gt: GroundTruth, results: Results) -> None:
+    found = int((~(gt.crowd | gt.difficult)).sum())
+    lines = [PROTOCOLS[evaluation.protocol]]
+    lines.append(
+        f"{gt.images} images, {found} objects, {len(gt.label) - found} ignored, {len(results)} detections",
+    )
+    lines.append("")
+    intervals = report.get("intervals", {})
+    for name, value in evaluation.metrics.items():
+        low, high = intervals.get(name, (math.nan, math.nan))
+        between = "" if math.isnan(low) else f"   95% interval {low:.4f} .. {high:.4f}"
+        lines.append(f"{name:<8} {_cell(value, 7, 4)}{between}")
+    best = report["best_threshold"]
+    lines += ["", f"best F1 {best['f1']:.3f} at score >= {best['score']:.3f}", ""]
+    print("\n".join([*lines, *_table(evaluation.per_class)]), flush=True)
+
+
+def _table(per_class: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """One line a class; columns as wide as they need."""
+    if not per_class:
+        return []
+    columns = list(next(iter(per_class.values())))
+    columns = ["objects", *(name for name in columns if name != "objects")]
+    wide = max(len(name) for name in [*per_class, "class"])
+    lines = [f"{'class':<{wide}}" + "".join(f"{name:>9}" for name in columns)]
+    for name, row in per_class.items():
+        cells = (f"{row[c]:>9}" if c == "objects" else _cell(row[c], 9, 3) for c in columns)
+        lines.append(f"{name:<{wide}}" + "".join(cells))
+    return lines
+
+
+def _cell(value: float, width: int, digits: int) -> str:
+    """A number, or a dash where there is nothing to measure (COCO's -1, or NaN)."""
+    return f"{'-':>{width}}" if math.isnan(value) or value < 0 else f"{value:>{width}.{digits}f}"

@@ -1,0 +1,151 @@
+"""``detkit evaluate --predictions``: what it prints, on three formats, and mistakes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from detkit.cli import main
+from detkit.metrics.coco import metric_table
+
+BOXES = {1: [[10, 10, 30, 20]], 2: [[5, 5, 40, 40], [60, 60, 20, 20]], 3: []}
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    """Three pictures of 100 x 100, three objects, classes cat (id 5), dog (id 9) and cow, of which there is none."""
+    rows = [(image, box) for image, boxes in BOXES.items() for box in boxes]
+    data = {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "width": 100, "height": 100} for i in BOXES],
+        "categories": [{"id": 5, "name": "cat"}, {"id": 9, "name": "dog"}, {"id": 11, "name": "cow"}],
+        "annotations": [
+            {
+                "id": n,
+                "image_id": image,
+                "category_id": 9 if n == 3 else 5,
+                "bbox": box,
+                "area": box[2] * box[3],
+                "iscrowd": 0,
+            }
+            for n, (image, box) in enumerate(rows, 1)
+        ],
+    }
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(data))
+    return path
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> Path:
+    """All cats found, the dog missed, one false cat."""
+    boxes = [(1, BOXES[1][0], 0.9), (2, BOXES[2][0], 0.8), (3, [0, 0, 9, 9], 0.1)]
+    path = tmp_path / "found.json"
+    path.write_text(json.dumps([{"image_id": i, "category_id": 5, "bbox": b, "score": s} for i, b, s in boxes]))
+    return path
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *words: object) -> dict:
+    assert main(["evaluate", *map(str, words), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_json(coco: Path, found: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    got = run_json(capsys, "--predictions", found, coco)
+    assert got["protocol"] == "coco"
+    assert list(got["metrics"]) == list(metric_table())
+    assert got["metrics"]["AP50"] == pytest.approx(0.5)
+    assert got["metrics"]["APl"] == -1
+    assert got["per_class"]["cat"]["AP50"] == pytest.approx(1.0)
+    assert got["per_class"]["dog"]["AP"] == 0
+    assert got["per_class"]["cow"]["AP"] is None
+    assert got["best_threshold"] == pytest.approx({"score": 0.45, "f1": 0.8})
+
+
+def test_a_table_for_people(coco: Path, found: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--predictions", str(found), str(coco)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "3 images, 3 objects, 0 ignored, 3 detections" in lines
+    assert any(line.split() == ["AP50", "0.5000"] for line in lines)
+    assert next(line for line in lines if line.startswith("cow")).split() == ["cow", "0", *["-"] * 7]
+    table = lines[lines.index(next(line for line in lines if line.startswith("class"))) :]
+    assert len({len(line) for line in table}) == 1
+
+
+@pytest.mark.parametrize(("protocol", "expected"), [("voc2007", 0.5), ("voc2010", 0.5)])
+def test_voc_protocols(
+    coco: Path, found: Path, capsys: pytest.CaptureFixture[str], protocol: str, expected: float
+) -> None:
+    got = run_json(capsys, "--predictions", found, coco, "--protocol", protocol, "--match-iou", "0.7")
+    assert got["metrics"] == pytest.approx({"AP": expected, "AP70": expected})
+    assert got["protocol"] == protocol
+
+
+def test_bootstrap_and_another_iou(coco: Path, found: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--predictions", found, coco, "--bootstrap", "30", "--match-iou", "0.6")
+    got = run_json(capsys, *words)
+    assert list(got["intervals"]) == ["AP", "AP50", "AP60"]
+    assert got == run_json(capsys, *words, "--seed", "0")
+    assert main(["evaluate", *map(str, words)]) == 0
+    assert "95% interval" in capsys.readouterr().out
+
+
+def test_lines_of_detect_match_by_name(coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = {"label": "cat", "label_id": 17, "score": 0.9, "box": [10, 10, 40, 30]}
+    line = {"source": "somewhere/1.jpg", "frame": None, "width": 100, "height": 100, "detections": [record]}
+    path = tmp_path / "found.jsonl"
+    path.write_text(json.dumps(line) + "\n")
+    assert main(["evaluate", "--predictions", str(path), str(coco), "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["per_class"]["cat"]["AR100"] == 0.5
+    assert "2 of 3 images have no line" in said.err
+
+
+def test_data_without_objects(coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = json.loads(coco.read_text())
+    coco.write_text(json.dumps({**data, "annotations": []}))
+    empty = tmp_path / "none.json"
+    empty.write_text("[]")
+    assert main(["evaluate", "--predictions", str(empty), str(coco)]) == 0
+    said = capsys.readouterr()
+    assert "nothing can be measured" in said.err
+    assert "nan" not in said.out
+
+
+@pytest.mark.parametrize(
+    ("words", "needle"),
+    [
+        ([], "DATA"),
+        (["DATA", "--predictions", "none.json"], "none.json"),
+        (["nowhere", "--predictions", "FOUND"], "nowhere"),
+        (["DATA", "--predictions", "FOUND", "--protocol", "voc2012"], "voc2010"),
+        (["DATA", "--predictions", "FOUND", "--match-iou", "50"], "--match-iou"),
+        (["DATA", "--predictions", "FOUND", "--match-iou", "0"], "--match-iou"),
+        (["DATA", "--predictions", "FOUND", "--bootstrap", "-1"], "--bootstrap"),
+        (["DATA", "--predictions", "FOUND", "--images", "nofolder"], "nofolder"),
+        (["DATA", "--predictions", "DATA"], "COCO results"),
+        (["model", "DATA", "--predictions", "FOUND"], "not both"),
+        (["a", "b", "DATA"], "one model"),
+        (["DATA", "--prediction", "FOUND"], "--prediction"),
+    ],
+)
+def test_mistakes(coco: Path, found: Path, capsys: pytest.CaptureFixture[str], words: list[str], needle: str) -> None:
+    names = {"DATA": str(coco), "FOUND": str(found)}
+    assert main(["evaluate", *(names.get(word, word) for word in words)]) == 2
+    said = capsys.readouterr()
+    assert needle in said.err
+    assert not said.out
+
+
+def test_the_file_path_needs_no_torch(coco: Path, found: Path) -> None:
+    code = (
+        "import sys; from detkit.cli import main\n"
+        f"assert main(['evaluate', '--predictions', {str(found)!r}, {str(coco)!r}, '--bootstrap', '2']) == 0\n"
+        "heavy = {'torch', 'torchvision', 'albumentations', 'pycocotools'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

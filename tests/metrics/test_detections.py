@@ -1,0 +1,129 @@
+"""Reading detections files: both forms, and every way they go wrong."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from detkit.errors import DetkitError
+from detkit.metrics.detections import read_detections
+
+DATA = SimpleNamespace(
+    image_ids=[3, 7, "x"],
+    files=["/data/one/1.jpg", "/data/two/1.jpg", "/data/two/Zo\u00eb.jpg"],
+    sizes=np.array([[10, 20], [0, 0], [10, 20]]),
+    classes=("cat", "dog"),
+    class_ids=(1, 9),
+)
+ENTRY = '{"image_id": 3, "category_id": 9, "bbox": [1, 2, 3, 4.5], "score": 0.5}'
+FOUND = '{"label": "dog", "label_id": 5, "score": 0.5, "box": [1, 2, 4, 6.5]}'
+LINE = '{"source": "one/1.jpg", "frame": null, "width": 20, "height": 10, "detections": [FOUND]}'.replace(
+    "FOUND", FOUND
+)
+
+
+def write(tmp_path: Path, text: str | bytes) -> Path:
+    path = tmp_path / "detections.json"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+@pytest.mark.parametrize("text", [f"[{ENTRY}]", f"\ufeff [\n{ENTRY}]\n", LINE, f"\n{LINE}\r\n\n"])
+def test_both_forms_give_the_same_table(tmp_path: Path, text: str) -> None:
+    got, _ = read_detections(write(tmp_path, text), DATA)
+    assert (got.image.tolist(), got.label.tolist(), got.score.tolist()) == ([0], [1], [0.5])
+    assert got.xywh.tolist() == [[1, 2, 3, 4.5]]
+    assert (got.image.dtype, got.xywh.dtype) == (np.int64, np.float64)
+
+
+def test_numbers_are_exact_and_in_file_order(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    entries = [
+        {"image_id": [3, 7, "x"][i % 3], "category_id": 1, "bbox": rng.random(4).tolist(), "score": float(rng.random())}
+        for i in range(50)
+    ]
+    got, notes = read_detections(write(tmp_path, json.dumps(entries)), DATA)
+    assert got.xywh.tolist() == [entry["bbox"] for entry in entries]
+    assert got.score.tolist() == [entry["score"] for entry in entries]
+    assert got.image.tolist() == [i % 3 for i in range(50)]
+    assert not notes
+
+
+def test_no_detections(tmp_path: Path) -> None:
+    got, _ = read_detections(write(tmp_path, "[]"), DATA)
+    assert (len(got), got.xywh.shape) == (0, (0, 4))
+    got, notes = read_detections(write(tmp_path, '{"source": "one/1.jpg", "detections": []}'), DATA)
+    assert len(got) == 0
+    assert "2 of 3 images have no line" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("source", "image"),
+    [("one/1.jpg", 0), ("../two/1.jpg", 1), ("C:\\data\\two\\1.jpg", 1), ("Zo\u00eb.jpg", 2), ("Zoe\u0308.jpg", 2)],
+)
+def test_pictures_are_found_by_name_and_folder(tmp_path: Path, source: str, image: int) -> None:
+    line = json.dumps({"source": source, "detections": [json.loads(FOUND)]})
+    assert read_detections(write(tmp_path, line), DATA)[0].image.tolist() == [image]
+
+
+def test_flat_boxes_are_noted(tmp_path: Path) -> None:
+    _, notes = read_detections(write(tmp_path, f"[{ENTRY.replace('4.5', '0')}]"), DATA)
+    assert "1 detections of zero width" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ["empty"]),
+        (" \n", ["empty"]),
+        ("<xml>", ["not a detections file"]),
+        (gzip.compress(b"[]"), ["gunzip"]),
+        ("[1, 2]", ["object", "[0]"]),
+        (f"[{ENTRY}, {ENTRY[:-10]}", ["ends too early", f"byte {2 * len(ENTRY) - 7}"]),
+        (f"[{ENTRY}", ["ends too early", f"byte {len(ENTRY) + 1}"]),
+        (f"[{ENTRY}] x", ["trailing", f"byte {len(ENTRY) + 2}"]),
+        (f"[{ENTRY} {ENTRY}]", ["not JSON", f"byte {len(ENTRY) + 2}"]),
+        (f"[{ENTRY}]".replace("0.5", "NaN"), ["NaN is not a number", f"byte {ENTRY.index('0.5') + 1}"]),
+        (f"[{ENTRY}]".replace("4.5", "-Infinity"), ["-Infinity is not a number", f"byte {ENTRY.index('4.5') + 1}"]),
+        (f"[{ENTRY}]".replace("0.5", "1e999"), ["range", "[0].score"]),
+        (f"[{ENTRY}]".replace("0.5", '"0.5"'), ["str", "[0].score"]),
+        (f"[{ENTRY}]".replace("0.5", "true"), ["bool", "[0].score"]),
+        (f"[{ENTRY}]".replace("1, 2,", '"1", 2,'), ["str", "[0].bbox[0]"]),
+        (f"[{ENTRY}]".replace("1, 2,", "2,"), ["length 4", "[0].bbox"]),
+        (f"[{ENTRY}]".replace("image_id", "image"), ["image_id"]),
+        (f"[{ENTRY}, {ENTRY}]".replace("0.5}]", "1.5}]"), ["0..1", "entry 1", "1.5"]),
+        (f"[{ENTRY}]".replace("0.5", "-0.1"), ["0..1", "logits"]),
+        (f"[{ENTRY}]".replace("4.5", "-4.5"), ["negative size", "entry 0"]),
+        (f"[{ENTRY}]".replace(": 3", ": 4"), ["image_id 4", "3, 7", "--split"]),
+        (f"[{ENTRY}]".replace(": 3", ': "3"'), ["image_id '3'"]),
+        (f"[{ENTRY}]".replace(": 9", ": 0"), ["category_id 0", "1, 9"]),
+        ('{"annotations": []}', ["source", "line 1", "COCO results"]),
+        (f"{LINE}\n{LINE[:-20]}", ["ends too early", "line 2", f"byte {2 * len(LINE) - 19}"]),
+        (f"{LINE}\n{LINE}", ["two lines", "1 and 2"]),
+        (LINE.replace("one/", ""), ["2 images", "1.jpg"]),
+        (LINE.replace("one/1", "Zoe"), ["Zoe.jpg", "Zo\u00eb.jpg"]),
+        (LINE.replace('"dog"', '"dogs"'), ["'dogs'", "is it 'dog'"]),
+        (LINE.replace('"dog"', '"plane"'), ["'plane'", "cat, dog"]),
+        (LINE.replace("20", "40"), ["40 x 10", "20 x 10"]),
+        (LINE.replace("null", "3"), ["frame of a video"]),
+        (LINE.replace("[1, 2", "[5, 2"), ["negative size", "line 1"]),
+        (LINE.replace("0.5", "7"), ["0..1", "line 1"]),
+    ],
+)
+def test_mistakes_are_told(tmp_path: Path, text: str | bytes, words: list[str]) -> None:
+    with pytest.raises(DetkitError) as caught:
+        read_detections(write(tmp_path, text), DATA)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert caught.value.code == 2
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.json", tmp_path):
+        with pytest.raises(DetkitError, match="cannot read"):
+            read_detections(path, DATA)
