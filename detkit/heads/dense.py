@@ -83,24 +83,22 @@ class DenseHead(nn.Module):
         self.gains = {"box": box_gain, "objectness": objectness_gain, "classes": class_gain}
         self.level_gains = None if level_gains is None else tuple(level_gains)
         self.anchors = [torch.tensor(level, dtype=torch.float32, device="cpu").reshape(-1, 2) for level in anchors]
-        outputs = 5 + (num_classes if class_scores else 0)
-        self.layers = nn.ModuleList(
-            nn.Conv2d(c, len(level) * outputs, 1) for c, level in zip(channels, self.anchors, strict=True)
-        )
+        outputs = self.outputs
+        layers = [nn.Conv2d(c, len(level) * outputs, 1) for c, level in zip(channels, self.anchors, strict=True)]
+        self.layers = nn.ModuleList(layers)
         stems = [_stem(c, stem) for c in (channels[:1] if share_stem else channels)]
         self.stems = nn.ModuleList(stems * len(channels) if share_stem else stems)
-        self._start(objectness_prior)
+        self._start(layers, objectness_prior)
 
-    def _start(self, objectness_prior: float) -> None:
+    def _start(self, layers: list[nn.Conv2d], objectness_prior: float) -> None:
         """Small weights, and biases at the prior odds of an object and of a class."""
-        for layer in self.layers:
+        for layer in layers:
             nn.init.normal_(layer.weight, std=0.01)
-            bias = torch.zeros(layer.bias.numel() // self.outputs, self.outputs)
+            bias = torch.zeros(layer.out_channels // self.outputs, self.outputs)
             bias[:, 4] = math.log(objectness_prior / (1 - objectness_prior))
             if self.classes == "sigmoid" and self.num_classes > 1:
                 bias[:, 5:] = -math.log(self.num_classes - 1)
-            with torch.no_grad():
-                layer.bias.copy_(bias.flatten())
+            layer.bias = nn.Parameter(bias.flatten())
 
     @property
     def outputs(self) -> int:
@@ -217,7 +215,7 @@ class DenseHead(nn.Module):
         """(A,) weights of the objectness."""
         if self.level_gains is None:
             return 1.0
-        counts = [level.count for level in self.levels(raw)]
+        counts = [level.total for level in self.levels(raw)]
         parts = [raw["boxes"].new_full((n,), g) for n, g in zip(counts, self.level_gains, strict=True)]
         return torch.cat(parts)
 

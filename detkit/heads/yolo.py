@@ -166,7 +166,7 @@ def course_target(
     assignment = assign_midpoint([level], objects, 1)
     _, prior, row = assignment.positive.unbind(1)
     fractions = encode_fractions(objects.boxes[row], level.priors().rows(prior))
-    y = torch.zeros((level.count, 5 + num_classes), device=cell.device)
+    y = torch.zeros((level.total, 5 + num_classes), device=cell.device)
     y[prior, 0] = 1
     y[prior, 1:5] = fractions[:, [0, 1, 3, 2]]
     y[prior, 5 + objects.labels[row]] = 1
@@ -188,7 +188,7 @@ def course_boxes(y: Tensor, size: tuple[int, int], threshold: float = 0.6) -> Co
     """
     rows, columns, k = y.shape[:3]
     level = Level(rows, columns, 1.0, torch.ones((k, 2), device=y.device))
-    table = y.reshape(level.count, -1)
+    table = y.reshape(level.total, -1)
     kept = (table[:, 0] > threshold).nonzero().squeeze(1)
     chosen = table[kept]
     boxes = decode_fractions(chosen[:, [1, 2, 4, 3]], grid_priors([level]).rows(kept))

@@ -172,8 +172,8 @@ def _claims_of_rows(
         numbers += [(level.width, level.height, offset + slot, k) for slot in range(k)]
         strides += [level.stride] * k
         origins += [level.centre - level.stride / 2] * k
-        offset += level.count
-    width, height, first, k = anchor.new_tensor(numbers)[anchor].unbind(1)
+        offset += level.total
+    width, height, first, per_cell = anchor.new_tensor(numbers)[anchor].unbind(1)
     place = (boxes[row, :2] + boxes[row, 2:]) / 2 - boxes.new_tensor(origins)[anchor, None]
     place = place / boxes.new_tensor(strides)[anchor, None]
     last = torch.stack((width, height), dim=1) - 1
@@ -184,14 +184,14 @@ def _claims_of_rows(
         step = torch.where(place - cell < 0.5, -1, 1)
         cells = torch.stack((cell, cell + step * step.new_tensor((1, 0)), cell + step * step.new_tensor((0, 1))))
     inside = ((cells >= 0) & (cells <= last)).all(-1)
-    prior = first + (cells[..., 1] * width + cells[..., 0]) * k
+    prior = first + (cells[..., 1] * width + cells[..., 0]) * per_cell
     return prior[inside], (row + start).expand(len(cells), -1)[inside]
 
 
 def _settle(claims: tuple[Tensor, Tensor], levels: Sequence[Level], objects: Objects, images: int) -> Assignment:
     """Gives each claimed slot to one object and marks what is ignored."""
     prior, row = claims
-    total = sum(level.count for level in levels)
+    total = sum(level.total for level in levels)
     real = _real(objects)[row]
     positive, lost = _resolve(prior[real], row[real], objects, total)
     regions = objects.rows((objects.crowd | objects.difficult) & (objects.areas > 0))

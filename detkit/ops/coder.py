@@ -65,7 +65,7 @@ class Level(NamedTuple):
     first_centre: float | None = None
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         """The number of priors."""
         return self.height * self.width * len(self.anchors)
 

@@ -133,7 +133,7 @@ def _slow_ratio(levels: list[Level], objects: Objects, ratio: float) -> set[tupl
                 shape_iou = shared / (w * h + aw * ah - shared)
                 fits = max(w / aw, aw / w, h / ah, ah / h) < ratio
                 fitting.append((fits, shape_iou, level, offset, slot))
-            offset += level.count
+            offset += level.total
         chosen = [f for f in fitting if f[0]] or [max(fitting, key=lambda f: f[1])]
         for _, _, level, offset, slot in chosen:
             x, y = (box[0] + box[2]) / 2 / level.stride, (box[1] + box[3]) / 2 / level.stride

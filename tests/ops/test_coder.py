@@ -28,7 +28,7 @@ number = st.floats(0.02, 0.98)
 def test_priors_go_row_by_row_cell_by_cell_anchor_by_anchor() -> None:
     level = Level(2, 3, 16.0, torch.tensor([[10.0, 20.0], [30.0, 8.0]]))
     priors = level.priors()
-    assert level.count == 12
+    assert level.total == 12
     assert priors.centres[[0, 1, 2, 6]].tolist() == [[8, 8], [8, 8], [24, 8], [8, 24]]
     assert priors.sizes[:3].tolist() == [[10, 20], [30, 8], [10, 20]]
     assert priors.boxes[1].tolist() == [-7, 4, 23, 12]
