@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -111,7 +112,14 @@ def _from_model(
     from detkit import api
 
     detector = api.load(model, device=device)
-    return api.evaluate_model(detector, data, split=split, images=images, iou=iou, batch=batch, device=device)
+    return api.evaluate_model(
+        detector, data, split=split, images=images, iou=iou, batch=batch, device=device, on_progress=_progress
+    )
+
+
+def _progress(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{done} of {total} batches", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
 def _intervals(

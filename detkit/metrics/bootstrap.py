@@ -1,7 +1,7 @@
 """Bootstrap over images: how far a metric, or the difference of two models, may be chance.
 
 Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, sections 10.2 (bias) and 13.3 (percentile intervals).
-Images are drawn with replacement; detections are matched once, and a draw only changes how many times each image counts.
+Images are drawn with replacement; detections are matched once, a draw only changes how many times each image counts.
 
 A draw repeats images and loses thin classes, which lifts AP: on a set with few objects a class, the plain percentiles
 can lie wholly above the value itself. So the draws are shifted by their bias (their mean minus the value on the data).

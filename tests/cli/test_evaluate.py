@@ -104,6 +104,28 @@ def test_lines_of_detect_match_by_name(coco: Path, tmp_path: Path, capsys: pytes
     assert "2 of 3 images have no line" in said.err
 
 
+def test_a_model_is_run_with_the_options_given(
+    coco: Path, found: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from detkit import api
+    from detkit.data.dataset import read
+    from detkit.metrics.detections import read_detections
+
+    asked: dict[str, object] = {}
+
+    def evaluate_model(model: object, data: str, **options: object) -> tuple:
+        asked.update(options, model=model)
+        annotations = read(data)
+        return annotations, read_detections(found, annotations)[0], {"model": 0.25}
+
+    monkeypatch.setattr(api, "load", lambda model, device: f"{model} on {device}")
+    monkeypatch.setattr(api, "evaluate_model", evaluate_model)
+    got = run_json(capsys, "runs/1", coco, "--device", "cpu", "--iou", "0.6", "--batch", "2", "--split", "val")
+    assert got["metrics"]["AP50"] == pytest.approx(0.5)
+    assert got["timings"] == {"model": 0.25}
+    assert asked.items() >= {"model": "runs/1 on cpu", "iou": 0.6, "batch": 2, "split": "val"}.items()
+
+
 def test_data_without_objects(coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = json.loads(coco.read_text())
     coco.write_text(json.dumps({**data, "annotations": []}))
