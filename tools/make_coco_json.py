@@ -35,8 +35,8 @@ def write(path: Path, images: int, boxes: int, seed: int = 0) -> None:
     with open(path, "w", encoding="utf-8") as file:
         file.write('{"info": {"description": "synthetic"}, "licenses": [], "images": [')
         for i, number in enumerate(ids):
-            record = {"license": 3, "file_name": f"{number:012d}.jpg", "flickr_url": f"http://example.com/{number}",
-                      "height": 480, "width": 640, "date_captured": "2013-11-14 11:18:45", "id": int(number)}  # fmt: skip
+            record = {"license": 3, "file_name": f"{number:012d}.jpg", "flickr_url": f"http://a.example/{number}",
+                      "height": 480, "width": 640, "date_captured": "2013-11-14", "id": int(number)}  # fmt: skip
             file.write((", " if i else "") + json.dumps(record))
         file.write('], "annotations": [')
         owners, kinds = rng.choice(ids, boxes), rng.integers(0, len(texts), boxes)

@@ -262,9 +262,10 @@ def anchors(
     from detkit.ops.anchors import average_iou, kmeans_anchors
 
     sizes = object_sizes(_read(data, split, images), size)
-    if k > len(sizes.wh):
-        raise DetkitError(f"{k} anchors cannot be made from {len(sizes.wh)} objects", data, "give a smaller -k")
-    chosen = kmeans_anchors(sizes.wh, k, distance=distance.value, seed=seed)
+    try:
+        chosen = kmeans_anchors(sizes.wh, k, distance=distance.value, seed=seed)
+    except ValueError as error:  # fewer different sizes than anchors
+        raise DetkitError(str(error), data, "give a smaller -k") from None
     result: dict[str, Any] = {"anchors": chosen.round(2).tolist(), "average_iou": average_iou(sizes.wh, chosen)}
     if grid is not None:
         result["collisions"] = collisions(sizes, grid, chosen)

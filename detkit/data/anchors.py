@@ -58,9 +58,10 @@ def collisions(sizes: Sizes, grid: int, anchors: np.ndarray) -> float:
 
 def curve(wh: np.ndarray, counts: range = range(1, 13), seed: int = 0) -> dict[str, list[float]]:
     """Average IoU for each number of anchors, with 1 - IoU and with Euclidean distance."""
+    distinct = len(np.unique(wh, axis=0))
     distances: tuple[Distance, ...] = ("iou", "euclidean")
     return {
-        d: [average_iou(wh, kmeans_anchors(wh, k, distance=d, seed=seed)) for k in counts if k <= len(wh)]
+        d: [average_iou(wh, kmeans_anchors(wh, k, distance=d, seed=seed)) for k in counts if k <= distinct]
         for d in distances
     }
 

@@ -1,0 +1,42 @@
+"""Findings that need the pictures or all labels."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from detkit.data.check import check
+from detkit.data.dataset import read
+
+
+def names(path: Path, **options: bool) -> dict[str, int]:
+    return {f.name: f.count for f in check(read(path), **options)}
+
+
+def test_labels(coco_file: Path) -> None:
+    value = json.loads(coco_file.read_text())
+    first = value["annotations"][0]
+    value["annotations"] += [dict(first, id=1), dict(first, id=2, bbox=[5, 5, 1, 1])]
+    value["categories"].append({"id": 77, "name": "ghost"})
+    coco_file.write_text(json.dumps(value))
+    assert names(coco_file) == {
+        "tiny box (a side below 2 pixels)": 1,
+        "box over the whole picture": 1,
+        "same box and class twice in a picture": 1,
+        "class without boxes": 1,
+    }
+
+
+def test_pictures(coco_file: Path) -> None:
+    pictures = coco_file.parents[1] / "train"
+    shutil.copyfile(pictures / "a.png", pictures / "empty.png")
+    data = (pictures / "b ü.png").read_bytes()
+    (pictures / "b ü.png").write_bytes(data[: len(data) - 20])
+    found = names(coco_file)
+    assert found["broken picture"] == 1
+    assert found["same picture twice"] == 1
+    assert found["picture's size is not the one in the labels"] == 1
+    assert "broken picture" not in names(coco_file, decode=False), "its header is whole"
+    (pictures / "a.png").unlink()
+    assert names(coco_file)["missing picture"] == 1

@@ -1,0 +1,104 @@
+"""Writers of all formats: round trips, verbatim records, and what is lost counted by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from detkit.data.convert import WRITERS, convert
+from detkit.data.dataset import read
+from detkit.errors import DetkitError
+
+
+@pytest.mark.parametrize("kind", ["coco_file", "voc_folder", "yolo_file"])
+@pytest.mark.parametrize("to", list(WRITERS))
+def test_round_trip(request: pytest.FixtureRequest, tmp_path: Path, kind: str, to: str) -> None:
+    a = read(request.getfixturevalue(kind))
+    out = tmp_path / "deep" / "out"
+    done = convert({"train": a}, to, out)
+    b = read(out)
+    assert [Path(f).stem for f in b.files] == ["a", "b ü", "empty"]
+    assert all(Path(f).is_file() for f in b.files)
+    assert b.classes == a.classes
+    assert b.findings == []
+    keep = ~a.crowd if to == "yolo" else np.ones(3, bool)
+    np.testing.assert_allclose(b.xywh, a.xywh[keep], atol=1e-5)
+    assert b.labels.tolist() == a.labels[keep].tolist()
+    assert done.boxes == int(keep.sum())
+    if to != "yolo":
+        ignored = a.difficult | a.crowd
+        assert (b.difficult | b.crowd).tolist() == ignored.tolist()
+
+
+def test_coco_records_stay_verbatim(coco_file: Path, tmp_path: Path) -> None:
+    text = coco_file.read_text().replace('{"k": 1.5}', '{"k":1.500,  "ü": [1,\t2]}')
+    coco_file.write_text(text)
+    out = tmp_path / "new" / "labels.json"
+    done = convert({"train": read(coco_file)}, "coco", out)
+    assert done.lost == []
+    before, after = json.loads(text), json.loads(out.read_text())
+    for key in ("images", "annotations", "categories"):
+        assert after[key] == before[key]
+    assert out.read_text().count('{"k":1.500,  "ü": [1,\t2]}') == 3
+    assert all(Path(f).is_file() for f in read(out).files), "the pictures stay where they were, and are found"
+
+
+def test_verbatim_from_a_file_with_nan(coco_file: Path, tmp_path: Path) -> None:
+    coco_file.write_text(coco_file.read_text().replace("[5, 6, 20, 10]", "[NaN, 6, 20, 10]"))
+    out = tmp_path / "out.json"
+    convert({"train": read(coco_file)}, "coco", out)
+    assert [r["id"] for r in json.loads(out.read_text())["annotations"]] == [101, 102]
+
+
+@pytest.mark.parametrize(
+    ("to", "lost"),
+    [
+        ("voc", {"crowd regions (written as difficult)": 1, "areas that are not the box's": 3,
+                 "category ids (numbered anew)": 2, "segmentation of annotations": 3, "extra of annotations": 3}),
+        ("yolo", {"crowd regions (left out)": 1, "difficult flags (the objects are written)": 1,
+                  "areas that are not the box's": 3, "category ids (numbered anew)": 2,
+                  "segmentation of annotations": 3, "extra of annotations": 3}),
+    ],
+)  # fmt: skip
+def test_what_is_lost_is_counted(coco_file: Path, tmp_path: Path, to: str, lost: dict[str, int]) -> None:
+    done = convert({"train": read(coco_file)}, to, tmp_path / "out")
+    assert {f.name: f.count for f in done.lost} == lost
+
+
+def test_nothing_is_overwritten(coco_file: Path, tmp_path: Path) -> None:
+    a = read(coco_file)
+    for to, out in (("yolo", tmp_path / "y"), ("coco", tmp_path / "c.json")):
+        convert({"train": a}, to, out)
+        with pytest.raises(DetkitError, match=r"exists|not empty"):
+            convert({"train": a}, to, out)
+        convert({"train": a}, to, out, overwrite=True)
+
+
+def test_pictures_as_links(coco_file: Path, tmp_path: Path) -> None:
+    convert({"train": read(coco_file)}, "voc", tmp_path / "v", link=True)
+    assert (tmp_path / "v" / "JPEGImages" / "a.png").is_symlink()
+
+
+def test_missing_picture_and_file_name_outside(coco_file: Path, tmp_path: Path) -> None:
+    original = coco_file.read_text()
+    coco_file.write_text(original.replace('"a.png"', '"../a.png"'))
+    with pytest.raises(DetkitError, match="outside the picture folder"):
+        convert({"train": read(coco_file)}, "coco", tmp_path / "o")
+    coco_file.write_text(original.replace('"a.png"', '"gone.png"'))
+    with pytest.raises(DetkitError, match="missing"):
+        convert({"train": read(coco_file)}, "yolo", tmp_path / "o2")
+
+
+def test_same_name_in_two_folders(coco_file: Path, tmp_path: Path) -> None:
+    value = json.loads(coco_file.read_text())
+    (coco_file.parents[1] / "train" / "sub").mkdir()
+    (coco_file.parents[1] / "train" / "empty.png").rename(coco_file.parents[1] / "train" / "sub" / "a.png")
+    value["images"][2]["file_name"] = "sub/a.png"
+    coco_file.write_text(json.dumps(value))
+    convert({"train": read(coco_file)}, "yolo", tmp_path / "o")
+    assert [Path(f).stem for f in read(tmp_path / "o").files] == ["a", "a_2", "b ü"]
+    convert({"train": read(coco_file)}, "coco", tmp_path / "c")
+    assert all(Path(f).is_file() for f in read(tmp_path / "c").files)

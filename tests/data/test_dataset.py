@@ -1,0 +1,112 @@
+"""Recognising a data set, and handing out its samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from detkit.data.dataset import Dataset, concat, read, splits
+from detkit.errors import DetkitError
+
+FORMATS = ("coco_file", "voc_folder", "yolo_file")
+
+
+@pytest.fixture(params=FORMATS)
+def path(request: pytest.FixtureRequest) -> Path:
+    return request.getfixturevalue(request.param)
+
+
+def test_every_format_gives_the_same_boxes(path: Path) -> None:
+    a = read(path)
+    assert [Path(f).stem for f in a.files] == ["a", "b ü", "empty"]
+    assert a.sizes.tolist() == [[40, 60], [50, 30], [20, 20]]
+    assert a.offsets.tolist() == [0, 2, 3, 3], "a picture without objects stays"
+    np.testing.assert_allclose(a.xywh, [[5, 6, 20, 10], [30, 10, 30, 30], [0, 0, 30, 50]], atol=1e-9)
+    names = [a.classes[label] for label in a.labels]
+    assert names == ["red", "blue thing", "red"]
+    assert a.findings == []
+
+
+def test_load(path: Path) -> None:
+    data = Dataset(read(path))
+    sample = data.load(0)
+    assert sample.image.shape == (40, 60, 3)
+    np.testing.assert_allclose(sample.target.boxes, [[5, 6, 25, 16], [30, 10, 60, 40]], atol=1e-4)
+    assert len(data.load(2).target) == 0
+    assert data.labels_of(1).tolist() == [data.classes.index("red")]
+
+
+def test_boxes_are_clipped_in_targets_only(coco_file: Path) -> None:
+    coco_file.write_text(coco_file.read_text().replace("[0, 0, 30, 50]", "[-4, 0, 30, 70]"))
+    a = read(coco_file)
+    assert a.xywh[2].tolist() == [-4, 0, 30, 70]
+    assert Dataset(a).load(1).target.boxes.tolist() == [[0, 0, 26, 50]]
+    assert [f.name for f in a.findings] == ["box sticks out of the picture (clipped for training)"]
+
+
+def test_missing_path_says_what_was_looked_for(tmp_path: Path) -> None:
+    for wrong in (tmp_path / "nothing", tmp_path):
+        with pytest.raises(DetkitError, match=r"COCO .json file.*PASCAL VOC folder.*YOLO data.yaml"):
+            read(wrong)
+
+
+def test_missing_picture_folder(coco_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(DetkitError, match="no such picture folder"):
+        read(coco_file, images=tmp_path / "nowhere")
+
+
+def test_splits(coco_file: Path, voc_folder: Path, yolo_file: Path) -> None:
+    assert splits(coco_file) == []
+    assert splits(coco_file.parents[1]) == ["train"]
+    assert splits(voc_folder) == ["train"], "lists of one class are no parts"
+    assert splits(yolo_file) == ["train"]
+    for path in (coco_file.parents[1], voc_folder, yolo_file):
+        with pytest.raises(DetkitError, match="no part 'val'"):
+            read(path, split="val")
+
+
+def test_subset_keeps_order_and_objects(coco_file: Path) -> None:
+    part = read(coco_file).subset([1, 0])
+    assert part.image_ids == [20, 10]
+    assert part.ids.tolist() == [102, 100, 101]
+    assert part.offsets.tolist() == [0, 1, 3]
+
+
+def test_select_and_rename_classes(coco_file: Path) -> None:
+    a = read(coco_file)
+    one = a.select_classes(["blue thing"])
+    assert (one.classes, one.class_ids, len(one), one.labels.tolist()) == (("blue thing",), (10,), 3, [0])
+    merged = a.select_classes(rename={"blue thing": "red"})
+    assert merged.classes == ("red",)
+    assert merged.labels.tolist() == [0, 0, 0]
+    with pytest.raises(DetkitError, match="did you mean 'red'"):
+        a.select_classes(["rad"])
+
+
+def test_concat_unites_classes_by_name(coco_file: Path, voc_folder: Path) -> None:
+    first, second = Dataset(read(coco_file)), Dataset(read(voc_folder))
+    both = concat([first, second])
+    assert len(both) == 6
+    assert both.classes == ("red", "blue thing")
+    assert second.classes == ("blue thing", "red")
+    assert [both.classes[label] for label in both.labels_of(3)] == ["red", "blue thing"]
+    assert len(set(concat([first, first]).annotations.image_ids)) == 6
+
+
+def test_ground_truth_is_exact(coco_file: Path) -> None:
+    gt = read(coco_file).ground_truth()
+    assert gt.area.tolist() == [100, 450, 750]
+    assert gt.crowd.tolist() == [False, True, False]
+    assert gt.difficult.tolist() == [False, False, True]
+    assert gt.image.tolist() == [0, 0, 1]
+    assert Dataset(read(coco_file)).wh().tolist() == [[20, 10], [30, 50]], "crowds are no objects for anchors"
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize(("name", "split", "images", "boxes"), [("coco", None, 345, 2964), ("bccd", None, 364, 4888),
+                                                                ("voc", "val", 600, 1282)])  # fmt: skip
+def test_real_data(shared_data: Path, name: str, split: str | None, images: int, boxes: int) -> None:
+    a = read(shared_data / name, split=split)
+    assert (len(a), len(a.labels), a.findings) == (images, boxes, [])

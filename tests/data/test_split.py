@@ -1,0 +1,75 @@
+"""Seeded, class-balanced parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from detkit.data.annotations import Annotations, Findings, Objects, Source, assemble
+from detkit.data.dataset import read
+from detkit.data.split import balance, stratify, write_split
+from detkit.errors import DetkitError
+
+
+@pytest.fixture
+def many() -> Annotations:
+    """300 pictures; class 0 common, class 1 rare, 60 pictures without objects."""
+    rng = np.random.default_rng(0)
+    image = np.sort(rng.integers(0, 240, 900))
+    labels = (rng.random(900) < 0.05).astype(np.int64)
+    xywh = np.tile([1.0, 1, 5, 5], (900, 1))
+    names = [f"{i}.jpg" for i in range(300)]
+    sizes = np.full((300, 2), 50, np.int32)
+    objects = Objects(image, xywh, labels, str)
+    return assemble(objects, list(range(300)), names, sizes, ("a", "b"), (1, 2), Findings(), Source("coco", Path("x")))
+
+
+def test_parts_are_balanced(many: Annotations) -> None:
+    parts = stratify(many, {"train": 0.7, "val": 0.2, "test": 0.1}, seed=4)
+    assert np.sort(np.concatenate(list(parts.values()))).tolist() == list(range(300))
+    total = many.class_counts()
+    for name, counts in balance(many, parts).items():
+        share = {"train": 0.7, "val": 0.2, "test": 0.1}[name]
+        np.testing.assert_allclose(counts, share * total, atol=4)
+        empty = (np.diff(many.offsets)[parts[name]] == 0).sum()
+        assert abs(empty - share * (np.diff(many.offsets) == 0).sum()) <= 2
+    assert abs(len(parts["val"]) - 60) <= 6
+
+
+def test_seeded(many: Annotations) -> None:
+    shares = {"train": 0.8, "val": 0.2}
+    first, again, other = (stratify(many, shares, seed)["val"].tolist() for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+def test_bad_shares(many: Annotations) -> None:
+    for shares in ({"train": 0.5}, {"train": 1.2, "val": -0.2}, {}):
+        with pytest.raises(DetkitError, match="sum to 1"):
+            stratify(many, shares)
+
+
+@pytest.mark.parametrize("kind", ["coco_file", "voc_folder", "yolo_file"])
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_written_parts_can_be_read(request: pytest.FixtureRequest, tmp_path: Path, kind: str, elsewhere: bool) -> None:
+    path: Path = request.getfixturevalue(kind)
+    a = read(path)
+    out = tmp_path / "deep" / "out" if elsewhere else None
+    parts = {"one": np.asarray([0, 2]), "val": np.asarray([1])}
+    if kind == "yolo_file":
+        parts = {"train": parts["one"], "val": parts["val"]}
+    files = write_split(a, parts, out)
+    if kind == "coco_file":
+        back = [read(file) for file in files]
+    elif kind == "voc_folder":
+        back = [read(path, split=str(file) if elsewhere else file.stem) for file in files]
+    else:
+        back = [read(files[-1], split=name) for name in parts]
+    assert [[Path(f).stem for f in b.files] for b in back] == [["a", "empty"], ["b ü"]]
+    assert all(Path(f).is_file() for b in back for f in b.files)
+    assert back[0].classes == a.classes
+    np.testing.assert_allclose(np.concatenate([b.xywh for b in back]), a.xywh)
+    with pytest.raises(DetkitError, match="exists"):
+        write_split(a, parts, out)

@@ -1,0 +1,85 @@
+"""PASCAL VOC folders: corners, lists, classes, and files that are broken."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from detkit.data.dataset import read
+from detkit.data.voc import CLASSES
+from detkit.errors import DetkitError
+
+
+def test_corners_and_difficult(voc_folder: Path) -> None:
+    a = read(voc_folder)
+    assert a.xywh[2].tolist() == [0, 0, 30, 50], "1..30 of 30 pixels is the whole picture"
+    assert a.difficult.tolist() == [False, False, True]
+    assert a.image_ids == ["a", "b ü", "empty"]
+
+
+def test_lists(voc_folder: Path) -> None:
+    a = read(voc_folder, split="train")
+    assert a.image_ids == ["a", "empty"]
+    assert a.classes == ("blue thing", "red"), "classes are those of the whole folder"
+    assert read(voc_folder, split=str(voc_folder / "ImageSets/Main/red_train.txt")).image_ids == ["a"]
+
+
+def test_works_without_lists(voc_folder: Path) -> None:
+    shutil.rmtree(voc_folder / "ImageSets")
+    assert len(read(voc_folder)) == 3
+
+
+def test_list_with_unknown_and_repeated_pictures(voc_folder: Path) -> None:
+    (voc_folder / "ImageSets/Main/train.txt").write_text("a\na\nghost\n")
+    found = {f.name: f.examples[0] for f in read(voc_folder, split="train").findings}
+    assert "train.txt:3: ghost" in found["listed picture without annotation (dropped)"]
+    assert "train.txt:2: a" in found["picture listed twice (once dropped)"]
+
+
+def test_the_twenty_classes_keep_their_order(voc_folder: Path) -> None:
+    for file in (voc_folder / "Annotations").glob("*.xml"):
+        text = file.read_text(encoding="utf-8").replace(">red<", ">dog<").replace(">blue thing<", ">cat<")
+        file.write_text(text, encoding="utf-8")
+    assert read(voc_folder).classes == CLASSES
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "finding"),
+    [
+        ("<name>red</name>", "", "object without name (dropped)"),
+        ("<xmin>6</xmin>", "", "object without xmin (dropped)"),
+        ("<xmin>6</xmin>", "<xmin>six</xmin>", "box is not finite (dropped)"),
+        ("<xmax>25</xmax>", "<xmax>2</xmax>", "box of negative size (dropped)"),
+    ],
+)
+def test_bad_object(voc_folder: Path, old: str, new: str, finding: str) -> None:
+    file = voc_folder / "Annotations" / "a.xml"
+    file.write_text(file.read_text().replace(old, new, 1))
+    a = read(voc_folder)
+    assert [(f.name, f.count) for f in a.findings] == [(finding, 1)]
+    assert a.findings[0].examples[0] == f"{file}:4"
+    assert len(a.labels) == 2
+
+
+def test_missing_size_comes_from_the_picture(voc_folder: Path) -> None:
+    file = voc_folder / "Annotations" / "a.xml"
+    file.write_text(file.read_text().replace("<width>60</width>", ""))
+    a = read(voc_folder)
+    assert a.sizes[0].tolist() == [40, 60]
+    assert a.findings[0].name == "size missing (read from the picture)"
+
+
+def test_broken_xml_costs_that_picture(voc_folder: Path) -> None:
+    (voc_folder / "Annotations" / "a.xml").write_text("<annotation>\n<object>")
+    a = read(voc_folder)
+    assert a.image_ids == ["b ü", "empty"]
+    assert "a.xml:2" in a.findings[0].examples[0]
+
+
+def test_entity_bomb_is_refused(voc_folder: Path) -> None:
+    bomb = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]>\n<annotation><filename>&b;</filename></annotation>'
+    (voc_folder / "Annotations" / "a.xml").write_text(bomb)
+    with pytest.raises(DetkitError, match="declares entities"):
+        read(voc_folder)
