@@ -67,7 +67,7 @@ class State:
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        write_bytes(path, buffer.getbuffer(), overwrite=True)
+        write_bytes(path, buffer.getvalue(), overwrite=True)
 
     def restore(self, path: Path) -> None:
         """Takes everything from ``path``. Raises DetkitError if it is missing, damaged, or of another run."""

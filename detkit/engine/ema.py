@@ -14,8 +14,8 @@ Module = TypeVar("Module", bound=nn.Module)
 class Average:
     """The exponential moving average of a model's weights and buffers (Polyak & Juditsky, 1992).
 
-    The decay warms up as min(decay, (1 + n) / (10 + n)), so that the first steps are soon forgotten; decay 0 follows the
-    model exactly. ``model`` is a copy that never trains.
+    The decay warms up as min(decay, (1 + n) / (10 + n)), so that the first steps are soon forgotten; decay 0 follows
+    the model exactly. ``model`` is a copy that never trains.
     """
 
     def __init__(self, model: Module, decay: float) -> None:

@@ -29,7 +29,7 @@ class Timings:
 
 @dataclass(slots=True)
 class Inference:
-    """Detections on a data set: the tables that the metrics read, loss terms (if asked for), times, pictures left out."""
+    """Detections on a data set: tables for the metrics, loss terms (if asked for), times, pictures left out."""
 
     truth: GroundTruth
     results: Results
@@ -60,7 +60,8 @@ def evaluate(
     """
     limits = limits or Limits.evaluation()
     if isinstance(predictor, nn.Module):
-        with Loader(dataset, resize=predictor.resize, batch=batch, workers=workers) as loader:
+        resize: Any = predictor.resize
+        with Loader(dataset, resize=resize, batch=batch, workers=workers) as loader:
             done = infer(predictor, dataset, loader, limits=limits, on_batch=on_batch)
     else:
         failures: list[DetkitError] = []
@@ -132,7 +133,8 @@ def _run(
     iterator = iter(batches)
     for number in range(1, total + 1):
         started = time.perf_counter()
-        item = next(iterator, None)
+        with torch.random.fork_rng(devices=[]):  # validation must leave no trace in the training's random numbers
+            item = next(iterator, None)
         loaded = time.perf_counter()
         timings.data += loaded - started
         if item is None:  # the last batches held no picture that could be read

@@ -30,8 +30,9 @@ class TrainStarted:
     def __str__(self) -> str:
         start = f", going on at epoch {self.first_epoch + 1}" if self.first_epoch else ""
         return (
-            f"{self.run}: {self.train_images} pictures to train on, {self.val_images} to validate, {self.epochs} epochs "
-            f"of {self.steps} steps, {self.parameters / 1e6:.2f} M parameters, {self.device} {self.precision}{start}"
+            f"{self.run}: {self.train_images} pictures to train on, {self.val_images} to validate, {self.epochs} "
+            f"epochs of {self.steps} steps, {self.parameters / 1e6:.2f} M parameters, "
+            f"{self.device} {self.precision}{start}"
         )
 
 

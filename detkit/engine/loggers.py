@@ -150,7 +150,7 @@ def save_first_batch(path: Path, batch: Batch, targets: Sequence[Target], classe
 
 
 def data_hash(dataset: Any) -> str:
-    """SHA-256 (first 16 digits) of the labels: classes, image ids, boxes. Tells two data sets apart, not two pictures."""
+    """First 16 digits of the SHA-256 of the labels: classes, image ids, boxes (not of the pictures)."""
     truth = dataset.annotations.ground_truth()
     digest = hashlib.sha256(json.dumps([truth.classes, list(dataset.annotations.image_ids)], default=str).encode())
     for column in (truth.image, truth.label, truth.xywh, truth.crowd, truth.difficult):

@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from detkit.engine.errors import explained, stop_requests
-from detkit.engine.evaluator import infer
+from detkit.engine.evaluator import Inference, infer
 from detkit.engine.events import (
     BatchDone,
     BatchValidated,
@@ -80,6 +82,9 @@ class Trainer(Session):
         self.begin(config, resume)
         progress, options = self.state.progress, self.options
         for epoch in range(progress.epoch, options.epochs):
+            if options.patience and progress.waited >= options.patience:
+                self.tell(Notice(f"stopped early: {progress.waited} validations without a better {options.best_by}"))
+                break
             self.tell(EpochStarted(epoch, options.epochs, self.steps, epoch < options.mosaic_epochs))
             self._train_epoch(epoch)
             due = (epoch + 1) % options.validate_every == 0 or epoch + 1 == options.epochs
@@ -92,9 +97,6 @@ class Trainer(Session):
             self.save_state()
             left = progress.seconds / (epoch + 1) * (options.epochs - epoch - 1)
             self.tell(EpochDone(epoch, options.epochs, row, better, left))
-            if options.patience and progress.waited >= options.patience and epoch + 1 < options.epochs:
-                self.tell(Notice(f"stopped early: {progress.waited} validations without a better {options.best_by}"))
-                break
         best = progress.best_epoch
         row = progress.rows[-1 if best is None else best] if progress.rows else {}
         finished = TrainFinished(self.run, best, row, progress.threshold, progress.seconds / 60)
@@ -126,7 +128,8 @@ class Trainer(Session):
         while True:
             begun = time.perf_counter()
             try:
-                window = list(itertools.islice(batches, self.options.accumulate))
+                with torch.random.fork_rng(devices=[]):  # torch's loader draws from the model's random numbers
+                    window = list(itertools.islice(batches, self.options.accumulate))
             except DetkitError:
                 self.stop_if_asked()  # Ctrl-C in a terminal reaches the loading processes too
                 raise
@@ -183,6 +186,8 @@ class Trainer(Session):
             losses, _ = self.stepper(window, 0, {})
             self.state.progress.step += 1
             times.append(time.perf_counter() - begun)
+            if self.stop.signal:
+                raise KeyboardInterrupt
         seconds = times[-1]
         # A forward pass takes about a third of a step; pictures are read by other processes meanwhile.
         validation = 0 if self.val_loader is None else len(self.val_loader) * seconds / 3 / self.options.accumulate

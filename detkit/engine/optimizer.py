@@ -14,8 +14,8 @@ from detkit.errors import DetkitError
 def parameter_groups(model: nn.Module, options: TrainOptions) -> list[dict[str, Any]]:
     """Up to four groups: backbone or not, decayed or not; each with its ``base_lr``.
 
-    Vectors and scalars (biases, the scales and shifts of normalisation) are not decayed. ``model.backbone``, where there
-    is one, has the rate ``backbone_lr``. Raises DetkitError if nothing is left to train.
+    Vectors and scalars (biases, the scales and shifts of normalisation) are not decayed. ``model.backbone``, where
+    there is one, has the rate ``backbone_lr``. Raises DetkitError if nothing is left to train.
     """
     backbone = getattr(model, "backbone", None)
     own = {id(p) for p in backbone.parameters()} if isinstance(backbone, nn.Module) else set()

@@ -15,7 +15,7 @@ class TrainOptions:
     """How to train. Raises DetkitError (code 2), naming the key, for a value that makes no sense.
 
     epochs: passes over the training set; batch: pictures a step (of all processes together, before accumulation);
-    accumulate: batches whose gradients are added up before the weights move; limit: use the first pictures only (0: all).
+    accumulate: batches whose gradients are added up before the weights move; limit: only the first pictures (0: all).
 
     optimizer, lr, momentum (SGD, RMSprop), weight_decay (never of biases and normalisation layers); backbone_lr: the
     rate of ``detector.backbone`` (none: lr); schedule: ``cosine`` falls to final_lr * lr, ``step`` multiplies by

@@ -24,7 +24,7 @@ from detkit.structures import Limits
 
 
 class Session:
-    """Model, averaged weights, optimizer, loaders and state of one run; arguments as for ``detkit.engine.loop.train``."""
+    """Model, averaged weights, optimizer, loaders and state of a run; arguments as for ``detkit.engine.loop.train``."""
 
     def __init__(
         self,

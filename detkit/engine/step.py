@@ -96,7 +96,7 @@ class Stepper:
 
 def _broken(terms: dict[str, Any]) -> bool:
     """True if this process's own terms are the ones that are no numbers."""
-    return not all(math.isfinite(float(value)) for term in terms.values() for value in (term.sum, term.count))
+    return not all(math.isfinite(float(value.detach())) for term in terms.values() for value in (term.sum, term.count))
 
 
 def _add(table: Sums, totals: dict[str, tuple[float, float]]) -> None:
