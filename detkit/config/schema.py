@@ -119,14 +119,18 @@ def located(place: Place, path: Path_, names: Iterable[str]) -> Iterator[None]:
     try:
         yield
     except DetkitError as error:
-        name = error.where.rsplit(".", 1)[-1]
-        if name not in names or not re.fullmatch(r"[\w.]+", error.where):
+        name = error.where.rsplit(".", 1)[-1] if error.where else _named(names, error.what)
+        if name not in names or not re.fullmatch(r"[\w.]*", error.where):
             raise  # it names a place of its own, such as a file
         raise DetkitError(error.what, place.at((*path, name)), error.do, code=error.code) from None
     except ValueError as error:
-        named = next((name for name in names if re.search(rf"\b{re.escape(name)}\b", str(error))), None)
-        at = place.at((*path, named) if named else path)
-        raise DetkitError(str(error), at, "change that value") from None
+        name = _named(names, str(error))
+        raise DetkitError(str(error), place.at((*path, name) if name else path), "change that value") from None
+
+
+def _named(names: Iterable[str], text: str) -> str:
+    """The first of ``names`` that ``text`` mentions, or ""."""
+    return next((name for name in names if re.search(rf"\b{re.escape(name)}\b", text)), "")
 
 
 def find_part(table: Mapping[str, str], kind: str, name: Any, place: Place, path: Path_) -> Callable[..., Any]:

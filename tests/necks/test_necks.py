@@ -1,0 +1,60 @@
+"""Every neck of the table, by the same contract."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+
+from detkit.necks import NECKS
+from detkit.necks.fpn import FPN
+
+
+def make(name: str, channels, strides, **keys):
+    module, attribute = NECKS[name].split(":")
+    return getattr(importlib.import_module(module), attribute)(channels, strides, **keys)
+
+
+def maps(channels, strides, size=64):
+    return [torch.rand(2, c, size // s, size // s, requires_grad=True) for c, s in zip(channels, strides, strict=True)]
+
+
+@pytest.mark.parametrize("name", NECKS)
+@pytest.mark.parametrize(("channels", "strides"), [([8], [16]), ([4, 8, 16], [8, 16, 32]), ([4, 16], [4, 32])])
+def test_maps_in_maps_out(name, channels, strides):
+    neck = make(name, channels, strides)
+    features = maps(channels, strides)
+    outputs = neck(features)
+    assert [o.shape[1] for o in outputs] == neck.channels
+    assert [64 // o.shape[2] for o in outputs] == neck.strides
+    sum(o.square().mean() for o in outputs).backward()
+    assert all(p.grad is not None for p in neck.parameters())
+    assert all(f.grad is not None for f in features)
+
+
+def test_fpn_tells_the_fine_map_what_the_coarse_one_saw():
+    neck = FPN([4, 8], [8, 16], out=16).eval()
+    fine, coarse = (m.detach() for m in maps([4, 8], [8, 16]))
+    changed = neck([fine, coarse + 1])
+    same = neck([fine, coarse])
+    assert not torch.allclose(changed[0], same[0])
+    assert torch.equal(neck([fine + 1, coarse])[1], same[1])  # nothing flows from fine to coarse
+
+
+def test_fpn_keeps_odd_sizes_and_its_input():
+    neck = FPN([4, 8], [8, 16], out=16, depthwise=False, kernel=3).eval()
+    features = [torch.rand(1, 4, 7, 9), torch.rand(1, 8, 4, 5)]
+    before = [f.clone() for f in features]
+    assert [o.shape[-2:] for o in neck(features)] == [(7, 9), (4, 5)]
+    assert all(torch.equal(a, b) for a, b in zip(features, before, strict=True))
+
+
+def test_depthwise_smoothing_is_the_light_one():
+    light, full = (sum(p.numel() for p in FPN([8], [8], out=32, depthwise=d).parameters()) for d in (True, False))
+    assert light < full / 5
+
+
+def test_an_even_kernel_is_refused():
+    with pytest.raises(ValueError, match="kernel"):
+        FPN([8], [8], kernel=4)

@@ -1,0 +1,85 @@
+"""The table of model files and what a path or name means."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+
+from detkit import zoo
+from detkit.errors import DetkitError
+
+
+def entry(**changes) -> zoo.Weights:
+    values = {"name": "toy", "sha256": "", "bytes": 5, "licence": "MIT", "classes": ("a",), "score": "AP50 1"}
+    return zoo.Weights(**{**values, **changes})
+
+
+def test_every_entry_is_complete():
+    for name, weights in zoo.WEIGHTS.items():
+        assert weights.name == name
+        assert weights.file or weights.url
+        assert len(weights.sha256) == 64
+        assert all(getattr(weights, f.name) for f in fields(weights) if f.name not in ("file", "url"))
+    assert not zoo.DEFAULT or zoo.DEFAULT in zoo.WEIGHTS
+
+
+def test_an_unknown_name_shows_the_nearest(monkeypatch):
+    monkeypatch.setitem(zoo.WEIGHTS, "toy", entry())
+    with pytest.raises(DetkitError, match="did you mean toy"):
+        zoo.find("toi")
+    with pytest.raises(DetkitError, match="choose one of"):
+        zoo.find("zzzzz")
+
+
+def test_without_a_default_it_says_so(monkeypatch):
+    monkeypatch.setattr(zoo, "DEFAULT", "")
+    with pytest.raises(DetkitError, match="no default"):
+        zoo.resolve("default")
+
+
+def test_paths_folders_and_names(tmp_path, monkeypatch):
+    best = tmp_path / "best.safetensors"
+    with pytest.raises(DetkitError, match="holds no best"):
+        zoo.resolve(tmp_path)
+    best.write_bytes(b"12345")
+    assert zoo.resolve(tmp_path) == zoo.resolve(best) == best
+    with pytest.raises(DetkitError, match="no such model file"):
+        zoo.resolve(tmp_path / "other.safetensors")
+    monkeypatch.setitem(zoo.WEIGHTS, "toy", entry(file="toy.safetensors"))
+    with pytest.raises(DetkitError, match="not installed"):
+        zoo.resolve("toy")
+
+
+def test_a_url_is_fetched_once_into_the_cache(tmp_path, monkeypatch):
+    source = tmp_path / "toy.safetensors"
+    source.write_bytes(b"12345")
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "cache" / name))
+    digest = hashlib.sha256(b"12345").hexdigest()
+    monkeypatch.setitem(zoo.WEIGHTS, "toy", entry(url=source.as_uri(), sha256=digest))
+    path = zoo.fetch("toy")
+    assert path.read_bytes() == b"12345"
+    source.unlink()
+    assert zoo.fetch("toy") == path
+    monkeypatch.setitem(zoo.WEIGHTS, "bad", entry(url=(tmp_path / "none.safetensors").as_uri(), sha256=digest))
+    with pytest.raises(DetkitError):
+        zoo.fetch("bad")
+
+
+def test_a_header_is_read_without_torch(tmp_path):
+    from safetensors.numpy import save_file
+
+    header = {key: {} for key in ("config", "resize", "scores", "record")}
+    header |= {"classes": ["a"], "class_ids": [1], "threshold": 0.5}
+    import numpy as np
+
+    path = tmp_path / "m.safetensors"
+    save_file({"w": np.zeros((2, 3), np.float16)}, path, zoo.header_metadata(header))
+    read = zoo.read_header(path)
+    assert read["tensors"] == {"w": {"dtype": "F16", "shape": [2, 3], "count": 6}}
+    assert read["format"] == zoo.FORMAT_VERSION
+    code = f"import sys; from detkit import zoo; zoo.read_header({str(path)!r}); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
