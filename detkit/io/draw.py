@@ -48,8 +48,8 @@ def draw_detections(image: np.ndarray, detections: Detections) -> np.ndarray:
     for i in order:
         if "points" in found.extra:
             _points(canvas, np.asarray(found.extra["points"][i]), colour_of(int(found.labels[i])))
-    for i in order:
-        _caption(canvas, found.boxes[i], captions[i], colour_of(int(found.labels[i])))
+    best = order[::-1]
+    _captions(canvas, found.boxes[best], [captions[i] for i in best], found.labels[best])
     return canvas
 
 
@@ -65,14 +65,15 @@ def draw_target(image: np.ndarray, target: Target, classes: Sequence[str] = ()) 
         if crowd:
             _hatch(canvas, box, colour)
         _box(canvas, box, colour, dashed=bool(difficult or crowd))
+    captions = []
     for i in range(len(labels)):
         label = int(labels.labels[i])
         name = classes[label] if 0 <= label < len(classes) else str(label)
         notes = [word for word, on in (("crowd", labels.crowd[i]), ("difficult", labels.difficult[i])) if on]
-        caption = f"{name} ({', '.join(notes)})" if notes else name
+        captions.append(f"{name} ({', '.join(notes)})" if notes else name)
         if labels.points is not None:
             _points(canvas, np.asarray(labels.points[i]), colour_of(label))
-        _caption(canvas, labels.boxes[i], caption, colour_of(label))
+    _captions(canvas, labels.boxes, captions, labels.labels)
     return canvas
 
 
@@ -157,18 +158,37 @@ def _points(canvas: np.ndarray, points: np.ndarray, colour: tuple[int, int, int]
         cv2.circle(canvas, centre, radius, colour, -1, cv2.LINE_AA)
 
 
-def _caption(canvas: np.ndarray, box: np.ndarray, text: str, colour: tuple[int, int, int]) -> None:
-    """A filled tab with the text: above the box, else inside its top edge, shifted into the picture."""
-    corners = _corners(canvas, box)
-    if corners is None:
-        return
-    left, top, _, _ = corners
-    tab = _tab(text, _font_size(canvas), colour)
-    height, width = canvas.shape[:2]
-    tab = tab[:height, :width]
-    y = top - tab.shape[0] if top >= tab.shape[0] else min(top, height - tab.shape[0])
-    x = min(left, width - tab.shape[1])
-    canvas[y : y + tab.shape[0], x : x + tab.shape[1]] = tab
+def _captions(canvas: np.ndarray, boxes: np.ndarray, texts: list[str], labels: np.ndarray) -> None:
+    """A filled tab with its text at each box, most important first; later tabs avoid earlier ones where they can."""
+    size = _font_size(canvas)
+    taken: list[tuple[int, int, int, int]] = []
+    placed = []
+    for box, text, label in zip(boxes, texts, labels, strict=True):
+        corners = _corners(canvas, box)
+        if corners is not None:
+            tab = _tab(text, size, colour_of(int(label)))[: canvas.shape[0], : canvas.shape[1]]
+            placed.append((_place(canvas, corners, tab, taken), tab))
+    for (x, y), tab in reversed(placed):
+        canvas[y : y + tab.shape[0], x : x + tab.shape[1]] = tab
+
+
+def _place(
+    canvas: np.ndarray, corners: tuple[int, int, int, int], tab: np.ndarray, taken: list[tuple[int, int, int, int]]
+) -> tuple[int, int]:
+    """Upper left pixel of a tab, the whole tab inside the picture: above the box, else inside its top, else below."""
+    left, top, _, bottom = corners
+    height, width = tab.shape[:2]
+    x = min(left, canvas.shape[1] - width)
+    lowest = canvas.shape[0] - height
+    wishes = [y for y in (top - height, top, bottom + 1, bottom + 1 - height) if 0 <= y <= lowest] or [min(top, lowest)]
+    free = [y for y in wishes if all(not _overlap((x, y, x + width, y + height), other) for other in taken)]
+    y = (free or wishes)[0]
+    taken.append((x, y, x + width, y + height))
+    return x, y
+
+
+def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 @lru_cache(maxsize=2048)

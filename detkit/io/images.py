@@ -307,7 +307,7 @@ def _to_rgb(image: np.ndarray, premultiplied: bool = False) -> np.ndarray:
         if not premultiplied:
             colour = (colour * alpha + 127) // 255
         return np.minimum(colour + (255 - alpha), 255).astype(np.uint8)
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)  # in place: fresh memory costs more than the swap
 
 
 def paths_in(folder: str | Path) -> list[Path]:
