@@ -69,7 +69,12 @@ def test_the_chain_continues_from_any_stage():
 
 @pytest.mark.parametrize(
     ("keys", "reason"),
-    [({"taps": ()}, "taps"), ({"taps": (3, 2)}, "taps"), ({"taps": (5,)}, "taps"), ({"frozen": 9}, "frozen")],
+    [
+        ({"taps": ()}, "taps"),
+        ({"taps": (3, 2)}, "taps"),
+        ({"taps": (5,)}, "taps"),
+        ({"frozen": 9}, "frozen"),
+    ],
 )
 def test_impossible_arguments(keys, reason):
     with torch.device("meta"), pytest.raises(ValueError, match=reason):
