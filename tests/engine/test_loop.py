@@ -331,3 +331,25 @@ def test_a_broken_picture_costs_that_picture(tmp_path: Path) -> None:
     notices = [event.text for event in heard if isinstance(event, events.Notice)]
     assert sum("picture3.png" in text for text in notices) == 1
     assert sum("picture2.png" in text for text in notices) == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a limit on the size of files")
+def test_full_disk_keeps_the_old_files(tmp_path: Path) -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    kept: dict[str, bytes] = {}
+
+    def fill(event: events.Event) -> None:
+        if isinstance(event, events.EpochDone) and event.epoch == 1:
+            kept.update({name: (tmp_path / "r" / name).read_bytes() for name in ("state.pt", "last.safetensors")})
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+
+    try:
+        with pytest.raises(DetkitError, match="no room left") as error:
+            train(Toy(), Pictures(), None, OPTIONS, run=tmp_path / "r", on_event=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.value.code == 4
+    assert kept == {name: (tmp_path / "r" / name).read_bytes() for name in kept}
+    train(Toy(), Pictures(), None, OPTIONS, run=tmp_path / "r", resume=True)
