@@ -52,7 +52,7 @@ def load(
     if size is not None:
         if size < 32:
             raise DetkitError(f"an input of {size} pixels is too small", "--size", "give 320, say")
-        detector.resize = Resize.from_dict({**detector.resize.to_dict(), "size": size})
+        detector.resize = Resize.from_dict({**detector.resize.to_dict(), "size": [size, size]})
     name = device or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
     try:
         detector.to(torch.device(name))
@@ -173,7 +173,7 @@ def evaluate(
         from detkit.metrics.detections import read_detections
 
         annotations = read(data, split=split, images=images)
-        results = read_detections(predictions_or_model, annotations)
+        results, _ = read_detections(predictions_or_model, annotations)
     else:
         annotations, results, _ = evaluate_model(predictions_or_model, data, split=split, images=images)
     return metrics.evaluate(annotations.ground_truth(), results, protocol=protocol)

@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    # Waiting OpenMP threads spin by default: with loading processes beside them, a step takes several times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _on_terminate)
     try:
         code = _run(words)
