@@ -30,8 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    # Waiting OpenMP threads spin by default: with loading processes beside them, a step takes several times as long.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Waiting OpenMP threads spin by default, which starves loading processes; not at all makes each wait dear.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     signal.signal(signal.SIGTERM, _on_terminate)
     try:
         code = _run(words)

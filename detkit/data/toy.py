@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -40,7 +41,8 @@ def toy_sample(seed: int, size: int = 160, most: int = 4) -> Sample:
 def write_toy_data(folder: Path, *, train: int = 64, val: int = 16, size: int = 160, seed: int = 0) -> Path:
     """Writes ``train`` + ``val`` toy pictures and one COCO json a part; returns ``folder``."""
     for part, count, start in (("train", train, seed), ("val", val, seed + 100_000)):
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for i in range(count):
             sample = toy_sample(start + i, size)
             write_image(folder / part / sample.path, sample.image)
