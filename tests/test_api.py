@@ -1,0 +1,227 @@
+"""From data to boxes: one small training run, and everything that is done with what it leaves."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import detkit
+from detkit import api
+from detkit.cli import main
+from detkit.data.toy import CLASSES, toy_sample, write_toy_data
+from detkit.engine.events import EpochDone
+
+SMALL = ("model.size=64", "train.batch=4", "train.workers=0", "train.epochs=2", "train.device=cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy_data(tmp_path_factory.mktemp("toy"), train=8, val=4, size=64)
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["train", "toy", "--data", str(data), "-o", str(folder), *SMALL]) == 0
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(3):
+        cv2.imwrite(str(folder / f"{i}.png"), toy_sample(50 + i, 96).image[..., ::-1])
+    return folder
+
+
+def test_run_folder_is_complete(run: Path) -> None:
+    names = {path.name for path in run.iterdir()}
+    assert {
+        "config.yaml",
+        "metrics.csv",
+        "curves.png",
+        "log.txt",
+        "first_batch.jpg",
+        "best.safetensors",
+        "last.safetensors",
+        "state.pt",
+        "run.json",
+    } <= names
+    rows = (run / "metrics.csv").read_text().splitlines()
+    assert len(rows) == 3
+    assert {"AP", "AP50", "val_loss", "loss"} <= set(rows[0].split(","))
+
+
+def test_the_config_of_a_run_repeats_it(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seed and config decide: the same run again ends with the same weights."""
+    again = tmp_path / "again"
+    assert main(["train", str(run / "config.yaml"), "-o", str(again)]) == 0
+    assert (again / "metrics.csv").read_text().split(",")[-1] == (run / "metrics.csv").read_text().split(",")[-1]
+    a, b = (detkit.load(folder / "last.safetensors", device="cpu").state_dict() for folder in (run, again))
+    assert all((a[name] == b[name]).all() for name in a)
+
+
+def test_resume_is_bit_equal(run: Path, data: Path, tmp_path: Path) -> None:
+    """One epoch, a stop, then the rest, equals both at a stretch: real detector, augmentation and mosaic."""
+
+    def stop(event: object) -> None:
+        if isinstance(event, EpochDone) and event.epoch == 0:
+            raise KeyboardInterrupt
+
+    halves = tmp_path / "halves"
+    with pytest.raises(KeyboardInterrupt):
+        api.train("toy", data=data, out=halves, overrides=SMALL, on_event=stop)
+    assert len((halves / "metrics.csv").read_text().splitlines()) == 2
+    api.train(resume=halves)
+    a, b = (detkit.load(folder / "last.safetensors", device="cpu").state_dict() for folder in (run, halves))
+    assert all((a[name] == b[name]).all() for name in a)
+
+
+def test_resume_needs_a_run(tmp_path: Path) -> None:
+    with pytest.raises(detkit.DetkitError, match="no run to go on with"):
+        api.train(resume=tmp_path)
+
+
+def test_dry_run(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "toy", "--data", str(data), "-o", str(tmp_path / "r"), "--dry-run", "--json", *SMALL]) == 0
+    estimate = json.loads(capsys.readouterr().out)
+    assert estimate["epochs"] == 2
+    assert estimate["memory"] > 0
+    assert (tmp_path / "r" / "first_batch.jpg").is_file()
+    assert not (tmp_path / "r" / "state.pt").exists()
+
+
+def test_info_reads_the_header_only(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(run), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["classes"] == list(CLASSES)
+    assert facts["parameters"] > 1e5
+
+
+def test_python_and_command_line_agree(run: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "detect",
+        str(photos),
+        "-m",
+        str(run),
+        "--conf",
+        "0.01",
+        "--max-detections",
+        "5",
+        "--json",
+        "--device",
+        "cpu",
+    ]
+    assert main(words) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    detector = detkit.load(run, device="cpu")
+    assert [line["source"] for line in lines] == [str(photos / f"{i}.png") for i in range(3)]
+    for line in lines:
+        found = detector.predict(line["source"], conf=0.01, max_detections=5)
+        assert line["detections"] == found.to_records()
+        assert (line["width"], line["height"]) == (96, 96)
+        array = cv2.imread(line["source"])
+        assert detector.predict(array, bgr=True, conf=0.01, max_detections=5).to_records() == line["detections"]
+    streamed = list(detector.stream(photos, conf=0.01, max_detections=5, batch=2))
+    assert [len(found) for found in streamed] == [len(line["detections"]) for line in lines]
+
+
+def test_stdin_and_filters(
+    run: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stdin = io.TextIOWrapper(io.BytesIO((photos / "0.png").read_bytes()))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    words = ["detect", "-", "-m", str(run), "--conf", "0.001", "--classes", "square", "--json", "--device", "cpu"]
+    assert main(words) == 0
+    line = json.loads(capsys.readouterr().out)
+    assert line["source"] == "-"
+    assert {d["label"] for d in line["detections"]} <= {"square"}
+
+
+@pytest.mark.parametrize(
+    ("name", "form"), [("a.jsonl", None), ("a.json", None), ("a.csv", None), ("a", "yolo"), ("b", "voc")]
+)
+def test_outputs_are_never_overwritten(run: Path, photos: Path, tmp_path: Path, name: str, form: str | None) -> None:
+    out = tmp_path / name
+    words = ["detect", str(photos), "-m", str(run), "--conf", "0.01", "-o", str(out), "--device", "cpu"]
+    words += ["--format", form] if form else []
+    assert main(words) == 0
+    before = sorted((p.name, p.read_bytes()) for p in (out.iterdir() if out.is_dir() else [out]))
+    assert main(words) == 2
+    assert main([*words, "--overwrite"]) == 0
+    assert before == sorted((p.name, p.read_bytes()) for p in (out.iterdir() if out.is_dir() else [out]))
+
+
+def test_one_bad_picture_costs_that_picture(run: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "1.png").write_bytes(b"this is text")
+    assert main(["detect", str(photos), "-m", str(run), "--json", "--device", "cpu"]) == 3
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 2
+    assert "1.png" in captured.err
+    assert "2 done, 1 failed" in captured.err
+
+
+def test_annotated_copies(run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in ("detect", "detect2"):
+        assert main(["detect", str(photos), "-m", str(run), "--conf", "0.01", "--save", "--device", "cpu"]) == 0
+        drawn = sorted((tmp_path / "runs" / number).iterdir())
+        assert [path.name for path in drawn] == ["0.jpg", "1.jpg", "2.jpg"]
+        assert cv2.imread(str(drawn[0])).shape == (96, 96, 3)
+
+
+def test_evaluate_is_the_same_by_every_way(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model itself, the file that detect wrote, and Python give one AP, the one stored in training."""
+    assert main(["evaluate", str(run), str(data), "--split", "val", "--json", "--device", "cpu"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert set(report["per_class"]) == set(CLASSES)
+    out = tmp_path / "found.jsonl"
+    words = ["detect", str(data / "val"), "-m", str(run), "--conf", "0.001", "-o", str(out), "--device", "cpu"]
+    assert main(words) == 0
+    from_file = detkit.evaluate(out, data, split="val")
+    from_model = detkit.evaluate(run, data, split="val")
+    for name, value in report["metrics"].items():
+        assert from_model.metrics[name] == pytest.approx(value, abs=1e-9), name
+        # The file rounds boxes to a hundredth of a pixel.
+        assert from_file.metrics[name] == pytest.approx(value, abs=2e-2), name
+
+
+@pytest.mark.parametrize(
+    ("words", "needle"),
+    [
+        (["--model", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--classes", "sqare"], "did you mean square"),
+        (["--conf", "7"], "conf"),
+        (["--iou", "-1"], "iou"),
+        (["--max-detections", "0"], "max_detections"),
+        (["--device", "cuda:7"], "cuda:7"),
+        (["--threads", "0"], "threads"),
+        (["--size", "5"], "5 pixels"),
+        (["--batch", "0"], "batch"),
+        (["--out", "x.gif"], "x.gif"),
+    ],
+)
+def test_wrong_options(
+    run: Path, photos: Path, words: list[str], needle: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = [] if "--model" in words else ["-m", str(run)]
+    assert main(["detect", str(photos), *model, *words]) == 2
+    said = capsys.readouterr().err
+    assert needle in said
+    assert "Traceback" not in said
+
+
+def test_another_input_size(run: Path, photos: Path) -> None:
+    detector = detkit.load(run, device="cpu", size=96)
+    assert detector.resize.to_dict()["size"] == [96, 96]
+    assert isinstance(detector.predict(photos / "0.png"), detkit.Detections)
+    assert np.all(detector.predict(photos / "0.png", conf=0).boxes <= 96)
