@@ -221,11 +221,11 @@ class Detections:
 
         return draw_detections(image, self)
 
-    def save(self, path: str | Path, image: np.ndarray) -> None:
-        """Draws on a copy of ``image`` (RGB) and writes it to ``path``."""
+    def save(self, path: str | Path, image: np.ndarray, *, overwrite: bool = False) -> None:
+        """Draws on a copy of ``image`` (RGB) and writes it to ``path``; a file that exists is an error by default."""
         from detkit.io.images import write_image
 
-        write_image(path, self.draw(image))
+        write_image(path, self.draw(image), overwrite=overwrite)
 
     def __repr__(self) -> str:
         if not len(self):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -142,3 +143,14 @@ def test_error_keeps_its_lines_between_processes() -> None:
     error = pickle.loads(pickle.dumps(DetkitError("what", "where", "do", code=4)))
     assert (error.what, error.where, error.do, error.code) == ("what", "where", "do", 4)
     assert str(error) == "what\nwhere\ndo"
+
+
+def test_drawing_is_saved_once(tmp_path: Path) -> None:
+    image = np.full((40, 60, 3), 128, np.uint8)
+    found = Detections([[10, 10, 30, 30]], [0.9], [0], ("cat",))
+    found.save(tmp_path / "a.png", image)
+    assert (found.draw(image) != image).any()
+    assert (image == 128).all()
+    with pytest.raises(DetkitError, match="exists"):
+        found.save(tmp_path / "a.png", image)
+    found.save(tmp_path / "a.png", image, overwrite=True)

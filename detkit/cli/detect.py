@@ -151,6 +151,8 @@ class _Annotated:
 
     def __exit__(self, *error: Any) -> None:
         self._videos.__exit__(*error)
+        if self._video is not None and self._video.notice:
+            message(self._video.notice)
         message(f"annotated copies: {self.folder}")
 
     def write(self, frame: Frame, found: Detections) -> None:

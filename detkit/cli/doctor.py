@@ -75,14 +75,18 @@ def _codec() -> str:
 
 
 def _warm() -> None:
+    """Runs every kernel once in both precisions; what they compile to stays in numba's cache."""
     import numpy as np
 
-    from detkit.ops import anchors, boxes, suppression
+    from detkit.ops import anchors, boxes, fusion, suppression
 
-    some = np.array([[0, 0, 9, 9], [1, 1, 8, 8], [20, 20, 30, 30]], np.float32)
-    scores = np.array([0.9, 0.8, 0.7], np.float32)
-    boxes.iou(some, some)
-    suppression.nms(some, scores, 0.5)
-    suppression.batched_nms(some, scores, np.array([0, 1, 0]), 0.5)
-    suppression.soft_nms(some, scores)
     anchors.kmeans_anchors(np.array([[10.0, 20.0], [30.0, 30.0], [50.0, 20.0]]), 2)
+    labels = np.array([0, 1, 0])
+    for kind in (np.float32, np.float64):
+        some = np.array([[0, 0, 9, 9], [1, 1, 8, 8], [20, 20, 30, 30]], kind)
+        scores = np.array([0.9, 0.8, 0.7], kind)
+        boxes.iou(some, some)
+        suppression.nms(some, scores, 0.5)
+        suppression.batched_nms(some, scores, labels, 0.5)
+        suppression.soft_nms(some, scores)
+        fusion.weighted_boxes_fusion([some], [scores], [labels])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -134,3 +135,20 @@ def test_sigterm_is_143() -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 143
     process.stdout.close()
+
+
+def test_doctor_looks_at_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--warm", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["devices"].startswith("cpu")
+    assert "compiled and cached" in facts["kernels"]
+    assert "not installed" not in facts["torch"]
+
+
+def test_config_prints_every_value_or_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "yolo_course"]) == 0
+    assert capsys.readouterr().out.startswith("# ")
+    assert main(["config", "yolo", "train.epochs=7", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["train"]["epochs"] == 7
+    assert values["model"]["head"]["ratio"] == 3.5
