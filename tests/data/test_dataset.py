@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from detkit.data.dataset import Dataset, concat, read, splits
 from detkit.errors import DetkitError
+from detkit.io.images import write_image
 
 FORMATS = ("coco_file", "voc_folder", "yolo_file")
 
@@ -102,6 +104,25 @@ def test_ground_truth_is_exact(coco_file: Path) -> None:
     assert gt.difficult.tolist() == [False, False, True]
     assert gt.image.tolist() == [0, 0, 1]
     assert Dataset(read(coco_file)).wh().tolist() == [[20, 10], [30, 50]], "crowds are no objects for anchors"
+
+
+def test_reduced_pictures_bring_their_boxes(tmp_path: Path) -> None:
+    """Decoded at a quarter: picture, boxes and areas agree; what asks for proposals gets the picture as it is."""
+    write_image(tmp_path / "big.jpg", np.zeros((600, 800, 3), np.uint8))
+    table = {
+        "images": [{"id": 1, "file_name": "big.jpg", "width": 800, "height": 600}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [400, 300, 100, 60], "area": 6000}],
+        "categories": [{"id": 1, "name": "red"}],
+    }
+    (tmp_path / "big.json").write_text(json.dumps(table))
+    dataset = Dataset(read(tmp_path / "big.json"))
+    assert dataset.load(0).image.shape == (600, 800, 3)
+    sample = dataset.load(0, reduce_to=200)
+    assert sample.image.shape == (150, 200, 3)
+    assert sample.target.boxes.tolist() == [[100, 75, 125, 90]]
+    assert sample.target.area.tolist() == [375]
+    whole = Dataset(dataset.annotations, proposals=lambda image, path: np.zeros((1, 4), np.float32))
+    assert whole.load(0, reduce_to=200).image.shape == (600, 800, 3)
 
 
 @pytest.mark.shared_data
