@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,7 +23,97 @@ from detkit.structures import Batch, Detections, Limits, Loss, Sample, Target
 Losses = dict[str, Loss]
 
 
-class Detector(nn.Module):
+class Predicting:
+    """What every predictor offers on top of ``predict_samples``: one picture, a stream, class names and a threshold.
+
+    classes: names by label; class_ids: the training data's own ids of them; threshold: the score below which
+    ``predict`` shows nothing.
+    """
+
+    classes: tuple[str, ...]
+    class_ids: tuple[int | str, ...]
+    threshold: float
+
+    def predict_samples(self, samples: list[Sample], limits: Limits) -> list[Detections]:
+        """Detections (numpy) in each sample's original pixels."""
+        raise NotImplementedError
+
+    def rescaled(self, factor: float) -> Predicting:
+        """The same predictor, weights shared, that looks at pictures ``factor`` times as large.
+
+        Raises:
+            DetkitError: its input size is fixed.
+        """
+        raise DetkitError("this model's input size is fixed", type(self).__name__, "leave out --size and --tta scales")
+
+    def predict(
+        self,
+        source: Any,
+        *,
+        conf: float | None = None,
+        iou: float = 0.5,
+        max_detections: int = 100,
+        classes: Sequence[int | str] | None = None,
+        bgr: bool = False,
+    ) -> Detections:
+        """What is in one picture: a path, a file's bytes, a uint8 array (H, W, 3) or (H, W), or a PIL image.
+
+        conf: lowest score, the model's own threshold by default; iou: NMS drops boxes that overlap more; classes: only
+        these, by name or label; bgr: the array is in OpenCV's order.
+
+        Raises:
+            DetkitError: the picture cannot be read, an unknown class, or an argument out of range.
+        """
+        image = _as_image(source, bgr)
+        return self.predict_samples([Sample(image)], self.limits(conf, iou, max_detections, classes))[0]
+
+    def stream(
+        self,
+        source: Any,
+        *,
+        conf: float | None = None,
+        iou: float = 0.5,
+        max_detections: int = 100,
+        classes: Sequence[int | str] | None = None,
+        batch: int = 1,
+    ) -> Iterator[Detections]:
+        """Detections in each picture or frame of a path, folder, glob, video, camera number or a list of those.
+
+        One batch is in memory at a time. Pictures that cannot be read raise; ``detkit.engine.predictor.stream`` hands
+        them on instead.
+        """
+        from detkit.engine.predictor import stream
+        from detkit.io.sources import Failure, open_sources
+
+        sources = [source] if isinstance(source, (str, bytes, int, Path, np.ndarray)) else list(source)
+        limits = self.limits(conf, iou, max_detections, classes)
+        for frame, found in stream(self, open_sources(sources), limits, batch):
+            if isinstance(frame, Failure):
+                raise DetkitError(frame.what, frame.source, frame.do)
+            yield found
+
+    def limits(
+        self,
+        conf: float | None = None,
+        iou: float = 0.5,
+        max_detections: int = 100,
+        classes: Sequence[int | str] | None = None,
+    ) -> Limits:
+        """``Limits`` of these values: the model's threshold where ``conf`` is None, class names made labels."""
+        labels = None if classes is None else tuple(self._label(c) for c in classes)
+        return Limits(self.threshold if conf is None else conf, iou, max_detections, labels)
+
+    def _label(self, name: int | str) -> int:
+        if isinstance(name, str) and name in self.classes:
+            return self.classes.index(name)
+        if isinstance(name, int) and 0 <= name < len(self.classes):
+            return name
+        near = get_close_matches(str(name), self.classes, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise DetkitError(f"the model knows no class {name!r}", "classes", f"{hint}it knows {', '.join(self.classes)}")
+
+
+class Detector(nn.Module, Predicting):
     """Any detector: a family is a choice of parts.
 
     backbone: normalised pixels to feature maps; neck: maps to maps; head: maps (and proposals) to detections;
@@ -137,79 +228,32 @@ class Detector(nn.Module):
         clipped = [b.detach().clamp(min=0).minimum(corner.to(b)) for b, corner in zip(boxes, corners, strict=True)]
         return clipped, learned
 
+    @property
+    def of_image(self) -> Callable[[np.ndarray, str], np.ndarray] | None:
+        """(image, path) -> (R, 4): the proposals that need the original picture, or None.
+
+        Whoever loads pictures for this model fills ``Sample.proposals`` with it: the data workers in training and
+        evaluation, ``predict_samples`` for pictures that come without.
+        """
+        return getattr(self.proposals, "of_image", None)
+
     def predict_samples(self, samples: list[Sample], limits: Limits) -> list[Detections]:
         """Detections (numpy) in each sample's original pixels, whatever mode the model is in."""
         if not samples:
             return []
+        if (source := self.of_image) is not None:
+            samples = [s if s.proposals is not None else s.replace(proposals=source(s.image, "")) for s in samples]
         batch = collate(samples, self.resize)[0].to(self.device)
         with _evaluating(self), torch.inference_mode():
             return [d.numpy() for d in self(batch, limits=limits)]
 
-    def predict(
-        self,
-        source: Any,
-        *,
-        conf: float | None = None,
-        iou: float = 0.5,
-        max_detections: int = 100,
-        classes: Sequence[int | str] | None = None,
-        bgr: bool = False,
-    ) -> Detections:
-        """What is in one picture: a path, a file's bytes, a uint8 array (H, W, 3) or (H, W), or a PIL image.
-
-        conf: lowest score, the model's own threshold by default; iou: NMS drops boxes that overlap more; classes: only
-        these, by name or label; bgr: the array is in OpenCV's order.
-
-        Raises:
-            DetkitError: the picture cannot be read, an unknown class, or an argument out of range.
-        """
-        image = _as_image(source, bgr)
-        return self.predict_samples([Sample(image)], self.limits(conf, iou, max_detections, classes))[0]
-
-    def stream(
-        self,
-        source: Any,
-        *,
-        conf: float | None = None,
-        iou: float = 0.5,
-        max_detections: int = 100,
-        classes: Sequence[int | str] | None = None,
-        batch: int = 1,
-    ) -> Iterator[Detections]:
-        """Detections in each picture or frame of a path, folder, glob, video, camera number or a list of those.
-
-        One batch is in memory at a time. Pictures that cannot be read raise; ``detkit.engine.predictor.stream`` hands
-        them on instead.
-        """
-        from detkit.engine.predictor import stream
-        from detkit.io.sources import Failure, open_sources
-
-        sources = [source] if isinstance(source, (str, bytes, int, Path, np.ndarray)) else list(source)
-        limits = self.limits(conf, iou, max_detections, classes)
-        for frame, found in stream(self, open_sources(sources), limits, batch):
-            if isinstance(frame, Failure):
-                raise DetkitError(frame.what, frame.source, frame.do)
-            yield found
-
-    def limits(
-        self,
-        conf: float | None = None,
-        iou: float = 0.5,
-        max_detections: int = 100,
-        classes: Sequence[int | str] | None = None,
-    ) -> Limits:
-        """``Limits`` of these values: the model's threshold where ``conf`` is None, class names made labels."""
-        labels = None if classes is None else tuple(self._label(c) for c in classes)
-        return Limits(self.threshold if conf is None else conf, iou, max_detections, labels)
-
-    def _label(self, name: int | str) -> int:
-        if isinstance(name, str) and name in self.classes:
-            return self.classes.index(name)
-        if isinstance(name, int) and 0 <= name < len(self.classes):
-            return name
-        near = get_close_matches(str(name), self.classes, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise DetkitError(f"the model knows no class {name!r}", "classes", f"{hint}it knows {', '.join(self.classes)}")
+    def rescaled(self, factor: float) -> Detector:
+        """The same detector, weights shared, whose input is ``factor`` times as large, in whole strides."""
+        resize = self.resize
+        sides = [max(1, round(side * factor / resize.stride)) * resize.stride for side in (resize.height, resize.width)]
+        view = copy.copy(self)
+        view.resize = Resize.from_dict({**resize.to_dict(), "size": sides})
+        return view
 
     def save(self, path: str | Path, *, half: bool = False, overwrite: bool = True) -> None:
         """Writes one safetensors file that ``detkit.load`` needs nothing else for; it appears whole or not at all.
