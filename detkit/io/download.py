@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any
 
 from detkit.errors import DetkitError
 from detkit.io.files import atomic_path
+
+CONNECT = 10.0  # seconds: an absent network is reported, not waited for
 
 
 def sha256_of(path: str | Path) -> str:
@@ -22,11 +26,14 @@ def sha256_of(path: str | Path) -> str:
 def fetch(url: str, sha256: str, to: str | Path, *, progress: Callable[[int, int | None], None] | None = None) -> Path:
     """Makes sure that ``to`` holds the file with this SHA-256, downloading it from ``url`` if need be.
 
-    A file that is there and right is kept without touching the network. progress(bytes so far, total or None) is called
-    after every block. Raises DetkitError: no connection, contents other than promised (nothing is kept), disk full.
+    sha256: hexadecimal, or as many of its first digits as are known. A file that is there and right is kept without
+    touching the network. progress(bytes so far, total or None) is called after every block.
+
+    Raises:
+        DetkitError: no connection, contents other than promised (nothing is kept), disk full.
     """
     to = Path(to)
-    if to.is_file() and sha256_of(to) == sha256:
+    if to.is_file() and sha256_of(to).startswith(sha256):
         return to
     if not url.startswith(("https://", "file://")):
         raise DetkitError("only https addresses are fetched", url, "give an https address")
@@ -40,7 +47,7 @@ def fetch(url: str, sha256: str, to: str | Path, *, progress: Callable[[int, int
                 done += len(block)
                 if progress is not None:
                     progress(done, total)
-        if digest.hexdigest() != sha256:
+        if not digest.hexdigest().startswith(sha256):
             raise DetkitError(
                 "the downloaded file is not the one expected (its SHA-256 differs)",
                 url,
@@ -51,11 +58,32 @@ def fetch(url: str, sha256: str, to: str | Path, *, progress: Callable[[int, int
 
 def _blocks(url: str) -> Iterator[tuple[bytes, int | None]]:
     try:
-        with urllib.request.urlopen(url, timeout=30) as response:
+        with _opened(url) as response:
             length = response.headers.get("Content-Length")
             total = int(length) if length else None
             while block := response.read(1 << 20):
                 yield block, total
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+    except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise DetkitError(f"the download failed ({reason})", url, "check the connection and try again") from error
+
+
+def _opened(url: str) -> Any:
+    """``urlopen`` that answers within CONNECT seconds: the socket's limit starts anew with each address of a server,
+    and looking up its name has none."""
+    answers: SimpleQueue[Any] = SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(urllib.request.urlopen(url, timeout=CONNECT))
+        except Exception as error:
+            answers.put(error)
+
+    Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=CONNECT)
+    except Empty:
+        raise TimeoutError(f"no answer within {CONNECT:.0f} seconds") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer

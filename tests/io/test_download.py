@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -20,6 +21,7 @@ def test_fetch(tmp_path: Path) -> None:
     assert to.read_bytes() == source.read_bytes()
     assert seen == [7000]
     assert sha256_of(to) == promised
+    assert fetch(source.as_uri(), promised[:8], tmp_path / "short.bin").read_bytes() == source.read_bytes()
     source.unlink()
     assert fetch(source.as_uri(), promised, to) == to
     with pytest.raises(DetkitError, match="download failed"):
@@ -35,3 +37,14 @@ def test_another_content_is_not_kept(tmp_path: Path) -> None:
     with pytest.raises(DetkitError, match="https"):
         fetch("http://example.org/w.bin", "0" * 64, tmp_path / "w.bin")
     assert [p.name for p in tmp_path.iterdir()] == ["source.bin"]
+
+
+def test_a_silent_network_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a name server nor a row of addresses that never answer may hang the program."""
+    never = Event()
+    monkeypatch.setattr("detkit.io.download.CONNECT", 0.05)
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: never.wait())
+    with pytest.raises(DetkitError, match="no answer within"):
+        fetch("https://example.org/w.bin", "0" * 64, tmp_path / "w.bin")
+    never.set()
+    assert not list(tmp_path.iterdir())
