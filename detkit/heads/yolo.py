@@ -7,7 +7,7 @@ the ignore band). The layers' outputs are in Darknet's order: x, y, w, h, object
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,13 +33,13 @@ class YOLO(DenseHead):
     """A dense head whose priors are anchors on grids.
 
     anchors: (width, height) pairs in input pixels for all levels together; sorted by area, the smallest go to the
-    finest stride, equally many to each level. ``auto`` stands for k-means on the training boxes with
-    ``anchors_per_level`` a level, and is replaced before the head is built.
+    finest stride, equally many to each level. Or a list of such pairs for each level, taken as it is. ``auto`` stands
+    for k-means on the training boxes with ``anchors_per_level`` a level, and is replaced before the head is built.
     assign: ``ratio`` (anchors within a factor ``ratio`` of the object, in the midpoint's cell and, with ``neighbours``,
     the two nearest ones) or ``midpoint`` (the midpoint's cell and the anchor of best IoU only; ``ignore_above``: priors
     whose predicted box overlaps an object by more than this IoU are not negative either, Darknet's rule with 0.7).
     coder: how a box is told relative to its cell and anchor, ``bounded``, ``darknet`` or ``course``
-    (``detkit.ops.coder``); xy_scale: Darknet's scale_x_y.
+    (``detkit.ops.coder``); xy_scale: Darknet's scale_x_y, one for all levels or one for each.
     box_loss: an IoU, or ``squared``: the squared error of midpoint and size in fractions of the cell.
     The other arguments are ``DenseHead``'s.
     """
@@ -50,14 +50,14 @@ class YOLO(DenseHead):
         strides: list[int],
         num_classes: int,
         *,
-        anchors: Literal["auto"] | list[tuple[float, float]] = "auto",
+        anchors: Literal["auto"] | list[tuple[float, float]] | list[list[tuple[float, float]]] = "auto",
         anchors_per_level: int = 3,
         assign: Literal["ratio", "midpoint"] = "ratio",
         ratio: float = 3.5,
         neighbours: bool = True,
         ignore_above: float | None = None,
         coder: Literal["bounded", "darknet", "course"] = "bounded",
-        xy_scale: float | None = None,
+        xy_scale: float | list[float] | None = None,
         box_loss: Literal["ciou", "diou", "giou", "iou", "squared"] = "ciou",
         classes: Literal["sigmoid", "softmax"] = "sigmoid",
         score_loss: Literal["likelihood", "squared"] = "likelihood",
@@ -77,7 +77,10 @@ class YOLO(DenseHead):
             raise ValueError(f"anchors: {anchors} must be replaced by pairs of numbers before the head is built")
         if ignore_above is not None and assign != "midpoint":
             raise DetkitError("ignore_above belongs to assign: midpoint", "head.ignore_above", "leave it out")
-        if neighbours and assign == "ratio" and coder == "darknet" and (xy_scale or 1.0) < 2:
+        scales = xy_scale if isinstance(xy_scale, list) else [xy_scale or 1.0] * len(strides)
+        if len(scales) != len(strides):
+            raise ValueError(f"xy_scale needs one number a level: {len(strides)}, not {len(scales)}")
+        if neighbours and assign == "ratio" and coder == "darknet" and min(scales) < 2:
             raise DetkitError(
                 "coder: darknet keeps midpoints inside their cell and cannot answer from neighbouring ones",
                 "head.coder",
@@ -108,7 +111,16 @@ class YOLO(DenseHead):
 
     def decode(self, code: Tensor, priors: Priors) -> Tensor:
         """Grid codes (..., 4) as boxes (..., 4) xyxy in input pixels."""
-        return decode_grid(code, priors, self.coder, self.xy_scale)
+        return decode_grid(code, priors, self.coder, self._scale(priors))
+
+    def _scale(self, priors: Priors) -> float | Tensor | None:
+        """``xy_scale``, as a column (..., 1) where it differs from level to level."""
+        if not isinstance(self.xy_scale, list):
+            return self.xy_scale
+        scale = torch.ones_like(priors.strides)
+        for stride, value in zip(self.strides, self.xy_scale, strict=True):
+            scale = torch.where(priors.strides == stride, value, scale)
+        return scale
 
     def assign(self, priors: Priors, objects: Objects, raw: dict[str, Tensor]) -> Assignment:
         """By the rule chosen; see ``detkit.ops.assign`` for collisions and ignored regions."""
@@ -122,21 +134,29 @@ class YOLO(DenseHead):
         """Adds the squared loss in fractions of a cell, the textbook's, to ``DenseHead``'s."""
         if self.box_loss != "squared":
             return super().box_terms(code, priors, boxes)
-        fractions = to_fractions(code, priors, self.coder, self.xy_scale)
+        fractions = to_fractions(code, priors, self.coder, self._scale(priors))
         iou = box_ops.paired_iou(decode_fractions(fractions.detach(), priors), boxes)
         return squared_loss(fractions, encode_fractions(boxes, priors)), iou
 
 
-def split_anchors(anchors: Sequence[Sequence[float]], strides: Sequence[int]) -> list[list[tuple[float, float]]]:
+def split_anchors(anchors: Sequence[Sequence[Any]], strides: Sequence[int]) -> list[list[tuple[float, float]]]:
     """Anchors (width, height) sorted by area and dealt to the levels, the smallest to the finest stride.
 
-    Returns one list a stride, in the order of ``strides``. Raises DetkitError where they do not divide or are no sizes.
+    Returns one list a stride, in the order of ``strides``; a list of lists is that already, and only checked. Raises
+    DetkitError where they do not divide or are no sizes.
     """
-    pairs = [tuple(float(v) for v in pair) for pair in anchors]
+    dealt = bool(anchors) and bool(anchors[0]) and isinstance(anchors[0][0], Sequence)
+    levels = anchors if dealt else [anchors]
+    pairs = [tuple(float(v) for v in pair) for level in levels for pair in level]
     if not pairs or any(len(pair) != 2 or min(pair) <= 0 for pair in pairs):
         raise DetkitError(
             "anchors must be pairs of positive numbers", "head.anchors", "[[width, height], ...] in pixels"
         )
+    if dealt:
+        if len(levels) != len(strides) or not all(levels):
+            what = f"anchors are given for {len(levels)} levels, the head has {len(strides)}"
+            raise DetkitError(what, "head.anchors", "give a list of [width, height] for each level")
+        return [[(float(w), float(h)) for w, h in level] for level in levels]
     if len(pairs) % len(strides):
         raise DetkitError(
             f"{len(pairs)} anchors cannot be dealt evenly to {len(strides)} levels",

@@ -134,11 +134,12 @@ def decode_fractions(fractions: Tensor, priors: Priors) -> Tensor:
     return _corner_form(centres, fractions[..., 2:].clamp(min=0) * priors.strides)
 
 
-def to_fractions(code: Tensor, priors: Priors, kind: GridCode, xy_scale: float | None = None) -> Tensor:
+def to_fractions(code: Tensor, priors: Priors, kind: GridCode, xy_scale: float | Tensor | None = None) -> Tensor:
     """A network's grid code (..., 4) as fractions of the cells of ``priors``.
 
     kind: ``course``, ``darknet`` or ``bounded``; xy_scale: the midpoint's range around the cell's centre, 1 for YOLOv3,
-    YOLOv4's ``scale_x_y``, 2 for ``bounded`` (these are the defaults). Raises ValueError for another kind.
+    YOLOv4's ``scale_x_y``, 2 for ``bounded`` (these are the defaults), or a tensor (..., 1) with one for each prior.
+    Raises ValueError for another kind.
     """
     if kind == "course":
         return code
@@ -152,7 +153,7 @@ def to_fractions(code: Tensor, priors: Priors, kind: GridCode, xy_scale: float |
     return torch.cat((midpoint, sizes), dim=-1)
 
 
-def from_fractions(fractions: Tensor, priors: Priors, kind: GridCode, xy_scale: float | None = None) -> Tensor:
+def from_fractions(fractions: Tensor, priors: Priors, kind: GridCode, xy_scale: float | Tensor | None = None) -> Tensor:
     """The grid code (..., 4) that ``to_fractions`` turns into ``fractions``; what it cannot reach becomes the nearest.
 
     Raises ValueError for an unknown kind.
@@ -166,17 +167,17 @@ def from_fractions(fractions: Tensor, priors: Priors, kind: GridCode, xy_scale: 
     return torch.cat((midpoint, size), dim=-1)
 
 
-def encode_grid(boxes: Tensor, priors: Priors, kind: GridCode, xy_scale: float | None = None) -> Tensor:
+def encode_grid(boxes: Tensor, priors: Priors, kind: GridCode, xy_scale: float | Tensor | None = None) -> Tensor:
     """Boxes (..., 4) xyxy as the grid code ``kind``: see ``to_fractions``."""
     return from_fractions(encode_fractions(boxes, priors), priors, kind, xy_scale)
 
 
-def decode_grid(code: Tensor, priors: Priors, kind: GridCode, xy_scale: float | None = None) -> Tensor:
+def decode_grid(code: Tensor, priors: Priors, kind: GridCode, xy_scale: float | Tensor | None = None) -> Tensor:
     """Boxes (..., 4) xyxy from the grid code ``kind``: see ``to_fractions``."""
     return decode_fractions(to_fractions(code, priors, kind, xy_scale), priors)
 
 
-def _xy_scale(kind: GridCode, xy_scale: float | None) -> float:
+def _xy_scale(kind: GridCode, xy_scale: float | Tensor | None) -> float | Tensor:
     if kind not in ("darknet", "bounded"):
         raise ValueError(f"a grid code is course, darknet or bounded, not {kind!r}")
     return xy_scale if xy_scale is not None else (1.0 if kind == "darknet" else 2.0)
