@@ -37,6 +37,25 @@ class Weights:
 
 WEIGHTS: dict[str, Weights] = {}
 
+# torchvision's own COCO detectors, whose files torchvision's server has; named here so that listing them is quick.
+TORCHVISION = tuple(
+    f"torchvision/{name}"
+    for name in (
+        "fasterrcnn_mobilenet_v3_large_320_fpn",
+        "fasterrcnn_mobilenet_v3_large_fpn",
+        "fasterrcnn_resnet50_fpn",
+        "fasterrcnn_resnet50_fpn_v2",
+        "fcos_resnet50_fpn",
+        "keypointrcnn_resnet50_fpn",
+        "maskrcnn_resnet50_fpn",
+        "maskrcnn_resnet50_fpn_v2",
+        "retinanet_resnet50_fpn",
+        "retinanet_resnet50_fpn_v2",
+        "ssd300_vgg16",
+        "ssdlite320_mobilenet_v3_large",
+    )
+)
+
 _HEADER = ("config", "classes", "class_ids", "resize", "threshold", "scores", "record")
 _PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _RETRY = "give a .safetensors file that detkit wrote, such as best.safetensors of a run"
@@ -53,7 +72,7 @@ def find(name: str) -> Weights:
             raise DetkitError("no default model is shipped", do="train one: detkit train --data DATA")
         name = DEFAULT
     if name not in WEIGHTS:
-        near = get_close_matches(name, WEIGHTS, n=1)
+        near = get_close_matches(name, [*WEIGHTS, *TORCHVISION], n=1)
         known = f"choose one of {', '.join(WEIGHTS)}" if WEIGHTS else _RETRY
         raise DetkitError(f"there is no model {name!r}", name, f"did you mean {near[0]}?" if near else known)
     return WEIGHTS[name]

@@ -11,7 +11,7 @@ def models(as_json: JsonOption = False) -> int:
     from detkit.config import shipped_configs
     from detkit.heads import HEADS
     from detkit.necks import NECKS
-    from detkit.zoo import WEIGHTS
+    from detkit.zoo import TORCHVISION, WEIGHTS
 
     parts = {
         "configs": shipped_configs(),
@@ -21,12 +21,14 @@ def models(as_json: JsonOption = False) -> int:
     }
     weights = {name: {"licence": w.licence, "classes": len(w.classes), "score": w.score} for name, w in WEIGHTS.items()}
     if as_json:
-        print_json({"weights": weights, **parts})
+        print_json({"weights": weights, "torchvision": TORCHVISION, **parts})
         return 0
     if not weights:
         print("weights    none is shipped: train one with detkit train --data DATA")
     for name, facts in weights.items():
         print(f"weights    {name}  {facts['classes']} classes  {facts['score']}  {facts['licence']}")
+    print("torchvision's own, trained on COCO, fetched from its server when first used:")
+    print(f"           {' '.join(TORCHVISION)}")
     for part, names in parts.items():
         print(f"{part:<10} {' '.join(names)}")
     return 0
