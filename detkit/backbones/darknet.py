@@ -1,0 +1,321 @@
+"""Darknet's networks, built from their graph: any imported one, Darknet-19 and Darknet-53.
+
+Redmon & Farhadi 2017, YOLO9000, table 6 (Darknet-19); 2018, YOLOv3, table 1 (Darknet-53).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detkit.backbones.base import Backbone, Classifier, Frozen, Parts, family
+from detkit.backbones.darknet_graph import Layer, plan, read_lines
+from detkit.errors import DetkitError
+
+# A convolution and its batch norm, if it has one, as they follow each other in a weights file.
+Convolution = tuple[nn.Conv2d, nn.BatchNorm2d | None]
+
+
+class MaxPool(nn.Module):
+    """Darknet's: ``padding`` cells in all, one more at the right and bottom than at the left and top if it is odd."""
+
+    def __init__(self, size: int, stride: int, padding: int) -> None:
+        super().__init__()
+        self.size, self.stride = size, stride
+        before = padding // 2
+        self.pads = (before, padding - before) * 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        before, after = self.pads[:2]
+        if before == after:
+            return F.max_pool2d(x, self.size, self.stride, before)
+        return F.max_pool2d(F.pad(x, self.pads, value=-torch.inf), self.size, self.stride)
+
+
+class Route(nn.Module):
+    """Inputs one after the other; of ``groups`` equal parts of each only part ``group``."""
+
+    def __init__(self, groups: int, group: int) -> None:
+        super().__init__()
+        self.groups, self.group = groups, group
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        parts = [x.chunk(self.groups, dim=1)[self.group] for x in inputs]
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+
+class Shortcut(nn.Module):
+    """The sum of the inputs, and an activation."""
+
+    def __init__(self, activation: str) -> None:
+        super().__init__()
+        self.act = _activation(activation)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        total = inputs[0]
+        for x in inputs[1:]:
+            total = total + x
+        return self.act(total)
+
+
+class Reorg(nn.Module):
+    """Cells to channels in Darknet's own order, that of published weights: (B, C, H, W) to (B, C s^2, H / s, W / s).
+
+    Darknet reads the map as if it had C / s^2 channels and s times the sides, regroups that, and reads the result anew.
+    """
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, high, wide = x.shape
+        s = self.stride
+        x = x.reshape(batch, channels // s**2, high, s, wide, s).permute(0, 3, 5, 1, 2, 4)
+        return x.reshape(batch, channels * s**2, high // s, wide // s)
+
+
+class Stage(nn.ModuleDict):
+    """Consecutive layers of a graph, under their numbers."""
+
+    def __init__(self, layers: Sequence[Layer], kept: frozenset[int], channels: Mapping[int, int]) -> None:
+        layers = [layer for layer in layers if layer.kind != "head"]
+        super().__init__({str(layer.number): _module(layer, channels[layer.inputs[0]]) for layer in layers})
+        self.layers = [(layer.number, layer.inputs, layer.number in kept) for layer in layers]
+
+    def forward(self, x: Tensor, saved: dict[int, Tensor] | None = None) -> Tensor:  # type: ignore[override]
+        """The last layer's output; ``x`` is that of the layer before the first, ``saved`` holds what is read later."""
+        saved = {} if saved is None else saved
+        for (number, inputs, kept), module in zip(self.layers, self.values(), strict=True):
+            x = module(*(x if i == number - 1 else saved[i] for i in inputs))
+            if kept:
+                saved[number] = x
+        return x
+
+
+class Darknet(Backbone):
+    """A graph as a backbone; pixels come as 0..1.
+
+    layers: what ``plan`` makes of the graph; outputs: numbers of the layers that are returned, in this order; layers
+    after the last of them are not built. A stage begins where the stride grows and where a neck begins, that is, where
+    it first shrinks. Stages may read layers of earlier ones, so the chain cannot continue from every stage.
+    """
+
+    def __init__(self, layers: Sequence[Layer], *, outputs: Sequence[int], frozen: Frozen = 0) -> None:
+        for number in outputs:
+            if not 0 <= number < len(layers) or layers[number].kind == "head":
+                raise ValueError(f"outputs must be layers of the graph, 0..{len(layers) - 1}, got {number}")
+            if not layers[number].stride:
+                raise layers[number].section.error("its cells do not tile the picture, so boxes have no place in it")
+        layers = layers[: max(outputs) + 1]
+        groups = _stages(layers)
+        far = {i for layer in layers for i in layer.inputs if i != layer.number - 1}
+        channels = {-1: 3, **{layer.number: layer.channels for layer in layers}}
+        stages = [Stage(group, frozenset(far | set(outputs)), channels) for group in groups]
+        # The base counts taps in stages; here outputs may lie anywhere in one.
+        none = [0] * len(stages)
+        mean, std = (0.0,) * 3, (255.0,) * 3
+        super().__init__(stages, none, none, taps=(len(stages) - 1,), frozen=frozen, mean=mean, std=std)
+        self.outputs = tuple(outputs)
+        self.channels = [layers[number].channels for number in outputs]
+        self.strides = [layers[number].stride for number in outputs]
+        self.offsets = [stride / 2 for stride in self.strides]
+        self._firsts = [group[0].number for group in groups]
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, a=0.1)
+
+    def forward(self, x: Tensor, start: int = 0) -> list[Tensor]:
+        """As ``Backbone``'s. Raises ValueError also where a later layer reads one from before ``x``."""
+        stages: list[Any] = list(self.stages[start:])
+        saved: dict[int, Tensor] = {}
+        if start:
+            first = self._firsts[start] if stages else max(self.outputs) + 1
+            read = {i for stage in stages for _, inputs, _ in stage.layers for i in inputs}
+            if any(i < first - 1 for i in read | set(self.outputs)):
+                raise ValueError(f"a layer before stage {start} is tapped or read later: the chain cannot go on here")
+            saved[first - 1] = x
+        for stage in stages:
+            x = stage(x, saved)
+        return [saved[number] for number in self.outputs]
+
+    def convolutions(self) -> dict[int, Convolution]:
+        """The convolution and batch norm of each layer that has them, by its number."""
+        found: list[tuple[str, Any]] = [item for stage in self.stages for item in stage.items()]  # type: ignore[operator]
+        return {int(n): (m.conv, getattr(m, "norm", None)) for n, m in found if hasattr(m, "conv")}
+
+
+def darknet(
+    num_classes: int | None = None,
+    *,
+    graph: list[str] | None = None,
+    taps: tuple[int, ...] = (2, 3, 4),
+    outputs: tuple[int, ...] = (),
+    frozen: Frozen = 0,
+) -> Backbone | Classifier:
+    """The network that ``graph`` describes (none: Darknet-19), a line a layer in the words of a Darknet cfg:
+    "convolutional filters=32 size=3 stride=2 pad=1 batch_normalize=1 activation=leaky".
+
+    taps: the stages returned, parts of the graph of one stride; outputs: numbers of the layers returned, from 0, in
+    place of taps, finest stride first; frozen: the first stages that do not train, or "all"; num_classes: return a
+    ``Classifier`` on the last stage instead. Pixels come as 0..1.
+
+    Raises:
+        DetkitError: a layer that is unknown or does not fit. ValueError: taps, outputs or frozen outside the graph.
+    """
+    layers = plan(read_lines(_darknet19() if graph is None else graph))
+    lasts = [group[-1].number for group in _stages(layers)]
+    if num_classes is not None:
+        outputs = (lasts[-1],)
+    elif not outputs:
+        if not taps or list(taps) != sorted(set(taps)) or taps[0] < 0 or taps[-1] >= len(lasts):
+            raise ValueError(f"taps must rise within 0..{len(lasts) - 1}, got {list(taps)}")
+        outputs = tuple(lasts[tap] for tap in taps)
+    net = Darknet(layers, outputs=outputs, frozen=frozen)
+    return net if num_classes is None else Classifier(net, nn.Sequential(*_logits(net.channels[-1], num_classes)))
+
+
+def _logits(channels: int, num_classes: int) -> list[nn.Module]:
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes)]
+
+
+def load_weights(convolutions: Mapping[int, Convolution], path: Path, *, whole: bool = True) -> int:
+    """Fills convolutions, by layer number, from a Darknet weights file; returns how many pictures it was trained on.
+
+    The file: int32 major, minor, revision; the pictures seen, 8 bytes from version 0.2 on, else 4; then float32,
+    convolution by convolution: biases, with batch norm scales, means and variances, then weights. whole: the file must
+    end with the last one; else it may go on.
+
+    Raises:
+        DetkitError: no Darknet weights, another number of them than these layers have, or values that cannot be.
+    """
+    where, do = str(path), "give the weights file that was made with this very cfg"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DetkitError(f"the weights cannot be read: {error.strerror}", where, "check the path") from None
+    major, minor, _ = np.frombuffer(data[:12].ljust(12, b"\xff"), "<i4")
+    header = 20 if major * 10 + minor >= 2 else 16
+    if not (0 <= major < 1000 and 0 <= minor < 1000) or len(data) < header:
+        raise DetkitError("this is not a Darknet weights file", where, do)
+    seen = int.from_bytes(data[12:header], "little")
+    values = np.frombuffer(data, "<f4", (len(data) - header) // 4, header)
+    expected = sum(conv.weight.numel() + conv.out_channels * (4 if norm else 1) for conv, norm in convolutions.values())
+    if len(values) < expected or (whole and (len(values) > expected or (len(data) - header) % 4)):
+        what = f"the weights do not fit the graph: {expected:,} numbers expected, {len(values):,} found"
+        raise DetkitError(what, where, do)
+    at = 0
+    for number, (conv, norm) in sorted(convolutions.items()):
+        parts = [norm.bias, norm.weight, norm.running_mean, norm.running_var] if norm else [conv.bias]
+        for part in (*parts, conv.weight):
+            if part is None:
+                raise TypeError(f"layer {number} lacks a bias or running statistics")
+            chunk = values[at : at + part.numel()]
+            at += part.numel()
+            if not np.isfinite(chunk).all() or (norm is not None and part is norm.running_var and (chunk < 0).any()):
+                what = f"layer {number} would get values that are not finite, or variances below 0"
+                raise DetkitError(what, where, f"the file is damaged or of another net: {do}")
+            part.data.copy_(torch.from_numpy(chunk.copy()).view(part.shape))
+    return seen
+
+
+def _module(layer: Layer, channels: int) -> nn.Module:
+    values = layer.values
+    if layer.kind == "convolutional":
+        norm = bool(values["batch_normalize"])
+        parts: OrderedDict[str, nn.Module] = OrderedDict()
+        size, stride, padding = values["size"], values["stride"], values["padding"]
+        parts["conv"] = nn.Conv2d(
+            channels, layer.channels, size, stride, padding, groups=values["groups"], bias=not norm
+        )
+        if norm:
+            # Darknet divides by sqrt(variance) + 1e-6; OpenCV, whose outputs these equal, by this.
+            parts["norm"] = nn.BatchNorm2d(layer.channels, eps=1e-6)
+        parts["act"] = _activation(values["activation"])
+        return nn.Sequential(parts)
+    if layer.kind == "maxpool":
+        return MaxPool(values["size"], values["stride"], values["padding"])
+    if layer.kind == "upsample":
+        return nn.Upsample(scale_factor=values["stride"], mode="nearest")
+    if layer.kind == "route":
+        return Route(values["groups"], values["group_id"])
+    if layer.kind == "shortcut":
+        return Shortcut(values["activation"])
+    if layer.kind == "reorg":
+        return Reorg(values["stride"])
+    return nn.Dropout(values["probability"]) if layer.kind == "dropout" else nn.AdaptiveAvgPool2d(1)
+
+
+def _activation(name: str) -> nn.Module:
+    return {
+        "leaky": lambda: nn.LeakyReLU(0.1, inplace=True),
+        "relu": lambda: nn.ReLU(inplace=True),
+        "mish": nn.Mish,
+        "swish": nn.SiLU,
+        "logistic": nn.Sigmoid,
+        "linear": nn.Identity,
+    }[name]()
+
+
+def _stages(layers: Sequence[Layer]) -> list[list[Layer]]:
+    """The layers in groups: a new one where the stride exceeds all before, and where it first falls back."""
+    groups: list[list[Layer]] = [[]]
+    largest, neck = 1, False
+    for layer in layers:
+        stride = layer.stride
+        falls = 0 < stride < largest and not neck
+        if groups[-1] and (falls or stride > largest > 1):
+            groups.append([])
+        neck |= falls
+        largest = max(largest, stride)
+        groups[-1].append(layer)
+    return groups
+
+
+def _convolution(filters: int, size: int = 3, stride: int = 1) -> str:
+    return f"convolutional batch_normalize=1 filters={filters} size={size} stride={stride} pad=1 activation=leaky"
+
+
+def _darknet19() -> list[str]:
+    lines: list[str] = []
+    for filters, convolutions in ((32, 1), (64, 1), (128, 3), (256, 3), (512, 5), (1024, 5)):
+        if lines:
+            lines.append("maxpool size=2 stride=2")
+        lines += [_convolution(filters // 2, 1) if i % 2 else _convolution(filters) for i in range(convolutions)]
+    return lines
+
+
+def _darknet53() -> list[str]:
+    lines = [_convolution(32)]
+    for filters, blocks in ((64, 1), (128, 2), (256, 8), (512, 8), (1024, 4)):
+        lines += [_convolution(filters, stride=2)]
+        lines += [_convolution(filters // 2, 1), _convolution(filters), "shortcut from=-3"] * blocks
+    return lines
+
+
+def _parts(name: str, weights: str | None) -> Parts:
+    """Five stages of strides 2, 4, 8, 16, 32 with 64, 128, 256, 512, 1024 channels; pixels come as 0..1.
+
+    A file of weights is Darknet's and begins with this net's layers, as darknet53.conv.74 and darknet19_448.conv.23 do.
+    """
+    if weights == "imagenet":
+        do = f"fetch a Darknet file such as {_PUBLISHED[name]} and give its path, or none"
+        raise DetkitError(f"the ImageNet weights of {name} are not fetched by detkit", "backbone.weights", do)
+    layers = plan(read_lines(_darknet19() if name == "darknet19" else _darknet53()))
+    groups = _stages(layers)
+    net = Darknet(layers, outputs=[group[-1].number for group in groups])
+    if weights not in (None, "none"):
+        load_weights(net.convolutions(), Path(str(weights)), whole=False)
+    return Parts(list(net.stages), net.channels, _logits(net.channels[-1], 1000), mean=net.mean, std=net.std)
+
+
+_PUBLISHED = {"darknet19": "darknet19_448.conv.23", "darknet53": "darknet53.conv.74"}
+darknet19 = family("darknet19", _parts)
+darknet53 = family("darknet53", _parts)

@@ -1,0 +1,39 @@
+"""COCO's class names with its own ids, and other spellings of the same things."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_NAMES = (
+    "person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant - stop_sign parking_meter "
+    "bench bird cat dog horse sheep cow elephant bear zebra giraffe - backpack umbrella - - handbag tie suitcase "
+    "frisbee skis snowboard sports_ball kite baseball_bat baseball_glove skateboard surfboard tennis_racket bottle - "
+    "wine_glass cup fork knife spoon bowl banana apple sandwich orange broccoli carrot hot_dog pizza donut cake chair "
+    "couch potted_plant bed - dining_table - - toilet - tv laptop mouse remote keyboard cell_phone microwave oven "
+    "toaster sink refrigerator - book clock vase scissors teddy_bear hair_drier toothbrush"
+)
+# COCO's ids begin at 1 and leave out eleven numbers.
+COCO_IDS = {name.replace("_", " "): i for i, name in enumerate(_NAMES.split(), 1) if name != "-"}
+COCO_CLASSES = tuple(COCO_IDS)
+# PASCAL VOC's and Darknet's spellings of COCO's classes.
+_SYNONYMS = {
+    "aeroplane": "airplane",
+    "diningtable": "dining table",
+    "motorbike": "motorcycle",
+    "pottedplant": "potted plant",
+    "sofa": "couch",
+    "tvmonitor": "tv",
+}
+
+
+def canonical(name: str) -> str:
+    """One spelling for all names of a class: lower case, COCO's word for it."""
+    name = " ".join(name.lower().replace("_", " ").split())
+    return _SYNONYMS.get(name, name)
+
+
+def ids_of(names: Sequence[str]) -> tuple[int, ...]:
+    """COCO's ids where these are COCO's classes in COCO's order, else 0, 1, 2, ..."""
+    if tuple(canonical(name) for name in names) == COCO_CLASSES:
+        return tuple(COCO_IDS.values())
+    return tuple(range(len(names)))

@@ -1,0 +1,1 @@
+"""Detectors from other programs' files, one file a program."""
