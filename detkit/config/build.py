@@ -36,7 +36,7 @@ def build_detector(
     Raises:
         DetkitError: parts that do not fit together, anchors still ``auto``, weights that cannot be had.
     """
-    model = {**config.model, **{kind: dict(config.model[kind]) for kind in PARTS}}
+    model = {**config.model, **{kind: config.model[kind] and dict(config.model[kind]) for kind in PARTS}}
     if model["head"].get("anchors") == "auto":
         if anchors is None:
             where = config.place.at(("model", "head", "anchors"))
@@ -46,19 +46,15 @@ def build_detector(
         model["head"]["anchors"] = [[float(w), float(h)] for w, h in anchors]
     start = None if model["weights"] == "none" else read_weights(zoo.resolve(model["weights"]))
     # The weights of a detector to start from hold the backbone's, so those need not be fetched.
-    backbone, neck, head = _parts(
-        model, len(classes), config.place, "none" if start else model["backbone"].get("weights")
-    )
+    parts = _parts(model, len(classes), config.place, "none" if start else model["backbone"].get("weights"))
     # Everything but the data, whose paths are nobody else's business, goes into the model's file.
     known = {name: section for name, section in config.to_dict().items() if name != "data"}
     with located(config.place, ("model",), MODEL_KEYS):
         detector = Detector(
-            backbone,
-            neck,
-            head,
+            *parts,
             classes=classes,
             class_ids=class_ids,
-            resize=_resize(model, neck),
+            resize=_resize(model, parts[1]),
             config={**known, "model": model},
         )
     if start:
@@ -132,10 +128,20 @@ def load(path_or_name: str | Path) -> Detector:
 
 def _parts(
     model: dict[str, Any], num_classes: int, place: Place, weights: str | None
-) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """Backbone, neck and head, wired: channels and strides travel along the chain."""
+) -> tuple[nn.Module, nn.Module, nn.Module, Any]:
+    """Backbone, neck, head and proposals, wired: channels and strides travel along the chain."""
     backbone, neck = _body(model, place, weights)
-    return backbone, neck, _part(model, "head", place, neck.channels, neck.strides, num_classes)
+    head = _part(model, "head", place, neck.channels, neck.strides, num_classes)
+    name, takes = model["head"]["name"], hasattr(head, "sample")
+    if model["proposals"] is None:
+        if takes:
+            do = f"choose one of {', '.join(part_table('proposals'))}"
+            raise DetkitError(f"the head {name} needs proposals", place.at(("model", "proposals")), do)
+        return backbone, neck, head, None
+    if not takes:
+        what = f"the head {name} looks at every cell and takes no proposals"
+        raise DetkitError(what, place.at(("model", "proposals")), "leave model.proposals out, or take another head")
+    return backbone, neck, head, _part(model, "proposals", place, neck.channels, neck.strides)
 
 
 def _body(model: dict[str, Any], place: Place, weights: str | None) -> tuple[Any, Any]:

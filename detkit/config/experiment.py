@@ -27,9 +27,10 @@ MODEL_KEYS = {
     "weights": Key(str, "none"),
     "backbone": Key(Any),
     "neck": Key(Any, "identity"),
+    "proposals": Key(Any, None),
     "head": Key(Any),
 }
-PARTS = ("backbone", "neck", "head")
+PARTS = ("backbone", "neck", "proposals", "head")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +122,7 @@ def check_config(
     train = check(sections["train"], keys_of(train_schema), place, ("train",))
     evaluate = check(sections["evaluate"], keys_of(EvaluateOptions), place, ("evaluate",))
     data, model = check_data(sections["data"], place), check_model(sections["model"], place)
+    _check_joining(model, augment, place)
     with located(place, ("augment",), augment):
         augment_schema(**augment)
     with located(place, ("train",), train):
@@ -166,6 +168,8 @@ def check_model(values: Any, place: Place, path: Path_ = ("model",)) -> dict[str
     model = check(values, MODEL_KEYS, place, path)
     for kind in PARTS:
         part, here = model[kind], (*path, kind)
+        if kind == "proposals" and part is None:
+            continue
         if isinstance(part, str):
             part = {"name": part}
         if not isinstance(part, dict) or "name" not in part:
@@ -178,13 +182,26 @@ def check_model(values: Any, place: Place, path: Path_ = ("model",)) -> dict[str
     return model
 
 
+def _check_joining(model: Mapping[str, Any], augment: Mapping[str, Any], place: Place) -> None:
+    """Proposals found in an original picture cannot follow it into one that is made of several."""
+    if model["proposals"] is None:
+        return
+    source = model["proposals"]["name"]
+    needs_image = hasattr(find_part(part_table("proposals"), "proposals", source, place, ()), "of_image")
+    for name in ("mosaic", "mixup"):
+        if needs_image and augment.get(name):
+            what = f"{name} joins pictures, and {source} needs them as they are"
+            raise DetkitError(what, place.at(("augment", name)), f"write augment: {{{name}: 0}}")
+
+
 def part_table(kind: str) -> Mapping[str, str]:
     """The dict of all parts of a kind: name to "module:attribute"."""
     from detkit.backbones import BACKBONES
     from detkit.heads import HEADS
     from detkit.necks import NECKS
+    from detkit.proposals import PROPOSALS
 
-    return {"backbone": BACKBONES, "neck": NECKS, "head": HEADS}[kind]
+    return {"backbone": BACKBONES, "neck": NECKS, "proposals": PROPOSALS, "head": HEADS}[kind]
 
 
 def shipped_configs() -> list[str]:

@@ -128,6 +128,10 @@ class Dataset:
         """(N, 2) float64 widths and heights in pixels of all objects that are not crowds."""
         return self.annotations.xywh[~self.annotations.crowd, 2:]
 
+    def with_proposals(self, proposals: Callable[[np.ndarray, str], np.ndarray]) -> Dataset:
+        """The same pictures with this source of proposals."""
+        return Dataset(self.annotations, proposals=proposals)
+
     def subset(self, images: Sequence[int] | np.ndarray) -> Dataset:
         """These pictures, in this order."""
         return Dataset(self.annotations.subset(images), proposals=self.proposals)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from detkit.data.loader import Loader
+from detkit.data.names import match
 from detkit.engine.runtime import Runtime
 from detkit.errors import DetkitError
 from detkit.metrics.tables import GroundTruth, Results
@@ -61,6 +62,8 @@ def evaluate(
     limits = limits or Limits.evaluation()
     if isinstance(predictor, nn.Module):
         resize: Any = predictor.resize
+        if (source := getattr(predictor, "of_image", None)) is not None:
+            dataset = dataset.with_proposals(source)
         with Loader(dataset, resize=resize, batch=batch, workers=workers) as loader:
             done = infer(predictor, dataset, loader, limits=limits, on_batch=on_batch)
     else:
@@ -180,7 +183,7 @@ def _with_labels_of(wanted: tuple[str, ...], classes: tuple[str, ...], results: 
     """Labels by the data's class names; detections of classes that the data does not know are left out."""
     if tuple(wanted) == tuple(classes):
         return results
-    table = np.array([wanted.index(name) if name in wanted else -1 for name in classes], dtype=np.int64)
+    table = np.array(match(classes, wanted), dtype=np.int64)
     if not (table >= 0).any():
         what = f"the model knows {', '.join(classes[:5])}..., the data {', '.join(wanted[:5])}...: no class in common"
         raise DetkitError(what, "classes", "rename the data's classes, or choose another model")

@@ -1,0 +1,92 @@
+"""Sliding windows: every box of some sizes and shapes on a grid, as detectors looked before proposals were chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from detkit.structures import Batch, Loss, Target
+
+WINDOWS = (64, 128, 256)
+ASPECTS = (0.5, 1.0, 2.0)
+
+
+def sliding_windows(
+    size: Sequence[int],
+    *,
+    windows: Sequence[float] = WINDOWS,
+    aspects: Sequence[float] = ASPECTS,
+    stride: float = 0.25,
+) -> np.ndarray:
+    """(N, 4) float32 xyxy: all windows that lie inside a picture of ``size`` (height, width) in pixels.
+
+    windows: side in pixels of the square of the same area; aspects: width / height; stride: steps as a share of the
+    window's own width and height, at least one pixel. Windows start at the upper left corner, so one of width w has
+    floor((W - w) / step) + 1 places in a row; one that is larger than the picture has none. Sides and steps are whole
+    pixels. Order: windows, aspects, rows, columns.
+
+    Raises:
+        ValueError: a size, window, aspect or stride that is not above 0, or a stride above 1 (it would leave gaps).
+    """
+    if len(size) != 2 or any(side < 1 for side in size):
+        raise ValueError(f"size must be (height, width), both at least 1, got {tuple(size)}")
+    for name, values in (("windows", windows), ("aspects", aspects)):
+        if not len(values) or not all(0 < value < np.inf for value in values):
+            raise ValueError(f"{name} must be numbers above 0, got {list(values)}")
+    if not 0 < stride <= 1:
+        raise ValueError(f"stride must lie above 0 and up to 1, got {stride}")
+    found = [np.zeros((0, 4), np.float32)]
+    for side in windows:
+        for aspect in aspects:
+            w, h = (max(round(float(side * factor)), 1) for factor in (aspect**0.5, aspect**-0.5))
+            xs = np.arange(0, size[1] - w + 1, max(round(stride * w), 1))
+            ys = np.arange(0, size[0] - h + 1, max(round(stride * h), 1))
+            x, y = (grid.ravel() for grid in np.meshgrid(xs, ys))
+            found.append(np.stack([x, y, x + w, y + h], axis=1).astype(np.float32))
+    return np.concatenate(found)
+
+
+class Windows:
+    """Sliding windows of each picture's part of the input as proposals; arguments as for ``sliding_windows``.
+
+    max: windows kept at most, evenly chosen from all (0: all of them).
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (),
+        strides: Sequence[int] = (),
+        *,
+        windows: tuple[float, ...] = WINDOWS,
+        aspects: tuple[float, ...] = ASPECTS,
+        stride: float = 0.25,
+        max: int = 0,
+    ) -> None:
+        if max < 0:
+            raise ValueError(f"max must be 0 or more, got {max}")
+        self.arguments: dict[str, Any] = {"windows": windows, "aspects": aspects, "stride": stride}
+        self.max = max
+        self.of_size(1, 1)  # checks the arguments
+
+    def of_size(self, height: int, width: int) -> np.ndarray:
+        """(N, 4) float32: the windows of a picture of ``height`` x ``width`` pixels."""
+        boxes = sliding_windows((height, width), **self.arguments)
+        if not self.max or len(boxes) <= self.max:
+            return boxes
+        return boxes[np.arange(self.max) * len(boxes) // self.max]
+
+    def propose(self, batch: Batch, features: list[Tensor], training: bool) -> tuple[list[Tensor], None]:
+        """The windows of each picture, in input pixels, on the batch's device."""
+        import torch
+
+        made = {size: torch.from_numpy(self.of_size(*size)) for size in set(map(tuple, batch.sizes.tolist()))}
+        return [made[tuple(size)].to(batch.pixels.device) for size in batch.sizes.tolist()], None
+
+    def loss(self, raw: None, targets: list[Target], sizes: Tensor) -> dict[str, Loss]:
+        """Nothing is learned."""
+        return {}
