@@ -139,7 +139,7 @@ class DenseHead(nn.Module):
         parts = []
         for feature, stem, layer in zip(features, self.stems, self.layers, strict=True):
             feature = stem(feature)
-            with _full_precision(feature.device.type):
+            with full_precision(feature.device.type):
                 output = layer(feature.to(layer.weight.dtype))
             parts.append(output.permute(0, 2, 3, 1).reshape(len(output), -1, self.outputs))
         table = torch.cat(parts, dim=1)
@@ -232,25 +232,36 @@ class DenseHead(nn.Module):
             allowed = torch.zeros(scores.shape[-1], dtype=torch.bool, device=scores.device)
             allowed[list(limits.classes)] = True
             scores = scores.masked_fill(~allowed, -1)
-        images, count, classes = scores.shape
+        _, count, classes = scores.shape
         flat = torch.nan_to_num(scores.flatten(1), nan=-1)
         best, place = flat.topk(min(self.candidates, count * classes), dim=1)
         image, rank = (best >= max(limits.conf, 0.0)).nonzero(as_tuple=True)
         score, place = best[image, rank], place[image, rank]
         prior, label = place // classes, place % classes
         boxes = self.decode(raw["boxes"][image, prior], self.priors(raw).rows(prior))
-        size = sizes.to(boxes)[image].flip(1).repeat(1, 2)
-        boxes = boxes.clamp(min=0).minimum(size)
-        real = (boxes[:, 2:] > boxes[:, :2]).all(1)
-        boxes, score, label, image = boxes[real], score[real], label[real], image[real]
-        # Classes never suppress each other, nor do images: one call serves the batch.
-        kept = batched_nms(boxes, score, image * classes + label, limits.iou)
-        boxes, score, label, image = boxes[kept], score[kept], label[kept], image[kept]
-        found = []
-        for i in range(images):
-            mine = (image == i).nonzero().squeeze(1)[: limits.max_detections]
-            found.append(Detections(boxes[mine], score[mine], label[mine]))
-        return found
+        return select_detections(boxes, score, label, image, sizes, classes, limits)
+
+
+def select_detections(
+    boxes: Tensor, scores: Tensor, labels: Tensor, image: Tensor, sizes: Tensor, classes: int, limits: Limits
+) -> list[Detections]:
+    """Candidates of a batch as detections: clipped to their pictures, NMS per class, the best ``max_detections``.
+
+    boxes (N, 4), scores, labels and image (N,), the place in the batch; sizes (B, 2) height, width; classes: their
+    number. One result a picture, best first.
+    """
+    size = sizes.to(boxes)[image].flip(1).repeat(1, 2)
+    boxes = boxes.clamp(min=0).minimum(size)
+    real = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    boxes, scores, labels, image = boxes[real], scores[real], labels[real], image[real]
+    # Classes never suppress each other, nor do images: one call serves the batch.
+    kept = batched_nms(boxes, scores, image * classes + labels, limits.iou)
+    boxes, scores, labels, image = boxes[kept], scores[kept], labels[kept], image[kept]
+    found = []
+    for i in range(len(sizes)):
+        mine = (image == i).nonzero().squeeze(1)[: limits.max_detections]
+        found.append(Detections(boxes[mine], scores[mine], labels[mine]))
+    return found
 
 
 def gather_objects(targets: Sequence[Target], device: torch.device | str) -> Objects:
@@ -276,7 +287,7 @@ def _stem(channels: int, blocks: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _full_precision(device: str) -> contextlib.AbstractContextManager[None]:
+def full_precision(device: str) -> contextlib.AbstractContextManager[None]:
     """Autocast off: the last layer is cheap, and scores and boxes rounded to 8 bits would tie."""
     if torch.amp.is_autocast_available(device):
         return torch.autocast(device, enabled=False)

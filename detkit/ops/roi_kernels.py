@@ -1,0 +1,251 @@
+"""Compiled kernels of RoI pooling, channels last: the innermost loop runs over the channels of a cell, so it is SIMD.
+
+features (B, H, W, C) and pooled (R, h, w, C) are C-contiguous float32 or float64; rois (R, 5), batch index and xyxy,
+are of the same type. Forward kernels fill a range of regions, backward kernels a range of channels: so threads never write
+the same number, and every sum has the order of the regions, whatever the number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from detkit.ops.compiled import kernel
+
+_MOST_SAMPLES = 1e6  # along one side of a bin; a region that wants more is broken and gets none
+
+
+@kernel
+def _taps(
+    rois: np.ndarray,
+    i: int,
+    axis: int,
+    scale: float,
+    sampling: int,
+    aligned: bool,
+    size: int,
+    cells: np.ndarray,
+    weights: np.ndarray,
+    counts: np.ndarray,
+) -> int:
+    """Bilinear sampling along one axis (0: x, 1: y) of region i: the cells that each bin reads and their weights.
+
+    size: of the map in cells; cells, weights (bins, most), counts (bins,) are filled. Returns the samples a bin.
+    The weights of a grid of samples are products of those of its two axes, and neighbouring samples share cells, so
+    summed up here each cell of a bin is read once, however many samples it has.
+    """
+    kind = rois.dtype.type
+    bins = len(counts)
+    zero, one, half = kind(0), kind(1), kind(0.5)
+    offset = half if aligned else zero
+    low = rois[i, 1 + axis] * kind(scale) - offset
+    length = rois[i, 3 + axis] * kind(scale) - offset - low
+    if not aligned and not length > one:
+        length = one
+    step = length / kind(bins)
+    samples = sampling
+    if sampling <= 0:
+        wanted = math.ceil(step)
+        samples = int(wanted) if wanted > 0 and wanted < _MOST_SAMPLES else 0
+    for p in range(bins):
+        count = 0
+        for s in range(samples):
+            at = low + kind(p) * step + (kind(s) + half) * step / kind(samples)
+            if not (at >= -one and at <= kind(size)):  # outside the map, or no number
+                continue
+            at = max(at, zero)
+            first = int(at)
+            second = first + 1
+            if first >= size - 1:
+                first = second = size - 1
+                at = kind(first)
+            upper = at - kind(first)
+            for side in range(2):
+                cell, weight = (first, one - upper) if side == 0 else (second, upper)
+                if weight == zero:
+                    continue
+                place = count
+                for recent in range(max(count - 3, 0), count):
+                    if cells[p, recent] == cell:
+                        place = recent
+                if place == count:
+                    cells[p, count] = cell
+                    weights[p, count] = zero
+                    count += 1
+                weights[p, place] += weight
+        counts[p] = count
+    return samples
+
+
+@kernel
+def align_forward(
+    features: np.ndarray,
+    rois: np.ndarray,
+    scale: float,
+    sampling: int,
+    aligned: bool,
+    pooled: np.ndarray,
+    start: int,
+    stop: int,
+) -> None:
+    """RoI align (He et al. 2017, section 3) of regions start..stop; sampling 0: about one sample a cell."""
+    kind = features.dtype.type
+    _, height, width, channels = features.shape
+    rows, columns = pooled.shape[1:3]
+    most = max(2 * sampling, max(height, width)) + 2
+    ys, yw, yn = np.empty((rows, most), np.int64), np.empty((rows, most), rois.dtype), np.empty(rows, np.int64)
+    xs, xw, xn = np.empty((columns, most), np.int64), np.empty((columns, most), rois.dtype), np.empty(columns, np.int64)
+    for i in range(start, stop):
+        tall = _taps(rois, i, 1, scale, sampling, aligned, height, ys, yw, yn)
+        wide = _taps(rois, i, 0, scale, sampling, aligned, width, xs, xw, xn)
+        share = kind(1) / kind(max(tall * wide, 1))
+        picture = features[int(rois[i, 0])]
+        for py in range(rows):
+            for px in range(columns):
+                out = pooled[i, py, px]
+                for k in range(channels):
+                    out[k] = 0
+                for a in range(yn[py]):
+                    row = picture[ys[py, a]]
+                    weight = yw[py, a] * share
+                    even = xn[px] // 2 * 2
+                    for b in range(0, even, 2):  # two cells at a time: half the traffic to the sums
+                        w1, w2 = weight * xw[px, b], weight * xw[px, b + 1]
+                        f1, f2 = row[xs[px, b]], row[xs[px, b + 1]]
+                        for k in range(channels):
+                            out[k] += w1 * f1[k] + w2 * f2[k]
+                    for b in range(even, xn[px]):
+                        w1 = weight * xw[px, b]
+                        f1 = row[xs[px, b]]
+                        for k in range(channels):
+                            out[k] += w1 * f1[k]
+
+
+@kernel
+def align_backward(
+    gradient: np.ndarray,
+    rois: np.ndarray,
+    scale: float,
+    sampling: int,
+    aligned: bool,
+    features: np.ndarray,
+    start: int,
+    stop: int,
+) -> None:
+    """Adds to ``features`` (B, H, W, C) the gradient of channels start..stop from that of the pooled regions."""
+    kind = features.dtype.type
+    _, height, width, _ = features.shape
+    rows, columns = gradient.shape[1:3]
+    most = max(2 * sampling, max(height, width)) + 2
+    ys, yw, yn = np.empty((rows, most), np.int64), np.empty((rows, most), rois.dtype), np.empty(rows, np.int64)
+    xs, xw, xn = np.empty((columns, most), np.int64), np.empty((columns, most), rois.dtype), np.empty(columns, np.int64)
+    for i in range(len(rois)):
+        tall = _taps(rois, i, 1, scale, sampling, aligned, height, ys, yw, yn)
+        wide = _taps(rois, i, 0, scale, sampling, aligned, width, xs, xw, xn)
+        share = kind(1) / kind(max(tall * wide, 1))
+        picture = features[int(rois[i, 0])]
+        for py in range(rows):
+            for px in range(columns):
+                given = gradient[i, py, px, start:stop]
+                for a in range(yn[py]):
+                    row = picture[ys[py, a]]
+                    weight = yw[py, a] * share
+                    for b in range(xn[px]):
+                        cell = row[xs[px, b], start:stop]
+                        w = weight * xw[px, b]
+                        for k in range(stop - start):
+                            cell[k] += w * given[k]
+
+
+@kernel
+def _bins(rois: np.ndarray, i: int, axis: int, scale: float, size: int, firsts: np.ndarray, ends: np.ndarray) -> None:
+    """RoI pooling along one axis (0: x, 1: y) of region i: bin p holds the cells firsts[p] .. ends[p] - 1."""
+    kind = rois.dtype.type
+    bins = len(firsts)
+    low = np.float64(rois[i, 1 + axis] * kind(scale))
+    high = np.float64(rois[i, 3 + axis] * kind(scale))
+    # C's round(): half away from zero. In float64 a half more is exact, in float32 it is not.
+    start = int(math.copysign(math.floor(abs(low) + 0.5), low))
+    stop = int(math.copysign(math.floor(abs(high) + 0.5), high))
+    step = kind(max(stop - start + 1, 1)) / kind(bins)
+    for p in range(bins):
+        firsts[p] = min(max(math.floor(kind(p) * step) + start, 0), size)
+        ends[p] = min(max(math.ceil(kind(p + 1) * step) + start, 0), size)
+
+
+@kernel
+def pool_forward(
+    features: np.ndarray, rois: np.ndarray, scale: float, pooled: np.ndarray, start: int, stop: int
+) -> None:
+    """RoI max pooling (Girshick 2015, section 2.1) of regions start..stop; a bin outside the map gives 0."""
+    _, height, width, channels = features.shape
+    rows, columns = pooled.shape[1:3]
+    y1, y2 = np.empty(rows, np.int64), np.empty(rows, np.int64)
+    x1, x2 = np.empty(columns, np.int64), np.empty(columns, np.int64)
+        np.empty(columns, np.int64),
+    )
+    for i in range(start, stop):
+        _bins(rois, i, 1, scale, height, y1, y2)
+        _bins(rois, i, 0, scale, width, x1, x2)
+        picture = features[int(rois[i, 0])]
+        for py in range(rows):
+            for px in range(columns):
+                out = pooled[i, py, px]
+                if y1[py] >= y2[py] or x1[px] >= x2[px]:
+                    for k in range(channels):
+                        out[k] = 0
+                    continue
+                first = picture[y1[py], x1[px]]
+                for k in range(channels):
+                    out[k] = first[k]
+                for y in range(y1[py], y2[py]):
+                    for x in range(x1[px], x2[px]):
+                        cell = picture[y, x]
+                        for k in range(channels):
+                            out[k] = cell[k] if cell[k] > out[k] else out[k]
+
+
+@kernel
+def pool_backward(
+    gradient: np.ndarray,
+    rois: np.ndarray,
+    scale: float,
+    values: np.ndarray,
+    features: np.ndarray,
+    start: int,
+    stop: int,
+) -> None:
+    """Adds to ``features`` the gradient of channels start..stop; of equal maxima the first in reading order gets it.
+
+    values (B, H, W, C): what was pooled. The maxima are looked for again: that is cheaper than keeping their places,
+    which take as much memory as the result.
+    """
+    _, height, width, _ = features.shape
+    rows, columns = gradient.shape[1:3]
+    y1, y2 = np.empty(rows, np.int64), np.empty(rows, np.int64)
+    x1, x2 = np.empty(columns, np.int64), np.empty(columns, np.int64)
+        np.empty(columns, np.int64),
+    )
+    best, place = np.empty(stop - start, features.dtype), np.empty(stop - start, np.int32)
+    for i in range(len(rois)):
+        _bins(rois, i, 1, scale, height, y1, y2)
+        _bins(rois, i, 0, scale, width, x1, x2)
+        image = int(rois[i, 0])
+        for py in range(rows):
+            for px in range(columns):
+                if y1[py] >= y2[py] or x1[px] >= x2[px]:
+                    continue
+                for k in range(stop - start):
+                    best[k] = values[image, y1[py], x1[px], start + k]
+                    place[k] = y1[py] * width + x1[px]
+                for y in range(y1[py], y2[py]):
+                    for x in range(x1[px], x2[px]):
+                        cell = values[image, y, x, start:stop]
+                        here = np.int32(y * width + x)
+                        for k in range(stop - start):
+                            better = cell[k] > best[k]
+                            best[k] = cell[k] if better else best[k]
+                            place[k] = here if better else place[k]
+                for k in range(stop - start):
+                    features[image, place[k] // width, place[k] % width, start + k] += gradient[i, py, px, start + k]
