@@ -40,7 +40,7 @@ class Session:
     ) -> None:
         self.options, self.run, self.stop, self.listener = options, Path(run), stop, on_event
         self.limits = limits or Limits.evaluation()
-        if (source := detector.of_image) is not None:
+        if (source := getattr(detector, "of_image", None)) is not None:
             train_set, val_set = train_set.with_proposals(source), val_set and val_set.with_proposals(source)
         self.train_set = train_set.subset(range(min(options.limit, len(train_set)))) if options.limit else train_set
         self.val_set = val_set
