@@ -1,8 +1,8 @@
 """Compiled kernels of RoI pooling, channels last: the innermost loop runs over the channels of a cell, so it is SIMD.
 
 features (B, H, W, C) and pooled (R, h, w, C) are C-contiguous float32 or float64; rois (R, 5), batch index and xyxy,
-are of the same type. Forward kernels fill a range of regions, backward kernels a range of channels: so threads never write
-the same number, and every sum has the order of the regions, whatever the number of threads.
+are of the same type. Forward kernels fill a range of regions, backward kernels a range of channels: so threads never
+write the same number, and every sum has the order of the regions, whatever the number of threads.
 """
 
 from __future__ import annotations
@@ -183,8 +183,6 @@ def pool_forward(
     rows, columns = pooled.shape[1:3]
     y1, y2 = np.empty(rows, np.int64), np.empty(rows, np.int64)
     x1, x2 = np.empty(columns, np.int64), np.empty(columns, np.int64)
-        np.empty(columns, np.int64),
-    )
     for i in range(start, stop):
         _bins(rois, i, 1, scale, height, y1, y2)
         _bins(rois, i, 0, scale, width, x1, x2)
@@ -225,8 +223,6 @@ def pool_backward(
     rows, columns = gradient.shape[1:3]
     y1, y2 = np.empty(rows, np.int64), np.empty(rows, np.int64)
     x1, x2 = np.empty(columns, np.int64), np.empty(columns, np.int64)
-        np.empty(columns, np.int64),
-    )
     best, place = np.empty(stop - start, features.dtype), np.empty(stop - start, np.int32)
     for i in range(len(rois)):
         _bins(rois, i, 1, scale, height, y1, y2)
