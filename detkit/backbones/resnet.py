@@ -1,54 +1,66 @@
-"""torchvision's residual networks (He et al. 2016, arXiv 1512.03385, table 1)."""
+"""torchvision's ResNets (He et al. 2016, arXiv 1512.03385), with the paper's other shortcuts and without any."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Literal
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision import models
 
-from detkit.backbones.base import Backbone, Classifier, Frozen, set_logits
-from detkit.backbones.pretrained import load_weights
-
-
-def _resnet(name: str) -> Callable[..., Backbone | Classifier]:
-    def build(
-        num_classes: int | None = None,
-        *,
-        weights: str | None = "none",
-        taps: tuple[int, ...] = (2, 3, 4),
-        frozen: Frozen = 0,
-    ) -> Backbone | Classifier:
-        """Five stages of strides 2, 4, 8, 16, 32: the stem, then the pooling and four groups of residual blocks.
-
-        weights: "none", "imagenet" (torchvision's) or a file in torchvision's layout; taps: the stages returned;
-        frozen: the first stages that do not train, or "all"; num_classes: return a ``Classifier`` instead.
-
-        Raises:
-            DetkitError: the weights cannot be had. ValueError: taps or frozen outside the stages.
-        """
-        from torchvision import models
-
-        net = load_weights(models.get_model(name, weights=None), weights, name)
-        stages = [
-            nn.Sequential(net.conv1, net.bn1, net.relu),
-            nn.Sequential(net.maxpool, net.layer1),
-            net.layer2,
-            net.layer3,
-            net.layer4,
-        ]
-        wide = net.fc.in_features
-        channels = [64, wide // 8, wide // 4, wide // 2, wide]
-        if num_classes is None:
-            return Backbone(stages, channels, [2, 4, 8, 16, 32], taps=taps, frozen=frozen)
-        backbone = Backbone(stages, channels, [2, 4, 8, 16, 32], taps=(4,), frozen=frozen)
-        return Classifier(backbone, set_logits(nn.Sequential(net.avgpool, nn.Flatten(), net.fc), num_classes))
-
-    build.__name__ = name
-    return build
+from detkit.backbones.base import Parts, family
+from detkit.backbones.pretrained import load_weights, refuse_imagenet
 
 
-resnet18 = _resnet("resnet18")
-resnet34 = _resnet("resnet34")
-resnet50 = _resnet("resnet50")
-resnet101 = _resnet("resnet101")
-resnet152 = _resnet("resnet152")
+class ZeroPaddedShortcut(nn.Module):
+    """The paper's option A: every ``stride``-th pixel of (B, C, H, W), and zeros for the channels that are missing."""
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        self.channels, self.stride = channels, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[..., :: self.stride, :: self.stride]
+        return F.pad(x, (0, 0, 0, 0, 0, self.channels - x.shape[1]))
+
+
+class NoShortcut(nn.Module):
+    """Adds nothing: the plain network that the paper compares with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_zeros(())
+
+
+def _parts(
+    name: str,
+    weights: str | None,
+    *,
+    shortcut: Literal["projection", "zero"] = "projection",
+    residual: bool = True,
+) -> Parts:
+    """Five stages of strides 2, 4, 8, 16, 32.
+
+    shortcut: where the shape changes, a 1 x 1 ``projection`` or ``zero`` padding, which has no weights (the published
+    weights have projections); residual: false leaves every shortcut out.
+    """
+    if shortcut != "projection" or not residual:
+        refuse_imagenet(weights, "shortcut" if residual else "residual")
+    net = models.get_model(name, weights=None)
+    for group in (net.layer1, net.layer2, net.layer3, net.layer4):
+        for block in group:
+            if not residual:
+                block.downsample = NoShortcut()
+            elif block.downsample is not None and shortcut == "zero":
+                block.downsample = ZeroPaddedShortcut(block.downsample[0].out_channels, block.stride)
+    load_weights(net, weights, name)
+    stem = nn.Sequential(net.conv1, net.bn1, net.relu)
+    stages = [stem, nn.Sequential(net.maxpool, net.layer1), net.layer2, net.layer3, net.layer4]
+    channels = [net.bn1.num_features, *(net.fc.in_features // 2**k for k in (3, 2, 1, 0))]
+    return Parts(stages, channels, [nn.AdaptiveAvgPool2d(1), nn.Flatten(), net.fc])
+
+
+resnet18 = family("resnet18", _parts)
+resnet34 = family("resnet34", _parts)
+resnet50 = family("resnet50", _parts)
+resnet101 = family("resnet101", _parts)
+resnet152 = family("resnet152", _parts)

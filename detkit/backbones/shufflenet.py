@@ -1,0 +1,23 @@
+"""torchvision's ShuffleNets v2 (Ma et al. 2018, arXiv 1807.11164): half the channels pass by, then all are shuffled."""
+
+from __future__ import annotations
+
+from torch import nn
+from torchvision import models
+
+from detkit.backbones.base import Parts, family
+from detkit.backbones.pretrained import load_weights
+
+
+def _parts(name: str, weights: str | None) -> Parts:
+    """Five stages of strides 2 to 32: convolution, pooling, three groups; the last 1 x 1 belongs to the classifier."""
+    net = load_weights(models.get_model(name, weights=None), weights, name)
+    stages = [net.conv1, net.maxpool, net.stage2, net.stage3, net.stage4]
+    stem, *groups = net._stage_out_channels[:4]
+    return Parts(stages, [stem, stem, *groups], [net.conv5, nn.AdaptiveAvgPool2d(1), nn.Flatten(), net.fc])
+
+
+shufflenet_v2_x0_5 = family("shufflenet_v2_x0_5", _parts)
+shufflenet_v2_x1_0 = family("shufflenet_v2_x1_0", _parts)
+shufflenet_v2_x1_5 = family("shufflenet_v2_x1_5", _parts)
+shufflenet_v2_x2_0 = family("shufflenet_v2_x2_0", _parts)

@@ -1,0 +1,191 @@
+"""What a network is made of: shapes, parameters, multiply-adds, receptive fields and strides, layer by layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+from torch.utils.weak import WeakTensorKeyDictionary
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One call of a layer. name: of the module; kind: its class; output: without the batch, (H, W, C) of a map;
+    parameters: 0 in a layer's later calls; receptive_field, stride: of an output cell in input pixels, along the longer
+    side; first_centre: of cell 0, in input pixels.
+
+    A layer that reads the whole map is a cell with the map's field. The gates of squeeze-and-excitation are left out of
+    receptive fields: through them every cell sees a little of the whole picture.
+    """
+
+    name: str
+    kind: str
+    output: tuple[int, ...]
+    parameters: int
+    multiply_adds: int
+    receptive_field: float
+    stride: float
+    first_centre: float
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """input: (H, W, C); layers: those that have weights, or change the shape or the receptive field; total: parameters,
+    multiply_adds, layers (those with weights, without normalisation), depth (convolutions and matrix products on the
+    longest path)."""
+
+    input: tuple[int, int, int]
+    layers: list[Layer]
+    total: dict[str, int]
+
+
+class Field(NamedTuple):
+    """What a cell sees: size and stride in input pixels, the centre of cell 0, and the layers on the longest path."""
+
+    size: float = 1.0
+    stride: float = 1.0
+    centre: float = 0.5
+    depth: int = 0
+
+    def window(self, kernel: float, step: float = 1.0, padding: float = 0.0) -> Field:
+        """After a window of ``kernel`` cells that moves by ``step``, ``padding`` cells before the first."""
+        shift = ((kernel - 1) / 2 - padding) * self.stride
+        return Field(self.size + (kernel - 1) * self.stride, self.stride * step, self.centre + shift, self.depth)
+
+
+def summarise(network: nn.Module, size: tuple[int, int], run: Callable[[Tensor], Any] | None = None) -> Summary:
+    """The layers that ``run`` (the network itself by default) calls for one picture of ``size`` height, width.
+
+    Works on the meta device, where nothing is computed. The network is left in evaluation mode.
+    """
+    tracer = _Tracer()
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    pixels = torch.zeros((1, 3, *size), device=device)
+    tracer.fields[pixels] = Field()
+    leaves = [(name, module) for name, module in network.named_modules() if not any(True for _ in module.children())]
+    handles = [module.register_forward_hook(tracer.after(name)) for name, module in leaves]
+    handles += [module.register_forward_pre_hook(tracer.before) for _, module in leaves]
+    try:
+        with torch.no_grad(), tracer:
+            (run or network.eval())(pixels)
+    finally:
+        for handle in handles:
+            handle.remove()
+    weighted = [m for _, m in leaves if _own(m) and not isinstance(m, _NORMS)]
+    total = {
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "multiply_adds": tracer.multiply_adds,
+        "layers": len(weighted),
+        "depth": tracer.depth,
+    }
+    return Summary((*size, 3), tracer.layers, total)
+
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+def _own(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters(recurse=False))
+
+
+class _Tracer(TorchDispatchMode):
+    """Follows every operation: counts its multiply-adds, and carries the field of its inputs to its outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fields: Any = WeakTensorKeyDictionary()
+        self.layers: list[Layer] = []
+        self.multiply_adds = self.depth = 0
+        self._began: list[tuple[int, Field, int]] = []
+        self._counted: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        out = func(*args, **kwargs)
+        operation = func.overloadpacket
+        field, source = self.merged((args, kwargs))
+        if operation in flop_registry:
+            self.multiply_adds += flop_registry[operation](*args, **kwargs, out_val=out) // 2
+            field = field._replace(depth=field.depth + 1)
+            self.depth = max(self.depth, field.depth)
+        if source is not None:
+            for tensor in tree_leaves(out):
+                if isinstance(tensor, Tensor):
+                    self.fields[tensor] = _through(operation, args, field, source, tensor)
+        return out
+
+    def merged(self, values: Any) -> tuple[Field, Tensor | None]:
+        """The field of the largest maps among ``values``, and the first of them; gates of 1 x 1 are smaller."""
+        known = [v for v in tree_leaves(values) if isinstance(v, Tensor) and v in self.fields]
+        if not known:
+            return Field(), None
+        cells = max(_cells(v) for v in known)
+        largest = [v for v in known if _cells(v) == cells]
+        fields = [self.fields[v] for v in largest]
+        # Of maps that are joined the widest field; their strides and centres agree.
+        size, depth = max(f.size for f in fields), max(f.depth for f in fields)
+        return fields[0]._replace(size=size, depth=depth), largest[0]
+
+    def before(self, module: nn.Module, inputs: Any) -> None:
+        field, source = self.merged(inputs)
+        self._began.append((self.multiply_adds, field, 0 if source is None else source.numel()))
+
+    def after(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        """A hook that notes the layer ``name``."""
+
+        def note(module: nn.Module, inputs: Any, output: Any) -> None:
+            begun, field_before, numbers = self._began.pop()
+            field, tensor = self.merged(output)
+            if tensor is None:
+                return
+            parameters = 0 if id(module) in self._counted else _own(module)
+            self._counted.add(id(module))
+            added = self.multiply_adds - begun
+            if _own(module) or added or tensor.numel() != numbers or field.size != field_before.size:
+                shape = tuple(tensor.shape[1:])
+                shape = (*shape[1:], shape[0]) if len(shape) == 3 else shape
+                numbers_of_field = (field.size, field.stride, field.centre)
+                self.layers.append(Layer(name, type(module).__name__, shape, parameters, added, *numbers_of_field))
+
+        return note
+
+
+def _cells(tensor: Tensor) -> int:
+    return math.prod(tensor.shape[-2:]) if tensor.ndim == 4 else 1
+
+
+def _through(operation: Any, args: tuple[Any, ...], field: Field, x: Tensor, out: Tensor) -> Field:
+    """The field after an operation on the map ``x`` (B, C, H, W); every operation unknown here leaves it alone."""
+    if x.ndim != 4:
+        return field
+    if operation is aten.convolution:
+        _, weight, _, stride, padding, dilation = args[:6]
+        return field.window((weight.shape[-1] - 1) * dilation[-1] + 1, stride[-1], padding[-1])
+    if operation in (aten.max_pool2d_with_indices, aten.avg_pool2d):
+        kernel, stride, padding = (*args[1:4], [], [0])[:3] if len(args) != 3 else (*args[1:3], [0])
+        return field.window(kernel[-1], (stride or kernel)[-1], padding[-1])
+    if operation is aten.constant_pad_nd:
+        return field.window(1, 1, args[1][0])
+    if operation is aten.slice and args[1] % x.ndim == 3:
+        return field.window(1, args[4] if len(args) > 4 else 1)
+    if operation is aten._adaptive_avg_pool2d:
+        cells, wanted = max(x.shape[-2:]), max(out.shape[-2:])
+        step = max(cells // wanted, 1)
+        return field.window(cells - (wanted - 1) * step if cells > wanted else 1, step)
+    if out.ndim == 4 and "upsample" in str(operation):
+        return field._replace(stride=field.stride * x.shape[-1] / out.shape[-1])
+    if (out.ndim == 2 and len(out) == len(x)) or (out.ndim == 4 and _cells(out) == 1 < _cells(x)):
+        cells = max(x.shape[-2:])
+        return field.window(cells, cells)
+    return field
