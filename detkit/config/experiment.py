@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from detkit import zoo
 from detkit.config.schema import Key, Place, check, dotted, find_part, keys_of, located, nearest
-from detkit.config.yaml_file import Path_, dump, parse
+from detkit.config.yaml_file import Lines, Path_, dump, parse
 from detkit.errors import DetkitError
 from detkit.structures import Limits
 
@@ -82,7 +83,9 @@ def read_config(
     train_schema: type,
     augment_schema: Callable[..., Any] | None = None,
 ) -> Config:
-    """The experiment in a YAML file or under a shipped name, with ``a.b=value`` overrides.
+    """The experiment in a YAML file, under a shipped name or of a model file, with ``a.b=value`` overrides.
+
+    A model file (.safetensors) stands for training on from its weights, with its own parts and settings.
 
     train_schema: the dataclass of the ``train`` section; augment_schema: what the ``augment`` section constructs,
     ``detkit.data.augment.Augment`` by default.
@@ -92,11 +95,16 @@ def read_config(
             line, key and the nearest name.
     """
     path = Path(path_or_name) if Path(path_or_name).is_file() else shipped(str(path_or_name))
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DetkitError(f"the config cannot be read: {error}", str(path), "give a YAML file in UTF-8") from None
-    values, lines = parse(text, str(path))
+    lines: Lines = {}
+    if path.suffix == ".safetensors":
+        header = zoo.read_header(path)["config"]
+        values = {**header, "model": {**header.get("model", {}), "weights": str(path)}}
+    else:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DetkitError(f"the config cannot be read: {error}", str(path), "give a YAML file in UTF-8") from None
+        values, lines = parse(text, str(path))
     values = copy.deepcopy(values)
     if not isinstance(values, dict):
         raise DetkitError("a config holds sections", str(path), f"its sections are {', '.join(SECTIONS)}")

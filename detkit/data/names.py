@@ -37,3 +37,27 @@ def ids_of(names: Sequence[str]) -> tuple[int, ...]:
     if tuple(canonical(name) for name in names) == COCO_CLASSES:
         return tuple(COCO_IDS.values())
     return tuple(range(len(names)))
+
+
+def match(names: Sequence[str], wanted: Sequence[str]) -> list[int]:
+    """For each of ``names`` the place of the same class in ``wanted``, by name or another spelling of it; -1: none."""
+    spelt = {canonical(name): i for i, name in reversed(list(enumerate(wanted)))}
+    exact = {name: i for i, name in reversed(list(enumerate(wanted)))}
+    return [exact.get(name, spelt.get(canonical(name), -1)) for name in names]
+
+
+def explain_match(model: Sequence[str], data: Sequence[str]) -> list[str]:
+    """Sentences on how a model's classes were matched with the data's; none where they are the same."""
+    table = match(model, data)
+    renamed = [f"{name} as {data[i]}" for name, i in zip(model, table, strict=True) if i >= 0 and name != data[i]]
+    unknown = [name for i, name in enumerate(data) if i not in table]
+    extra = [name for name, i in zip(model, table, strict=True) if i < 0]
+    notes = []
+    if renamed:
+        notes.append(f"classes matched by another spelling: {', '.join(renamed)}")
+    if unknown:
+        notes.append(f"the model does not know {', '.join(unknown)}: every such object counts as missed")
+    if extra:
+        more = f" and {len(extra) - 5} more" if len(extra) > 5 else ""
+        notes.append(f"left out, since the data does not have them: {', '.join(extra[:5])}{more}")
+    return notes
