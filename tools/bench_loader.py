@@ -51,6 +51,7 @@ def endless(loader: Loader) -> Iterator[Any]:
 
 def stepper(dataset: Dataset, config_name: str, size: int) -> tuple[Any, Any]:
     """A function that trains on one (batch, targets), and the configuration's augmentation."""
+    from detkit.engine.depthwise import speed_up_depthwise
     from detkit.engine.ema import Average
     from detkit.engine.optimizer import make_optimizer
     from detkit.engine.runtime import Runtime
@@ -62,6 +63,7 @@ def stepper(dataset: Dataset, config_name: str, size: int) -> tuple[Any, Any]:
     detector = build_detector(config, dataset.classes, anchors=anchors_for(config, dataset)).to(runtime.device)
     if options.channels_last:
         detector = detector.to(memory_format=torch.channels_last)
+    speed_up_depthwise(detector)
     step = Stepper(runtime, detector, make_optimizer(detector, options), Average(detector, options.ema), options.clip)
 
     def train(batch: Any, targets: Any) -> None:

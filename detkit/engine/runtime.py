@@ -109,15 +109,15 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """``auto`` is bf16 where the hardware multiplies matrices in it (newer GPUs, CPUs with AMX), else fp32."""
+    """``auto`` is bf16 where the hardware multiplies in it (newer GPUs, CPUs with AMX or AVX512-BF16), else fp32."""
     if name == "fp16" and device.type == "cpu":
         raise DetkitError("fp16 does not train on a CPU", "train.precision", "use bf16 or fp32")
     if name != "auto":
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp32"
-    has_amx = device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False)
-    return "bf16" if has_amx else "fp32"
+    able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return "bf16" if able.get("amx_bf16") or able.get("avx512_bf16") else "fp32"
 
 
 def keep_freed_memory() -> None:

@@ -10,6 +10,7 @@ import torch
 
 from detkit.data.loader import Loader
 from detkit.engine.checkpoint import Progress, State
+from detkit.engine.depthwise import speed_up_depthwise
 from detkit.engine.ema import Average
 from detkit.engine.errors import StopRequest
 from detkit.engine.events import Event, Listener, Notice, Row, Saved, TrainStarted
@@ -48,6 +49,7 @@ class Session:
         torch.manual_seed(options.seed + self.runtime.rank)
         layout = torch.channels_last if options.channels_last else torch.contiguous_format
         self.model: Any = detector.to(self.runtime.device).to(memory_format=layout)
+        speed_up_depthwise(self.model)
         self.average = Average(self.model, options.ema)
         self.optimizer = make_optimizer(self.model, options)
         self.stepper = Stepper(self.runtime, self.model, self.optimizer, self.average, options.clip)
