@@ -13,10 +13,12 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "resnet": ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     "densenet": ("densenet121", "densenet169", "densenet201"),
     "googlenet": ("googlenet",),
+    "vgg": ("vgg11", "vgg11_bn", "vgg16", "vgg16_bn"),
     "darknet": ("darknet19", "darknet53", "darknet"),
     "nin": ("nin", "nin_cifar"),
     "alexnet": ("alexnet", "alexnet_2012"),
     "lenet": ("lenet5", "lenet5_1998", "lenet_course"),
+    "identity": ("identity",),
 }
 
 BACKBONES = {name: f"detkit.backbones.{family}:{name}" for family, names in FAMILIES.items() for name in names}

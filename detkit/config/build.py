@@ -68,7 +68,7 @@ def anchors_for(config: Config, dataset: Dataset) -> list[list[float]] | None:
     if head.get("anchors") != "auto":
         return None
     with torch.device("meta"):
-        _, neck = _body(config.model, config.place, "none")
+        _, neck, _ = _body(config.model, config.place, "none")
     resize = _resize(config.model, neck)
     return auto_anchors(dataset, resize, head.get("anchors_per_level", ANCHORS_PER_LEVEL) * len(neck.strides))
 
@@ -130,8 +130,8 @@ def _parts(
     model: dict[str, Any], num_classes: int, place: Place, weights: str | None
 ) -> tuple[nn.Module, nn.Module, nn.Module, Any]:
     """Backbone, neck, head and proposals, wired: channels and strides travel along the chain."""
-    backbone, neck = _body(model, place, weights)
-    head = _part(model, "head", place, neck.channels, neck.strides, num_classes)
+    backbone, neck, trunk = _body(model, place, weights)
+    head = _part(model, "head", place, neck.channels, neck.strides, num_classes, *trunk)
     name, takes = model["head"]["name"], hasattr(head, "sample")
     if model["proposals"] is None:
         if takes:
@@ -144,10 +144,18 @@ def _parts(
     return backbone, neck, head, _part(model, "proposals", place, neck.channels, neck.strides)
 
 
-def _body(model: dict[str, Any], place: Place, weights: str | None) -> tuple[Any, Any]:
-    arguments = {"weights": weights} if "weights" in model["backbone"] else {}
-    backbone = _part({"backbone": {**model["backbone"], **arguments}}, "backbone", place)
-    return backbone, _part(model, "neck", place, backbone.channels, backbone.strides)
+def _body(model: dict[str, Any], place: Place, weights: str | None) -> tuple[Any, Any, tuple[nn.Module, ...]]:
+    """Backbone and neck, and the trunk of the backbone's family for a head that asks for it (``layers: backbone``)."""
+    arguments = {**model["backbone"], **({"weights": weights} if "weights" in model["backbone"] else {})}
+    trunk: tuple[nn.Module, ...] = ()
+    if model["head"].get("layers") == "backbone":
+        ends = {key: arguments.pop(key) for key in ("taps", "frozen")}
+        classifier = _part({"backbone": arguments}, "backbone", place, 1)
+        with located(place, ("model", "backbone"), ends):
+            backbone, *trunk = classifier.split(**ends)
+    else:
+        backbone = _part({"backbone": arguments}, "backbone", place)
+    return backbone, _part(model, "neck", place, backbone.channels, backbone.strides), tuple(trunk)
 
 
 def _part(model: dict[str, Any], kind: str, place: Place, *wired: Any) -> Any:
@@ -167,7 +175,7 @@ def _start_from(detector: Detector, weights: dict[str, torch.Tensor], name: str)
     """Copies every weight that has the same name and shape (a head for other classes stays as it is)."""
     own = detector.state_dict()
     same = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
-    if not any(key.startswith("backbone.") for key in same):
+    if not any(key.startswith(("backbone.", "head.trunk.")) for key in same):
         do = "start from a model with the same backbone, or set model.weights: none"
         raise DetkitError("none of these weights fits the model", name, do)
     detector.load_state_dict(same, strict=False)

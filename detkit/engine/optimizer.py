@@ -15,7 +15,8 @@ def parameter_groups(model: nn.Module, options: TrainOptions) -> list[dict[str, 
     """Up to four groups: backbone or not, decayed or not; each with its ``base_lr``.
 
     Vectors and scalars (biases, the scales and shifts of normalisation) are not decayed. ``model.backbone``, where
-    there is one, and what a head has of it (``backbone_trunk``) have the rate ``backbone_lr``. Raises DetkitError if nothing is left to train.
+    there is one, and what the head has of it (``backbone_trunk``) have the rate ``backbone_lr``. Raises DetkitError if
+    nothing is left to train.
     """
     parts = getattr(model, "backbone", None), getattr(getattr(model, "head", None), "backbone_trunk", None)
     own = {id(p) for part in parts if isinstance(part, nn.Module) for p in part.parameters()}

@@ -2,4 +2,7 @@
 
 from __future__ import annotations
 
-HEADS = {"yolo": "detkit.heads.yolo:YOLO"}
+HEADS = {
+    "roi": "detkit.heads.roi:RoIHead",
+    "yolo": "detkit.heads.yolo:YOLO",
+}

@@ -60,6 +60,15 @@ class Assignment(NamedTuple):
     lost: Tensor
 
 
+class Regions(NamedTuple):
+    """What regions (R, 4) of one picture show. iou (R,): the highest with an object; row (R,) int64: that object, of
+    those it was looked for among; ignore (R,) bool: it shows a crowd or a difficult object, and no other."""
+
+    iou: Tensor
+    row: Tensor
+    ignore: Tensor
+
+
 def assign_midpoint(
     levels: Sequence[Level],
     objects: Objects,
@@ -130,6 +139,23 @@ def assign_iou(
     regions = objects.rows((objects.crowd | objects.difficult) & (objects.areas > 0))
     ignore = (highest >= negative) | _overlapping(priors, regions, images, _IGNORED_OVERLAP, crowd_rule=True)
     return Assignment(chosen, _except_positive(ignore, chosen), lost)
+
+
+def label_regions(boxes: Tensor, objects: Objects, positive: float = 0.5) -> Regions:
+    """What the boxes (R, 4) xyxy of one picture show of its ``objects`` (Fast R-CNN, section 2.3).
+
+    positive: the IoU from which a box shows an object. Of objects of equal IoU the first counts.
+    """
+    iou, row = boxes.new_zeros(len(boxes)), torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+    real = _real(objects).nonzero().squeeze(1)
+    for rows in _chunks(len(real), len(boxes)):
+        best, at = _overlap(objects.boxes[real[rows], None], boxes[None]).max(dim=0)
+        better = best > iou
+        iou, row = torch.where(better, best, iou), torch.where(better, real[rows][at], row)
+    regions = objects.rows((objects.crowd | objects.difficult) & (objects.areas > 0))
+    regions = regions._replace(image=torch.zeros_like(regions.image))
+    ignore = _overlapping(boxes, regions, 1, _IGNORED_OVERLAP, crowd_rule=True)[0]
+    return Regions(iou, row, ignore & (iou < positive))
 
 
 def _real(objects: Objects) -> Tensor:

@@ -10,6 +10,7 @@ and prediction alike, and ``propose`` finds the boxes in the batch.
 from __future__ import annotations
 
 PROPOSALS = {
+    "rpn": "detkit.proposals.rpn:RPN",
     "windows": "detkit.proposals.windows:Windows",
     "selective_search": "detkit.proposals.search:SelectiveSearch",
 }

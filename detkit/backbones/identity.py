@@ -1,0 +1,39 @@
+"""No backbone: the features are the normalised pixels, and a whole CNN is left for the head (R-CNN)."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import cast
+
+from torch import nn
+
+from detkit.backbones.base import Backbone, Classifier, Frozen
+
+
+def identity(
+    num_classes: int | None = None,
+    *,
+    cnn: str = "efficientnet_lite0",
+    weights: str | None = "none",
+    taps: tuple[int, ...] = (0,),
+    frozen: Frozen = 0,
+) -> Backbone | Classifier:
+    """One stage of stride 1 that does nothing; what follows it, for heads that ask, is the whole of ``cnn``.
+
+    cnn: another backbone's name, whose normalisation is this one's too; weights: that one's; num_classes: return its
+    ``Classifier``, the CNN behind the one stage.
+
+    Raises:
+        ValueError: no such backbone. DetkitError: the weights cannot be had.
+    """
+    from detkit.backbones import BACKBONES
+
+    if cnn not in BACKBONES or cnn == "identity":
+        raise ValueError(f"cnn must be another backbone's name, not {cnn!r}")
+    module, attribute = BACKBONES[cnn].split(":")
+    make = getattr(import_module(module), attribute)
+    whole = cast(Classifier, make(num_classes or 1, weights=weights if num_classes else "none"))
+    body = Backbone([nn.Identity()], [3], [1], taps=taps, frozen=frozen, mean=whole.mean, std=whole.std)
+    if num_classes is None:
+        return body
+    return Classifier(body, nn.Sequential(*whole.backbone.stages, *whole.classifier))

@@ -1,0 +1,73 @@
+"""From regions to inputs of one size for a head's trunk: RoI pooling, RoI align, or crops of the pixels themselves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from detkit.ops.roi import roi_align, roi_pool
+
+Pool = Literal["align", "max", "crops"]
+# ImageNet's usual picture: a region of this size is looked at on the level of stride 16.
+CANONICAL_SIDE, CANONICAL_STRIDE = 224, 16
+
+
+class RegionPooling(nn.Module):
+    """(R, C, size, size) in channels_last strides, from the level that suits each region's size.
+
+    strides: of the maps; pool: ``max`` (Girshick 2015), ``align`` (He et al. 2017) or ``crops``: each region warped to
+    size x size with ``padding`` pixels of its surroundings on every side (Girshick et al. 2014, appendix A; what lies
+    outside the input is 0, the mean colour of normalised pixels); sampling: samples along a side of align's bins,
+    0 for about one a cell.
+    """
+
+    def __init__(self, strides: Sequence[int], pool: Pool, size: int, sampling: int, padding: int) -> None:
+        super().__init__()
+        self.strides, self.pool, self.size, self.sampling, self.padding = tuple(strides), pool, size, sampling, padding
+
+    def forward(self, features: list[Tensor], rois: Tensor) -> Tensor:
+        """features: (B, C, H_l, W_l), of one C; rois: (R, 5), batch index and xyxy in input pixels."""
+        if len(features) == 1:
+            return self._pooled(features[0], rois, self.strides[0])
+        level = level_of(rois[:, 1:], self.strides)
+        order = level.argsort(stable=True)
+        counts = torch.bincount(level, minlength=len(features)).tolist()
+        parts = rois[order].split(counts)
+        rows = [
+            self._pooled(feature, part, stride).permute(0, 2, 3, 1).flatten(1)
+            for feature, part, stride in zip(features, parts, self.strides, strict=True)
+        ]
+        table = torch.cat(rows)[order.argsort()]
+        return table.view(-1, self.size, self.size, features[0].shape[1]).permute(0, 3, 1, 2)
+
+    def _pooled(self, feature: Tensor, rois: Tensor, stride: int) -> Tensor:
+        if self.pool == "max":
+            return roi_pool(feature, rois, self.size, 1 / stride)
+        if self.pool == "align":
+            return roi_align(feature, rois, self.size, 1 / stride, self.sampling)
+        # Align with a sample a pixel is a resize that averages where it shrinks.
+        return roi_align(feature, with_context(rois, self.size, self.padding), self.size, 1 / stride, 0)
+
+
+def with_context(rois: Tensor, size: int, padding: int) -> Tensor:
+    """rois (R, 5) enlarged about their centres so that, warped to ``size`` pixels, the region fills all but a border of
+    ``padding`` pixels."""
+    factor = size / (size - 2 * padding)
+    centre, half = (rois[:, 1:3] + rois[:, 3:]) / 2, (rois[:, 3:] - rois[:, 1:3]) / 2 * factor
+    return torch.cat((rois[:, :1], centre - half, centre + half), dim=1)
+
+
+def level_of(boxes: Tensor, strides: Sequence[int]) -> Tensor:
+    """(R,) int64: for each of boxes (R, 4) the place in ``strides`` (rising) of the level that it is pooled from.
+
+    k = floor(k0 + log2(sqrt(w h) / 224)), k0 the level of stride 16 (Lin et al. 2017, arXiv 1612.03144, eq. 1), limited
+    to the levels there are.
+    """
+    sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(1).sqrt()
+    wanted = torch.log2(sides / CANONICAL_SIDE + 1e-8).floor() + math.log2(CANONICAL_STRIDE)
+    steps = wanted.new_tensor([math.log2(stride) for stride in strides])
+    return torch.searchsorted(steps, wanted.contiguous(), right=True).sub(1).clamp(min=0)

@@ -1,0 +1,233 @@
+"""The head that looks at regions one by one: R-CNN's, Fast R-CNN's and Faster R-CNN's.
+
+Each proposal's part of the features is pooled to one size, goes through a trunk, and gets class scores and, for each
+class, a box. In R-CNN (Girshick et al. 2014, arXiv 1311.2524) the features are the pixels and the trunk is the whole
+CNN; sections named here are those of Fast R-CNN (Girshick 2015, arXiv 1504.08083).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from detkit.errors import DetkitError
+from detkit.heads.dense import full_precision, gather_objects, select_detections
+from detkit.heads.pooling import RegionPooling
+from detkit.heads.trunk import batch_norms, output_width, split_layers, two_layers
+from detkit.ops.assign import Objects, Regions, label_regions
+from detkit.ops.coder import decode_deltas, encode_deltas
+from detkit.ops.roi import roi_table
+from detkit.structures import Detections, Limits, Loss, Target
+
+
+class RoIHead(nn.Module):
+    """Pooling, trunk, softmax over the classes and background, and class-specific boxes, for each proposal.
+
+    channels, strides: of the feature maps, equally many channels if they are several; num_classes: C; trunk: the rest
+    of the backbone's classifier (``detkit.backbones.base.Classifier.split``), used with ``layers: backbone``.
+
+    pool, size, sampling, padding: how a region becomes size x size cells (``detkit.heads.pooling``); ``crops`` goes
+    with the backbone ``identity``. layers: the trunk, the ``backbone``'s or an ``mlp`` of two layers of ``width``. norm:
+    its BatchNorm keeps its statistics (``fixed``, for pretrained ones) or is ``trained`` on the sampled regions. svd:
+    ranks of the trunk's fully connected layers, see ``compress``. chunk: regions that pass the trunk at once; in
+    training further chunks are computed again for the gradient, so that memory holds one.
+
+    rois: regions sampled an image in training (section 2.3: 128 for two); positive_share: at most so many of them with
+    an IoU of at least ``positive`` with an object; background: IoU of the others (the paper's lower bound is 0.1; where
+    they are too few, those below it fill up); weights: of the deltas, one over their standard deviation; beta: where
+    smooth L1 turns from square to line; class_gain, box_gain: weights of the loss terms.
+    """
+
+    def __init__(
+        self,
+        channels: list[int],
+        strides: list[int],
+        num_classes: int,
+        trunk: nn.Module | None = None,
+        *,
+        pool: Literal["align", "max", "crops"] = "align",
+        size: int = 7,
+        sampling: int = 2,
+        padding: int = 16,
+        layers: Literal["backbone", "mlp"] = "backbone",
+        width: int = 1024,
+        norm: Literal["fixed", "trained"] = "fixed",
+        svd: list[int] | None = None,
+        chunk: int = 256,
+        rois: int = 64,
+        positive_share: float = 0.25,
+        positive: float = 0.5,
+        background: tuple[float, float] = (0.0, 0.5),
+        weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0),
+        beta: float = 1.0,
+        class_gain: float = 1.0,
+        box_gain: float = 1.0,
+    ) -> None:
+        super().__init__()
+        _check(size=size, width=width, chunk=chunk, rois=rois, beta=beta)
+        if len(set(channels)) > 1:
+            raise ValueError(f"a RoI head needs equally many channels on all maps, not {channels}: take neck fpn")
+        if (pool == "crops") != (list(strides) == [1]):
+            do = "take backbone {name: identity, cnn: ...} for pool: crops, and another pool for feature maps"
+            raise DetkitError(f"pool: {pool} does not fit maps of strides {strides}", "head.pool", do)
+        if pool == "crops" and 2 * padding >= size:
+            raise ValueError(f"padding of {padding} pixels on both sides leaves nothing of a size of {size}")
+        if layers == "backbone" and trunk is None:
+            raise DetkitError("the backbone gives no trunk", "head.layers", "take layers: mlp")
+        self.num_classes, self.layers, self.chunk, self.norm = num_classes, layers, chunk, norm
+        self.rois, self.positive_share, self.positive, self.background = rois, positive_share, positive, background
+        self.weights, self.beta, self.gains = weights, beta, {"classes": class_gain, "boxes": box_gain}
+        self.pooling = RegionPooling(strides, pool, size, sampling, padding)
+        self.trunk = two_layers(channels[0], size, width) if layers == "mlp" or trunk is None else trunk
+        features = output_width(self.trunk, channels[0], size)
+        if svd:
+            split_layers(self.trunk, svd, decompose=False)
+        self.classes, self.boxes = nn.Linear(features, num_classes + 1), nn.Linear(features, 4 * num_classes)
+        for layer, deviation in ((self.classes, 0.01), (self.boxes, 0.001)):  # section 2.3
+            nn.init.normal_(layer.weight, std=deviation)
+            nn.init.zeros_(layer.bias)
+        # On the CPU, whatever the model is on; the engine keeps its state in the checkpoint.
+        self.generator = torch.Generator("cpu").manual_seed(torch.initial_seed())
+
+    @property
+    def backbone_trunk(self) -> nn.Module | None:
+        """The trunk, if it is the backbone's: it learns at that one's rate."""
+        return self.trunk if self.layers == "backbone" else None
+
+    def train(self, mode: bool = True) -> RoIHead:
+        """As usual, but BatchNorm of fixed statistics stays in evaluation mode."""
+        super().train(mode)
+        if self.norm == "fixed":
+            for layer in batch_norms(self.trunk):
+                layer.eval()
+        return self
+
+    def sample(self, proposals: list[Tensor], targets: list[Target]) -> list[Tensor]:
+        """Section 2.3: ``rois`` of each picture's proposals (R_i, 4) and objects, which are proposals too."""
+        chosen = []
+        for boxes, target in zip(proposals, targets, strict=True):
+            objects = gather_objects([target], boxes.device)
+            wanted = ~target.ignore & (objects.areas > 0)
+            boxes = torch.cat((boxes, objects.boxes[wanted].to(boxes)))
+            shown = label_regions(boxes, objects, self.positive)
+            low, high = self.background
+            inside = ~shown.ignore
+            groups = (
+                shown.iou >= self.positive,
+                inside & (shown.iou < high) & (shown.iou >= low),
+                inside & (shown.iou < low),
+            )
+            positive = self._draw(groups[0], round(self.rois * self.positive_share))
+            background = self._draw(groups[1], self.rois - len(positive))
+            others = self._draw(groups[2], self.rois - len(positive) - len(background))
+            chosen.append(boxes[torch.cat((positive, background, others))])
+        return chosen
+
+    def _draw(self, among: Tensor, count: int) -> Tensor:
+        """Indices of at most ``count`` of the rows that are true, drawn without replacement."""
+        places = among.nonzero().squeeze(1)
+        return places[torch.randperm(len(places), generator=self.generator)[:count].to(places.device)]
+
+    def raw(self, features: list[Tensor], proposals: list[Tensor] | None = None) -> dict[str, Tensor]:
+        """Everything that loss and prediction need, from maps (B, C_l, H_l, W_l) and proposals, (R_i, 4) a picture.
+
+        rois (R, 4) and image (R,) int64, all pictures' in order; classes (R, C + 1) logits, background last; boxes
+        (R, C, 4) deltas; all float32.
+        """
+        if proposals is None:
+            raise ValueError("a RoI head needs proposals")
+        rois = roi_table(proposals)
+        embedded = self.embed(features, rois)
+        with full_precision(embedded.device.type):
+            embedded = embedded.to(self.classes.weight.dtype)
+            classes, boxes = self.classes(embedded), self.boxes(embedded).unflatten(1, (self.num_classes, 4))
+        return {"rois": rois[:, 1:], "image": rois[:, 0].long(), "classes": classes, "boxes": boxes}
+
+    def embed(self, features: list[Tensor], rois: Tensor) -> Tensor:
+        """(R, D): what the trunk makes of regions (R, 5), batch index and xyxy, in chunks."""
+        if self.norm == "trained" and self.training:
+            return self._embed(features, rois)  # statistics of all of them
+        parts: list[Tensor] = []
+        for part in rois.split(self.chunk):
+            again: Any = torch.is_grad_enabled() and len(rois) > self.chunk
+            parts.append(
+                checkpoint(self._embed, features, part, use_reentrant=False) if again else self._embed(features, part)
+            )
+        return torch.cat(parts)
+
+    def _embed(self, features: list[Tensor], rois: Tensor) -> Tensor:
+        return self.trunk(self.pooling(features, rois)).flatten(1)
+
+    def loss(self, raw: dict[str, Tensor], targets: list[Target], sizes: Tensor) -> dict[str, Loss]:
+        """The multi-task loss of section 2.3: ``classes`` and ``boxes``, gains included, both counted by regions.
+
+        targets: torch, boxes in input pixels, one an image; sizes (B, 2) is not looked at. Regions that show a crowd or
+        a difficult object, and no other, count for nothing.
+        """
+        rois, logits = raw["rois"], raw["classes"]
+        objects = gather_objects(targets, rois.device)
+        shown = self._shown(raw, objects, len(targets))
+        positive = (shown.iou >= self.positive).nonzero().squeeze(1)
+        row = shown.row[positive]
+        labels = torch.full((len(rois),), self.num_classes, dtype=torch.int64, device=rois.device)
+        labels[positive] = objects.labels[row]
+        weight = (~shown.ignore).to(logits.dtype)
+        weight[positive] = objects.weight[row]
+        classes = F.cross_entropy(logits, labels, reduction="none") * weight
+
+        deltas = raw["boxes"][positive, labels[positive]]
+        wanted = encode_deltas(objects.boxes[row], rois[positive], self.weights)
+        boxes = F.smooth_l1_loss(deltas, wanted, reduction="none", beta=self.beta).sum(1) * weight[positive]
+        count = (~shown.ignore).sum().to(logits.dtype)
+        # The other classes' boxes take part with zeros, so that every weight has a gradient.
+        terms = {"classes": classes.sum(), "boxes": boxes.sum() + 0 * raw["boxes"].sum()}
+        return {name: Loss(total * self.gains[name], count) for name, total in terms.items()}
+
+    def _shown(self, raw: dict[str, Tensor], objects: Objects, images: int) -> Regions:
+        """``label_regions`` of a batch; rows are those of ``objects``."""
+        found = []
+        for i in range(images):
+            mine = objects.image == i
+            shown = label_regions(raw["rois"][raw["image"] == i], objects.rows(mine), self.positive)
+            rows = mine.nonzero().squeeze(1)
+            found.append(shown._replace(row=rows[shown.row] if len(rows) else shown.row))
+        return Regions(*(torch.cat(column) for column in zip(*found, strict=True)))
+
+    def predict(
+        self, raw: dict[str, Tensor], sizes: Tensor, limits: Limits, features: list[Tensor] | None = None
+    ) -> list[Detections]:
+        """Detections (torch, input pixels, clipped to ``sizes`` (B, 2) height, width; without class names), best first.
+
+        A region may answer with several classes, each with a box of its own; scores from ``limits.conf`` up take part
+        in NMS, class by class; then ``limits.max_detections``.
+        """
+        scores = torch.nan_to_num(raw["classes"].softmax(1)[:, :-1], nan=-1)
+        if limits.classes is not None:
+            allowed = torch.zeros(self.num_classes, dtype=torch.bool, device=scores.device)
+            allowed[list(limits.classes)] = True
+            scores = scores.masked_fill(~allowed, -1)
+        row, label = (scores >= max(limits.conf, 0.0)).nonzero(as_tuple=True)
+        boxes = decode_deltas(raw["boxes"][row, label], raw["rois"][row], self.weights)
+        image = raw["image"][row]
+        return select_detections(boxes, scores[row, label], label, image, sizes, self.num_classes, limits)
+
+
+def compress(detector: Any, ranks: list[int]) -> None:
+    """Truncated SVD of a trained detector's trunk (section 3.1), in place: the first fully connected layers get these
+    ranks, and the detector's config says so, so that its file can be loaded.
+
+    Raises:
+        ValueError: more ranks than layers, or a rank that the layer does not have.
+    """
+    split_layers(detector.head.trunk, ranks, decompose=True)
+    detector.config["model"]["head"]["svd"] = list(ranks)
+
+
+def _check(**values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be above 0, got {value}")

@@ -1,0 +1,82 @@
+"""What a RoI head puts between a pooled region and its scores: layers made here, or the rest of a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class FlattenCells(nn.Module):
+    """(R, C, h, w) to (R, h * w * C), cell by cell: a view of channels_last tensors, as RoI pooling returns them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1).flatten(1)
+
+
+def two_layers(channels: int, size: int, width: int) -> nn.Sequential:
+    """Two fully connected layers of ``width`` with ReLU, on (R, channels, size, size)."""
+    first, second = nn.Linear(channels * size * size, width), nn.Linear(width, width)
+    return nn.Sequential(FlattenCells(), first, nn.ReLU(inplace=True), second, nn.ReLU(inplace=True))
+
+
+def output_width(trunk: nn.Module, channels: int, size: int) -> int:
+    """The numbers that ``trunk`` gives for one region (channels, size, size).
+
+    Raises:
+        ValueError: it does not take this size or these channels.
+    """
+    like = next(trunk.parameters(), torch.zeros(0))
+    was = trunk.training
+    try:
+        with torch.no_grad():
+            return trunk.eval()(like.new_zeros(1, channels, size, size)).flatten(1).shape[1]
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the trunk does not take {channels} channels at size {size} x {size}: {reason}") from None
+    finally:
+        trunk.train(was)
+
+
+def batch_norms(module: nn.Module) -> Iterator[nn.Module]:
+    """The BatchNorm layers inside ``module``."""
+    return (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+
+
+def split_layers(trunk: nn.Module, ranks: Sequence[int], decompose: bool) -> None:
+    """Replaces the first fully connected layers inside ``trunk`` by two smaller ones each, of these ranks.
+
+    Truncated SVD (Girshick 2015, section 3.1): W (u, v) = U S V^T becomes S V^T (t, v) without bias and U (u, t) with
+    W's bias, t (u + v) multiplications instead of u v. decompose: with W's own singular vectors, else with random
+    weights (those of a file will take their place).
+
+    Raises:
+        ValueError: more ranks than layers, or a rank outside 1..min(u, v).
+    """
+    places = [
+        (parent, name, layer)
+        for parent in list(trunk.modules())
+        for name, layer in parent.named_children()
+        if isinstance(layer, nn.Linear)
+    ]
+    if len(ranks) > len(places):
+        raise ValueError(f"svd has {len(ranks)} ranks, but the trunk has {len(places)} fully connected layers")
+    for (parent, name, layer), rank in zip(places, ranks, strict=False):
+        if not 1 <= rank <= min(layer.weight.shape):
+            raise ValueError(f"svd: a rank of {rank} does not lie within 1..{min(layer.weight.shape)}")
+        parent.add_module(name, _two(layer, rank, decompose))
+
+
+@torch.no_grad()
+def _two(layer: nn.Linear, rank: int, decompose: bool) -> nn.Sequential:
+    kind = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+    first = nn.Linear(layer.in_features, rank, bias=False, **kind)
+    second = nn.Linear(rank, layer.out_features, bias=layer.bias is not None, **kind)
+    if decompose:
+        u, s, v = torch.linalg.svd(layer.weight.double(), full_matrices=False)
+        first.weight.copy_(s[:rank, None] * v[:rank])
+        second.weight.copy_(u[:, :rank])
+        if layer.bias is not None:
+            second.bias.copy_(layer.bias)
+    return nn.Sequential(first, second)

@@ -1,0 +1,146 @@
+"""The region proposal network (Ren et al. 2015, arXiv 1506.01497, section 3.1): a dense head of one class, "object"."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detkit.errors import DetkitError
+from detkit.heads.dense import DenseHead, select_detections
+from detkit.ops import boxes as box_ops
+from detkit.ops.assign import Assignment, Objects, assign_iou
+from detkit.ops.coder import Priors, decode_deltas, encode_deltas
+from detkit.structures import Batch, Limits
+
+
+class RPN(DenseHead):
+    """Objectness and deltas for anchors of several scales and ratios at every cell; the best become proposals.
+
+    channels, strides: of the feature maps. scales: the anchors' sides in input pixels, sorted and dealt evenly to the
+    maps, the smallest to the finest (one each with a pyramid, section 4.1 of Lin et al. 2017); ratios: height / width.
+
+    positive, negative: IoU from which an anchor is an object's and below which it is background; samples: anchors an
+    image that take part in the loss, at most half of them positive; beta: where smooth L1 turns from square to line;
+    box_gain, objectness_gain: weights of the terms, both divided by ``samples``.
+    before, after: proposals an image of each level before NMS and of all after it, for training and prediction;
+    iou: NMS drops boxes that overlap more.
+    stem, share_stem, objectness_prior: ``DenseHead``'s.
+    """
+
+    def __init__(
+        self,
+        channels: list[int],
+        strides: list[int],
+        *,
+        scales: list[float],
+        ratios: list[float] | None = None,
+        positive: float = 0.7,
+        negative: float = 0.3,
+        samples: int = 256,
+        before: tuple[int, int] = (2000, 1000),
+        after: tuple[int, int] = (1000, 300),
+        iou: float = 0.7,
+        beta: float = 1 / 9,
+        box_gain: float = 1.0,
+        objectness_gain: float = 1.0,
+        objectness_prior: float = 0.1,
+        stem: int = 1,
+        share_stem: bool = False,
+    ) -> None:
+        for name, value in (("samples", samples), ("before", min(before)), ("after", min(after)), ("beta", beta)):
+            if not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+        super().__init__(
+            channels,
+            strides,
+            1,
+            anchors=anchors(scales, ratios or [0.5, 1.0, 2.0], strides),
+            class_scores=False,
+            box_loss="squared",
+            objectness="one",
+            normalise="images",
+            box_gain=box_gain / samples,
+            objectness_gain=objectness_gain / samples,
+            objectness_prior=objectness_prior,
+            stem=stem,
+            share_stem=share_stem,
+        )
+        self.positive, self.negative, self.samples, self.beta = positive, negative, samples, beta
+        self.before, self.after, self.iou = before, after, iou
+        # On the CPU, whatever the model is on; the engine keeps its state in the checkpoint.
+        self.generator = torch.Generator("cpu").manual_seed(torch.initial_seed())
+
+    def assign(self, priors: Priors, objects: Objects, raw: dict[str, Tensor]) -> Assignment:
+        """By IoU; of the positive and negative anchors, those not drawn are ignored."""
+        images = len(raw["objectness"])
+        found = assign_iou(priors.boxes, objects, images, positive=self.positive, negative=self.negative)
+        candidates = ~found.ignore
+        candidates[found.positive[:, 0], found.positive[:, 1]] = False
+        kept, ignore = [], torch.ones_like(found.ignore)
+        for image in range(images):
+            positive = self._draw(found.positive[:, 0] == image, self.samples // 2)
+            negative = self._draw(candidates[image], self.samples - len(positive))
+            kept.append(positive)
+            ignore[image, negative] = False
+        rows = found.positive[torch.cat(kept)]
+        ignore[rows[:, 0], rows[:, 1]] = False
+        return Assignment(rows, ignore, found.lost)
+
+    def _draw(self, among: Tensor, count: int) -> Tensor:
+        """Sorted indices of at most ``count`` of the rows that are true, drawn without replacement."""
+        places = among.nonzero().squeeze(1)
+        return places[torch.randperm(len(places), generator=self.generator)[:count].sort().values.to(places.device)]
+
+    def decode(self, code: Tensor, priors: Priors) -> Tensor:
+        """Deltas (..., 4) as boxes (..., 4) xyxy in input pixels."""
+        return decode_deltas(code, priors.boxes)
+
+    def box_terms(self, code: Tensor, priors: Priors, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Smooth L1 of the deltas, summed over the four."""
+        loss = F.smooth_l1_loss(code, encode_deltas(boxes, priors.boxes), reduction="none", beta=self.beta).sum(1)
+        return loss, box_ops.paired_iou(self.decode(code.detach(), priors), boxes)
+
+    def propose(self, batch: Batch, features: list[Tensor], training: bool) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The best boxes of each picture, (R_i, 4) in input pixels, best first, and ``raw``, which ``loss`` reads."""
+        raw = self.raw(features)
+        before, after = (pair[0 if training else 1] for pair in (self.before, self.after))
+        with torch.no_grad():
+            scores = raw["objectness"].nan_to_num(-torch.inf)
+            images, levels = len(scores), self.levels(raw)
+            start, chosen = 0, []
+            for level in levels:
+                best = scores[:, start : start + level.total].topk(min(before, level.total), dim=1)
+                chosen.append(best.indices + start)
+                start += level.total
+            prior = torch.cat(chosen, dim=1)
+            label = torch.cat([torch.full_like(part, number) for number, part in enumerate(chosen)], dim=1)
+            boxes = self.decode(
+                raw["boxes"].detach().gather(1, prior[..., None].expand(-1, -1, 4)), self.priors(raw).rows(prior)
+            )
+            image = torch.arange(images, device=prior.device)[:, None].expand_as(prior)
+            score = scores.gather(1, prior).sigmoid()
+            score, label, image = score.flatten(), label.flatten(), image.flatten()
+            limits = Limits(0.0, self.iou, after)
+            found = select_detections(boxes.flatten(0, 1), score, label, image, batch.sizes, len(levels), limits)
+        return [f.boxes for f in found], raw
+
+
+def anchors(scales: list[float], ratios: list[float], strides: list[int]) -> list[list[tuple[float, float]]]:
+    """For each stride the (width, height) of its anchors: sides ``scales`` (of the square of equal area), all ratios.
+
+    Raises:
+        DetkitError: no scales or ratios, or scales that the levels cannot share evenly.
+    """
+    for name, values in (("scales", scales), ("ratios", ratios)):
+        if not values or min(values) <= 0:
+            raise DetkitError(f"the RPN needs {name} above 0, got {values}", f"proposals.{name}", "give [32, 64], say")
+    each, rest = divmod(len(scales), len(strides))
+    if rest:
+        what = f"{len(scales)} scales cannot be dealt evenly to {len(strides)} feature maps"
+        raise DetkitError(what, "proposals.scales", f"give a multiple of {len(strides)}")
+    levels = []
+    for rank in (sorted(strides).index(stride) for stride in strides):
+        sides = sorted(scales)[rank * each : (rank + 1) * each]
+        levels.append([(side / ratio**0.5, side * ratio**0.5) for side in sides for ratio in ratios])
+    return levels
