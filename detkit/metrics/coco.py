@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from detkit.metrics.matching import Matches, match, positives
+from detkit.metrics.matching import Matches, in_class_chunks, match, positives
 from detkit.metrics.tables import GroundTruth, Results
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -57,8 +57,8 @@ class CocoResult:
 
     metrics: the twelve numbers by name (AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl), -1 where there is no
     object to find, as pycocotools prints them; per_class: AP, AP50, AP75, APs, APm, APl and AR at most detections of
-    each class (NaN where there is none) and objects, the number to be found. precision (T, R, K, A, M) and recall
-    (T, K, A, M) float64 over thresholds, recall levels, classes, area ranges and limits; -1 where undefined.
+    each class (NaN where there is none) and objects, the number to be found. precision (T, R, K, A) at most detections
+    and recall (T, K, A, M) float64 over thresholds, recall levels, classes, area ranges and limits; -1 where undefined.
     """
 
     metrics: dict[str, float]
@@ -86,18 +86,13 @@ def evaluate(
         thresholds = np.union1d(THRESHOLDS, [iou])
     matches = match(gt, dt, thresholds=thresholds, areas=_RANGES, max_detections=limits[-1])
     counts = positives(gt, _RANGES)
-    shape = (len(thresholds), len(RECALLS), len(gt.classes), len(_RANGES), len(limits))
-    precision, recall = np.full(shape, -1.0), np.full((shape[0], *shape[2:]), -1.0)
-    for m, limit in enumerate(limits):
-        precision[..., m], recall[..., m] = accumulate(matches, counts, limit)
-    tables = {
-        name: _select(precision, recall, thresholds, metric, limits.index(metric.limit))
-        for name, metric in names.items()
+    precision, recall = accumulate(matches, counts, limits)
+    tables = {name: _select(precision, recall, thresholds, metric, limits) for name, metric in names.items()}
+    columns = {n: _class_means(table) for n, table in tables.items() if _per_class(n, limits[-1])}
+    per_class = {
+        name: {n: column[k] for n, column in columns.items()} | {"objects": int(counts[k, 0])}
+        for k, name in enumerate(gt.classes)
     }
-    per_class = {}
-    for k, name in enumerate(gt.classes):
-        row = {n: _mean(table[..., k], np.nan) for n, table in tables.items() if _per_class(n, limits[-1])}
-        per_class[name] = row | {"objects": int(counts[k, 0])}
     metrics = {name: _mean(table, -1.0) for name, table in tables.items()}
     return CocoResult(metrics, per_class, precision, recall, thresholds, limits)
 
@@ -106,11 +101,22 @@ def _per_class(name: str, limit: int) -> bool:
     return name.startswith("AP") or name == f"AR{limit}"
 
 
-def _select(precision: np.ndarray, recall: np.ndarray, thresholds: np.ndarray, metric: Metric, m: int) -> np.ndarray:
+def _select(
+    precision: np.ndarray, recall: np.ndarray, thresholds: np.ndarray, metric: Metric, limits: tuple[int, ...]
+) -> np.ndarray:
     """The entries that a number averages, the last axis being the class."""
-    table = (recall if metric.recall else precision)[..., _AREA_NAMES.index(metric.area), m]
+    area = _AREA_NAMES.index(metric.area)
+    table = recall[..., area, limits.index(metric.limit)] if metric.recall else precision[..., area]
     wanted = np.isin(thresholds, THRESHOLDS) if metric.iou is None else thresholds == metric.iou
     return table[wanted]
+
+
+def _class_means(table: np.ndarray) -> list[float]:
+    """The mean of each class (the last axis), NaN where it has no object: there all entries are -1."""
+    rows = np.moveaxis(table, -1, 0).reshape(table.shape[-1], int(np.prod(table.shape[:-1])))
+    means = rows.mean(axis=1)
+    means[rows[:, 0] < 0] = np.nan
+    return list(means.tolist())
 
 
 def _mean(table: np.ndarray, nothing: float) -> float:
@@ -119,33 +125,24 @@ def _mean(table: np.ndarray, nothing: float) -> float:
 
 
 def accumulate(
-    matches: Matches, counts: np.ndarray, limit: int, weights: np.ndarray | None = None
+    matches: Matches, counts: np.ndarray, limits: Sequence[int], weights: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Interpolated precision (T, R, K, A) and recall (T, K, A), -1 where a class has no object to be found.
+    """Interpolated precision (T, R, K, A) at the last limit and recall (T, K, A, M), -1 where there is no object.
 
-    counts (K, A) int64: objects to be found; limit: detections an image and class; weights (images,) int64: how many
-    times each image counts (default once), exactly as if the data held that many copies of it.
+    counts (K, A) int64: objects to be found; limits, ascending: detections an image and class; weights (images,)
+    int64: how many times each image counts (default once), exactly as if the data held that many copies of it.
     """
     from detkit.metrics import kernels
 
-    near = matches.rank < limit
     classes, ranges = counts.shape
     number = len(matches.thresholds)
-    precision = np.full((number, len(RECALLS), classes, ranges), -1.0)
-    recall = np.full((number, classes, ranges), -1.0)
-    image = matches.image[near]
-    kernels.accumulate(
-        np.concatenate(([0], np.cumsum(near)))[matches.starts],
-        matches.matched[near],
-        matches.ignored[near],
-        np.ones(len(image), np.int64) if weights is None else weights[image],
-        counts,
-        number,
-        RECALLS,
-        precision,
-        recall,
-    )
-    return precision, recall
+    precision = np.full((ranges, number, len(RECALLS), classes), -1.0)
+    recall = np.full((ranges, number, classes, len(limits)), -1.0)
+    columns = (matches.starts, matches.matched, matches.ignored, matches.rank, matches.image)
+    weights = np.empty(0, np.int64) if weights is None else weights
+    fixed = (weights, counts, number, np.array(limits), RECALLS, precision, recall)
+    in_class_chunks(lambda first, last: kernels.accumulate(first, last, *columns, *fixed), matches.starts)
+    return np.moveaxis(precision, 0, -1), np.moveaxis(recall, 0, 2)
 
 
 def resampler(
@@ -167,7 +164,7 @@ def resampler(
     matches = match(gt, dt, thresholds=thresholds, areas=areas, max_detections=100)
 
     def value(weights: np.ndarray) -> float:
-        precision, recall = accumulate(matches, positives(gt, areas, weights), wanted.limit, weights)
+        precision, recall = accumulate(matches, positives(gt, areas, weights), [wanted.limit], weights)
         return _mean(recall if wanted.recall else precision, np.nan)
 
     return value

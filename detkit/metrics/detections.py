@@ -6,8 +6,13 @@ Whatever would silently change a score is an error that names the file, the entr
 from __future__ import annotations
 
 import difflib
+import gzip
+import mmap
+import os
 import re
+import stat
 import unicodedata
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn, Protocol
@@ -16,8 +21,10 @@ import msgspec
 import numpy as np
 
 from detkit.errors import DetkitError
+from detkit.metrics.scanner import places, scan_results
 from detkit.metrics.tables import Results
 
+_GZIP = b"\x1f\x8b"
 _FORMS = "give COCO results json ([{image_id, category_id, bbox, score}, ...]) or the lines of detkit detect --json"
 
 
@@ -70,19 +77,16 @@ def read_detections(path: str | Path, data: Labelled) -> tuple[Results, list[str
     scores outside 0..1; boxes of negative size; two lines for one image; a line whose picture has another size.
     """
     path = Path(path)
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise DetkitError("cannot read the detections file", f"{path}: {error.strerror}", "check the path") from None
-    if raw[:2] == b"\x1f\x8b":
-        raise DetkitError("the detections file is compressed", str(path), "unpack it first: gunzip FILE")
-    raw = raw.removeprefix(b"\xef\xbb\xbf")
-    start = raw.lstrip()[:1]
-    if not start:
+    raw = _content(path)
+    start = bom = 3 if raw[:3] == b"\xef\xbb\xbf" else 0
+    while raw[start : start + 1].isspace():
+        start += 1
+    first = raw[start : start + 1]
+    if not first:
         raise DetkitError("the detections file is empty", str(path), "if nothing was found, COCO's form is []")
-    if start not in b"[{":
+    if first not in b"[{":
         raise DetkitError("this is not a detections file", f"{path}, byte 0", _FORMS)
-    results, where, notes = (_read_coco if start == b"[" else _read_lines)(path, raw, data)
+    results, where, notes = _read_coco(path, raw, start, data) if first == b"[" else _read_lines(path, raw[bom:], data)
     _check(results, where)
     flat = int(np.count_nonzero((results.xywh[:, 2:] == 0).any(axis=1)))
     if flat:
@@ -90,25 +94,50 @@ def read_detections(path: str | Path, data: Labelled) -> tuple[Results, list[str
     return results, notes
 
 
-def _read_coco(path: Path, raw: bytes, data: Labelled) -> tuple[Results, Callable[[int], str], list[str]]:
-    entries: list[_Entry] = _decode(raw, list[_Entry], path, 0)
+def _content(path: Path) -> bytes | mmap.mmap:
+    """The file's bytes: unpacked if it is gzip, mapped if it is an ordinary file."""
+    try:
+        with open(path, "rb") as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode) or not about.st_size:
+                raw = file.read()
+                return gzip.decompress(raw) if raw[:2] == _GZIP else raw
+            packed = file.read(2) == _GZIP
+            file.seek(0)
+            return gzip.GzipFile(fileobj=file).read() if packed else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DetkitError(f"the compressed detections file is damaged: {error}", str(path), "copy it again") from None
+    except OSError as error:
+        raise DetkitError("cannot read the detections file", f"{path}: {error.strerror}", "check the path") from None
 
+
+def _read_coco(
+    path: Path, raw: bytes | mmap.mmap, start: int, data: Labelled
+) -> tuple[Results, Callable[[int], str], list[str]]:
     def where(row: int) -> str:
         return f"{path}, entry {row} (counted from 0)"
 
+    def known(index: np.ndarray, key: str, named: Callable[[int], int | str], hint: str) -> None:
+        if len(bad := np.flatnonzero(index < 0)):
+            what = f"{key} {named(int(bad[0]))!r} is not in the data ({len(bad)} such)"
+            raise DetkitError(what, where(int(bad[0])), hint)
+
+    image_hint = _id_hint(data.image_ids, "the part (--split) of the data it was made on")
+    class_hint = _id_hint(data.class_ids, "the data's own category ids")
+    if (found := scan_results(raw, start)) is not None:
+        image, label = places(found.image, data.image_ids), places(found.category, data.class_ids)
+        known(image, "image_id", lambda row: int(found.image[row]), image_hint)
+        known(label, "category_id", lambda row: int(found.category[row]), class_hint)
+        return Results(image, label, found.box, found.score), where, []
+    entries: list[_Entry] = _decode(memoryview(raw)[start:], list[_Entry], path, start)
     images = {key: i for i, key in enumerate(data.image_ids)}
     labels = {key: k for k, key in enumerate(data.class_ids)}
-    image, label = [images.get(e.image_id, -1) for e in entries], [labels.get(e.category_id, -1) for e in entries]
-    if -1 in image:
-        row = image.index(-1)
-        what = f"image_id {entries[row].image_id!r} is not in the data ({image.count(-1)} such)"
-        raise DetkitError(what, where(row), _id_hint(data.image_ids, "the part (--split) of the data it was made on"))
-    if -1 in label:
-        row = label.index(-1)
-        what = f"category_id {entries[row].category_id!r} is not in the data ({label.count(-1)} such)"
-        raise DetkitError(what, where(row), _id_hint(data.class_ids, "the data's own category ids"))
+    image = np.array([images.get(e.image_id, -1) for e in entries], np.int64)
+    label = np.array([labels.get(e.category_id, -1) for e in entries], np.int64)
+    known(image, "image_id", lambda row: entries[row].image_id, image_hint)
+    known(label, "category_id", lambda row: entries[row].category_id, class_hint)
     boxes, scores = [e.bbox for e in entries], [e.score for e in entries]
-    return _results(image, label, np.array(boxes, float).reshape(-1, 4), scores), where, []
+    return Results(image, label, np.array(boxes, float).reshape(-1, 4), np.array(scores, np.float64)), where, []
 
 
 def _read_lines(path: Path, raw: bytes, data: Labelled) -> tuple[Results, Callable[[int], str], list[str]]:
@@ -150,11 +179,8 @@ def _read_lines(path: Path, raw: bytes, data: Labelled) -> tuple[Results, Callab
     xywh[:, 2:] -= xywh[:, :2]
     missing = len(data.image_ids) - len(seen)
     notes = [f"{missing} of {len(data.image_ids)} images have no line in {path.name}"] if missing else []
-    return _results(image, label, xywh, scores), lambda row: f"{path}, line {numbers[row]}", notes
-
-
-def _results(image: list[int], label: list[int], xywh: np.ndarray, scores: list[float]) -> Results:
-    return Results(np.array(image, np.int64), np.array(label, np.int64), xywh, np.array(scores, np.float64))
+    results = Results(np.array(image, np.int64), np.array(label, np.int64), xywh, np.array(scores, np.float64))
+    return results, lambda row: f"{path}, line {numbers[row]}", notes
 
 
 def _check(results: Results, where: Callable[[int], str]) -> None:
@@ -221,7 +247,7 @@ def _common(first: tuple[str, ...], second: tuple[str, ...]) -> int:
     return count
 
 
-def _decode(raw: bytes, kind: Any, path: Path, offset: int, line: int | None = None) -> Any:
+def _decode(raw: bytes | memoryview, kind: Any, path: Path, offset: int, line: int | None = None) -> Any:
     """Typed JSON, or a DetkitError with the entry or byte; offset: where ``raw`` begins in the file."""
     place = f"{path}, line {line}" if line else str(path)
     try:
@@ -236,15 +262,15 @@ def _decode(raw: bytes, kind: Any, path: Path, offset: int, line: int | None = N
         _malformed(str(error), raw, place, offset)
 
 
-def _malformed(problem: str, raw: bytes, place: str, offset: int) -> NoReturn:
+def _malformed(problem: str, raw: bytes | memoryview, place: str, offset: int) -> NoReturn:
     if "truncated" in problem:
         end = offset + len(raw)
         do = "it was cut off while being written or copied: make it again"
         raise DetkitError("the detections file ends too early", f"{place}, byte {end}", do) from None
     byte = re.search(r"\(byte (\d+)\)", problem)
     at = int(byte.group(1)) if byte else 0
-    at -= raw[at - 1 : at] == b"-"
-    word = re.match(rb"-?(NaN|Infinity)", raw[at : at + 10])
+    at -= bytes(raw[max(at - 1, 0) : at]) == b"-"
+    word = re.match(rb"-?(NaN|Infinity)", bytes(raw[at : at + 10]))
     what = f"{word.group(0).decode()} is not a number" if word else f"the detections file is not JSON: {problem}"
     do = "the model's output holds NaN or infinity: repair it first" if word else _FORMS
     raise DetkitError(what, f"{place}, byte {offset + at}", do) from None

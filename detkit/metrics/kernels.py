@@ -8,50 +8,76 @@ and the objects g0..g1 that may meet (one class of one image). Matches are kept 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from detkit.ops.compiled import kernel
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _overlaps(d_box: np.ndarray, g_box: np.ndarray, crowd: np.ndarray, iou: np.ndarray, best: np.ndarray) -> None:
-    """Fills iou (D, G) and its row maxima best (D,); a crowd's overlap is intersection / detection area."""
-    for d in range(d_box.shape[0]):
-        x, y, w, h = d_box[d, 0], d_box[d, 1], d_box[d, 2], d_box[d, 3]
-        best[d] = 0.0
-        for g in range(g_box.shape[0]):
-            value = 0.0
-            wide = min(w + x, g_box[g, 2] + g_box[g, 0]) - max(x, g_box[g, 0])
-            if wide > 0:
-                high = min(h + y, g_box[g, 3] + g_box[g, 1]) - max(y, g_box[g, 1])
-                if high > 0:
-                    shared = wide * high
-                    value = shared / (w * h if crowd[g] else w * h + g_box[g, 2] * g_box[g, 3] - shared)
-            iou[d, g] = value
-            best[d] = max(best[d], value)
+@kernel
+def _overlaps(
+    d_box: np.ndarray, row: int, g_box: np.ndarray, g0: int, g1: int, crowd: np.ndarray, iou: np.ndarray, d: int
+) -> tuple[float, int]:
+    """Fills iou[d], the overlaps of the box d_box[row] with the objects g0..g1 - 1; returns the highest and whose.
+
+    Of equal ones the last counts; -1 where nothing overlaps. A crowd's overlap is intersection / detection area. Ternaries instead of min and max, whose NaN rule costs.
+    """
+    best, top = 0.0, -1
+    x, y, w, h = d_box[row, 0], d_box[row, 1], d_box[row, 2], d_box[row, 3]
+    right, bottom, area = w + x, h + y, w * h
+    for g in range(g0, g1):
+        g_right, g_bottom = g_box[g, 2] + g_box[g, 0], g_box[g, 3] + g_box[g, 1]
+        wide = (right if right < g_right else g_right) - (x if x > g_box[g, 0] else g_box[g, 0])
+        high = (bottom if bottom < g_bottom else g_bottom) - (y if y > g_box[g, 1] else g_box[g, 1])
+        value = 0.0
+        if wide > 0 and high > 0:
+            shared = wide * high
+            value = shared / (area if crowd[g] else area + g_box[g, 2] * g_box[g, 3] - shared)
+            if value >= best:
+                best, top = value, g - g0
+        iou[d, g - g0] = value
+    return best, top
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _choose(
-    iou: np.ndarray, order: np.ndarray, ignore: np.ndarray, crowd: np.ndarray, taken: np.ndarray, least: float
+    iou: np.ndarray, d: int, order: np.ndarray, wanted: int, objects: int, free: np.ndarray, t: int, least: float
 ) -> int:
-    """The object that a detection takes, or -1: the best free one, never an ignored one if another will do.
+    """The object that detection d takes, or -1: the best free one, never an ignored one if another will do.
 
-    Ignored objects come last in ``order``; of equal overlaps the later object wins, as in pycocotools.
+    ``order`` holds the objects, the first ``wanted`` not ignored; of equal overlaps the later one wins, as in
+    pycocotools.
     """
     found = -1
-    for g in order:
-        if taken[g] and not crowd[g]:
-            continue
-        if found >= 0 and ignore[g] and not ignore[found]:
-            break
-        if iou[g] >= least:
-            least = iou[g]
+    for place in range(wanted):
+        g = order[place]
+        if free[t, g] and iou[d, g] >= least:
+            least = iou[d, g]
+            found = g
+    if found >= 0:
+        return found
+    for place in range(wanted, objects):
+        g = order[place]
+        if free[t, g] and iou[d, g] >= least:
+            least = iou[d, g]
             found = g
     return found
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
+def outside(box: np.ndarray, areas: np.ndarray, number: int, bits: np.ndarray) -> None:
+    """Fills bits (D,) uint64 with all ``number`` bits of the area ranges that a detection's own area lies outside of."""
+    full = (np.uint64(1) << np.uint64(number)) - np.uint64(1) if number < 64 else ~np.uint64(0)
+    for d in range(box.shape[0]):
+        area = box[d, 2] * box[d, 3]
+        bits[d] = 0
+        for a in range(areas.shape[0]):
+            out = (area < areas[a, 0]) | (area > areas[a, 1])
+            bits[d] |= full << np.uint64(a * number) if out else np.uint64(0)
+
+
+@kernel
 def match_groups(
     groups: np.ndarray,
+    members: np.ndarray,
     d_box: np.ndarray,
     g_box: np.ndarray,
     g_area: np.ndarray,
@@ -66,9 +92,10 @@ def match_groups(
 ) -> None:
     """COCO's greedy matching of every group (S, 4), for T ascending thresholds and A area ranges (A, 2).
 
-    Writes matched and ignored (uint64; ignored comes in with the bits of detections outside the area ranges set) and
-    taken_object (int64: the object taken at the first threshold of the first area range). g_counts is False for an
-    object that a detection can take without being counted as matched.
+    ``members[d0:d1]`` of a group are rows of d_box, best first; g_* are the objects in the order that groups count in.
+    Changes, in the rows of the detections: matched, ignored (uint64; comes in as ``outside`` fills it) and
+    taken_object (int64: the object taken at the first threshold of the first area range).
+    g_counts is False for an object that a detection can take without being counted as matched.
     """
     number, ranges = thresholds.shape[0], areas.shape[0]
     most_d, most_g = 1, 1
@@ -77,61 +104,72 @@ def match_groups(
         most_g = max(most_g, groups[s, 3] - groups[s, 2])
     iou = np.empty((most_d, most_g))
     best = np.empty(most_d)
-    taken = np.empty((number, most_g), np.bool_)
+    top = np.empty(most_d, np.int64)
+    free = np.empty((number, most_g), np.bool_)
     ignore = np.empty(most_g, np.bool_)
     order = np.empty(most_g, np.int64)
+    least = np.minimum(thresholds, 1 - 1e-10)
     for s in range(groups.shape[0]):
         d0, d1, g0, g1 = groups[s, 0], groups[s, 1], groups[s, 2], groups[s, 3]
-        crowd = g_crowd[g0:g1]
         objects = g1 - g0
-        _overlaps(d_box[d0:d1], g_box[g0:g1], crowd, iou, best)
+        near = False
+        for d in range(d1 - d0):
+            best[d], top[d] = _overlaps(d_box, members[d0 + d], g_box, g0, g1, g_crowd, iou, d)
+            near |= best[d] >= least[0]
+        if not near:
+            continue
         for a in range(ranges):
-            last = 0
+            wanted = 0
             for g in range(objects):
                 area = g_area[g0 + g]
                 ignore[g] = g_ignore[g0 + g] or area < areas[a, 0] or area > areas[a, 1]
                 if not ignore[g]:
-                    order[last] = g
-                    last += 1
+                    order[wanted] = g
+                    wanted += 1
+            place = wanted
             for g in range(objects):
                 if ignore[g]:
-                    order[last] = g
-                    last += 1
-            taken[:, :objects] = False
-            for d in range(d1 - d0):
+                    order[place] = g
+                    place += 1
                 for t in range(number):
-                    least = min(thresholds[t], 1 - 1e-10)
-                    if best[d] < least:
+                    free[t, g] = True
+            for d in range(d1 - d0):
+                if best[d] < least[0]:
+                    continue
+                row = members[d0 + d]
+                for t in range(number):
+                    if best[d] < least[t]:
                         break
-                    g = _choose(iou[d], order[:objects], ignore, crowd, taken[t], least)
-                    if g < 0:
-                        continue
-                    taken[t, g] = True
+                    g = top[d]
+                    if ignore[g] or not free[t, g]:
+                        g = _choose(iou, d, order, wanted, objects, free, t, least[t])
+                        if g < 0:
+                            continue
+                    free[t, g] = g_crowd[g0 + g]
                     bit = np.uint64(1) << np.uint64(a * number + t)
                     if ignore[g]:
-                        ignored[d0 + d] |= bit
+                        ignored[row] |= bit
                     elif g_counts[g0 + g]:
-                        ignored[d0 + d] &= ~bit
+                        ignored[row] &= ~bit
                     if g_counts[g0 + g]:
-                        matched[d0 + d] |= bit
+                        matched[row] |= bit
                     if a == 0 and t == 0:
-                        taken_object[d0 + d] = g0 + g
+                        taken_object[row] = g0 + g
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def best_objects(groups: np.ndarray, d_box: np.ndarray, g_box: np.ndarray, best: np.ndarray, iou: np.ndarray) -> None:
     """The object of highest IoU of each detection, the first of equals: fills best (int64) and iou (float64)."""
+    none = np.zeros(g_box.shape[0], np.bool_)
     for s in range(groups.shape[0]):
         g0, g1 = groups[s, 2], groups[s, 3]
-        none = np.zeros(g1 - g0, np.bool_)
-        row, top = np.empty((1, g1 - g0)), np.empty(1)
+        row = np.empty((1, g1 - g0))
         for d in range(groups[s, 0], groups[s, 1]):
-            _overlaps(d_box[d : d + 1], g_box[g0:g1], none, row, top)
+            iou[d], _ = _overlaps(d_box, d, g_box, g0, g1, none, row, 0)
             best[d] = g0 + np.argmax(row[0])
-            iou[d] = top[0]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _decided_by_area(matched: np.uint64, ignored: np.uint64, number: int, ranges: int) -> bool:
     """True for a detection that takes nothing at any threshold, so that only its area says where it counts."""
     if matched != 0:
@@ -144,47 +182,58 @@ def _decided_by_area(matched: np.uint64, ignored: np.uint64, number: int, ranges
     return True
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def accumulate(
+    first: int,
+    last: int,
     starts: np.ndarray,
     matched: np.ndarray,
     ignored: np.ndarray,
-    weight: np.ndarray,
+    rank: np.ndarray,
+    image: np.ndarray,
+    weights: np.ndarray,
     positives: np.ndarray,
     number: int,
+    limits: np.ndarray,
     recalls: np.ndarray,
     precision: np.ndarray,
     recall: np.ndarray,
 ) -> None:
-    """Interpolated precision (T, R, K, A) and recall (T, K, A) from detections sorted by class, then best first.
+    """Interpolated precision (A, T, R, K) and recall (A, T, K, M) of the classes first..last - 1.
 
-    Rows of class k are starts[k]..starts[k + 1]; weight (int64) says how many times a row's image counts; positives
-    (K, A) int64 are the objects to be found. Entries of classes without objects stay as they are.
+    Rows of class k are starts[k]..starts[k + 1], best first; limits (M,) ascending: detections an image and class, the
+    last one the precision's; weights (images,) int64 says how many times an image counts, () that all count once;
+    positives (K, A) int64 are the objects to be found. Entries of classes without objects stay as they are.
     The envelope of precision changes at true positives only, so nothing else is stored.
     """
     ranges = positives.shape[1]
+    most_allowed = limits[-1]
+    weighted = weights.shape[0] > 0
     eps = np.spacing(1.0)
     most = 1
-    for k in range(positives.shape[0]):
+    for k in range(first, last):
         most = max(most, starts[k + 1] - starts[k])
-    rows = np.empty(most, np.int64)
+    kept_rows = np.empty(most, np.int64)
     before = np.empty((most, ranges), np.int64)
     base = np.empty(ranges, np.int64)
     hits = np.empty(most, np.int64)
     curve = np.empty(most)
-    for k in range(positives.shape[0]):
+    found = np.empty(limits.shape[0], np.int64)
+    for k in range(first, last):
         base[:] = 0
         kept = 0
         for q in range(starts[k], starts[k + 1]):
-            if weight[q] == 0:
+            weight = weights[image[q]] if weighted else 1
+            if weight == 0 or rank[q] >= most_allowed:
                 continue
             if _decided_by_area(matched[q], ignored[q], number, ranges):
                 for a in range(ranges):
                     if not (ignored[q] >> np.uint64(a * number)) & np.uint64(1):
-                        base[a] += weight[q]
+                        base[a] += weight
                 continue
-            rows[kept] = q
-            before[kept] = base
+            kept_rows[kept] = q
+            for a in range(ranges):
+                before[kept, a] = base[a]
             kept += 1
         for a in range(ranges):
             if positives[k, a] == 0:
@@ -193,22 +242,27 @@ def accumulate(
             for t in range(number):
                 bit = np.uint64(1) << np.uint64(a * number + t)
                 true, false, points = 0, 0, 0
+                found[:] = 0
                 for j in range(kept):
-                    q = rows[j]
+                    q = kept_rows[j]
                     if ignored[q] & bit:
                         continue
+                    weight = weights[image[q]] if weighted else 1
                     if matched[q] & bit:
-                        true += weight[q]
+                        true += weight
                         hits[points] = true
                         curve[points] = true / (np.float64(false + before[j, a]) + np.float64(true) + eps)
                         points += 1
+                        for m in range(limits.shape[0]):
+                            found[m] += weight if rank[q] < limits[m] else 0
                     else:
-                        false += weight[q]
-                recall[t, k, a] = true / total
+                        false += weight
+                for m in range(limits.shape[0]):
+                    recall[a, t, k, m] = found[m] / total
                 for j in range(points - 2, -1, -1):
                     curve[j] = max(curve[j], curve[j + 1])
                 j = 0
                 for r in range(recalls.shape[0]):
                     while j < points and hits[j] / total < recalls[r]:
                         j += 1
-                    precision[t, r, k, a] = curve[j] if j < points else 0.0
+                    precision[a, t, r, k] = curve[j] if j < points else 0.0

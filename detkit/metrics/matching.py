@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from detkit.metrics.tables import GroundTruth, Results
+from detkit.ops.compiled import run_chunks, thread_count
+from detkit.ops.inputs import behaved
 
 ALL_AREAS = np.array([[0.0, 1e5**2]])
+_THREADED = 50_000  # detections above which starting threads costs less than it saves
 
 
 @dataclass(slots=True, frozen=True, eq=False)
 class Matches:
     """Detections after matching, sorted by class, then best first (equal scores: by image, then in file order).
 
-    row (D,) int64, the detection's row in its Results; image, label (D,) int64; score (D,) float64; rank (D,) int64,
+    row (D,) int64, the detection's row in its Results; image, label (D,) int64; score (D,) float64; rank (D,) int32,
     its place among its group's scores; matched, ignored (D,) uint64, bit ``a * thresholds + t``; taken (D,) int64, row
     of the object taken at the first threshold of the first area range, or -1; starts (K + 1,) int64, the rows of each
     class; thresholds (T,); areas (A, 2) square pixels.
@@ -57,26 +61,70 @@ def check_tables(gt: GroundTruth, dt: Results) -> None:
         raise ValueError("Results: scores and boxes must be finite numbers")
 
 
-def score_order(gt: GroundTruth, dt: Results) -> np.ndarray:
-    """Rows of ``dt``, best score first; equal scores by the rank of their image, then in file order (int64)."""
-    image = dt.image if gt.rank is None else gt.rank[dt.image]
-    by_image = np.argsort(image, kind="stable")
-    return by_image[np.argsort(-dt.score[by_image], kind="stable")]
+@dataclass(slots=True, frozen=True, eq=False)
+class Groups:
+    """Detections and objects that may meet, class after class: see ``order_kernels.group``.
+
+    rows (D,) int32: rows of the detections, by class (starts, (K + 1,) int64), best first; g_rows (G,) int32: rows of
+    the objects, by class, then image; rank (D,) int32; groups (S, 4) int64; members (M,) int32.
+    """
+
+    rows: np.ndarray
+    starts: np.ndarray
+    g_rows: np.ndarray
+    rank: np.ndarray
+    groups: np.ndarray
+    members: np.ndarray
 
 
-def group_rows(d_key: np.ndarray, g_key: np.ndarray) -> np.ndarray:
-    """Runs of equal keys that both sorted key arrays have: (S, 4) int64 rows d0, d1, g0, g1."""
-    common = np.intersect1d(d_key, g_key)
-    bounds = [np.searchsorted(keys, common, side) for keys in (d_key, g_key) for side in ("left", "right")]
-    return np.stack(bounds, axis=1).astype(np.int64)
+def group_by_class(gt: GroundTruth, dt: Results, limit: int | None = None, by_class: bool = True) -> Groups:
+    """Sorts detections (equal scores: by the rank of their image, then in file order) and groups them with objects.
+
+    Only the ``limit`` best of each image and class stay. by_class=False puts all in one class.
+    """
+    from detkit.metrics import order_kernels as kernels
+
+    image, g_image = _plain(dt.image, np.int64), _plain(gt.image, np.int64)
+    d_label, g_label = _plain(dt.label, np.int64), _plain(gt.label, np.int64)
+    classes = len(gt.classes)
+    if not by_class:
+        classes, d_label, g_label = 1, np.zeros_like(d_label), np.zeros_like(g_label)
+    place = image if gt.rank is None else gt.rank[image]
+    order = np.arange(len(dt), dtype=np.int32)
+    if (place[1:] < place[:-1]).any():
+        order, _ = kernels.count_sort(place, gt.images, order)
+    order = kernels.descending(_plain(dt.score, np.float64), order)
+    rows, starts = kernels.count_sort(d_label, classes, order)
+    by_image, _ = kernels.count_sort(g_image, gt.images, np.arange(len(g_image), dtype=np.int32))
+    g_rows, g_starts = kernels.count_sort(g_label, classes, by_image)
+    tables = (image, g_image, g_rows, g_starts, gt.images)
+    limit = len(dt) if limit is None else limit
+    rank, groups, members = kernels.group(rows, starts, *tables, limit)
+    near = rank < limit
+    if not near.all():
+        rows, starts = rows[near], np.concatenate(([0], np.cumsum(near)))[starts]
+        rank, groups, members = kernels.group(rows, starts, *tables, limit)
+    # By image: files keep an image's boxes together, so matching reads memory in order.
+    groups = groups[np.argsort(g_image[g_rows[groups[:, 2]]], kind="stable")]
+    return Groups(rows, starts, g_rows, rank, groups, members)
 
 
-def places_in_runs(key: np.ndarray) -> np.ndarray:
-    """The place of each element of a sorted array within its run of equal values, from 0 (int64)."""
-    if not len(key):
-        return np.zeros(0, np.int64)
-    first = np.flatnonzero(np.concatenate(([True], key[1:] != key[:-1])))
-    return np.arange(len(key)) - np.repeat(first, np.diff(np.append(first, len(key))))
+def _plain(values: np.ndarray, dtype: type) -> np.ndarray:
+    """As kernels take it: they are compiled again for any other type or layout."""
+    return behaved(np.asarray(values, dtype))
+
+
+def _threads(detections: int) -> int:
+    return thread_count() if detections >= _THREADED else 1
+
+
+def in_class_chunks(work: Callable[[int, int], object], starts: np.ndarray) -> None:
+    """Calls work(first class, last class) on parts of about as many rows; small tables do not pay for threads."""
+    classes = len(starts) - 1
+    threads = min(_threads(int(starts[-1])), classes)
+    cuts = np.searchsorted(starts, np.arange(1, threads) * (starts[-1] / max(threads, 1))).tolist()
+    bounds = [0, *(min(cut, classes) for cut in cuts), classes]
+    run_chunks(lambda start, stop: work(bounds[start], bounds[stop]), threads, max(threads, 1))
 
 
 def match(
@@ -103,59 +151,37 @@ def match(
     thresholds, areas = np.sort(np.asarray(thresholds, float)), np.asarray(areas, float).reshape(-1, 2)
     if not len(thresholds) or thresholds[0] <= 0 or thresholds[-1] > 1 or len(thresholds) * len(areas) > 64:
         raise ValueError("IoU thresholds must lie in (0, 1], at most 64 pairs of threshold and area range")
-    d_label, g_label = (dt.label, gt.label) if by_class else (np.zeros_like(dt.label), np.zeros_like(gt.label))
-    order = score_order(gt, dt)
-    d_key = (d_label * gt.images + dt.image)[order]
-    grouped = np.argsort(d_key, kind="stable")
-    rank = places_in_runs(d_key[grouped])
-    near = rank < max_detections
-    rows, d_key, rank = order[grouped][near], d_key[grouped][near], rank[near]
-    g_key = g_label * gt.images + gt.image
-    g_order = np.argsort(g_key, kind="stable")
-    boxes = np.ascontiguousarray(dt.xywh[rows], dtype=np.float64)
-    matched, taken = np.zeros(len(rows), np.uint64), np.full(len(rows), -1, np.int64)
-    ignored = _outside_bits(boxes[:, 2] * boxes[:, 3], areas, len(thresholds))
-    kernels.match_groups(
-        group_rows(d_key, g_key[g_order]),
-        boxes,
-        np.ascontiguousarray(gt.xywh[g_order], dtype=np.float64),
-        gt.area[g_order].astype(np.float64),
-        gt.crowd[g_order],
-        (gt.crowd | gt.difficult)[g_order],
-        gt.ids[g_order] != 0,
-        thresholds,
-        areas,
-        matched,
-        ignored,
-        taken,
+    grouped = group_by_class(gt, dt, max_detections, by_class)
+    rows, g_rows = grouped.rows.astype(np.int64), grouped.g_rows  # an index of another type is converted at each use
+    boxes = _plain(dt.xywh, np.float64)
+    matched, ignored = np.zeros(len(dt), np.uint64), np.empty(len(dt), np.uint64)
+    taken = np.full(len(dt), -1, np.int64)
+    kernels.outside(boxes, areas, len(thresholds), ignored)
+    tables = (
+        _plain(gt.xywh[g_rows], np.float64),
+        _plain(gt.area[g_rows], np.float64),
+        gt.crowd[g_rows],
+        (gt.crowd | gt.difficult)[g_rows],
+        gt.ids[g_rows] != 0,
     )
-    taken[taken >= 0] = g_order[taken[taken >= 0]]
-    place = np.empty(len(dt), np.int64)
-    place[order] = np.arange(len(dt))
-    by_score = np.lexsort((place[rows], d_label[rows]))
-    rows = rows[by_score]
+    groups, threads = grouped.groups, _threads(len(dt))
+    rest = (grouped.members, boxes, *tables, thresholds, areas, matched, ignored, taken)
+    run_chunks(lambda start, stop: kernels.match_groups(groups[start:stop], *rest), len(groups), threads)
+    on_object = np.flatnonzero(taken >= 0)
+    taken[on_object] = g_rows[taken[on_object]]
     return Matches(
         row=rows,
         image=dt.image[rows],
         label=dt.label[rows],
         score=dt.score[rows],
-        rank=rank[by_score],
-        matched=matched[by_score],
-        ignored=ignored[by_score],
-        taken=taken[by_score],
-        starts=np.searchsorted(d_label[rows], np.arange(len(gt.classes) + 1)),
+        rank=grouped.rank,
+        matched=matched[rows],
+        ignored=ignored[rows],
+        taken=taken[rows],
+        starts=grouped.starts,
         thresholds=thresholds,
         areas=areas,
     )
-
-
-def _outside_bits(area: np.ndarray, areas: np.ndarray, number: int) -> np.ndarray:
-    """(D,) uint64 with all bits of the area ranges that a detection's own area lies outside of."""
-    bits = np.zeros(len(area), np.uint64)
-    for a, (low, high) in enumerate(areas):
-        part = np.uint64(((1 << number) - 1) << (a * number))
-        bits[(area < low) | (area > high)] |= part
-    return bits
 
 
 def positives(gt: GroundTruth, areas: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detkit.metrics.coco import iou_name
-from detkit.metrics.matching import check_tables, group_rows, positives, score_order
+from detkit.metrics.matching import check_tables, group_by_class, positives
 from detkit.metrics.tables import GroundTruth, Results
 
 _ALL = np.array([[-np.inf, np.inf]])
@@ -130,23 +130,22 @@ def _matched(gt: GroundTruth, dt: Results, iou: float) -> tuple[np.ndarray, np.n
     check_tables(gt, dt)
     if not 0 < iou <= 1:
         raise ValueError(f"the IoU threshold must lie in (0, 1], got {iou}")
-    order = score_order(gt, dt)
-    order = order[np.argsort(dt.label[order], kind="stable")]
-    d_key, g_key = (dt.label * gt.images + dt.image)[order], gt.label * gt.images + gt.image
-    grouped, g_order = np.argsort(d_key, kind="stable"), np.argsort(g_key, kind="stable")
-    best, overlap = np.full(len(order), -1, np.int64), np.zeros(len(order))
+    grouped = group_by_class(gt, dt)
+    rows = grouped.rows
+    best, overlap = np.full(len(grouped.members), -1, np.int64), np.zeros(len(grouped.members))
     kernels.best_objects(
-        group_rows(d_key[grouped], g_key[g_order]),
-        np.ascontiguousarray(dt.xywh[order][grouped], dtype=np.float64),
-        np.ascontiguousarray(gt.xywh[g_order], dtype=np.float64),
+        grouped.groups,
+        np.ascontiguousarray(dt.xywh[grouped.members], dtype=np.float64),
+        np.ascontiguousarray(gt.xywh[grouped.g_rows], dtype=np.float64),
         best,
         overlap,
     )
-    taken = np.full(len(order), -1, np.int64)
-    taken[grouped] = np.where((best >= 0) & (overlap >= iou), g_order[best] if len(g_order) else -1, -1)
+    taken = np.full(len(dt), -1, np.int64)
+    taken[grouped.members] = np.where(overlap >= iou, grouped.g_rows[best], -1)
+    taken = taken[rows]
     on_object = np.flatnonzero(taken >= 0)
-    skipped = np.zeros(len(order), bool)
+    skipped = np.zeros(len(rows), bool)
     skipped[on_object] = (gt.difficult | gt.crowd)[taken[on_object]]
-    first = np.zeros(len(order), bool)
+    first = np.zeros(len(rows), bool)
     first[on_object[np.unique(taken[on_object], return_index=True)[1]]] = True
-    return dt.label[order], order, first & ~skipped, ~skipped
+    return dt.label[rows], rows, first & ~skipped, ~skipped

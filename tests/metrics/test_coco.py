@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from detkit.metrics import coco
-from detkit.metrics.matching import match
+from detkit.metrics.matching import match, positives
 from detkit.metrics.tables import GroundTruth, Results, image_rank
 
 Make = Callable[..., Any]
@@ -105,7 +105,13 @@ def test_random_tables_are_bit_equal_to_pycocotools(seed: int) -> None:
     reference = pycocotools(ids, list(range(len(gt.classes))), *as_records(ids, gt, dt))
     got = coco.evaluate(gt, dt)
     assert list(got.metrics.values()) == reference.stats.tolist()
-    np.testing.assert_array_equal(got.precision, reference.eval["precision"])
+    np.testing.assert_array_equal(got.precision, reference.eval["precision"][..., -1])
+    matches = match(gt, dt, thresholds=coco.THRESHOLDS, areas=np.array(list(coco.AREAS.values())))
+    counts = positives(gt, matches.areas)
+    for m, limit in enumerate(got.max_detections):
+        np.testing.assert_array_equal(
+            coco.accumulate(matches, counts, [limit])[0], reference.eval["precision"][..., m]
+        )
     np.testing.assert_array_equal(got.recall, reference.eval["recall"])
 
 
@@ -184,7 +190,7 @@ def test_ap_at_any_iou_leaves_the_other_numbers_alone() -> None:
         assert coco.evaluate(gt, dt, iou=iou).metrics == {**plain.metrics, coco.iou_name(iou): plain.metrics[like]}
     more = coco.evaluate(gt, dt, iou=0.6)
     assert {name: more.metrics[name] for name in plain.metrics} == plain.metrics
-    assert more.metrics["AP60"] == pytest.approx(np.mean(plain.precision[2, :, :, 0, -1]))
+    assert more.metrics["AP60"] == pytest.approx(np.mean(plain.precision[2, :, :, 0]))
     assert "AP12.5" in coco.evaluate(gt, dt, iou=0.125).metrics
 
 
