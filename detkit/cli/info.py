@@ -1,39 +1,105 @@
-"""``detkit info``: what a weights file holds, read from its header alone."""
+"""``detkit info``: what a model file says of itself, and what a network is made of, layer by layer."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from detkit.cli.common import JsonOption, print_json
 
+if TYPE_CHECKING:
+    from detkit.engine.summary import Summary
+
 
 def info(
-    file: Annotated[str, typer.Argument(metavar="FILE|NAME", help="Weights file, run folder or shipped name.")],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="FILE|NAME", help="Model file, run folder, config, or a shipped name or backbone's."),
+    ],
+    layers: Annotated[bool, typer.Option("--layers", help="Of a model file too, the table of its layers.")] = False,
+    size: Annotated[
+        str | None,
+        typer.Option("--input", metavar="HxWx3", help="Picture that the layers see (default: the network's)."),
+    ] = None,
+    num_classes: Annotated[
+        int | None, typer.Option("--num-classes", min=1, help="Of a backbone's classifier or a config's detector.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Show classes, input geometry, scores and training record of a weights file (no torch, nothing executed)."""
-    from detkit.zoo import read_header, resolve
+    """Show a model file's classes, input geometry, scores and training record (no torch, nothing executed), or a
+    network's layers: shapes, parameters, multiply-adds, receptive field and stride in pixels of the input."""
+    from detkit.backbones import BACKBONES
 
-    path = resolve(file)
+    facts, summary = {}, None
+    pixels = None if size is None else _pixels(size)
+    if name in BACKBONES or _is_config(name):
+        from detkit.engine import summary as made_of
+
+        of = made_of.of_backbone if name in BACKBONES else made_of.of_config
+        summary = of(name, pixels, num_classes)
+    else:
+        facts = _header(name)
+        if layers or pixels:
+            from detkit.engine.summary import of_file
+
+            summary = of_file(facts["file"], pixels)
+    if as_json:
+        print_json(facts | (summary.to_dict() if summary else {}))
+        return 0
+    _print_facts(facts)
+    if summary:
+        _print_layers(summary)
+    return 0
+
+
+def _pixels(text: str) -> tuple[int, int]:
+    from detkit.errors import DetkitError
+
+    parts = text.lower().split("x")
+    if len(parts) == 2:
+        parts.append("3")
+    if len(parts) != 3 or not all(part.isdigit() and int(part) for part in parts) or parts[2] != "3":
+        raise DetkitError(f"no size of a picture: {text}", "--input", "give height x width x 3 channels, as 224x224x3")
+    return int(parts[0]), int(parts[1])
+
+
+def _is_config(name: str) -> bool:
+    from pathlib import Path
+
+    from detkit.config import shipped_configs
+
+    return name in shipped_configs() or Path(name).suffix in (".yaml", ".yml")
+
+
+def _header(name: str) -> dict[str, Any]:
+    from detkit.backbones import BACKBONES
+    from detkit.config import shipped_configs
+    from detkit.config.schema import nearest
+    from detkit.errors import DetkitError
+    from detkit.zoo import WEIGHTS, read_header, resolve
+
+    try:
+        path = resolve(name)
+    except DetkitError as error:
+        names = [*WEIGHTS, *shipped_configs(), *BACKBONES]
+        hint = nearest(name, names)
+        raise DetkitError(error.what, error.where, hint if hint.startswith("did") else error.do) from None
     header = read_header(path)
-    tensors = header["tensors"]
-    parameters = sum(tensor["count"] for tensor in tensors.values())
-    facts = {
+    return {
         "file": str(path),
         "bytes": path.stat().st_size,
         "format": header["format"],
-        "parameters": parameters,
+        "parameters": sum(tensor["count"] for tensor in header["tensors"].values()),
         "classes": header["classes"],
         "resize": header["resize"],
         "threshold": header["threshold"],
         "record": header["record"],
         "model": header["config"].get("model", {}),
     }
-    if as_json:
-        print_json(facts)
-        return 0
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
     for name, value in facts.items():
         if isinstance(value, dict):
             print(f"{name}:")
@@ -41,9 +107,30 @@ def info(
                 print(f"  {key:<14} {_short(item)}")
         else:
             print(f"{name:<12} {', '.join(value) if isinstance(value, list) else value}")
-    return 0
 
 
 def _short(value: object) -> str:
     text = f"{value:.4f}" if isinstance(value, float) else str(value)
     return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _print_layers(summary: Summary) -> None:
+    from math import prod
+
+    rows = [("layer", "kind", "output", "size", "parameters", "multiply-adds", "field", "stride")]
+    rows.append(("input", "", _shape(summary.input), f"{prod(summary.input):,}", "", "", "1", "1"))
+    for layer in summary.layers:
+        counts = (f"{n:,}" for n in (prod(layer.output), layer.parameters, layer.multiply_adds))
+        sees = (f"{n:g}" for n in (layer.receptive_field, layer.stride))
+        rows.append((layer.name, layer.kind, _shape(layer.output), *counts, *sees))  # type: ignore[arg-type]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        cells = (text.ljust(w) if i < 3 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True)))
+        print("  ".join(cells).rstrip())
+    total = summary.total
+    print(f"\n{total['parameters']:,} parameters, {total['multiply_adds']:,} multiply-adds")
+    print(f"{total['layers']} layers with weights, {total['depth']} on the longest path")
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

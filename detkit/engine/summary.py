@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -14,12 +15,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from detkit.errors import DetkitError
+
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One call of a layer. name: of the module; kind: its class; output: without the batch, (H, W, C) of a map;
+    """One call of a layer. name: of the module; kind: its class, kernel/stride and groups; output: without the batch, (H, W, C) of a map;
     parameters: 0 in a layer's later calls; receptive_field, stride: of an output cell in input pixels, along the longer
     side; first_centre: of cell 0, in input pixels.
 
@@ -47,6 +50,10 @@ class Summary:
     layers: list[Layer]
     total: dict[str, int]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as ``detkit info --json`` prints them."""
+        return asdict(self)
+
 
 class Field(NamedTuple):
     """What a cell sees: size and stride in input pixels, the centre of cell 0, and the layers on the longest path."""
@@ -65,7 +72,7 @@ class Field(NamedTuple):
 def summarise(network: nn.Module, size: tuple[int, int], run: Callable[[Tensor], Any] | None = None) -> Summary:
     """The layers that ``run`` (the network itself by default) calls for one picture of ``size`` height, width.
 
-    Works on the meta device, where nothing is computed. The network is left in evaluation mode.
+    Works on the meta device, where nothing is computed.
     """
     tracer = _Tracer()
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
@@ -76,7 +83,7 @@ def summarise(network: nn.Module, size: tuple[int, int], run: Callable[[Tensor],
     handles += [module.register_forward_pre_hook(tracer.before) for _, module in leaves]
     try:
         with torch.no_grad(), tracer:
-            (run or network.eval())(pixels)
+            (run or network)(pixels)
     finally:
         for handle in handles:
             handle.remove()
@@ -88,6 +95,83 @@ def summarise(network: nn.Module, size: tuple[int, int], run: Callable[[Tensor],
         "depth": tracer.depth,
     }
     return Summary((*size, 3), tracer.layers, total)
+
+
+def of_backbone(name: str, size: tuple[int, int] | None = None, num_classes: int | None = None) -> Summary:
+    """The classifier on the backbone ``name``, as published where size or number of classes are not given.
+
+    Raises:
+        DetkitError: a picture too small for it.
+    """
+    from detkit.backbones import BACKBONES
+
+    module, attribute = BACKBONES[name].split(":")
+    with torch.device("meta"):
+        network = getattr(import_module(module), attribute)(num_classes or 0)
+    return _checked(network, size or (network.backbone.size,) * 2)
+
+
+def of_config(path_or_name: str, size: tuple[int, int] | None = None, num_classes: int | None = None) -> Summary:
+    """The detector of a config, whose data need not be there: for ``num_classes``, or its ``data.classes``, or 80.
+
+    Raises:
+        DetkitError: as ``detkit.config.read_config``; a picture too small for it.
+    """
+    from detkit.config import build_detector, read_config
+    from detkit.engine.options import TrainOptions
+
+    config = read_config(path_or_name, train_schema=TrainOptions)
+    model, named = config.model, config.data["classes"]
+    model["weights"] = "none"
+    for part in ("backbone", "proposals"):
+        if model[part] and "weights" in model[part]:
+            model[part]["weights"] = "none"
+    classes = [str(k) for k in range(num_classes or len(named or range(80)))]
+    count = model["head"].get("anchors_per_level", 1) * len(model["backbone"]["taps"])
+    with torch.device(_device(model["proposals"])):
+        detector = build_detector(config, classes, anchors=[[8.0, 8.0]] * count)
+    return of_detector(detector, size)
+
+
+def of_file(path: str, size: tuple[int, int] | None = None) -> Summary:
+    """The detector in a model file or run folder. Raises DetkitError as ``detkit.load``."""
+    from detkit.config import load
+
+    detector = load(path)
+    return of_detector(detector.to(_device(detector.proposals)), size)
+
+
+def of_detector(detector: Any, size: tuple[int, int] | None = None) -> Summary:
+    """A detector for a picture of ``size``, by default its own input's; what a head does to regions, for one region.
+
+    Raises:
+        DetkitError: a picture too small for it.
+    """
+
+    def run(pixels: Tensor) -> None:
+        features, regions = detector.features(pixels), None
+        if detector.proposals is not None:
+            if isinstance(detector.proposals, nn.Module):
+                detector.proposals(features)
+            height, width = pixels.shape[-2:]
+            regions = [pixels.new_tensor([[0, 0, width, height]])]
+        detector.head.raw(features, regions)
+
+    return _checked(detector, size or detector.resize.input_size, run)
+
+
+def _device(proposals: Any) -> str:
+    """Regions are cut out of real maps; everything else is only counted."""
+    return "cpu" if proposals else "meta"
+
+
+def _checked(network: nn.Module, size: tuple[int, int], run: Callable[[Tensor], Any] | None = None) -> Summary:
+    try:
+        return summarise(network.eval(), size, run)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        what = f"the network does not take a picture of {size[0]} x {size[1]} pixels: {reason}"
+        raise DetkitError(what, "--input", "give a larger one, such as 224x224x3") from None
 
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -156,9 +240,22 @@ class _Tracer(TorchDispatchMode):
                 shape = tuple(tensor.shape[1:])
                 shape = (*shape[1:], shape[0]) if len(shape) == 3 else shape
                 numbers_of_field = (field.size, field.stride, field.centre)
-                self.layers.append(Layer(name, type(module).__name__, shape, parameters, added, *numbers_of_field))
+                self.layers.append(Layer(name, _kind(module), shape, parameters, added, *numbers_of_field))
 
         return note
+
+
+def _kind(module: nn.Module) -> str:
+    """The class, and of a convolution or pooling the kernel, the stride behind a slash and the groups."""
+    words = [type(module).__name__]
+    kernel, stride = getattr(module, "kernel_size", None), getattr(module, "stride", 1)
+    if kernel is not None:
+        high, wide = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+        step = stride[-1] if isinstance(stride, tuple) else stride
+        words.append(f"{high}x{wide}" + (f"/{step}" if step > 1 else ""))
+    if getattr(module, "groups", 1) > 1:
+        words.append(f"groups {module.groups}")
+    return " ".join(words)
 
 
 def _cells(tensor: Tensor) -> int:
