@@ -22,9 +22,9 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One call of a layer. name: of the module; kind: its class, kernel/stride and groups; output: without the batch, (H, W, C) of a map;
-    parameters: 0 in a layer's later calls; receptive_field, stride: of an output cell in input pixels, along the longer
-    side; first_centre: of cell 0, in input pixels.
+    """One call of a layer. name: of the module; kind: its class, kernel/stride and groups; output: without the batch,
+    (H, W, C) of a map; parameters: 0 in a layer's later calls; receptive_field, stride: of an output cell in input
+    pixels, along the longer side; first_centre: of cell 0, in input pixels.
 
     A layer that reads the whole map is a cell with the map's field. The gates of squeeze-and-excitation are left out of
     receptive fields: through them every cell sees a little of the whole picture.
