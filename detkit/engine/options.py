@@ -15,7 +15,9 @@ class TrainOptions:
     """How to train. Raises DetkitError (code 2), naming the key, for a value that makes no sense.
 
     epochs: passes over the training set; batch: pictures a step (of all processes together, before accumulation);
-    accumulate: batches whose gradients are added up before the weights move; limit: only the first pictures (0: all).
+    accumulate: batches whose gradients are added up before the weights move; limit: only the first pictures (0: all);
+    balance: pictures with classes that are in less than this share of the pictures are drawn more often (0: all alike;
+    Gupta et al., LVIS, 2019, section 4.2).
 
     optimizer, lr, momentum (SGD, RMSprop), weight_decay (never of biases and normalisation layers); backbone_lr: the
     rate of ``detector.backbone`` (none: lr); schedule: ``cosine`` falls to final_lr * lr, ``step`` multiplies by
@@ -35,6 +37,7 @@ class TrainOptions:
     batch: int = 16
     accumulate: int = 1
     limit: int = 0
+    balance: float = 0.0
     seed: int = 0
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw"
     lr: float = 2e-3
@@ -70,6 +73,7 @@ class TrainOptions:
         for name in ("momentum", "ema"):
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         self._require("backbone_lr", self.backbone_lr is None or self.backbone_lr >= 0, "0 or more")
+        self._require("balance", 0 <= self.balance <= 1, "between 0 and 1")
         self._require("final_lr", 0 <= self.final_lr <= 1, "between 0 and 1")
         self._require("step_at", all(0 < share < 1 for share in self.step_at), "shares of the run between 0 and 1")
 

@@ -80,6 +80,7 @@ class Session:
             shuffle=shuffle,
             rank=self.runtime.rank,
             world=self.runtime.world,
+            balance=self.options.balance,
             pin=self.runtime.device.type == "cuda",
             on_bad_image=lambda error: self.tell(Notice(f"left out: {error.where}: {error.what}")),
         )

@@ -1,6 +1,12 @@
-"""Feature pyramid (Lin et al. 2017, arXiv 1612.03144, section 3), light enough for a CPU."""
+"""Feature pyramid (Lin et al. 2017, arXiv 1612.03144, section 3), light enough for a CPU.
+
+With ``bottom_up`` a path aggregation network (Liu et al. 2018, arXiv 1803.01534, section 3.1): a second way, from fine
+to coarse, on which places travel to the coarse maps in a few steps instead of through the whole backbone.
+"""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,35 +17,54 @@ class FPN(nn.Module):
 
     channels, strides: of the maps that come in, finest first; out: channels of every map that goes out; kernel: width
     of the smoothing convolution (odd); depthwise: smooth each channel by itself and then mix with 1 x 1 (as light
-    detectors do) instead of the paper's full convolution. Unlike the paper's, each convolution has a BatchNorm.
+    detectors do) instead of the paper's full convolution; bottom_up: add the second way. Unlike the papers', each
+    convolution has a BatchNorm.
 
     Raises:
         ValueError: an even kernel.
     """
 
     def __init__(
-        self, channels: list[int], strides: list[int], *, out: int = 96, kernel: int = 5, depthwise: bool = True
+        self,
+        channels: list[int],
+        strides: list[int],
+        *,
+        out: int = 96,
+        kernel: int = 5,
+        depthwise: bool = True,
+        bottom_up: bool = False,
     ) -> None:
         super().__init__()
         if kernel % 2 == 0:
             raise ValueError(f"kernel must be odd, got {kernel}")
         self.channels, self.strides = [out] * len(channels), list(strides)
         self.lateral = nn.ModuleList(_unit(width, out, 1) for width in channels)
-        self.smooth = nn.ModuleList(
-            nn.Sequential(_unit(out, out, kernel, groups=out), nn.ReLU(inplace=True), _unit(out, out, 1))
-            if depthwise
-            else _unit(out, out, kernel)
-            for _ in channels
+        self.smooth = nn.ModuleList(_smoothing(out, kernel, depthwise) for _ in channels)
+        ratios = [coarse // fine for fine, coarse in pairwise(strides)] if bottom_up else []
+        self.shrink = nn.ModuleList(
+            _unit(out, out, max(3, ratio | 1), groups=out if depthwise else 1, stride=ratio) for ratio in ratios
         )
+        self.join = nn.ModuleList(_smoothing(out, kernel, depthwise) for _ in ratios)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """(B, channels[i], H_i, W_i) maps to (B, out, H_i, W_i) maps, finest first."""
         maps = [lateral(feature) for lateral, feature in zip(self.lateral, features, strict=True)]
         for level in range(len(maps) - 1, 0, -1):
             maps[level - 1] = maps[level - 1] + F.interpolate(maps[level], size=maps[level - 1].shape[-2:])
-        return [F.relu(smooth(x), inplace=True) for smooth, x in zip(self.smooth, maps, strict=True)]
+        maps = [F.relu(smooth(x), inplace=True) for smooth, x in zip(self.smooth, maps, strict=True)]
+        for level, (shrink, join) in enumerate(zip(self.shrink, self.join, strict=True)):
+            maps[level + 1] = F.relu(join(maps[level + 1] + shrink(maps[level])), inplace=True)
+        return maps
 
 
-def _unit(inputs: int, outputs: int, kernel: int, groups: int = 1) -> nn.Sequential:
-    conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=False)
+def _unit(inputs: int, outputs: int, kernel: int, groups: int = 1, stride: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+
+def _smoothing(channels: int, kernel: int, depthwise: bool) -> nn.Sequential:
+    if not depthwise:
+        return _unit(channels, channels, kernel)
+    return nn.Sequential(
+        _unit(channels, channels, kernel, groups=channels), nn.ReLU(inplace=True), _unit(channels, channels, 1)
+    )

@@ -33,6 +33,17 @@ def test_maps_in_maps_out(name, channels, strides):
     assert all(f.grad is not None for f in features)
 
 
+@pytest.mark.parametrize("depthwise", [True, False])
+@pytest.mark.parametrize("strides", [[8, 16, 32], [4, 32]])
+def test_bottom_up_tells_the_coarse_map_what_the_fine_one_saw(strides, depthwise):
+    neck = FPN([4] * len(strides), strides, out=16, kernel=3, depthwise=depthwise, bottom_up=True).eval()
+    features = [m.detach() for m in maps([4] * len(strides), strides)]
+    same = neck(features)
+    changed = neck([features[0] + 1, *features[1:]])
+    assert [o.shape for o in same] == [(2, 16, 64 // s, 64 // s) for s in strides]
+    assert not any(torch.allclose(a, b) for a, b in zip(changed, same, strict=True))
+
+
 def test_fpn_tells_the_fine_map_what_the_coarse_one_saw():
     neck = FPN([4, 8], [8, 16], out=16).eval()
     fine, coarse = (m.detach() for m in maps([4, 8], [8, 16]))
