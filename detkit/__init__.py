@@ -24,6 +24,8 @@ _NAMES = {
     "soft_nms": "detkit.ops.suppression",
     "weighted_boxes_fusion": "detkit.ops.fusion",
     "kmeans_anchors": "detkit.ops.anchors",
+    "selective_search": "detkit.proposals.search",
+    "sliding_windows": "detkit.proposals.windows",
     "load": "detkit.api",
     "train": "detkit.api",
     "evaluate": "detkit.api",
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
     from detkit.ops.suppression import batched_nms as batched_nms
     from detkit.ops.suppression import nms as nms
     from detkit.ops.suppression import soft_nms as soft_nms
+    from detkit.proposals.search import selective_search as selective_search
+    from detkit.proposals.windows import sliding_windows as sliding_windows
     from detkit.structures import Detections as Detections
     from detkit.structures import Limits as Limits
     from detkit.structures import Sample as Sample

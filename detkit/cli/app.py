@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import detkit
-from detkit.cli import config, data, detect, doctor, evaluate, import_, info, models, quickstart, train
+from detkit.cli import config, data, detect, doctor, evaluate, import_, info, models, propose, quickstart, train
 
 app = typer.Typer(
     name="detkit",
@@ -43,6 +43,7 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.add_typer(data.app, name="data")
 app.add_typer(import_.app, name="import")
+app.command("propose")(propose.propose)
 app.command("config")(config.config)
 app.command("models")(models.models)
 app.command("info")(info.info)

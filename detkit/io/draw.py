@@ -77,6 +77,16 @@ def draw_target(image: np.ndarray, target: Target, classes: Sequence[str] = ()) 
     return canvas
 
 
+def draw_boxes(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """A copy of ``image`` (uint8 (H, W, 3) RGB) with thin frames of ``boxes`` (N, 4), the first ones on top."""
+    canvas = _copy(image)
+    for i in range(len(boxes) - 1, -1, -1):
+        corners = _corners(canvas, boxes[i])
+        if corners is not None:
+            _frame(canvas, corners, max(1, _line_width(canvas) // 2), colour_of(i), dashed=False)
+    return canvas
+
+
 def _copy(image: np.ndarray) -> np.ndarray:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"draw: image must be uint8 (H, W, 3) RGB, got {image.dtype} {tuple(image.shape)}")

@@ -55,6 +55,11 @@ class RecallMeter:
             overlaps.append(best_overlaps(boxes, proposals[:count]))
             used.append(min(count, len(proposals)))
 
+    @property
+    def objects(self) -> int:
+        """Objects so far."""
+        return sum(len(labels) for labels in self._labels)
+
     def results(self) -> list[Recall]:
         """One entry a count."""
         labels = np.concatenate([np.zeros(0, np.int64), *self._labels])

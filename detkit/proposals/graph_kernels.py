@@ -92,7 +92,7 @@ def common_merges(
     ``own_merges``. A segment that refuses an edge refuses all later ones, as they are no lighter (the paper's lemma 1),
     so one that is full for the largest k opens nothing.
 
-    Returns the segment of each pixel (h w,) int32, numbered by first pixels; per segment its pixels (int32) and heaviest
+    Returns the segment of each pixel (h w,) int32, numbered by first pixels; each segment's pixels (int32) and heaviest
     inner edge; for each edge left, lightest first, its two segments and its weight.
     """
     nodes = h * w

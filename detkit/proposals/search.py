@@ -1,0 +1,207 @@
+"""Selective search (Uijlings et al. 2013, "Selective Search for Object Recognition"), in numba.
+
+A picture is cut into small segments (Felzenszwalb & Huttenlocher 2004), and the two most similar neighbours are joined
+until one is left; the box of every segment on the way is a proposal. Several colour spaces, thresholds and measures of
+similarity find what one of them would miss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import cv2
+import numpy as np
+
+from detkit.io.cache import Cache, image_hash
+from detkit.ops.compiled import run_chunks, thread_count
+from detkit.proposals import graph_kernels, search_kernels
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from detkit.structures import Batch, Loss, Target
+
+PlanName = Literal["fast", "quality"]
+SIGMA, MIN_SIZE = 0.8, 100
+VERSION = 1  # of what is found: a higher one makes cached boxes stale
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is tried: every colour space x threshold k x set of similarities (colour, texture, size, fill)."""
+
+    spaces: tuple[str, ...]
+    ks: tuple[float, ...]
+    strategies: tuple[tuple[bool, bool, bool, bool], ...]
+
+
+_ALL, _NO_COLOUR = (True, True, True, True), (False, True, True, True)
+PLANS = {
+    "fast": Plan(("hsv", "lab"), (150, 300, 450), (_ALL, _NO_COLOUR)),
+    "quality": Plan(
+        ("hsv", "lab", "grey", "hue", "rg-intensity"),
+        (150, 300, 450, 600, 750),
+        (_ALL, _NO_COLOUR, (False, False, False, True), (False, False, True, False)),
+    ),
+}
+
+
+def selective_search(
+    image_rgb: np.ndarray, plan: PlanName = "fast", *, max: int = 0, seed: int = 0, threads: int | None = None
+) -> np.ndarray:
+    """(N, 4) float32 xyxy: boxes that may hold an object, the likelier ones first, none twice.
+
+    image_rgb: uint8 (H, W, 3) RGB or (H, W); plan: ``fast`` (2 colour spaces x 3 thresholds x 2 sets of similarities,
+    some 1300 boxes in a photo) or ``quality`` (5 x 5 x 4, some 4500); max: boxes at most (0: all); threads: None as
+    many as torch or the machine has, one in a worker process. The same picture and seed give the same boxes with any
+    number of threads.
+
+    Order (section 3.3 of the paper): a box made as the i-th from the end of its grouping is ranked by i times a random
+    number, so large ones tend to come first, without one grouping ahead of the others.
+
+    Raises:
+        TypeError, ValueError: not such an image, an unknown plan, a negative max.
+    """
+    if plan not in PLANS:
+        raise ValueError(f"there is no plan {plan!r}: choose one of {', '.join(PLANS)}")
+    if max < 0:
+        raise ValueError(f"max must be 0 or more, got {max}")
+    image = _checked(image_rgb)
+    spaces = PLANS[plan].spaces
+    hierarchies: list[list[np.ndarray]] = [[] for _ in spaces]
+
+    def work(start: int, stop: int) -> None:
+        for i in range(start, stop):
+            hierarchies[i] = _hierarchies(_channels(image, spaces[i]), PLANS[plan])
+
+    run_chunks(work, len(spaces), min(thread_count() if threads is None else threads, len(spaces)))
+    found = [boxes for part in hierarchies for boxes in part]
+    rank = np.concatenate([np.arange(len(boxes), 0, -1) for boxes in found])
+    rank = rank * np.random.default_rng(seed).random(len(rank))
+    boxes = np.concatenate(found)[np.argsort(rank, kind="stable")]
+    _, first = np.unique(boxes.astype(np.int64) @ (1 << np.arange(0, 64, 16)), return_index=True)
+    return boxes[np.sort(first)][: max or None].astype(np.float32)
+
+
+def graph_segments(image: np.ndarray, k: float, *, sigma: float = SIGMA, min_size: int = MIN_SIZE) -> np.ndarray:
+    """(H, W) int32: the segment of each pixel, numbered from 0 by first pixels (Felzenszwalb & Huttenlocher 2004).
+
+    image: uint8 (H, W) or (H, W, c), 4-connected, edges weighted by the distance of values; k: the larger, the larger
+    the segments; sigma: of the blur before, in pixels (0: none); min_size: smaller segments are joined to a neighbour.
+    """
+    channels = cv2.split(image)
+    atoms, finals = _segments(channels, (k,), sigma, min_size)
+    return finals[0][atoms].reshape(image.shape[:2])
+
+
+def _checked(image: Any) -> np.ndarray:
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+        raise TypeError(f"image must be a uint8 numpy array, got {getattr(image, 'dtype', type(image).__name__)}")
+    if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)) or not image.size:
+        raise ValueError(f"image must be (H, W, 3) RGB or (H, W), with a pixel at least, got shape {image.shape}")
+    if image.ndim == 2:
+        image = np.repeat(image[..., None], 3, axis=2)
+    return np.ascontiguousarray(image)
+
+
+def _channels(image: np.ndarray, space: str) -> Sequence[np.ndarray]:
+    """The uint8 (H, W) channels of a colour space."""
+    if space == "hsv":
+        return cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))
+    if space == "lab":
+        return cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2LAB))
+    if space == "hue":
+        return [cv2.extractChannel(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), 0)]
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    return [grey] if space == "grey" else [*cv2.split(image)[:2], grey]
+
+
+def _segments(
+    channels: Sequence[np.ndarray], ks: Sequence[float], sigma: float, min_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The atom of each pixel (H W,) and the segment of each atom under each k (K, A), see ``atoms_of``."""
+    smooth: np.ndarray = np.stack(channels, axis=2).astype(np.float32)
+    h, w, c = smooth.shape
+    if sigma:
+        smooth = cv2.GaussianBlur(smooth, (0, 0), sigma).reshape(h, w, c)
+    edges, weights = graph_kernels.sorted_edges(smooth)
+    thresholds = np.array(ks, np.float32)
+    labels, *common = graph_kernels.common_merges(edges, weights, h, w, thresholds, min_size)
+    finals = np.stack([graph_kernels.own_merges(*common, k, min_size) for k in thresholds])
+    return graph_kernels.atoms_of(labels, finals)
+
+
+def _hierarchies(channels: Sequence[np.ndarray], plan: Plan) -> list[np.ndarray]:
+    """(R, 4) int32 boxes of each grouping of one colour space, in order of their making."""
+    h, w = channels[0].shape
+    atoms, finals = _segments(channels, plan.ks, SIGMA, MIN_SIZE)
+    codes = np.empty((len(channels), 4, h * w), np.uint8)
+    for channel, out in zip(channels, codes, strict=True):
+        gx, gy = (cv2.Scharr(channel, cv2.CV_16S, dx, 1 - dx).reshape(-1) for dx in (1, 0))
+        search_kernels.texture_codes(gx, gy, out)
+    values = np.stack([channel.reshape(-1) for channel in channels])
+    described = search_kernels.describe(atoms, finals.shape[1], h, w, values, codes.reshape(-1, h * w))
+    strategies = np.array(plan.strategies)
+    found = []
+    for segments in finals:
+        parts = search_kernels.gather(segments, int(segments.max()) + 1, *described)
+        found += list(search_kernels.group(*parts, len(channels), h * w, strategies))
+    return found
+
+
+class SelectiveSearch:
+    """Selective search as a source of proposals, found in the original picture (``of_image``) by whoever loads it.
+
+    plan, seed: as for ``selective_search``; max: boxes kept, the likelier ones (0: all); cache: keep the boxes of the
+    pictures of data sets on disk (some 10 KB each, see ``detkit.io.cache``), so that they are searched once; folder:
+    where, by default the user's cache.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (),
+        strides: Sequence[int] = (),
+        folder: str | Path | None = None,
+        *,
+        plan: PlanName = "fast",
+        max: int = 2000,
+        seed: int = 0,
+        cache: bool = True,
+    ) -> None:
+        if max < 0:
+            raise ValueError(f"max must be 0 or more, got {max}")
+        self.plan, self.max, self.seed = plan, max, seed
+        self.cache, self.folder = cache, folder
+
+    def of_image(self, image: np.ndarray, path: str = "") -> np.ndarray:
+        """(R, 4) float32 xyxy in the pixels of ``image`` (uint8 (H, W, 3) RGB).
+
+        path: of a data set's picture, whose boxes are cached; "": not, as a camera's frames would fill the disk.
+        """
+
+        def search() -> np.ndarray:
+            return selective_search(image, self.plan, seed=self.seed).astype(np.int32)
+
+        if self.cache and path:
+            kept = Cache("selective-search", {"plan": self.plan, "seed": self.seed}, VERSION, folder=self.folder)
+            boxes = kept.get(image_hash(image), search)
+        else:
+            boxes = search()
+        return boxes[: self.max or None].astype(np.float32)
+
+    def propose(self, batch: Batch, features: list[Tensor], training: bool) -> tuple[list[Tensor], None]:
+        """The boxes that came with the pictures, in input pixels.
+
+        Raises:
+            ValueError: they came without, so whoever loaded them did not call ``of_image``.
+        """
+        if batch.proposals is None:
+            raise ValueError("this batch has no proposals: fill Sample.proposals with Detector.of_image(image, path)")
+        return batch.proposals, None
+
+    def loss(self, raw: None, targets: list[Target], sizes: Tensor) -> dict[str, Loss]:
+        """Nothing is learned."""
+        return {}

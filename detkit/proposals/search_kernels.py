@@ -1,0 +1,276 @@
+"""Compiled kernels of selective search: what a segment looks like, which segments touch, and their grouping."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from detkit.ops.compiled import kernel
+
+COLOURS, TEXTURES = 25, 10  # bins of a histogram: of a channel's values, of its derivative in one of 8 directions
+_SIGNED = 2 * TEXTURES - 1  # codes of a derivative: two opposite directions in one
+_ONE = 1 << 24  # a normalised histogram's sum
+
+
+@kernel
+def texture_codes(gx: np.ndarray, gy: np.ndarray, out: np.ndarray) -> None:
+    """Codes (4, N) uint8 of the derivatives of one channel along x, y and both diagonals, from gx, gy (N,) int16.
+
+    A code is 9 + b for a derivative in the upper (or minus b, in the lower) of two opposite directions, b its tenth of
+    the largest derivative in that direction.
+    """
+    n = gx.shape[0]
+    for d in range(4):
+        top = np.int32(0)
+        bottom = np.int32(0)
+        for p in range(n):
+            v = _along(gx[p], gy[p], d)
+            top = v if v > top else top
+            bottom = v if v < bottom else bottom
+        up = np.int32((TEXTURES << 16) // (top + 1))
+        down = np.int32((TEXTURES << 16) // (1 - bottom))
+        for p in range(n):
+            v = _along(gx[p], gy[p], d)
+            high = v if v > 0 else np.int32(0)
+            low = -v if v < 0 else np.int32(0)
+            out[d, p] = np.uint8(TEXTURES - 1 + ((high * up) >> 16) - ((low * down) >> 16))
+
+
+@kernel
+def _along(x: int, y: int, direction: int) -> np.int32:
+    if direction == 0:
+        return np.int32(x)
+    if direction == 1:
+        return np.int32(y)
+    return np.int32(x + y) if direction == 2 else np.int32(x - y)
+
+
+@kernel
+def describe(
+    atoms: np.ndarray, count: int, h: int, w: int, channels: np.ndarray, codes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels (A,), boxes (A, 4) xyxy and histograms (A, bins) of atoms, all int32, and which touch (E, 2) int32.
+
+    atoms (N,): of each pixel; channels (c, N) uint8; codes (4 c, N) of ``texture_codes``. A histogram is that of each
+    channel's values, then for each channel and pair of directions the signed codes. Pixels touch along
+    rows, columns and falling diagonals.
+    """
+    c = channels.shape[0]
+    texture = c * COLOURS
+    bins = texture + codes.shape[0] * _SIGNED
+    pixels = np.zeros(count, np.int32)
+    boxes = np.empty((count, 4), np.int32)
+    boxes[:, 0] = w
+    boxes[:, 1] = h
+    boxes[:, 2:] = 0
+    flat = np.zeros(count * bins, np.int32)
+    known = np.full(1024, np.int64(-1))
+    touching = 0
+    for i in range(h):
+        if 2 * touching > known.shape[0] - 6 * w:
+            known = _grown(known, 4 * touching + 12 * w)
+        for j in range(w):
+            p = i * w + j
+            a = atoms[p]
+            pixels[a] += 1
+            boxes[a, 0] = min(boxes[a, 0], j)
+            boxes[a, 1] = min(boxes[a, 1], i)
+            boxes[a, 2] = max(boxes[a, 2], j + 1)
+            boxes[a, 3] = max(boxes[a, 3], i + 1)
+            first = a * bins
+            for k in range(c):
+                flat[first + k * COLOURS + ((channels[k, p] * COLOURS) >> 8)] += 1
+            first += texture
+            for k in range(codes.shape[0]):
+                flat[first + k * _SIGNED + codes[k, p]] += 1
+            for step in range(3):
+                if (step != 1 and j == 0) or (step != 0 and i == 0):
+                    continue
+                b = atoms[p - 1 if step == 0 else (p - w if step == 1 else p - w - 1)]
+                if a != b:
+                    touching += _enter(known, (np.int64(min(a, b)) << 32) | max(a, b))
+    return pixels, boxes, flat.reshape(count, bins), _pairs(known)
+
+
+@kernel
+def _pairs(known: np.ndarray) -> np.ndarray:
+    """The pairs (E, 2) int32 in a hash table, in its order."""
+    keys = known[known >= 0]
+    pairs = np.empty((keys.shape[0], 2), np.int32)
+    for q in range(keys.shape[0]):
+        pairs[q, 0] = keys[q] >> 32
+        pairs[q, 1] = keys[q] & 0x7FFFFFFF
+    return pairs
+
+
+@kernel
+def _grown(known: np.ndarray, least: int) -> np.ndarray:
+    """The same hash table with at least ``least`` slots, a power of two."""
+    slots = known.shape[0]
+    while slots < least:
+        slots *= 2
+    larger = np.full(slots, np.int64(-1))
+    for key in known:
+        if key >= 0:
+            _enter(larger, key)
+    return larger
+
+
+@kernel
+def _enter(known: np.ndarray, key: int) -> int:
+    """Enters a key >= 0 in a hash table (length a power of two, -1: free); returns 1 if it was not there, else 0."""
+    mask = known.shape[0] - 1
+    slot = np.int64((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)) & mask
+    while known[slot] != key:
+        if known[slot] < 0:
+            known[slot] = key
+            return 1
+        slot = (slot + 1) & mask
+    return 0
+
+
+@kernel
+def gather(
+    finals: np.ndarray, count: int, pixels: np.ndarray, boxes: np.ndarray, histograms: np.ndarray, pairs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """``describe``'s result for ``count`` segments made of atoms; finals (A,): the segment of each atom."""
+    size = np.zeros(count, np.int32)
+    box = np.empty((count, 4), np.int32)
+    box[:, :2] = 2**31 - 1
+    box[:, 2:] = 0
+    sums = np.zeros((count, histograms.shape[1]), np.int32)
+    for a in range(finals.shape[0]):
+        s = finals[a]
+        size[s] += pixels[a]
+        for k in range(2):
+            box[s, k] = min(box[s, k], boxes[a, k])
+            box[s, 2 + k] = max(box[s, 2 + k], boxes[a, 2 + k])
+        for k in range(histograms.shape[1]):
+            sums[s, k] += histograms[a, k]
+    known = _grown(np.full(1, np.int64(-1)), 2 * pairs.shape[0])
+    for q in range(pairs.shape[0]):
+        a = finals[pairs[q, 0]]
+        b = finals[pairs[q, 1]]
+        if a != b:
+            _enter(known, (np.int64(min(a, b)) << 32) | max(a, b))
+    return size, box, sums, _pairs(known)
+
+
+@kernel
+def _normalise(counts: np.ndarray, size: int, channels: int, out: np.ndarray) -> None:
+    """Whole-number histograms whose colour part and texture part each sum to about ``_ONE`` (whole numbers add up the
+    same in any order). A direction's lowest bin holds all that point the other way."""
+    colour = np.float32(_ONE) / np.float32(size * channels)
+    texture = colour / np.float32(8)
+    n = channels * COLOURS
+    for k in range(n):
+        out[k] = np.int32(counts[k] * colour)
+    for d in range(channels * 4):
+        zero = n + d * _SIGNED + TEXTURES - 1
+        high = n + d * 2 * TEXTURES
+        low = high + TEXTURES
+        above = 0
+        below = 0
+        for b in range(1, TEXTURES):
+            above += counts[zero + b]
+            below += counts[zero - b]
+            out[high + b] = np.int32(counts[zero + b] * texture)
+            out[low + b] = np.int32(counts[zero - b] * texture)
+        out[high] = np.int32((size - above) * texture)
+        out[low] = np.int32((size - below) * texture)
+
+
+@kernel
+def _shared(a: np.ndarray, b: np.ndarray) -> float:
+    """Histogram intersection, 0..1."""
+    total = np.int32(0)
+    for k in range(a.shape[0]):
+        total += np.int32(a[k] if a[k] < b[k] else b[k])
+    return total / _ONE
+
+
+@kernel
+def _similarity(
+    looks: np.ndarray, size: np.ndarray, box: np.ndarray, a: int, b: int, use: np.ndarray, colours: int, pixels: int
+) -> float:
+    """Sum of the similarities in use (section 3.2: colour, texture, size, fill), each 0..1."""
+    total = 0.0
+    if use[0]:
+        total += _shared(looks[a, :colours], looks[b, :colours])
+    if use[1]:
+        total += _shared(looks[a, colours:], looks[b, colours:])
+    both = np.int64(size[a]) + size[b]
+    if use[2]:
+        total += 1.0 - both / pixels
+    if use[3]:
+        width = np.int64(max(box[a, 2], box[b, 2]) - min(box[a, 0], box[b, 0]))
+        height = max(box[a, 3], box[b, 3]) - min(box[a, 1], box[b, 1])
+        total += 1.0 - (width * height - both) / pixels
+    return total
+
+
+@kernel
+def group(
+    size: np.ndarray,
+    box: np.ndarray,
+    sums: np.ndarray,
+    pairs: np.ndarray,
+    channels: int,
+    pixels: int,
+    strategies: np.ndarray,
+) -> np.ndarray:
+    """Joins the two most similar segments that touch until one is left (algorithm 1), once a strategy.
+
+    size, box, sums, pairs: from ``gather``; pixels: of the picture; strategies (S, 4) bool: colour, texture, size, fill
+    in use. Returns (S, R, 4) int32, the boxes in order of their making: the segments', then the groups'.
+    """
+    count = size.shape[0]
+    edges = pairs.shape[0]
+    colours = channels * COLOURS
+    start = np.empty((count, colours + channels * 8 * TEXTURES), np.int32)
+    for s in range(count):
+        _normalise(sums[s], size[s], channels, start[s])
+    found = np.empty((strategies.shape[0], 2 * count - 1, 4), np.int32)
+    for number in range(strategies.shape[0]):
+        use = strategies[number]
+        looks, counts, sizes, boxes = start.copy(), sums.copy(), size.copy(), box.copy()
+        first, second = pairs[:, 0].copy(), pairs[:, 1].copy()
+        near = np.empty(edges, np.float32)
+        for q in range(edges):
+            near[q] = _similarity(looks, sizes, boxes, first[q], second[q], use, colours, pixels)
+        found[number, :count] = boxes
+        made = count
+        seen = np.full(count, -1, np.int32)
+        left = edges
+        while left > 0:
+            top = near[0]
+            for q in range(left):
+                top = near[q] if near[q] > top else top
+            best = 0
+            while near[best] != top:
+                best += 1
+            a, b = first[best], second[best]
+            if use[0] or use[1]:
+                for k in range(counts.shape[1]):
+                    counts[a, k] += counts[b, k]
+                _normalise(counts[a], sizes[a] + sizes[b], channels, looks[a])
+            sizes[a] += sizes[b]
+            for k in range(2):
+                boxes[a, k] = min(boxes[a, k], boxes[b, k])
+                boxes[a, 2 + k] = max(boxes[a, 2 + k], boxes[b, 2 + k])
+            found[number, made] = boxes[a]
+            made += 1
+            q = 0
+            while q < left:
+                u, v = first[q], second[q]
+                if u in (a, b) or v in (a, b):
+                    other = v if u in (a, b) else u
+                    if other in (a, b) or seen[other] == made:
+                        # Joined, or the second edge to the same neighbour: the last edge takes its place.
+                        left -= 1
+                        first[q], second[q], near[q] = first[left], second[left], near[left]
+                        continue
+                    seen[other] = made
+                    first[q], second[q] = a, other
+                    near[q] = _similarity(looks, sizes, boxes, a, other, use, colours, pixels)
+                q += 1
+    return found
