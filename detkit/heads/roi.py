@@ -31,9 +31,9 @@ class RoIHead(nn.Module):
     of the backbone's classifier (``detkit.backbones.base.Classifier.split``), used with ``layers: backbone``.
 
     pool, size, sampling, padding: how a region becomes size x size cells (``detkit.heads.pooling``); ``crops`` goes
-    with the backbone ``identity``. layers: the trunk, the ``backbone``'s or an ``mlp`` of two layers of ``width``. norm:
-    its BatchNorm keeps its statistics (``fixed``, for pretrained ones) or is ``trained`` on the sampled regions. svd:
-    ranks of the trunk's fully connected layers, see ``compress``. chunk: regions that pass the trunk at once; in
+    with the backbone ``identity``. layers: the trunk, the ``backbone``'s or an ``mlp`` of two layers of ``width``.
+    norm: its BatchNorm keeps its statistics (``fixed``, for pretrained ones) or is ``trained`` on the sampled regions.
+    svd: ranks of the trunk's fully connected layers, see ``compress``. chunk: regions that pass the trunk at once; in
     training further chunks are computed again for the gradient, so that memory holds one.
 
     rois: regions sampled an image in training (section 2.3: 128 for two); positive_share: at most so many of them with
