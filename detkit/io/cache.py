@@ -66,7 +66,7 @@ class Cache:
         path = self.path(key)
         try:
             return self._decoded(path.read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             pass
         except (OSError, ValueError) as error:
             warnings.warn(f"{path}: the cached entry is {error}; it is computed again", RuntimeWarning, stacklevel=2)
