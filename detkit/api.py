@@ -6,14 +6,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from detkit.errors import DetkitError
 
 if TYPE_CHECKING:
     from detkit.config import Config
     from detkit.data.dataset import Annotations, Dataset
-    from detkit.detector import Detector
+    from detkit.detector import Detector, Predicting
     from detkit.engine.events import Event, TrainFinished
     from detkit.metrics import Evaluation
     from detkit.metrics.tables import Results
@@ -22,44 +22,86 @@ if TYPE_CHECKING:
 DEFAULT_RECIPE = "yolo"
 
 
+@overload
 def load(
-    path_or_name: str | Path | None = None,
+    path_or_name: str | Path | None = ...,
+    *,
+    device: str | None = ...,
+    threads: int | None = ...,
+    size: int | None = ...,
+) -> Detector: ...
+@overload
+def load(
+    path_or_name: str | Path | Sequence[str | Path] | None = ...,
+    *,
+    device: str | None = ...,
+    threads: int | None = ...,
+    size: int | None = ...,
+    tta: Sequence[str] = ...,
+) -> Predicting: ...
+def load(
+    path_or_name: str | Path | Sequence[str | Path] | None = None,
     *,
     device: str | None = None,
     threads: int | None = None,
     size: int | None = None,
-) -> Detector:
+    tta: Sequence[str] = (),
+) -> Any:
     """A trained detector, ready to predict.
 
-    path_or_name: a .safetensors file, a run folder (its best weights) or a shipped name; None: the shipped default.
-    device: "cpu", "cuda", "cuda:1", "mps"; None: the best there is. threads: CPU threads. size: input size in pixels
-    instead of the model's own.
+    path_or_name: a .safetensors file, a run folder (its best weights) or a shipped name; None: the shipped default;
+    "torchvision/NAME": one of torchvision's COCO detectors, which predicts but is no ``Detector``; several of these:
+    their ensemble. device: "cpu", "cuda", "cuda:1", "mps"; None: the best there is. threads: CPU threads. size: input
+    size in pixels instead of the model's own. tta: views to add at test time, "flip" and, or, "scales".
 
     Raises:
-        DetkitError: no such file or name, a damaged or too new file, a device that this machine lacks.
+        DetkitError: no such file or name, a damaged or too new file, a device that this machine lacks, models of an
+            ensemble that know different classes.
     """
-    import torch
+    if threads is not None:
+        set_threads(threads)
+    several = [path_or_name] if path_or_name is None or isinstance(path_or_name, (str, Path)) else list(path_or_name)
+    models = [_load_one(name, device, size) for name in several]
+    if len(models) == 1 and not tta:
+        return models[0]
+    from detkit.engine.combine import Combined
 
+    return Combined(models, tta)
+
+
+def _load_one(path_or_name: str | Path | None, device: str | None, size: int | None) -> Predicting:
     from detkit import config, zoo
     from detkit.data.resize import Resize
 
-    if threads is not None:
-        set_threads(threads)
     if path_or_name is None and not zoo.WEIGHTS:
         do = "give --model with a file or run folder; detkit train --data DATA makes one"
         raise DetkitError("no general model is shipped with this version", do=do)
-    detector = config.load("default" if path_or_name is None else path_or_name)
+    if size is not None and size < 32:
+        raise DetkitError(f"an input of {size} pixels is too small", "--size", "give 320, say")
+    name = "default" if path_or_name is None else str(path_or_name)
+    if name.startswith("torchvision/") and not Path(name).exists():
+        from detkit.engine.torchvision_model import load_torchvision
+
+        outside = load_torchvision(name)
+        outside.model = _placed(outside.model, device)
+        return outside if size is None else outside.rescaled(size / outside.size)
+    detector = config.load(name)
     if size is not None:
-        if size < 32:
-            raise DetkitError(f"an input of {size} pixels is too small", "--size", "give 320, say")
         detector.resize = Resize.from_dict({**detector.resize.to_dict(), "size": [size, size]})
+    return _placed(detector, device)  # type: ignore[no-any-return]
+
+
+def _placed(model: Any, device: str | None) -> Any:
+    """The module on this device, the best where it is None, in the order of pixels that is fastest there."""
+    import torch
+
     name = device or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        detector.to(torch.device(name))
+        model.to(torch.device(name))
     except (RuntimeError, AssertionError) as error:
         reason = (str(error) or "unknown").splitlines()[0]
         raise DetkitError(f"the device {name!r} cannot be used", reason, "choose cpu, or see detkit doctor") from None
-    return detector.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]
+    return model.to(memory_format=torch.channels_last).eval()
 
 
 def set_threads(threads: int) -> None:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from detkit.errors import DetkitError
+
+if TYPE_CHECKING:
+    from detkit.detector import Predicting
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
@@ -16,8 +22,44 @@ SplitOption = Annotated[str | None, typer.Option("--split", help="Which part of 
 ImagesOption = Annotated[Path | None, typer.Option("--images", help="Folder of the pictures of a COCO json.")]
 OutOption = Annotated[Path | None, typer.Option("--out", "-o", help="Write to exactly this path.")]
 ModelOption = Annotated[str | None, typer.Option("--model", "-m", help="Weights file, run folder or shipped name.")]
+ModelsOption = Annotated[
+    list[str] | None,
+    typer.Option("--model", "-m", help="Weights file, run folder, shipped name or torchvision/NAME; see --ensemble."),
+]
+EnsembleOption = Annotated[
+    bool, typer.Option("--ensemble", help="Fuse the boxes of two or more models (their weights are never averaged).")
+]
+TtaOption = Annotated[
+    str | None, typer.Option("--tta", help="Also look at mirrored (flip) and resized (scales) views: flip,scales.")
+]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps (default: the best).")]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads (default: torch's choice).")]
+
+
+def load_predictor(
+    models: Sequence[str] | None,
+    *,
+    ensemble: bool,
+    tta: str | None,
+    device: str | None,
+    threads: int | None,
+    size: int | None = None,
+) -> Predicting:
+    """What ``--model``, ``--ensemble``, ``--tta`` and their kind ask for.
+
+    Raises:
+        DetkitError: several models without ``--ensemble`` or one with it, and all that ``detkit.load`` raises.
+    """
+    models = list(models or ())
+    if len(models) > 1 and not ensemble:
+        what = f"{len(models)} models without --ensemble: {', '.join(models)}"
+        raise DetkitError(what, do="add --ensemble to fuse their boxes, or name one model at a time")
+    if ensemble and len(models) < 2:
+        raise DetkitError("an ensemble needs two or more models", "--ensemble", "name another one")
+    from detkit import api
+
+    views = [] if tta is None else [name.strip() for name in tta.split(",")]
+    return api.load(models or None, device=device, threads=threads, size=size, tta=views)
 
 
 def message(text: str) -> None:

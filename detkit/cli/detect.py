@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detkit.cli.common import DeviceOption, JsonOption, ModelOption, OutOption, OverwriteOption, ThreadsOption, message
+from detkit.cli.common import (
+    DeviceOption,
+    EnsembleOption,
+    JsonOption,
+    ModelsOption,
+    OutOption,
+    OverwriteOption,
+    ThreadsOption,
+    TtaOption,
+    load_predictor,
+    message,
+)
 from detkit.errors import DetkitError
 
 if TYPE_CHECKING:
@@ -27,12 +38,14 @@ def detect(
         list[str],
         typer.Argument(metavar="SOURCE...", help="Picture, folder, glob, video, camera or - (stdin)."),
     ],
-    model: ModelOption = None,
+    model: ModelsOption = None,
     conf: Annotated[float | None, typer.Option("--conf", help="Lowest score (default: the model's own).")] = None,
     iou: Annotated[float, typer.Option("--iou", help="NMS drops boxes that overlap more than this.")] = 0.5,
     max_detections: Annotated[int, typer.Option("--max-detections", help="Most boxes a picture.")] = 100,
     classes: Annotated[str | None, typer.Option("--classes", help="Only these, by name: cat,dog.")] = None,
     size: Annotated[int | None, typer.Option("--size", help="Input size in pixels (default: the model's).")] = None,
+    tta: TtaOption = None,
+    ensemble: EnsembleOption = False,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures at a time.")] = 1,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
@@ -46,7 +59,6 @@ def detect(
 ) -> int:
     """Detect objects. Prints a line a picture; with --json, one JSON line a picture or frame."""
     kind = _format_of(out, form)
-    from detkit import api
     from detkit.engine.predictor import stream
     from detkit.io.sources import Failure, open_sources
     from detkit.io.writers import open_writer
@@ -62,7 +74,7 @@ def detect(
         failures.append(first)
     else:
         return _finish(done, failures)
-    detector = api.load(model, device=device, threads=threads, size=size)
+    detector = load_predictor(model, ensemble=ensemble, tta=tta, device=device, threads=threads, size=size)
     limits = detector.limits(conf, iou, max_detections, _names(classes))
     with ExitStack() as stack:
         writer = (

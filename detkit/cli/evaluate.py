@@ -10,13 +10,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detkit.cli.common import DeviceOption, ImagesOption, JsonOption, SeedOption, SplitOption, message, print_json
+from detkit.cli.common import (
+    DeviceOption,
+    EnsembleOption,
+    ImagesOption,
+    JsonOption,
+    SeedOption,
+    SplitOption,
+    ThreadsOption,
+    TtaOption,
+    load_predictor,
+    message,
+    print_json,
+)
 from detkit.errors import DetkitError
 
 if TYPE_CHECKING:
     from detkit.data.dataset import Annotations
     from detkit.metrics import Evaluation
     from detkit.metrics.tables import GroundTruth, Results
+    from detkit.structures import Predictor
 
 PROTOCOLS = {
     "coco": "COCO (IoU 0.50:0.95, 101 recall points, 100 detections an image and class; crowds and difficult ignored)",
@@ -27,7 +40,7 @@ PROTOCOLS = {
 
 def evaluate(
     arguments: Annotated[
-        list[str], typer.Argument(metavar="[MODEL] DATA", help="Weights (file, run folder or name), then the data.")
+        list[str], typer.Argument(metavar="[MODEL...] DATA", help="Weights (file, run folder or name), then the data.")
     ],
     predictions: Annotated[
         Path | None, typer.Option("--predictions", help="Evaluate this file: COCO results or lines of detect --json.")
@@ -43,17 +56,28 @@ def evaluate(
     ] = 0,
     seed: SeedOption = 0,
     iou: Annotated[float, typer.Option("--iou", help="The model's NMS drops boxes that overlap more than this.")] = 0.5,
+    tta: TtaOption = None,
+    ensemble: EnsembleOption = False,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures at a time.")] = 8,
     device: DeviceOption = None,
+    threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> int:
     """AP of a model, or of a file of detections, on labelled data: all classes together and each by itself."""
     _check_options(protocol, match_iou)
-    model, data = _model_and_data(arguments, predictions)
+    *models, data = arguments
+    _check_words(models, predictions, ensemble, tta)
     annotations, results, timings = (
         _from_file(predictions, data, split, images)
         if predictions is not None
-        else _from_model(model, data, split, images, iou, batch, device)
+        else _from_model(
+            load_predictor(models, ensemble=ensemble, tta=tta, device=device, threads=threads),
+            data,
+            split,
+            images,
+            iou,
+            batch,
+        )
     )
     from detkit.metrics import evaluate as score
 
@@ -81,14 +105,11 @@ def _check_options(protocol: str, match_iou: float | None) -> None:
         raise DetkitError(f"an IoU lies above 0 and up to 1, got {match_iou:g}", "--match-iou", "give 0.5, say")
 
 
-def _model_and_data(arguments: list[str], predictions: Path | None) -> tuple[str | None, str]:
-    *models, data = arguments
-    if predictions is not None and models:
-        what = f"give a model or --predictions, not both ({models[0]})"
+def _check_words(models: list[str], predictions: Path | None, ensemble: bool, tta: str | None) -> None:
+    if predictions is not None and (models or ensemble or tta):
+        extra = models[0] if models else "--ensemble" if ensemble else "--tta"
+        what = f"give a model or --predictions, not both ({extra})"
         raise DetkitError(what, do="detkit evaluate --predictions FILE DATA, or detkit evaluate MODEL DATA")
-    if len(models) > 1:
-        raise DetkitError(f"one model at a time, got {', '.join(models)}", do="run detkit evaluate once a model")
-    return (models[0] if models else None), data
 
 
 def _from_file(
@@ -107,14 +128,15 @@ def _from_file(
 
 
 def _from_model(
-    model: str | None, data: str, split: str | None, images: Path | None, iou: float, batch: int, device: str | None
+    predictor: Predictor, data: str, split: str | None, images: Path | None, iou: float, batch: int
 ) -> tuple[Annotations, Results, Mapping[str, float]]:
     from detkit import api
+    from detkit.data.names import explain_match
 
-    detector = api.load(model, device=device)
-    return api.evaluate_model(
-        detector, data, split=split, images=images, iou=iou, batch=batch, device=device, on_progress=_progress
-    )
+    done = api.evaluate_model(predictor, data, split=split, images=images, iou=iou, batch=batch, on_progress=_progress)
+    for note in explain_match(predictor.classes, done[0].classes):
+        message(f"detkit: {note}")
+    return done
 
 
 def _progress(done: int, total: int) -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -113,17 +114,24 @@ def test_a_model_is_run_with_the_options_given(
 
     asked: dict[str, object] = {}
 
+    def load(names: list[str], **options: object) -> SimpleNamespace:
+        asked.update(options, names=names)
+        return SimpleNamespace(classes=("cat", "dog", "cow"))
+
     def evaluate_model(model: object, data: str, **options: object) -> tuple:
-        asked.update(options, model=model)
+        asked.update(options)
         annotations = read(data)
         return annotations, read_detections(found, annotations)[0], {"model": 0.25}
 
-    monkeypatch.setattr(api, "load", lambda model, device: f"{model} on {device}")
+    monkeypatch.setattr(api, "load", load)
     monkeypatch.setattr(api, "evaluate_model", evaluate_model)
-    got = run_json(capsys, "runs/1", coco, "--device", "cpu", "--iou", "0.6", "--batch", "2", "--split", "val")
+    got = run_json(
+        capsys, "runs/1", coco, "--device", "cpu", "--iou", "0.6", "--batch", "2", "--split", "val", "--threads", "1"
+    )
     assert got["metrics"]["AP50"] == pytest.approx(0.5)
     assert got["timings"] == {"model": 0.25}
-    assert asked.items() >= {"model": "runs/1 on cpu", "iou": 0.6, "batch": 2, "split": "val"}.items()
+    expected = {"names": ["runs/1"], "device": "cpu", "threads": 1, "iou": 0.6, "batch": 2, "split": "val"}
+    assert asked.items() >= expected.items()
 
 
 def test_data_without_objects(coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,7 +158,7 @@ def test_data_without_objects(coco: Path, tmp_path: Path, capsys: pytest.Capture
         (["DATA", "--predictions", "FOUND", "--images", "nofolder"], "nofolder"),
         (["DATA", "--predictions", "DATA"], "COCO results"),
         (["model", "DATA", "--predictions", "FOUND"], "not both"),
-        (["a", "b", "DATA"], "one model"),
+        (["a", "b", "DATA"], "--ensemble"),
         (["DATA", "--prediction", "FOUND"], "--prediction"),
     ],
 )

@@ -1,0 +1,125 @@
+"""Several looks at one picture: mirrored and rescaled views (test-time augmentation), several models (an ensemble).
+
+All looks are fused in one pass, by weighted boxes fusion (Solovyev, Wang and Gabruseva 2021). A look that finds
+nothing at a place counts as a score of 0 there, so a score is the mean over all looks and stays comparable with those
+of a single model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from detkit.data.names import match
+from detkit.detector import Predicting
+from detkit.errors import DetkitError
+from detkit.ops.fusion import weighted_boxes_fusion
+from detkit.structures import Detections, Limits, Sample
+
+TTA = ("flip", "scales")
+SCALES = (0.8, 1.25)  # of the model's own input size, besides it
+# Above the usual 0.5 of the looks' own NMS, so that two boxes of one look seldom meet in a cluster and dilute it.
+_SAME = 0.6
+
+
+class _Look(NamedTuple):
+    predictor: Predicting
+    mirrored: bool
+    labels: np.ndarray  # (C,) the ensemble's label by the model's own
+
+
+class Combined(Predicting):
+    """Several models and, or, several views of each picture, fused to one set of detections.
+
+    A box's score is the mean over all looks, 0 where a look has no such box. ``iou`` of the limits is that of each
+    look's NMS. The threshold is the mean of the models'.
+    """
+
+    def __init__(self, models: Sequence[Predicting], tta: Sequence[str] = ()) -> None:
+        """models: one or more, of the same class names (in any order); tta: of ``TTA``: "flip" adds mirrored views,
+        "scales" larger and smaller ones, both together every pair of them.
+
+        Raises:
+            DetkitError: the models know different classes, an unknown kind of view, or a model of fixed input size.
+        """
+        for name in tta:
+            if name not in TTA:
+                raise DetkitError(f"there is no test-time augmentation {name!r}", "--tta", f"choose {', '.join(TTA)}")
+        if not models:
+            raise DetkitError("no model is named", do="name one or more")
+        first = models[0]
+        self.classes, self.class_ids = first.classes, first.class_ids
+        self.threshold = sum(model.threshold for model in models) / len(models)
+        self._looks: list[_Look] = []
+        for model in models:
+            labels = _labels_by_name(first, model)
+            views = [model, *(model.rescaled(scale) for scale in SCALES if "scales" in tta)]
+            mirrored = (False, True) if "flip" in tta else (False,)
+            self._looks += [_Look(view, flip, labels) for view in views for flip in mirrored]
+
+    def __len__(self) -> int:
+        """How often each picture is looked at."""
+        return len(self._looks)
+
+    def predict_samples(self, samples: list[Sample], limits: Limits) -> list[Detections]:
+        """Detections (numpy) in each sample's original pixels.
+
+        Raises:
+            DetkitError: a model's detections carry more than boxes (key points, masks), which cannot be fused.
+        """
+        # What one look alone is sure of may end below conf, and what all are unsure of does not: the looks are taken
+        # as evaluation takes them, and conf is asked of the mean.
+        many = max(limits.max_detections, Limits.evaluation().max_detections)
+        conf = min(limits.conf, Limits.evaluation().conf)
+        mirrored = [_mirrored(sample) for sample in samples] if any(look.mirrored for look in self._looks) else []
+        found: list[list[Detections]] = [[] for _ in samples]
+        for look in self._looks:
+            own = None
+            if limits.classes is not None:
+                own = tuple(np.flatnonzero(np.isin(look.labels, limits.classes)).tolist())
+            asked = Limits(conf, limits.iou, many, own)
+            seen = look.predictor.predict_samples(mirrored if look.mirrored else samples, asked)
+            for i, detections in enumerate(seen):
+                found[i].append(self._put_back(detections, look, samples[i].image.shape[1]))
+        return [self._fused(looks, limits) for looks in found]
+
+    def _put_back(self, found: Detections, look: _Look, width: int) -> Detections:
+        if found.extra:
+            what = f"{', '.join(found.extra)} of several views cannot be fused"
+            raise DetkitError(what, "--tta, --ensemble", "only boxes can: use this model by itself")
+        boxes = _mirrored_boxes(found.boxes, width) if look.mirrored else found.boxes
+        return Detections(boxes, found.scores, look.labels[found.labels], self.classes)
+
+    def _fused(self, looks: list[Detections], limits: Limits) -> Detections:
+        columns: list[Any] = [[getattr(look, name) for look in looks] for name in ("boxes", "scores", "labels")]
+        boxes, scores, labels = weighted_boxes_fusion(*columns, threshold=_SAME)
+        keep = np.flatnonzero(scores >= limits.conf)[: limits.max_detections]
+        return Detections(boxes[keep], np.minimum(scores[keep], 1), labels[keep], self.classes)
+
+
+def _mirrored(sample: Sample) -> Sample:
+    image = np.ascontiguousarray(sample.image[:, ::-1])
+    proposals = None if sample.proposals is None else _mirrored_boxes(sample.proposals, image.shape[1])
+    return sample.replace(image=image, proposals=proposals)
+
+
+def _mirrored_boxes(boxes: np.ndarray, width: int) -> np.ndarray:
+    return np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
+
+
+def _labels_by_name(first: Predicting, other: Predicting) -> np.ndarray:
+    """(C,) int64: the first model's label for each of the other's."""
+    table = match(other.classes, first.classes)
+    lacks = [name for i, name in enumerate(first.classes) if i not in table]
+    adds = [name for name, i in zip(other.classes, table, strict=True) if i < 0]
+    said = {"does not know": lacks, "also knows": adds}
+    differences = [f"{verb} {', '.join(names[:5])}{' ...' * (len(names) > 5)}" for verb, names in said.items() if names]
+    if differences:
+        raise DetkitError(
+            "the models of an ensemble must know the same classes",
+            f"one of them, unlike the first, {' and '.join(differences)}",
+            "name models of the same classes, or one at a time",
+        )
+    return np.array(table, dtype=np.int64)
