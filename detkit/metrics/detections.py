@@ -88,7 +88,7 @@ def read_detections(path: str | Path, data: Labelled) -> tuple[Results, list[str
         raise DetkitError("this is not a detections file", f"{path}, byte 0", _FORMS)
     results, where, notes = _read_coco(path, raw, start, data) if first == b"[" else _read_lines(path, raw[bom:], data)
     _check(results, where)
-    flat = int(np.count_nonzero((results.xywh[:, 2:] == 0).any(axis=1)))
+    flat = int(np.count_nonzero((results.xywh[:, 2] == 0) | (results.xywh[:, 3] == 0)))
     if flat:
         notes.append(f"{flat} detections of zero width or height (they match nothing)")
     return results, notes
@@ -184,6 +184,9 @@ def _read_lines(path: Path, raw: bytes, data: Labelled) -> tuple[Results, Callab
 
 
 def _check(results: Results, where: Callable[[int], str]) -> None:
+    score, least = results.score, min(results.xywh[:, axis].min(initial=0) for axis in (2, 3))
+    if np.isfinite(results.xywh.sum()) and least >= 0 and score.min(initial=0) >= 0 and score.max(initial=0) <= 1:
+        return  # a few quick passes; the rules below tell what is wrong where
     finite = np.isfinite(results.score) & np.isfinite(results.xywh).all(axis=1)
     rules = (
         (~finite, "a box or score is not a finite number", "the model's output holds NaN or infinity: repair it first"),

@@ -34,16 +34,16 @@ def _covers(
 
 
 @kernel
-def _list_nms(boxes: np.ndarray, members: np.ndarray, threshold: float, keep: np.ndarray) -> None:
-    """Each candidate against all kept boxes, in blocks that vectorise; a block with a near hit is decided exactly."""
+def _list_nms(
+    boxes: np.ndarray, members: np.ndarray, threshold: float, columns: np.ndarray, rows: np.ndarray, keep: np.ndarray
+) -> None:
+    """Each candidate against all kept boxes, in blocks that vectorise; a block with a near hit is decided exactly.
+
+    columns (5, n), rows (n, 5): room for the kept boxes.
+    """
     n = members.shape[0]
     kind = boxes.dtype.type
-    x1 = np.empty(n, boxes.dtype)
-    y1 = np.empty(n, boxes.dtype)
-    x2 = np.empty(n, boxes.dtype)
-    y2 = np.empty(n, boxes.dtype)
-    areas = np.empty(n, boxes.dtype)
-    rows = np.empty((n, 5), boxes.dtype)
+    x1, y1, x2, y2, areas = columns[0], columns[1], columns[2], columns[3], columns[4]
     zero = kind(0)
     low = kind(threshold * (1 - 1e-5))
     count = 0
@@ -99,7 +99,9 @@ def _bucket(key: np.uint64, mask: np.uint64) -> np.uint64:
 
 
 @kernel
-def _grid_nms(boxes: np.ndarray, members: np.ndarray, threshold: float, keep: np.ndarray) -> None:
+def _grid_nms(
+    boxes: np.ndarray, members: np.ndarray, threshold: float, rows: np.ndarray, keep: np.ndarray
+) -> None:
     """Each candidate against the kept boxes of its neighbourhood, found through the hash."""
     n = members.shape[0]
     size = 64
@@ -109,7 +111,6 @@ def _grid_nms(boxes: np.ndarray, members: np.ndarray, threshold: float, keep: np
     heads = np.full(size, -1, np.int32)
     following = np.empty(n, np.int32)
     keys = np.empty(n, np.uint64)
-    rows = np.empty((n, 5), boxes.dtype)
     count = 0
     slack = threshold * (1 - 1e-4)
     base = 1 / max(slack, 0.25)  # areas of one level lie within this factor
@@ -182,14 +183,65 @@ def _grid_nms(boxes: np.ndarray, members: np.ndarray, threshold: float, keep: np
 
 
 @kernel
+def _descending(scores: np.ndarray) -> np.ndarray:
+    """Indices by descending score, ties by lower index: a radix sort. NaN stand anywhere."""
+    n = scores.shape[0]
+    width = np.uint64(8 if n < 4096 else 11)
+    low = (np.uint64(1) << width) - np.uint64(1)
+    sign = np.uint64(1) << np.uint64(63)
+    keys = np.empty(n, np.uint64)
+    as_float = keys.view(np.float64)
+    varying = np.uint64(0)
+    for i in range(n):
+        as_float[i] = np.float64(scores[i]) + 0.0  # makes -0 and 0 the tie that they are; exact from float32
+        keys[i] = keys[i] if keys[i] & sign else ~(keys[i] | sign)
+        varying |= keys[i] ^ keys[0]
+    order = np.arange(n)
+    other_keys = np.empty(n, np.uint64)
+    other_order = np.empty(n, np.int64)
+    counts = np.empty(np.int64(low) + 1, np.int64)
+    shift = np.uint64(0)
+    while shift < np.uint64(64):
+        if (varying >> shift) & low:
+            counts[:] = 0
+            for i in range(n):
+                counts[(keys[i] >> shift) & low] += 1
+            place = 0
+            for digit in range(counts.shape[0]):
+                number = counts[digit]
+                counts[digit] = place
+                place += number
+            for i in range(n):
+                digit = np.int64((keys[i] >> shift) & low)
+                other_keys[counts[digit]] = keys[i]
+                other_order[counts[digit]] = order[i]
+                counts[digit] += 1
+            keys, other_keys = other_keys, keys
+            order, other_order = other_order, order
+        shift += width
+    return order
+
+
+@kernel
+def label_range(labels: np.ndarray) -> tuple[int, int]:
+    """The lowest and highest of labels (n,) int64, n > 0."""
+    low, high = labels[0], labels[0]
+    for label in labels:
+        low = min(low, label)
+        high = max(high, label)
+    return low, high
+
+
+@kernel
 def suppress(
-    boxes: np.ndarray, scores: np.ndarray, order: np.ndarray, labels: np.ndarray, classes: int, threshold: float
+    boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, lowest: int, classes: int, threshold: float
 ) -> np.ndarray:
     """Kept indices, best first, of greedy NMS within each label; boxes and scores with a NaN are left out.
 
-    boxes (n, 4) C-contiguous; scores (n,); order (n,) int64, candidates best first; labels (n,) int64 in
-    0..classes - 1, or none (0,) where all boxes are of one class.
+    boxes (n, 4) C-contiguous; scores (n,); labels (n,) int64 in lowest..lowest + classes - 1, or none (0,) where all
+    boxes are of one class.
     """
+    order = _descending(scores)
     n = order.shape[0]
     ranks = np.empty(n, np.int64)  # of the sound candidates: their places in the order, class after class
     starts = np.zeros(classes + 1, np.int64)
@@ -203,25 +255,30 @@ def suppress(
             for axis in range(4):
                 sound[q] &= boxes[i, axis] == boxes[i, axis]
         if sound[q]:
-            starts[(labels[i] if classes > 1 else 0) + 1] += 1
+            starts[(labels[i] - lowest if classes > 1 else 0) + 1] += 1
     for c in range(classes):
         starts[c + 1] += starts[c]
     places = starts[:-1].copy()
     members = np.empty(n, np.int64)
     for q in range(n):
         if sound[q]:
-            c = labels[order[q]] if classes > 1 else 0
+            c = labels[order[q]] - lowest if classes > 1 else 0
             members[places[c]] = order[q]
             ranks[places[c]] = q
             places[c] += 1
     keep = np.zeros(n, np.bool_)
+    longest = 0
+    for c in range(classes):
+        longest = max(longest, starts[c + 1] - starts[c])
+    columns = np.empty((5, longest), boxes.dtype)
+    rows = np.empty((longest, 5), boxes.dtype)
     for c in range(classes):
         start = starts[c]
         stop = starts[c + 1]
         if stop - start >= _GRID_FROM and threshold >= _GRID_THRESHOLD:
-            _grid_nms(boxes, members[start:stop], threshold, keep[start:stop])
+            _grid_nms(boxes, members[start:stop], threshold, rows, keep[start:stop])
         else:
-            _list_nms(boxes, members[start:stop], threshold, keep[start:stop])
+            _list_nms(boxes, members[start:stop], threshold, columns, rows, keep[start:stop])
     chosen = np.zeros(n, np.bool_)
     for place in range(starts[classes]):
         chosen[ranks[place]] = keep[place]
@@ -235,6 +292,7 @@ def soften(
     """Soft-NMS: picks the best score again and again and lowers those of the boxes that it overlaps."""
     n = scores.shape[0]
     zero = scores.dtype.type(0)
+    one = scores.dtype.type(1)
     x1 = boxes[:, 0].copy()
     y1 = boxes[:, 1].copy()
     x2 = boxes[:, 2].copy()
@@ -244,13 +302,11 @@ def soften(
     picked = np.empty(n, np.int64)
     result = np.empty(n, scores.dtype)
     count = 0
-    while n > 0:
-        p = 0
-        for j in range(1, n):
-            if left[j] > left[p] or (left[j] == left[p] and index[j] < index[p]):
-                p = j
-        if not left[p] >= least:
-            break
+    p = 0
+    for j in range(1, n):
+        if left[j] > left[p]:
+            p = j
+    while n > 0 and left[p] >= least:
         picked[count] = index[p]
         result[count] = left[p]
         count += 1
@@ -260,18 +316,26 @@ def soften(
         b2 = y2[p]
         area = (a2 - a1) * (b2 - b1)
         left[p] = -1  # removed by the walk below, like every score that fell under the least
+        p = 0
+        best = -one
         j = 0
         while j < n:
             w = (a2 if a2 < x2[j] else x2[j]) - (a1 if a1 > x1[j] else x1[j])
             h = (b2 if b2 < y2[j] else y2[j]) - (b1 if b1 > y1[j] else y1[j])
-            if w > zero and h > zero and left[j] >= zero:
+            score = left[j]
+            if (w > zero) & (h > zero) and score >= zero:
                 inter = w * h
                 overlap = inter / (area + (x2[j] - x1[j]) * (y2[j] - y1[j]) - inter)
                 if gaussian:
-                    left[j] *= math.exp(-(overlap * overlap) / sigma)
+                    score *= math.exp(-(overlap * overlap) / sigma)
                 elif overlap > threshold:
-                    left[j] *= 1 - overlap
-            if left[j] >= least and left[j] >= zero:
+                    score *= one - overlap
+                left[j] = score
+                score = left[j]
+            if score >= least and score >= zero:
+                if score > best or (score == best and index[j] < index[p]):
+                    p = j
+                    best = score
                 j += 1
             else:
                 n -= 1

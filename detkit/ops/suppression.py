@@ -115,32 +115,15 @@ def _torch_nms(boxes: Any, scores: Any, labels: Any, threshold: float) -> Any:
 
 
 def _compiled_nms(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray | None, threshold: float) -> np.ndarray:
-    from detkit.ops.nms_kernels import suppress
+    from detkit.ops.nms_kernels import label_range, suppress
 
-    order = _descending(scores)
-    labels, classes = (order[:0], 1) if labels is None else _compact(labels)
-    return suppress(behaved(boxes), behaved(scores), order, labels, classes, threshold)
-
-
-def _descending(scores: np.ndarray) -> np.ndarray:
-    """Indices by descending score, ties by lower index."""
-    if scores.dtype != np.float32:
-        return np.argsort(-scores, kind="stable")
-    # One sort of (score bits, index) in uint64: several times faster than a stable argsort, and stable by construction.
-    bits = (scores + np.float32(0)).view(np.uint32)  # + 0 makes -0 and 0 the tie that they are
-    key = np.where(bits >> np.uint32(31) != 0, bits, ~bits & np.uint32(0x7FFFFFFF)).astype(np.uint64)
-    key <<= np.uint64(32)
-    key |= np.arange(len(scores), dtype=np.uint64)
-    key.sort()
-    return (key & np.uint64(0xFFFFFFFF)).astype(np.int64)
-
-
-def _compact(labels: np.ndarray) -> tuple[np.ndarray, int]:
-    """Labels as 0..classes - 1 and the number of classes; any integers may come in."""
-    if not len(labels):
-        return labels, 1
-    low, high = int(labels.min()), int(labels.max())
-    if high - low < 2 * len(labels) + 1024:
-        return behaved(labels - low), high - low + 1
-    distinct, compact = np.unique(labels, return_inverse=True)
-    return compact.astype(np.int64), len(distinct)
+    low = high = 0
+    if labels is None or not len(labels):
+        labels = np.empty(0, np.int64)
+    else:
+        labels = behaved(labels)
+        low, high = label_range(labels)
+        if high - low >= 2 * len(labels) + 1024:  # far apart: numbered anew
+            distinct, labels = np.unique(labels, return_inverse=True)
+            low, high = 0, len(distinct) - 1
+    return suppress(behaved(boxes), behaved(scores), labels, low, high - low + 1, threshold)
