@@ -58,6 +58,7 @@ TORCHVISION = tuple(
 
 _HEADER = ("config", "classes", "class_ids", "resize", "threshold", "scores", "record")
 _PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+_REINSTALL = "install detkit again"
 _RETRY = "give a .safetensors file that detkit wrote, such as best.safetensors of a run"
 
 
@@ -82,23 +83,24 @@ def fetch(name: str) -> Path:
     """The local file of ``name``: from the wheel's weights folder, the checkout's, the cache, or else its url.
 
     Raises:
-        DetkitError: no such name, the file is missing or damaged, or the download failed.
+        DetkitError: no such name, the file is missing or not the one that was shipped, or the download failed.
     """
     weights = find(name)
+    from detkit.io.download import fetch as download
+    from detkit.io.download import sha256_of
+
     package = Path(__file__).resolve().parent
     for folder in (package / "weights", package.parent / "weights"):
-        if weights.file and (folder / weights.file).is_file():
-            return folder / weights.file
+        file = folder / weights.file
+        if weights.file and file.is_file():
+            if sha256_of(file) != weights.sha256:
+                raise DetkitError("the shipped model file has changed (its SHA-256 differs)", str(file), _REINSTALL)
+            return file
     if not weights.url:
-        raise DetkitError(f"the file of {name} is not installed", weights.file, "install detkit again")
+        raise DetkitError(f"the file of {name} is not installed", weights.file, _REINSTALL)
     from platformdirs import user_cache_dir
 
-    from detkit.io.download import fetch as download
-
-    target = Path(user_cache_dir("detkit")) / weights.url.rsplit("/", 1)[1]
-    if not target.is_file():
-        download(weights.url, weights.sha256, target)
-    return target
+    return download(weights.url, weights.sha256, Path(user_cache_dir("detkit")) / weights.url.rsplit("/", 1)[1])
 
 
 def resolve(path_or_name: str | Path) -> Path:

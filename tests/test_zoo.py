@@ -54,6 +54,27 @@ def test_paths_folders_and_names(tmp_path, monkeypatch):
         zoo.resolve("toy")
 
 
+def test_shipped_files_are_the_ones_in_the_table():
+    for name, weights in zoo.WEIGHTS.items():
+        if weights.file:
+            path = zoo.fetch(name)
+            assert path.stat().st_size == weights.bytes
+            assert path.stat().st_size <= 12_000_000
+            assert tuple(zoo.read_header(path)["classes"]) == weights.classes
+
+
+def test_a_shipped_file_that_changed_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "toy.safetensors").write_bytes(b"12345")
+    monkeypatch.setattr(zoo, "__file__", str(tmp_path / "detkit" / "zoo.py"))
+    digest = hashlib.sha256(b"12345").hexdigest()
+    monkeypatch.setitem(zoo.WEIGHTS, "toy", entry(file="toy.safetensors", sha256=digest))
+    assert zoo.fetch("toy").read_bytes() == b"12345"
+    monkeypatch.setitem(zoo.WEIGHTS, "toy", entry(file="toy.safetensors", sha256=digest[::-1]))
+    with pytest.raises(DetkitError, match="has changed"):
+        zoo.fetch("toy")
+
+
 def test_a_url_is_fetched_once_into_the_cache(tmp_path, monkeypatch):
     source = tmp_path / "toy.safetensors"
     source.write_bytes(b"12345")
