@@ -98,14 +98,6 @@ class RoIHead(nn.Module):
         """The trunk, if it is the backbone's: it learns at that one's rate."""
         return self.trunk if self.layers == "backbone" else None
 
-    def train(self, mode: bool = True) -> RoIHead:
-        """As usual, but BatchNorm of fixed statistics stays in evaluation mode."""
-        super().train(mode)
-        if self.norm == "fixed":
-            for layer in batch_norms(self.trunk):
-                layer.eval()
-        return self
-
     def sample(self, proposals: list[Tensor], targets: list[Target]) -> list[Tensor]:
         """Section 2.3: ``rois`` of each picture's proposals (R_i, 4) and objects, which are proposals too."""
         chosen = []
@@ -149,8 +141,11 @@ class RoIHead(nn.Module):
 
     def embed(self, features: list[Tensor], rois: Tensor) -> Tensor:
         """(R, D): what the trunk makes of regions (R, 5), batch index and xyxy, in chunks."""
-        if self.norm == "trained" and self.training:
-            return self._embed(features, rois)  # statistics of all of them
+        trained = self.norm == "trained" and self.training and len(rois) > 1  # one region has no statistics
+        for layer in batch_norms(self.trunk):
+            layer.train(trained)
+        if trained:
+            return self._embed(features, rois)  # the statistics are those of all
         parts: list[Tensor] = []
         for part in rois.split(self.chunk):
             again: Any = torch.is_grad_enabled() and len(rois) > self.chunk
