@@ -197,11 +197,11 @@ _pool.register_autograd(_pool_gradient, setup_context=_keep_pool)
 
 def _last(features: Tensor) -> Tensor:
     """(B, C, H, W) as (B, H, W, C), contiguous: a view where the strides are channels_last."""
-    return features.permute(0, 2, 3, 1).contiguous()
+    return features.detach().permute(0, 2, 3, 1).contiguous()
 
 
 def _contiguous(rois: Tensor) -> np.ndarray:
-    array: np.ndarray = rois.contiguous().numpy()
+    array: np.ndarray = rois.detach().contiguous().numpy()
     return array
 
 
