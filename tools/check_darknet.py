@@ -54,7 +54,7 @@ def compare(python: str, cfg: str, weights: str, pictures: list[str]) -> float:
         detector = import_darknet(cfg, weights, names)
         images = np.stack([detector.resize(read_image(path))[0] for path in pictures])
         np.save(pixels, images)
-        subprocess.run([python, __file__, "--peer", cfg, weights, str(pixels), str(out)], check=True)
+        subprocess.run([python, str(Path(__file__).resolve()), "--peer", cfg, weights, str(pixels), str(out)], check=True)
         arrays = [torch.from_numpy(value) for value in np.load(out).values()]
     with torch.inference_mode():
         batch = torch.from_numpy(images).permute(0, 3, 1, 2)
@@ -71,8 +71,8 @@ def compare(python: str, cfg: str, weights: str, pictures: list[str]) -> float:
         mine = boxes[:, start : start + level.total]
         corners = torch.cat((decoded[..., :2] - decoded[..., 2:4] / 2, decoded[..., :2] + decoded[..., 2:4] / 2), -1)
         apart = (mine - corners * corners.new_tensor((width, height, width, height))).abs().max()
-        shown = decoded[..., 5:] > 0  # OpenCV puts low scores to 0
-        score = (scores[:, start : start + level.total] - decoded[..., 5:])[shown].abs().max()
+        shown = (decoded[..., 5:] > 0).float()  # OpenCV puts low scores to 0
+        score = ((scores[:, start : start + level.total] - decoded[..., 5:]) * shown).abs().max()
         difference = float((output - theirs).abs().max())
         print(
             f"stride {level.stride:3g}  {tuple(output.shape)}  convolution {difference:.2e} (values up to "
