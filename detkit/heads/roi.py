@@ -68,7 +68,16 @@ class RoIHead(nn.Module):
         box_gain: float = 1.0,
     ) -> None:
         super().__init__()
-        _check(size=size, width=width, chunk=chunk, rois=rois, beta=beta)
+        for name, value in (("size", size), ("width", width), ("chunk", chunk), ("rois", rois), ("beta", beta)):
+            if not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+        for name, value in (
+            ("positive_share", positive_share),
+            ("positive", positive),
+            ("background", min(background)),
+        ):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {value}")
         if len(set(channels)) > 1:
             raise ValueError(f"a RoI head needs equally many channels on all maps, not {channels}: take neck fpn")
         if (pool == "crops") != (list(strides) == [1]):
@@ -220,9 +229,3 @@ def compress(detector: Any, ranks: list[int]) -> None:
     """
     split_layers(detector.head.trunk, ranks, decompose=True)
     detector.config["model"]["head"]["svd"] = list(ranks)
-
-
-def _check(**values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be above 0, got {value}")

@@ -51,6 +51,9 @@ class RPN(DenseHead):
         for name, value in (("samples", samples), ("before", min(before)), ("after", min(after)), ("beta", beta)):
             if not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
+        for name, value in (("positive", positive), ("negative", negative), ("iou", iou)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {value}")
         super().__init__(
             channels,
             strides,

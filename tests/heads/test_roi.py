@@ -220,6 +220,7 @@ def test_truncated_svd() -> None:
     [
         pytest.param({"size": 0}, "size must be above 0", id="no cells"),
         pytest.param({"chunk": 0}, "chunk must be above 0", id="no regions at a time"),
+        pytest.param({"positive_share": 2.0}, "positive_share must lie", id="more than all"),
         pytest.param({"pool": "crops"}, "does not fit", id="crops of a feature map"),
         pytest.param({"layers": "backbone"}, "no trunk", id="no trunk"),
     ],

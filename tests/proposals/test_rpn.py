@@ -52,6 +52,7 @@ def test_anchors_have_the_scales_area_and_all_ratios() -> None:
         pytest.param({"scales": [16]}, "dealt evenly", id="one scale, two levels"),
         pytest.param({"ratios": [0.0]}, "ratios", id="no height"),
         pytest.param({"samples": 0}, "samples", id="no samples"),
+        pytest.param({"iou": 1.5}, "iou must lie", id="an IoU above 1"),
         pytest.param({"after": (100, 0)}, "after", id="no proposals"),
     ],
 )
