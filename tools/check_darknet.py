@@ -54,7 +54,9 @@ def compare(python: str, cfg: str, weights: str, pictures: list[str]) -> float:
         detector = import_darknet(cfg, weights, names)
         images = np.stack([detector.resize(read_image(path))[0] for path in pictures])
         np.save(pixels, images)
-        subprocess.run([python, str(Path(__file__).resolve()), "--peer", cfg, weights, str(pixels), str(out)], check=True)
+        subprocess.run(
+            [python, str(Path(__file__).resolve()), "--peer", cfg, weights, str(pixels), str(out)], check=True
+        )
         arrays = [torch.from_numpy(value) for value in np.load(out).values()]
     with torch.inference_mode():
         batch = torch.from_numpy(images).permute(0, 3, 1, 2)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 def train(
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="A YAML file or a shipped name.")
+        list[str] | None,
+        typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="A YAML file, a shipped name, or a model to train on."),
     ] = None,
     data: Annotated[
         str | None, typer.Option("--data", help="Data to train on: COCO json, VOC folder, data.yaml.")
