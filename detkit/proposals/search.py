@@ -17,6 +17,7 @@ import numpy as np
 
 from detkit.io.cache import Cache, image_hash
 from detkit.ops.compiled import run_chunks, thread_count
+from detkit.ops.suppression import nms
 from detkit.proposals import graph_kernels, search_kernels
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from detkit.structures import Batch, Loss, Target
 
 PlanName = Literal["fast", "quality"]
-SIGMA, MIN_SIZE = 0.8, 100
+SIGMA, MIN_SIZE = 0.8, 100  # of the blur, in pixels; pixels of a segment
+MIN_SIDE, SAME = 8, 0.97  # narrower boxes, in pixels, and those that overlap a likelier one more, are left out
 VERSION = 1  # of what is found: a higher one makes cached boxes stale
 
 
@@ -40,10 +42,10 @@ class Plan:
 
 _ALL, _NO_COLOUR = (True, True, True, True), (False, True, True, True)
 PLANS = {
-    "fast": Plan(("hsv", "lab"), (150, 300, 450), (_ALL, _NO_COLOUR)),
+    "fast": Plan(("hsv", "lab"), (100, 300, 900), (_ALL, _NO_COLOUR)),
     "quality": Plan(
         ("hsv", "lab", "grey", "hue", "rg-intensity"),
-        (150, 300, 450, 600, 750),
+        (120, 250, 450, 750, 1200),
         (_ALL, _NO_COLOUR, (False, False, False, True), (False, False, True, False)),
     ),
 }
@@ -52,10 +54,10 @@ PLANS = {
 def selective_search(
     image_rgb: np.ndarray, plan: PlanName = "fast", *, max: int = 0, seed: int = 0, threads: int | None = None
 ) -> np.ndarray:
-    """(N, 4) float32 xyxy: boxes that may hold an object, the likelier ones first, none twice.
+    """(N, 4) float32 xyxy: boxes that may hold an object, the likelier ones first, no two the same or nearly so.
 
     image_rgb: uint8 (H, W, 3) RGB or (H, W); plan: ``fast`` (2 colour spaces x 3 thresholds x 2 sets of similarities,
-    some 1300 boxes in a photo) or ``quality`` (5 x 5 x 4, some 4500); max: boxes at most (0: all); threads: None as
+    some 900 boxes in a photo) or ``quality`` (5 x 5 x 4, some 3000); max: boxes at most (0: all); threads: None as
     many as torch or the machine has, one in a worker process. The same picture and seed give the same boxes with any
     number of threads.
 
@@ -81,9 +83,10 @@ def selective_search(
     found = [boxes for part in hierarchies for boxes in part]
     rank = np.concatenate([np.arange(len(boxes), 0, -1) for boxes in found])
     rank = rank * np.random.default_rng(seed).random(len(rank))
-    boxes = np.concatenate(found)[np.argsort(rank, kind="stable")]
-    _, first = np.unique(boxes.astype(np.int64) @ (1 << np.arange(0, 64, 16)), return_index=True)
-    return boxes[np.sort(first)][: max or None].astype(np.float32)
+    boxes = np.concatenate(found)[np.argsort(rank, kind="stable")].astype(np.float32)
+    least = np.minimum(image.shape[1::-1], MIN_SIDE)
+    boxes = boxes[(boxes[:, 2:] - boxes[:, :2] >= least).all(axis=1)]
+    return boxes[nms(boxes, np.arange(len(boxes), 0, -1, dtype=np.float32), SAME)][: max or None]
 
 
 def graph_segments(image: np.ndarray, k: float, *, sigma: float = SIGMA, min_size: int = MIN_SIZE) -> np.ndarray:
