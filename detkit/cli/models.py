@@ -7,7 +7,7 @@ from detkit.cli.common import JsonOption, print_json
 
 def models(as_json: JsonOption = False) -> int:
     """List the shipped weights, configs, backbones, necks and heads."""
-    from detkit.backbones import BACKBONES
+    from detkit.backbones import BACKBONES, FAMILIES
     from detkit.config import shipped_configs
     from detkit.heads import HEADS
     from detkit.necks import NECKS
@@ -30,5 +30,7 @@ def models(as_json: JsonOption = False) -> int:
     print("torchvision's own, trained on COCO, fetched from its server when first used:")
     print(f"           {' '.join(TORCHVISION)}")
     for part, names in parts.items():
-        print(f"{part:<10} {' '.join(names)}")
+        lines = [" ".join(members) for members in FAMILIES.values()] if part == "backbones" else [" ".join(names)]
+        for line, text in enumerate(lines):
+            print(f"{'' if line else part:<10} {text}")
     return 0

@@ -74,7 +74,7 @@ def summarise(network: nn.Module, size: tuple[int, int], run: Callable[[Tensor],
 
     Works on the meta device, where nothing is computed.
     """
-    tracer = _Tracer()
+    tracer = Tracer()
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     pixels = torch.zeros((1, 3, *size), device=device)
     tracer.fields[pixels] = Field()
@@ -181,7 +181,7 @@ def _own(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters(recurse=False))
 
 
-class _Tracer(TorchDispatchMode):
+class Tracer(TorchDispatchMode):
     """Follows every operation: counts its multiply-adds, and carries the field of its inputs to its outputs."""
 
     def __init__(self) -> None:
