@@ -30,7 +30,7 @@ def features(images: int = 2) -> list[Tensor]:
 
 
 def target(*rows: tuple[float, float, float, float]) -> Target:
-    return Target(torch.tensor(rows).reshape(-1, 4), torch.ones(len(rows), dtype=torch.int64))
+    return Target(torch.tensor(rows).reshape(len(rows), 4), torch.ones(len(rows), dtype=torch.int64))
 
 
 BATCH = Batch(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), SIZES, (Geometry(64, 64), Geometry(48, 64)))
