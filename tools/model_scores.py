@@ -1,10 +1,12 @@
 """Model cards' tables: several detectors on the same photos, class by class, with bootstrap intervals.
 
     python tools/model_scores.py MODEL... --data DATA [--split val] [--classes person,car] [--size 320,384]
+    python tools/model_scores.py RUN --data DATA --size 384 --ship weights/NAME.safetensors
 
 Half of the photos (those at even places of the list) is for choices: sizes, epochs, thresholds. The other half and the
 whole are for reports. Each MODEL is a run, a model file or a name; the threshold of best F1 comes from the first half.
-Under each class stands its number of objects that are not difficult.
+Under each class stands its number of objects that are not difficult. --ship writes the model as it is shipped: float16,
+with this size, that threshold and these scores in its header, and prints what ``detkit/zoo.py`` wants to know.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ import numpy as np
 from detkit import api
 from detkit.data.dataset import Dataset, read
 from detkit.engine.evaluator import evaluate as infer
+from detkit.io.download import sha256_of
 from detkit.metrics import evaluate
 from detkit.metrics.bootstrap import interval
 from detkit.metrics.curves import best_threshold
@@ -55,9 +59,10 @@ def with_interval(tables: Tables, samples: int) -> str:
     return f"{score(tables):.3f} ({low:.2f} to {high:.2f})"
 
 
-def columns(model: str, size: int | None, dataset: Dataset, common: list[int], samples: int) -> dict[str, str]:
+def columns(
+    predictor: Any, dataset: Dataset, common: list[int], samples: int, ship: str | None = None
+) -> dict[str, str]:
     """One model's column: row name -> text."""
-    predictor = api.load(model, size=size)
     began = time.perf_counter()
     truth, found, _ = infer(predictor, dataset, workers=1)
     seconds = (time.perf_counter() - began) / len(dataset)
@@ -76,7 +81,18 @@ def columns(model: str, size: int | None, dataset: Dataset, common: list[int], s
     for label, name in enumerate(truth.classes):
         objects = int((truth.label == label)[~truth.difficult & ~truth.crowd].sum())
         column[f"{name} ({objects})"] = with_interval(part(whole, labels=[label]), samples)
+    if ship:
+        shipped(predictor, threshold, evaluate(*whole).metrics, ship)
     return column
+
+
+def shipped(detector: Any, threshold: float, scores: dict[str, float], path: str) -> None:
+    """Writes the detector as a file to ship: nothing in it tells where it was trained."""
+    detector.threshold, detector.scores = round(threshold, 3), {k: round(v, 4) for k, v in scores.items()}
+    detector.config["model"] = {**detector.config["model"], "size": detector.resize.height}
+    detector.record = {key: detector.record[key] for key in ("seed", "data_hash", "versions")}
+    detector.save(path, half=True)
+    print(f"{path}: {Path(path).stat().st_size} bytes, sha256 {sha256_of(path)}\n")
 
 
 def main() -> None:
@@ -87,6 +103,7 @@ def main() -> None:
     parser.add_argument("--classes", default="", help="the common classes, by name (default: all)")
     parser.add_argument("--size", default="", help="input sizes to try, each a column (default: the model's own)")
     parser.add_argument("--samples", type=int, default=1000, help="bootstrap draws")
+    parser.add_argument("--ship", default="", metavar="FILE", help="write the (one) model, as it is shipped")
     options = parser.parse_args()
     dataset = Dataset(read(options.data, split=options.split))
     common = [dataset.classes.index(name) for name in options.classes.split(",") if name]
@@ -95,7 +112,8 @@ def main() -> None:
     for model in options.models:
         for size in [int(text) for text in options.size.split(",") if text] or [None]:
             title = model + (f" at {size}" if size else "")
-            table[title] = columns(model, size, dataset, common, options.samples)
+            predictor = api.load(model, size=size, device="cpu")
+            table[title] = columns(predictor, dataset, common, options.samples, options.ship)
     print("| |" + "|".join(table) + "|\n" + "|---" * (len(table) + 1) + "|")
     for row in next(iter(table.values())):
         print(f"| {row} | " + " | ".join(column[row] for column in table.values()) + " |")
