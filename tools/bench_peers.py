@@ -6,8 +6,8 @@ absent ones are named and left out. ``--yolov5 FILE`` names a checkout's utils/a
 then the k-means' peer.
 
 Each figure is the median of five rounds; in a round every candidate runs in a process of its own, warm, one after the
-other, so whatever else the machine does falls on all alike. A peer that takes more than two seconds is timed in one round only
-(``--full``: in all). Results are compared, not only times.
+other, so whatever else the machine does falls on all alike. A peer that takes more than two seconds is timed in one
+round only (``--full``: in all). Results are compared, not only times.
 """
 
 from __future__ import annotations

@@ -104,7 +104,9 @@ def _content(path: Path) -> bytes | mmap.mmap:
                 return gzip.decompress(raw) if raw[:2] == _GZIP else raw
             packed = file.read(2) == _GZIP
             file.seek(0)
-            return gzip.GzipFile(fileobj=file).read() if packed else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return (
+                gzip.GzipFile(fileobj=file).read() if packed else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            )
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DetkitError(f"the compressed detections file is damaged: {error}", str(path), "copy it again") from None
     except OSError as error:

@@ -18,7 +18,8 @@ def _overlaps(
 ) -> tuple[float, int]:
     """Fills iou[d], the overlaps of the box d_box[row] with the objects g0..g1 - 1; returns the highest and whose.
 
-    Of equal ones the last counts; -1 where nothing overlaps. A crowd's overlap is intersection / detection area. Ternaries instead of min and max, whose NaN rule costs.
+    Of equal ones the last counts; -1 where nothing overlaps. A crowd's overlap is intersection / detection area.
+    Ternaries instead of min and max, whose NaN rule costs.
     """
     best, top = 0.0, -1
     x, y, w, h = d_box[row, 0], d_box[row, 1], d_box[row, 2], d_box[row, 3]
@@ -64,7 +65,7 @@ def _choose(
 
 @kernel
 def outside(box: np.ndarray, areas: np.ndarray, number: int, bits: np.ndarray) -> None:
-    """Fills bits (D,) uint64 with all ``number`` bits of the area ranges that a detection's own area lies outside of."""
+    """Fills bits (D,) uint64 with all ``number`` bits of the area ranges that a detection itself is outside of."""
     full = (np.uint64(1) << np.uint64(number)) - np.uint64(1) if number < 64 else ~np.uint64(0)
     for d in range(box.shape[0]):
         area = box[d, 2] * box[d, 3]

@@ -69,9 +69,9 @@ def _rounded(digits: np.uint64, exponent: int, bits: np.ndarray) -> bool:
     power = ((217706 * exponent) >> 16) + 63 + np.int64(upper) - shift + 1023
     if power <= 0 or power >= 2046:
         return False
-    if low <= np.uint64(1) and -4 <= exponent <= 23 and mantissa & np.uint64(3) == np.uint64(1):
-        if mantissa << cut == high:
-            mantissa &= ~np.uint64(1)  # exactly between two doubles: to the even one
+    near_half = low <= np.uint64(1) and -4 <= exponent <= 23 and mantissa & np.uint64(3) == np.uint64(1)
+    if near_half and mantissa << cut == high:
+        mantissa &= ~np.uint64(1)  # exactly between two doubles: to the even one
     mantissa = (mantissa + (mantissa & np.uint64(1))) >> np.uint64(1)
     if mantissa >= np.uint64(1) << np.uint64(53):
         mantissa = np.uint64(1) << np.uint64(52)
@@ -122,7 +122,7 @@ def _number(text: np.ndarray, i: int, bits: np.ndarray, wide: np.ndarray) -> tup
         point = i
         power = 0
         while text[i] >= 48 and text[i] <= 57:
-            power = power * 10 + (text[i] - 48) if power < 10000 else power
+            power = power * 10 + (np.int64(text[i]) - 48) if power < 10000 else power
             i += 1
         exponent += -power if minus else power
         whole = False
@@ -209,7 +209,7 @@ def braces(text: np.ndarray, start: int, stop: int) -> int:
         small = np.uint8(0)  # eight bits wide, so that a vector register holds many
         for byte in text[begin : min(begin + 255, stop)]:
             small = np.uint8(small + np.uint8(byte == 123))
-        count += small
+        count += np.int64(small)
     return count
 
 

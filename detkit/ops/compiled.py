@@ -7,11 +7,13 @@ parallel loops abort the process when two threads enter them, and a worker forke
 
 from __future__ import annotations
 
+import functools
 import itertools
 import multiprocessing
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,11 +22,40 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function`` compiled by numba at its first call: IEEE arithmetic (no fastmath), no GIL, cached on disk."""
     import numba
 
+    _listen()
     try:
         return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
     except RuntimeError:
         # Neither the package's folder nor the user's cache can be written: compile in each process instead.
         return numba.njit(nogil=True, error_model="numpy")(function)
+
+
+@functools.cache
+def _listen() -> None:
+    """Says on stderr, once a process, that kernels were compiled, when that has taken more than a second."""
+    from numba.core import event
+
+    class Notice(event.Listener):  # type: ignore[misc]
+        depth = 0
+        began = spent = 0.0
+
+        def on_start(self, event: Any) -> None:
+            if not self.depth:  # a kernel compiles those that it calls
+                self.began = time.perf_counter()
+            self.depth += 1
+
+        def on_end(self, event: Any) -> None:
+            self.depth -= 1
+            if self.depth or not event.data["dispatcher"].py_func.__module__.startswith("detkit."):
+                return
+            told = self.spent > 1
+            self.spent += time.perf_counter() - self.began
+            if self.spent > 1 and not told:
+                print(
+                    "detkit: compiling kernels, once on this machine (detkit doctor --warm does all)", file=sys.stderr
+                )
+
+    event.register("numba:compile", Notice())
 
 
 def thread_count() -> int:

@@ -109,9 +109,7 @@ def test_random_tables_are_bit_equal_to_pycocotools(seed: int) -> None:
     matches = match(gt, dt, thresholds=coco.THRESHOLDS, areas=np.array(list(coco.AREAS.values())))
     counts = positives(gt, matches.areas)
     for m, limit in enumerate(got.max_detections):
-        np.testing.assert_array_equal(
-            coco.accumulate(matches, counts, [limit])[0], reference.eval["precision"][..., m]
-        )
+        np.testing.assert_array_equal(coco.accumulate(matches, counts, [limit])[0], reference.eval["precision"][..., m])
     np.testing.assert_array_equal(got.recall, reference.eval["recall"])
 
 

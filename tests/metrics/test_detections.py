@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from detkit.errors import DetkitError
+from detkit.metrics import scanner
 from detkit.metrics.detections import read_detections
+from detkit.metrics.scanner import scan_results
 
 DATA = SimpleNamespace(
     image_ids=[3, 7, "x"],
@@ -52,6 +54,65 @@ def test_numbers_are_exact_and_in_file_order(tmp_path: Path) -> None:
     assert got.score.tolist() == [entry["score"] for entry in entries]
     assert got.image.tolist() == [i % 3 for i in range(50)]
     assert not notes
+
+
+@pytest.mark.parametrize(
+    ("change", "scanned"),
+    [
+        (("0.5", "0.12345678901234567"), True),
+        (("0.5", "9.999999747378752e-05"), True),
+        (("0.5", "0.00001234567890123456789"), True),
+        (("0.5", "0.20000000298023223876953125"), False),
+        (("0.5", "1e-300"), False),
+        (("0.5", "5E-1"), True),
+        (('{"image', '{"id": 7, "area": 1.5, "note": "a [b", "mask": {"size": [1, 2], "counts": "}{"}, "image'), True),
+        (('"score"', '"score": 0.1, "score"'), False),
+        (('"score"', '"sc\\u006fre"'), False),
+        ((", ", "\r\n\t,  "), True),
+    ],
+)
+def test_the_scanner_reads_what_a_json_decoder_reads_or_nothing(
+    tmp_path: Path, change: tuple[str, str], scanned: bool
+) -> None:
+    text = f"[{ENTRY.replace(*change)}, {ENTRY}]"
+    assert (scan_results(text.encode(), 0) is not None) is scanned
+    got, _ = read_detections(write(tmp_path, text), DATA)
+    assert got.score.tolist() == [entry["score"] for entry in json.loads(text)]
+    assert got.xywh.tolist() == [entry["bbox"] for entry in json.loads(text)]
+    packed, _ = read_detections(write(tmp_path, gzip.compress(text.encode())), DATA)
+    assert packed.score.tolist() == got.score.tolist()
+
+
+def test_numbers_are_rounded_as_json_rounds_them(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    words = [repr(float(v) * 10.0 ** int(p)) for v, p in zip(rng.random(400), rng.integers(-12, 4, 400), strict=True)]
+    words += [repr(float(v)) for v in rng.random(200).astype(np.float32)]
+    middles = rng.integers(1 << 52, 1 << 53, 200).tolist()  # exactly between two doubles, and right beside that
+    words += [f"{2 * m + 1}{end}" for m in middles for end in ("", ".0", "e-3", "e3")]
+    words += [f"{2 * m + 1}.{end}" for m in middles for end in ("01", "9")]
+    text = "[" + ", ".join(ENTRY.replace("4.5", word) for word in words) + "]"
+    found = scan_results(text.encode(), 0)
+    assert found is not None
+    assert found.box[:, 3].tolist() == [float(word) for word in words]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_parts_of_a_file_make_up_the_whole(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    monkeypatch.setattr(scanner, "thread_count", lambda: threads)
+    monkeypatch.setattr(scanner, "_THREADED", 0)
+    entry = ENTRY.replace("{", '{"note": "}, {", "mask": {"a": {}}, ')
+    text = "[" + " ,\n".join(entry.replace("0.5", f"0.{i}") for i in range(1, 40)) + "]"
+    found = scan_results(text.encode(), 0)
+    assert found is None or found.score.tolist() == [float(f"0.{i}") for i in range(1, 40)]
+    plain = "[" + ",".join(ENTRY.replace("0.5", f"0.{i}") for i in range(1, 40)) + "]"
+    assert scan_results(plain.encode(), 0).score.tolist() == [float(f"0.{i}") for i in range(1, 40)]
+
+
+def test_ids_far_apart_negative_and_of_two_kinds() -> None:
+    known = [-5, 1 << 40, "x", 7]
+    assert scanner.places(np.array([7, -5, 8, 1 << 40, -6]), known).tolist() == [3, 0, -1, 1, -1]
+    assert scanner.places(np.array([3, 1, 9, -9, 2]), [1, 2, 3]).tolist() == [2, 0, -1, -1, 1]
+    assert scanner.places(np.array([3]), ["3"]).tolist() == [-1]
 
 
 def test_no_detections(tmp_path: Path) -> None:
