@@ -99,9 +99,7 @@ def _bucket(key: np.uint64, mask: np.uint64) -> np.uint64:
 
 
 @kernel
-def _grid_nms(
-    boxes: np.ndarray, members: np.ndarray, threshold: float, rows: np.ndarray, keep: np.ndarray
-) -> None:
+def _grid_nms(boxes: np.ndarray, members: np.ndarray, threshold: float, rows: np.ndarray, keep: np.ndarray) -> None:
     """Each candidate against the kept boxes of its neighbourhood, found through the hash."""
     n = members.shape[0]
     size = 64
