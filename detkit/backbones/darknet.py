@@ -5,6 +5,7 @@ Redmon & Farhadi 2017, YOLO9000, table 6 (Darknet-19); 2018, YOLOv3, table 1 (Da
 
 from __future__ import annotations
 
+import struct
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -201,7 +202,7 @@ def load_weights(convolutions: Mapping[int, Convolution], path: Path, *, whole: 
         data = path.read_bytes()
     except OSError as error:
         raise DetkitError(f"the weights cannot be read: {error.strerror}", where, "check the path") from None
-    major, minor, _ = np.frombuffer(data[:12].ljust(12, b"\xff"), "<i4")
+    major, minor, _ = struct.unpack("<3i", data[:12].ljust(12, b"\xff"))
     header = 20 if major * 10 + minor >= 2 else 16
     if not (0 <= major < 1000 and 0 <= minor < 1000) or len(data) < header:
         raise DetkitError("this is not a Darknet weights file", where, do)
