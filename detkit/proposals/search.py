@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PlanName = Literal["fast", "quality"]
 SIGMA, MIN_SIZE = 0.8, 100  # of the blur, in pixels; pixels of a segment
-MIN_SIDE, SAME = 8, 0.97  # narrower boxes, in pixels, and those that overlap a likelier one more, are left out
+MIN_SIDE, SAME = 8, 0.95  # narrower boxes, in pixels, and those that overlap a likelier one more, are left out
 VERSION = 1  # of what is found: a higher one makes cached boxes stale
 
 
@@ -42,10 +42,10 @@ class Plan:
 
 _ALL, _NO_COLOUR = (True, True, True, True), (False, True, True, True)
 PLANS = {
-    "fast": Plan(("hsv", "lab"), (100, 300, 900), (_ALL, _NO_COLOUR)),
+    "fast": Plan(("hsv", "lab"), (120, 250, 450), (_ALL, _NO_COLOUR)),
     "quality": Plan(
         ("hsv", "lab", "grey", "hue", "rg-intensity"),
-        (120, 250, 450, 750, 1200),
+        (112, 224, 380, 600, 930),
         (_ALL, _NO_COLOUR, (False, False, False, True), (False, False, True, False)),
     ),
 }

@@ -1,0 +1,78 @@
+"""detkit propose: what it prints, draws and measures, and typical mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from detkit.cli import main
+from detkit.data.toy import write_toy_data
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    image = np.full((60, 80, 3), 30, np.uint8)
+    image[10:40, 20:60] = (20, 200, 90)
+    path = tmp_path / "one.png"
+    cv2.imwrite(str(path), image)
+    return str(path)
+
+
+def test_prints_and_draws(picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["propose", picture, "-o", str(tmp_path / "drawn.png")]) == 0
+    out = capsys.readouterr().out
+    assert f"{picture}: {len(out.splitlines()) - 1} proposals" in out
+    assert "   20    10    60    40" in out
+    drawn = cv2.imread(str(tmp_path / "drawn.png"))
+    assert (drawn != cv2.imread(picture)).any()
+
+
+def test_json(picture: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--method", "sliding-window", "--windows", "32", "--aspects", "1", "--stride", "1"]
+    assert main(["propose", picture, *arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["source"] == picture
+    assert found["method"] == "sliding-window"
+    assert sorted(found["proposals"]) == [[0, 0, 32, 32], [32, 0, 64, 32]]
+
+
+def test_recall(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_toy_data(tmp_path / "toy", train=2, val=1)
+    arguments = ["propose", str(data), "--split", "train", "--recall", "--cache", str(tmp_path / "cache")]
+    assert main([*arguments, "--out", str(tmp_path / "recall.png")]) == 0
+    text = capsys.readouterr().out
+    assert "2 pictures" in text
+    assert (tmp_path / "recall.png").is_file()
+    assert len(list((tmp_path / "cache").rglob("*.bin"))) == 2
+    assert main([*arguments, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["recall"]
+    assert [row["count"] for row in rows] == [100, 200, 500, 1000, 2000]
+    recalls = [row["recall@0.5"] for row in rows]
+    assert recalls == sorted(recalls)
+    assert recalls[-1] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["nothing.jpg"], "no such file"),
+        (["."], "folder"),
+        (["PICTURE", "--method", "rpm"], "no method 'rpm'"),
+        (["PICTURE", "--method", "rpn"], "needs a model"),
+        (["PICTURE", "-m", "yolo"], "uses no model"),
+        (["PICTURE", "--plan", "best"], "no plan 'best'"),
+        (["PICTURE", "--method", "sliding-window", "--windows", "a,b"], "not a list of numbers"),
+        (["PICTURE", "--method", "sliding-window", "--stride", "0"], "stride"),
+        (["PICTURE", "--recall"], "not a data set"),
+        (["PICTURE", "-o", "PICTURE"], "exists already"),
+        (["PICTURE", "--max", "-1"], "max"),
+    ],
+)
+def test_mistakes(picture: str, arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [picture if word == "PICTURE" else word for word in arguments]
+    assert main(["propose", *words]) == 2
+    assert reason in capsys.readouterr().err
