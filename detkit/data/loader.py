@@ -102,14 +102,14 @@ def _pack(samples: Sequence[Sample], resize: Resize) -> _Packed:
 
 
 def moved_target(target: Target, geometry: Geometry) -> Target:
-    """``target`` (numpy, original pixels) in input pixels: boxes, areas and points."""
+    """``target`` (numpy, original pixels) in input pixels: boxes, areas and points (masks are not carried)."""
     points = target.points
     if points is not None:
         points = points.copy()
         points[..., 0] = points[..., 0] * geometry.scale_x + geometry.left
         points[..., 1] = points[..., 1] * geometry.scale_y + geometry.top
     area = target.area * np.float32(geometry.scale_x * geometry.scale_y)
-    return replace(target, boxes=geometry.to_input(target.boxes), area=area, points=points)
+    return replace(target, boxes=geometry.to_input(target.boxes), area=area, points=points, masks=None)
 
 
 class _Task(NamedTuple):
@@ -331,6 +331,8 @@ def _start_worker(_: int) -> None:
     # One thread each: the processes are the parallelism, and waiting threads would take the cores from training.
     import cv2
 
+    # Ctrl-C in a terminal reaches every process of the group; the main one alone decides when loading ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 
@@ -338,13 +340,17 @@ def _start_worker(_: int) -> None:
 class _without_child_signals:
     """Keeps torch from raising a dead worker's error in the middle of whatever the main thread is doing.
 
-    Without its handler the loss is noticed when the next batch is asked for, between two steps.
+    Without its handler the loss is noticed when the next batch is asked for, between two steps. Workers started in
+    the block ignore Ctrl-C from their first moment, since they inherit that.
     """
 
     def __enter__(self) -> None:
-        self._mine = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
-        self._handler = signal.getsignal(signal.SIGCHLD) if self._mine else None
+        self._before: dict[int, Any] = {}
+        if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+            self._before[signal.SIGCHLD] = signal.getsignal(signal.SIGCHLD)
+            self._before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def __exit__(self, *_: object) -> None:
-        if self._mine and self._handler is not None:
-            signal.signal(signal.SIGCHLD, self._handler)
+        for number, handler in self._before.items():
+            if handler is not None:  # not set from Python
+                signal.signal(number, handler)

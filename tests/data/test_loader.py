@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from typing import Any
@@ -152,6 +153,16 @@ def test_a_killed_worker_stops_the_run_and_says_what_to_lower(context: str) -> N
     assert error.value.code == 4
     assert "train.workers" in error.value.do
     assert signal.getsignal(signal.SIGCHLD) == handler
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_ctrl_c_in_the_terminal_does_not_end_the_workers(context: str) -> None:
+    with Loader(Toys(32), resize=RESIZE, batch=4, workers=2, context=context) as loader:
+        batches = loader.epoch(0)
+        next(batches)
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid or 0, signal.SIGINT)
+        assert len(list(batches)) == 7
 
 
 def test_boxes_without_area_are_counted() -> None:
