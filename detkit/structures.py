@@ -53,8 +53,9 @@ class Target:
 
     boxes (N, 4) float32 xyxy; labels (N,) int64; crowd (N,) bool, a region of many objects (COCO's iscrowd);
     difficult (N,) bool (PASCAL's); area (N,) float32, the annotation's own area in pixels (default: the box's);
-    weight (N,) float32, the object's weight in the loss (default 1); points (N, K, 3) x, y, visible; masks (N, H, W);
-    image_label: class index of the whole picture, for classification.
+    weight (N,) float32, the object's weight in the loss (default 1); points (N, K, 3) x, y, visible, which follow the
+    pixels through augmentation; masks (N, H, W), which augmentation and batches leave out; image_label: class index of
+    the whole picture, for classification.
     """
 
     boxes: Array

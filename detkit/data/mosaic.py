@@ -16,8 +16,10 @@ Placer = Callable[[Sample, tuple[int, int], np.random.Generator], Warp]
 
 
 def joined(targets: Sequence[Target]) -> Target:
-    """The objects of several targets (numpy) as those of one picture."""
-    names = ("boxes", "labels", "crowd", "difficult", "area", "weight")
+    """The objects of several targets (numpy) as those of one picture; points only where all of them have some."""
+    names = ["boxes", "labels", "crowd", "difficult", "area", "weight"]
+    if all(t.points is not None for t in targets):
+        names.append("points")
     columns: dict[str, Any] = {name: np.concatenate([getattr(t, name) for t in targets]) for name in names}
     return Target(**columns)
 
@@ -49,7 +51,9 @@ def mosaic(
         warp = place(sample, (y2 - y1, x2 - x1), rng)
         warp.image(sample.image, image[y1:y2, x1:x2], fill)
         target = warp.target(sample.target, min_visible)
-        targets.append(replace(target, boxes=target.boxes + np.array([x1, y1, x1, y1], np.float32), points=None))
+        corner = np.array([x1, y1, x1, y1], np.float32)
+        points = None if target.points is None else target.points + np.array([x1, y1, 0], np.float32)
+        targets.append(replace(target, boxes=target.boxes + corner, points=points))
     return samples[0].replace(image=image, target=joined(targets))
 
 
