@@ -17,7 +17,7 @@ import numpy as np
 from detkit.data.annotations import Annotations, Finding, Findings
 from detkit.data.coco import PICTURE_FOLDER, RawFile, load_json, mapped
 from detkit.errors import DetkitError
-from detkit.io.files import atomic_path, write_text
+from detkit.io.files import atomic_folder, atomic_path, write_text
 
 _PLAIN = {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "difficult"}
 
@@ -39,7 +39,7 @@ def convert(
 
     out: folder; pictures are copied into it (``link``: as symbolic links). For COCO a name that ends in .json writes
     just that file, and the pictures stay where they are. Raises DetkitError if an output exists without ``overwrite``,
-    and for a picture that cannot be copied.
+    and for a picture that cannot be copied; then nothing is left of the output.
     """
     if to not in WRITERS:
         raise DetkitError(f"unknown format {to!r}", "--to", f"the formats are {', '.join(WRITERS)}")
@@ -47,12 +47,17 @@ def convert(
     if single and (to != "coco" or len(parts) > 1):
         what = "only COCO is one file" if to != "coco" else f"one json cannot hold {len(parts)} parts"
         raise DetkitError(what, str(out), "give a folder to --out, or one --split")
-    if not single and not overwrite and out.is_dir() and any(out.iterdir()):
-        raise DetkitError("the output folder is not empty", str(out), "choose another, or allow it (--overwrite)")
+    sources = [a.source.path.resolve() for a in parts.values() if a.source is not None]
+    if not single and any(path.is_relative_to(out.resolve()) for path in sources):
+        raise DetkitError("the output would replace the data set itself", str(out), "give another folder to --out")
     lost = Findings()
     for part in parts.values():
         count_lost(part, to, lost)
-    WRITERS[to](parts, out, overwrite, link, lost)
+    if single:
+        _write_single(next(iter(parts.values())), out, overwrite)
+    else:
+        with atomic_folder(out, overwrite) as folder:
+            WRITERS[to](parts, folder, link, lost)
     boxes = sum(len(a.labels) - (int(a.crowd.sum()) if to == "yolo" else 0) for a in parts.values())
     return Converted(out, sum(map(len, parts.values())), boxes, lost.as_list())
 
@@ -186,54 +191,51 @@ def _file_names(files: list[str]) -> list[str]:
     return names
 
 
-def _copy(file: str, to: Path, overwrite: bool, link: bool) -> None:
+def _copy(file: str, to: Path, link: bool) -> None:
     if not os.path.isfile(file):
         raise DetkitError("a picture of the data set is missing", file, "find the others with detkit data check")
     to.parent.mkdir(parents=True, exist_ok=True)
-    if os.path.exists(to) and os.path.samefile(file, to):
-        raise DetkitError("the output would replace the data set itself", str(to), "give another folder to --out")
-    with atomic_path(to, overwrite) as temporary:
-        if link:
-            os.symlink(os.path.abspath(file), temporary)
-        else:
-            shutil.copyfile(file, temporary)
+    if os.path.lexists(to):  # two entries of one picture
+        return
+    if link:
+        os.symlink(os.path.abspath(file), to)
+    else:
+        shutil.copyfile(file, to)
 
 
-def _write_coco(parts: dict[str, Annotations], out: Path, overwrite: bool, link: bool, lost: Findings) -> None:
+def _write_single(a: Annotations, out: Path, overwrite: bool) -> None:
+    folder = os.path.commonpath([os.path.dirname(os.path.abspath(f)) for f in a.files])
+    if a.source is not None and a.source.format == "coco" and a.source.images is not None:
+        folder = str(a.source.images)
+    write_coco_json(a, out, overwrite=overwrite, picture_folder=os.path.relpath(folder, out.parent))
+
+
+def _write_coco(parts: dict[str, Annotations], out: Path, link: bool, lost: Findings) -> None:
     for name, a in parts.items():
-        if out.suffix.lower() == ".json":
-            folder = os.path.commonpath([os.path.dirname(os.path.abspath(f)) for f in a.files])
-            if a.source is not None and a.source.format == "coco" and a.source.images is not None:
-                folder = str(a.source.images)
-            write_coco_json(a, out, overwrite=overwrite, picture_folder=os.path.relpath(folder, out.parent))
-            continue
         verbatim = a.source is not None and a.source.format == "coco"
         names = [os.path.relpath(f, a.source.images) for f in a.files] if verbatim else _file_names(a.files)  # type: ignore[union-attr, type-var]
         for file, to in zip(a.files, names, strict=True):
             if to.startswith("..") or os.path.isabs(to):
                 do = "write a single .json, which leaves the pictures where they are"
                 raise DetkitError("a file_name points outside the picture folder", file, do)
-            _copy(file, out / name / to, overwrite, link)
-        (out / "annotations").mkdir(parents=True, exist_ok=True)
-        write_coco_json(a, out / "annotations" / f"instances_{name}.json", overwrite=overwrite)
+            _copy(file, out / name / to, link)
+        write_coco_json(a, out / "annotations" / f"instances_{name}.json")
 
 
-def _write_yolo(parts: dict[str, Annotations], out: Path, overwrite: bool, link: bool, lost: Findings) -> None:
+def _write_yolo(parts: dict[str, Annotations], out: Path, link: bool, lost: Findings) -> None:
     import yaml
 
     first = next(iter(parts.values()))
     for name, a in parts.items():
         (out / "labels" / name).mkdir(parents=True, exist_ok=True)
         for i, (file, to) in enumerate(zip(a.files, _file_names(a.files), strict=True)):
-            _copy(file, out / "images" / name / to, overwrite, link)
+            _copy(file, out / "images" / name / to, link)
             label = out / "labels" / name / (os.path.splitext(to)[0] + ".txt")
-            write_text(label, "".join(yolo_lines(a, i, lost)), overwrite=overwrite)
+            write_text(label, "".join(yolo_lines(a, i, lost)))
     places = {name: f"images/{name}" for name in parts}
-    if "train" not in places:
-        places = {"train": next(iter(places.values())), **places}
     text = yaml.safe_dump({"path": ".", **places, "names": dict(enumerate(first.classes))}, sort_keys=False,
                           allow_unicode=True)  # fmt: skip
-    write_text(out / "data.yaml", text, overwrite=overwrite)
+    write_text(out / "data.yaml", text)
 
 
 def yolo_lines(a: Annotations, i: int, lost: Findings) -> Iterator[str]:
@@ -253,7 +255,7 @@ def yolo_lines(a: Annotations, i: int, lost: Findings) -> Iterator[str]:
         yield f"{a.labels[row]} {cx:.9g} {cy:.9g} {bw:.9g} {bh:.9g}\n"
 
 
-def _write_voc(parts: dict[str, Annotations], out: Path, overwrite: bool, link: bool, lost: Findings) -> None:
+def _write_voc(parts: dict[str, Annotations], out: Path, link: bool, lost: Findings) -> None:
     for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     names = iter(_file_names([f for a in parts.values() for f in a.files]))
@@ -261,12 +263,12 @@ def _write_voc(parts: dict[str, Annotations], out: Path, overwrite: bool, link: 
         stems = []
         for i, file in enumerate(a.files):
             to = next(names)
-            _copy(file, out / "JPEGImages" / to, overwrite, link)
+            _copy(file, out / "JPEGImages" / to, link)
             stems.append(os.path.splitext(to)[0])
-            write_text(out / "Annotations" / f"{stems[-1]}.xml", voc_xml(a, i, to), overwrite=overwrite)
-        write_text(out / "ImageSets" / "Main" / f"{part}.txt", "".join(f"{s}\n" for s in stems), overwrite=overwrite)
+            write_text(out / "Annotations" / f"{stems[-1]}.xml", voc_xml(a, i, to))
+        write_text(out / "ImageSets" / "Main" / f"{part}.txt", "".join(f"{s}\n" for s in stems))
     classes = next(iter(parts.values())).classes
-    write_text(out / "classes.txt", "".join(f"{name}\n" for name in classes), overwrite=overwrite)
+    write_text(out / "classes.txt", "".join(f"{name}\n" for name in classes))
 
 
 def voc_xml(a: Annotations, i: int, name: str) -> str:

@@ -98,8 +98,11 @@ def atomic_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
             temporary.mkdir(parents=True)
             yield temporary
             if path.is_dir():
-                for file in sorted(temporary.iterdir()):
-                    os.replace(file, path / file.name)
+                for folder, _, names in os.walk(temporary):
+                    home = path / os.path.relpath(folder, temporary)
+                    home.mkdir(exist_ok=True)
+                    for name in names:
+                        os.replace(os.path.join(folder, name), home / name)
             else:
                 os.replace(temporary, path)
     finally:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from detkit.data.convert import WRITERS, convert
-from detkit.data.dataset import read
+from detkit.data.dataset import read, splits
 from detkit.errors import DetkitError
 
 
@@ -88,8 +88,24 @@ def test_missing_picture_and_file_name_outside(coco_file: Path, tmp_path: Path) 
     with pytest.raises(DetkitError, match="outside the picture folder"):
         convert({"train": read(coco_file)}, "coco", tmp_path / "o")
     coco_file.write_text(original.replace('"a.png"', '"gone.png"'))
-    with pytest.raises(DetkitError, match="missing"):
-        convert({"train": read(coco_file)}, "yolo", tmp_path / "o2")
+    for to in WRITERS:
+        with pytest.raises(DetkitError, match="missing"):
+            convert({"train": read(coco_file)}, to, tmp_path / "o2")
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith((".", "o"))] == [], "nothing half-written is left"
+
+
+def test_a_part_of_another_name_is_there_once(coco_file: Path, tmp_path: Path) -> None:
+    convert({"val": read(coco_file)}, "yolo", tmp_path / "y")
+    assert splits(tmp_path / "y") == ["val"]
+    assert len(read(tmp_path / "y")) == 3
+
+
+def test_a_data_set_is_not_converted_onto_itself(coco_file: Path) -> None:
+    before = coco_file.read_text()
+    for out in (coco_file.parent, coco_file.parents[1]):
+        with pytest.raises(DetkitError, match="replace the data set itself"):
+            convert({"train": read(coco_file)}, "yolo", out, overwrite=True)
+    assert coco_file.read_text() == before
 
 
 def test_same_name_in_two_folders(coco_file: Path, tmp_path: Path) -> None:

@@ -136,7 +136,13 @@ def test_a_folder_appears_whole_and_joins_one_only_if_asked(tmp_path: Path) -> N
     (path / "kept").write_text("0")
     with atomic_folder(path, overwrite=True) as folder:
         (folder / "a").write_text("2")
-    assert {p.name: p.read_text() for p in path.iterdir()} == {"a": "2", "kept": "0"}
+        (folder / "deep" / "er").mkdir(parents=True)
+        (folder / "deep" / "er" / "b").write_text("3")
+    with atomic_folder(path, overwrite=True) as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "c").write_text("4")
+    found = {p.relative_to(path).as_posix(): p.read_text() for p in path.rglob("*") if p.is_file()}
+    assert found == {"a": "2", "kept": "0", "deep/er/b": "3", "deep/c": "4"}
     with pytest.raises(ValueError, match="boom"), atomic_folder(tmp_path / "other") as folder:
         raise ValueError("boom")
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
