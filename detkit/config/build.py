@@ -47,15 +47,18 @@ def build_detector(
     start = None if model["weights"] == "none" else read_weights(zoo.resolve(model["weights"]))
     # The weights of a detector to start from hold the backbone's, so those need not be fetched.
     parts = _parts(model, len(classes), config.place, "none" if start else model["backbone"].get("weights"))
-    # Everything but the data, whose paths are nobody else's business, goes into the model's file.
+    # Everything goes into the model's file but the data and the folders of weights: those are nobody else's business.
     known = {name: section for name, section in config.to_dict().items() if name != "data"}
+    shared = {**model, "weights": Path(model["weights"]).name}
+    if isinstance(file := model["backbone"].get("weights"), str):
+        shared["backbone"] = {**model["backbone"], "weights": Path(file).name}
     with located(config.place, ("model",), MODEL_KEYS):
         detector = Detector(
             *parts,
             classes=classes,
             class_ids=class_ids,
             resize=_resize(model, parts[1]),
-            config={**known, "model": model},
+            config={**known, "model": shared},
         )
     if start:
         _start_from(detector, start, model["weights"])

@@ -8,7 +8,6 @@ import importlib.util
 import io
 import json
 import platform
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -159,7 +158,7 @@ def data_hash(dataset: Any) -> str:
 
 
 def machine_record() -> dict[str, Any]:
-    """Versions and hardware, for run.json and the model file's header."""
+    """Versions and hardware, for run.json and the model file's header; no paths and names of the user's."""
     import torch
     import torchvision
 
@@ -178,7 +177,6 @@ def machine_record() -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "gpu": gpu,
         },
-        "command": [Path(word).name if i == 0 else word for i, word in enumerate(sys.argv)],
     }
 
 

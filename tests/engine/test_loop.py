@@ -167,6 +167,7 @@ def test_trains_and_leaves_the_run_folder(tmp_path: Path) -> None:
     assert record["seed"] == 0
     assert record["versions"]["torch"] == torch.__version__
     assert record["minutes"] >= 0
+    assert str(tmp_path) not in json.dumps(record)
     assert {"data_hash", "machine", "metrics"} <= record.keys()
     assert isinstance(result, events.TrainFinished)
     assert result.to_dict()["best_epoch"] == record["best_epoch"]
