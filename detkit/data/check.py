@@ -46,7 +46,14 @@ def _check_labels(a: Annotations, findings: Findings) -> None:
     for name, count in zip(a.classes, a.class_counts(), strict=True):
         if count == 0:
             findings.add("class without boxes", name)
-    if len(a) and not len(a.labels):
+    first_of: dict[str, str] = {}
+    for name in a.classes:
+        other = first_of.setdefault("".join(name.casefold().split()), name)
+        if other != name:
+            findings.add("class names that differ only in case or spaces", f"{other!r}, {name!r}")
+    if not len(a):
+        findings.add("the data set holds no pictures")
+    elif not len(a.labels):
         findings.add("no picture has an object", a.files[0], count=len(a))
 
 

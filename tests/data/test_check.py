@@ -18,14 +18,17 @@ def test_labels(coco_file: Path) -> None:
     value = json.loads(coco_file.read_text())
     first = value["annotations"][0]
     value["annotations"] += [dict(first, id=1), dict(first, id=2, bbox=[5, 5, 1, 1])]
-    value["categories"].append({"id": 77, "name": "ghost"})
+    value["categories"] += [{"id": 77, "name": "ghost"}, {"id": 78, "name": "Ghost "}]
     coco_file.write_text(json.dumps(value))
     assert names(coco_file) == {
         "tiny box (a side below 2 pixels)": 1,
         "box over the whole picture": 1,
         "same box and class twice in a picture": 1,
-        "class without boxes": 1,
+        "class without boxes": 2,
+        "class names that differ only in case or spaces": 1,
     }
+    coco_file.write_text('{"images": [], "annotations": [], "categories": []}')
+    assert names(coco_file) == {"the data set holds no pictures": 1}
 
 
 def test_pictures(coco_file: Path) -> None:
