@@ -110,8 +110,8 @@ class JsonLinesWriter(_FileWriter):
 class CocoWriter(_FileWriter):
     """COCO results: a list of image_id, category_id, bbox [x, y, width, height], score; file_name, frame of a video.
 
-    image_id is looked up in ``image_ids``; else it is the file name's number (000000000139.jpg: 139, as COCO names its
-    pictures), else the file name without its ending (and the number of the frame).
+    image_id is looked up in ``image_ids``; else it is the file name without its ending (and the number of the frame),
+    as a number where it has twelve digits, as COCO names its pictures (000000000139.jpg: 139).
     """
 
     _separator = "[\n"
@@ -136,7 +136,7 @@ class CocoWriter(_FileWriter):
                 return self.image_ids[key]
         if frame.index is not None:
             return f"{path.stem}_{frame.index:06d}"
-        return int(path.stem) if path.stem.isascii() and path.stem.isdigit() else path.stem
+        return int(path.stem) if re.fullmatch("[0-9]{12}", path.stem) else path.stem
 
     def _finish(self) -> None:
         self.file.write("[]\n" if self._separator == "[\n" else "\n]\n")

@@ -81,10 +81,11 @@ def test_json_lines(tmp_path: Path) -> None:
 
 def test_coco(tmp_path: Path) -> None:
     known = {"photos/x.jpg": 5, "y.jpg": "six"}
-    sources = [frame(), frame("photos/x.jpg"), frame("other/y.jpg"), frame("2007_000027.jpg"), frame("film.mp4", 7)]
+    sources = [frame(), frame("photos/x.jpg"), frame("other/y.jpg"), frame("2007_000027.jpg")]
+    sources += [frame("000005.jpg"), frame("film.mp4", 7)]  # VOC's own id is the word 000005
     path = written("coco", tmp_path / "a.json", [(s, FOUND) for s in sources] + [(frame(), NONE)], image_ids=known)
     records = json.loads(path.read_text())
-    assert [r["image_id"] for r in records[::2]] == [139, 5, "six", "2007_000027", "film_000007"]
+    assert [r["image_id"] for r in records[::2]] == [139, 5, "six", "2007_000027", "000005", "film_000007"]
     assert records[0] == {
         "image_id": 139,
         "category_id": 17,
