@@ -52,6 +52,7 @@ class _Entry(msgspec.Struct, gc=False):
     category_id: int | str
     bbox: tuple[float, float, float, float]
     score: float
+    file_name: str | None = None  # detkit's own files have it
 
 
 class _Found(msgspec.Struct, gc=False):
@@ -71,10 +72,11 @@ class _Line(msgspec.Struct, gc=False):
 def read_detections(path: str | Path, data: Labelled) -> tuple[Results, list[str]]:
     """The detections of a file, in file order, and notes for the reader (what is unusual, with counts).
 
-    The form is told by its first character. COCO entries name images and categories by the data's own ids; JSON lines
-    name images by their file name and classes by name. Raises DetkitError (code 2) for a file that is missing, empty,
-    cut off (with the byte) or of another form; wrong types; unknown images or classes; numbers that are not finite;
-    scores outside 0..1; boxes of negative size; two lines for one image; a line whose picture has another size.
+    The form is told by its first character. COCO entries name images and categories by the data's own ids (an image of
+    an unknown id by its file_name, if words are among the ids); JSON lines by file name and class name. Raises
+    DetkitError (code 2) for a file that is missing, empty, cut off (with the byte) or of another form; wrong types;
+    unknown images or classes; numbers that are not finite; scores outside 0..1; boxes of negative size; two lines for
+    one image; a line whose picture has another size.
     """
     path = Path(path)
     raw = _content(path)
@@ -134,7 +136,11 @@ def _read_coco(
     entries: list[_Entry] = _decode(memoryview(raw)[start:], list[_Entry], path, start)
     images = {key: i for i, key in enumerate(data.image_ids)}
     labels = {key: k for k, key in enumerate(data.class_ids)}
-    image = np.array([images.get(e.image_id, -1) for e in entries], np.int64)
+    pictures, image = _Pictures(data), np.full(len(entries), -1, np.int64)
+    for row, entry in enumerate(entries):
+        if entry.image_id not in images and entry.file_name is not None:
+            images[entry.image_id] = pictures.find(entry.file_name, where(row))
+        image[row] = images.get(entry.image_id, -1)
     label = np.array([labels.get(e.category_id, -1) for e in entries], np.int64)
     known(image, "image_id", lambda row: entries[row].image_id, image_hint)
     known(label, "category_id", lambda row: entries[row].category_id, class_hint)

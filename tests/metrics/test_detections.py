@@ -132,6 +132,13 @@ def test_pictures_are_found_by_name_and_folder(tmp_path: Path, source: str, imag
     assert read_detections(write(tmp_path, line), DATA)[0].image.tolist() == [image]
 
 
+def test_an_unknown_word_is_found_by_its_file_name(tmp_path: Path) -> None:
+    entry = {**json.loads(ENTRY), "image_id": "Zo\u00eb", "file_name": "Zo\u00eb.jpg"}
+    assert read_detections(write(tmp_path, json.dumps([entry, json.loads(ENTRY)])), DATA)[0].image.tolist() == [2, 0]
+    with pytest.raises(DetkitError, match="2 images of the data are called"):
+        read_detections(write(tmp_path, json.dumps([{**entry, "file_name": "1.jpg"}])), DATA)
+
+
 def test_flat_boxes_are_noted(tmp_path: Path) -> None:
     _, notes = read_detections(write(tmp_path, f"[{ENTRY.replace('4.5', '0')}]"), DATA)
     assert "1 detections of zero width" in notes[0]
