@@ -15,8 +15,8 @@ from types import FrameType
 from detkit.errors import DetkitError
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, raised where Ctrl-C would be, so that both save and say how to resume."""
+class Terminated(BaseException):
+    """SIGTERM, raised where Ctrl-C would be; no KeyboardInterrupt, which typer turns into a bare exit code."""
 
 
 def _on_terminate(signum: int, frame: FrameType | None) -> None:
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         _say(error)
         return error.code
-    except KeyboardInterrupt as stop:
+    except (KeyboardInterrupt, Terminated) as stop:
         _say(DetkitError("stopped", do=str(stop)))
         return 143 if isinstance(stop, Terminated) else 130
     except Exception as error:
@@ -71,6 +71,8 @@ def _run(words: list[str]) -> int:
         if isinstance(stop.__context__, BrokenPipeError):
             return _closed_pipe()
         raise
+    if code == 130:  # typer's answer to Ctrl-C
+        raise KeyboardInterrupt
     return code if isinstance(code, int) else 0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from detkit.cli import main
+from detkit.cli import Terminated, main
 
 VERBS = ("detect", "train", "evaluate", "config", "models", "info", "doctor", "quickstart")
 
@@ -104,6 +104,18 @@ def test_failures_of_the_machine(
     monkeypatch.setattr("detkit.cli.app.app", broken)
     assert main(["models"]) == code
     assert needle in _said(capsys)
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_a_stop_inside_a_verb_is_said(
+    stop: type[BaseException], code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(_: object) -> None:
+        raise stop
+
+    monkeypatch.setattr("detkit.cli.models.print_json", stopped)
+    assert main(["models", "--json"]) == code
+    assert "stopped" in _said(capsys)
 
 
 def test_help_loads_nothing_heavy() -> None:
