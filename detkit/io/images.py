@@ -224,7 +224,7 @@ def _read_header(file: BinaryIO, where: str, max_pixels: int | None) -> Header:
         raise DetkitError(
             f"the picture is too large: {width} x {height} pixels, the limit is {max_pixels / 1e6:.0f} million",
             where,
-            "make it smaller, or raise max_pixels if you trust its origin",
+            "make it smaller; if you trust its origin, detkit.io.images.read_image(path, max_pixels=None) reads it",
         )
     return Header(name, width, height, orientation if orientation in range(1, 9) else 1, image.has_transparency_data)
 
