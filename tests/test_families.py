@@ -30,9 +30,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "fast": {**BODY, "proposals": WINDOWS, "head": {"name": "roi", "layers": "mlp", "width": 128, "pool": "max"}},
     "rcnn": {
-        "backbone": {"name": "identity", "cnn": "mobilenet_v3_small"},
-        "proposals": {**WINDOWS, "max": 150},
-        "head": {"name": "roi", "pool": "crops", "size": 32, "padding": 4, "chunk": 40, "norm": "trained"},
+        "backbone": {"name": "identity", "cnn": "resnet18"},
+        "proposals": {**WINDOWS, "max": 200},
+        "head": {"name": "roi", "pool": "crops", "size": 32, "padding": 4, "norm": "trained", "rois": 32},
     },
 }
 
