@@ -1,0 +1,188 @@
+"""What is wrong with a set of detections, kind by kind, and how much AP each kind costs.
+
+Bolya, Foley, Hays and Hoffman, "TIDE: A General Toolbox for Identifying Object Detection Errors", 2020, sections 2.2
+(the kinds) and 2.3 (their weight); where the paper leaves a choice, as its authors' code (tidecv) makes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from detkit.metrics.coco import accumulate
+from detkit.metrics.matching import ALL_AREAS, Matches, match, positives
+from detkit.metrics.tables import GroundTruth, Results
+from detkit.ops.boxes import iou as box_iou
+
+# In the order of ``ErrorBreakdown.kind``; objects that nothing was near are "missed".
+KINDS = {
+    "classification": "lies on an object of another class",
+    "localization": "of the right class, but its box is off",
+    "both": "near an object of another class",
+    "duplicate": "on an object that a better detection has found",
+    "background": "on nothing",
+}
+MISSED = "an object that no detection is on, nor could be corrected to"
+
+
+@dataclass(slots=True, frozen=True, eq=False)
+class ErrorBreakdown:
+    """The errors of a set of detections.
+
+    ap: COCO's AP at the one IoU threshold; counts and gains: number of errors of each kind of ``KINDS`` and "missed",
+    and what AP would gain if they alone were put right; false_positives, false_negatives: the gain if there were
+    none at all. row (E,) int64: the wrong detections' rows in their Results; kind (E,) int64: place in ``KINDS``;
+    missed (N,) bool: of the objects.
+    """
+
+    ap: float
+    counts: dict[str, int]
+    gains: dict[str, float]
+    false_positives: float
+    false_negatives: float
+    row: np.ndarray
+    kind: np.ndarray
+    missed: np.ndarray
+
+
+def error_breakdown(
+    gt: GroundTruth, dt: Results, *, iou: float = 0.5, background: float = 0.1, max_detections: int = 100
+) -> ErrorBreakdown:
+    """Sorts every false positive and every missed object into one kind of error.
+
+    A false positive is tested in this order, ``own`` and ``other`` being its highest IoU with objects of its class and
+    of other classes in its picture: localization where ``background <= own < iou``; classification where
+    ``other >= iou``; duplicate where ``own >= iou``; background where both are below ``background``; else both.
+    Put right, a classification or localization error becomes the true positive of its object, unless the object is
+    found already or a better detection could be corrected to it: then it is taken away, as are duplicates, background
+    and both. Missed objects, those that no detection finds or could be corrected to, are no longer asked for.
+    Crowds and difficult objects, and detections on them, play no part. Raises ValueError for tables or thresholds that
+    make no sense.
+    """
+    if not 0 < background < iou:
+        raise ValueError(f"the background threshold must lie between 0 and {iou}, got {background}")
+    matches = match(gt, dt, thresholds=np.array([iou]), max_detections=max_detections)
+    wanted = ~(gt.crowd | gt.difficult)
+    found = np.zeros(len(gt.image), bool)
+    found[matches.taken[matches.true]] = True
+    wrong = np.flatnonzero(matches.counted & ~matches.true)
+    own, other, target_own, target_other = _nearest(gt, np.flatnonzero(wanted), dt, matches.row[wrong])
+    kind = _kinds(own, other, iou, background)
+    target = np.where(kind == 0, target_other, np.where(kind == 1, target_own, -1))
+    best = _best_corrections(target, matches.score[wrong], found)
+    missed = wanted & ~found
+    missed[target[target >= 0]] = False
+
+    ranking = _Ranking(matches, positives(gt, ALL_AREAS)[:, 0])
+    base = ranking.ap(np.zeros(0, np.int64))
+    gains = {}
+    for number, name in enumerate(KINDS):
+        right = wrong[best & (kind == number)]
+        gains[name] = ranking.ap(wrong[kind == number], right, gt.label[target[best & (kind == number)]]) - base
+    gains["missed"] = ranking.ap(wrong[:0], fewer=_count(gt, missed)) - base
+    return ErrorBreakdown(
+        ap=base,
+        counts={name: int((kind == number).sum()) for number, name in enumerate(KINDS)} | {"missed": int(missed.sum())},
+        gains=gains,
+        false_positives=ranking.ap(wrong) - base,
+        false_negatives=ranking.ap(wrong[:0], fewer=_count(gt, wanted & ~found)) - base,
+        row=matches.row[wrong],
+        kind=kind,
+        missed=missed,
+    )
+
+
+def _count(gt: GroundTruth, objects: np.ndarray) -> np.ndarray:
+    return np.bincount(gt.label[objects], minlength=len(gt.classes))
+
+
+def _nearest(
+    gt: GroundTruth, objects: np.ndarray, dt: Results, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Of each of these detections the highest IoU with these objects of its own class, of other classes, and whose."""
+    own, other = np.zeros(len(rows)), np.zeros(len(rows))
+    own_object, other_object = np.full(len(rows), -1, np.int64), np.full(len(rows), -1, np.int64)
+    objects = objects[np.argsort(gt.image[objects], kind="stable")]
+    order = np.argsort(dt.image[rows], kind="stable")
+    images, first = np.unique(dt.image[rows[order]], return_index=True)
+    bounds = np.append(first, len(rows))
+    start = np.searchsorted(gt.image[objects], images)
+    stop = np.searchsorted(gt.image[objects], images, side="right")
+    boxes, truths = _corners(dt.xywh[rows]), _corners(gt.xywh)
+    for i in np.flatnonzero(stop > start):
+        d, g = order[bounds[i] : bounds[i + 1]], objects[start[i] : stop[i]]
+        overlap = box_iou(boxes[d], truths[g])
+        same = dt.label[rows[d], None] == gt.label[g]
+        for value, whose, of in ((own, own_object, overlap * same), (other, other_object, overlap * ~same)):
+            value[d], whose[d] = of.max(axis=1), g[of.argmax(axis=1)]
+    return own, other, own_object, other_object
+
+
+def _corners(xywh: np.ndarray) -> np.ndarray:
+    return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+
+
+def _kinds(own: np.ndarray, other: np.ndarray, iou: float, background: float) -> np.ndarray:
+    rules = (
+        ("localization", (own >= background) & (own < iou)),
+        ("classification", other >= iou),
+        ("duplicate", own >= iou),
+        ("background", np.maximum(own, other) < background),
+    )
+    names = list(KINDS)
+    return np.select([rule for _, rule in rules], [names.index(name) for name, _ in rules], names.index("both"))
+
+
+def _best_corrections(target: np.ndarray, score: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """(E,) bool: the best-scoring one of those that could be corrected to an object which nothing has found."""
+    open_ = np.flatnonzero(target >= 0)
+    open_ = open_[~found[target[open_]]]
+    open_ = open_[np.argsort(-score[open_], kind="stable")]
+    best = np.zeros(len(target), bool)
+    best[open_[np.unique(target[open_], return_index=True)[1]]] = True
+    return best
+
+
+class _Ranking:
+    """The detections that count, best first in each class, and AP after some of them were changed."""
+
+    def __init__(self, matches: Matches, objects: np.ndarray) -> None:
+        self.matches, self.objects = matches, objects
+
+    def ap(
+        self, removed: np.ndarray, right: np.ndarray | None = None, label: Any = None, fewer: np.ndarray | None = None
+    ) -> float:
+        """Mean AP without the detections ``removed`` (places in matches), but with those ``right`` as true positives
+        of the classes ``label``, and with ``fewer`` (K,) objects.
+
+        As in tidecv a class that has lost its objects counts as 0 while it has detections, else not at all.
+        """
+        m, classes = self.matches, len(self.objects)
+        kept, true, labels = m.counted.copy(), m.true.copy(), m.label.copy()
+        kept[removed] = False
+        if right is not None:
+            kept[right], true[right], labels[right] = True, True, label
+        rows = np.flatnonzero(kept)
+        rows = rows[np.lexsort((-m.score[rows], labels[rows]))]
+        objects = self.objects if fewer is None else self.objects - fewer
+        fixed = Matches(
+            row=m.row[rows],
+            image=m.image[rows],
+            label=labels[rows],
+            score=m.score[rows],
+            rank=np.zeros(len(rows), np.int32),
+            matched=true[rows].astype(np.uint64),
+            ignored=np.zeros(len(rows), np.uint64),
+            taken=m.taken[rows],
+            starts=np.searchsorted(labels[rows], np.arange(classes + 1)),
+            thresholds=m.thresholds,
+            areas=m.areas,
+        )
+        precision, _ = accumulate(fixed, objects[:, None], [1])
+        per_class = precision[0, :, :, 0].mean(axis=0)
+        lost = (self.objects > 0) & (objects == 0)
+        per_class[lost & (np.bincount(labels[rows], minlength=classes) > 0)] = 0.0
+        asked = (self.objects > 0) & (per_class >= 0)
+        return float(per_class[asked].mean()) if asked.any() else 0.0
