@@ -105,8 +105,9 @@ def load_torchvision(name: str) -> TorchvisionDetector:
         DetkitError: no such detector (with the nearest name), no network and no file, or a damaged one.
     """
     if name not in TORCHVISION:
-        near = get_close_matches(name, TORCHVISION, n=1)
-        do = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(TORCHVISION)}"
+        known = [entry.partition("/")[2] for entry in TORCHVISION]
+        near = get_close_matches(name.partition("/")[2], known, n=1, cutoff=0.4)
+        do = f"did you mean torchvision/{near[0]}?" if near else f"choose one of {', '.join(TORCHVISION)}"
         raise DetkitError(f"there is no model {name!r}", name, do)
     from torchvision.models import get_model_builder, get_model_weights
 
