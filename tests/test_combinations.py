@@ -48,7 +48,7 @@ REAL = (
 def detector(backbone: str, head: str) -> Detector:
     module, attribute = BACKBONES[backbone].split(":")
     with torch.device("meta"):
-        levels = len(getattr(importlib.import_module(module), attribute)().taps)
+        levels = len(getattr(importlib.import_module(module), attribute)().channels)
     parts = MODELS[head](levels)
     values = {
         "size": 64,
