@@ -314,6 +314,15 @@ def test_anchors_come_from_the_letterboxed_training_set(file, tmp_path):
     assert anchors_for(fixed, dataset) is None
 
 
+def test_a_model_file_holds_no_folders_of_weights(file, tmp_path):
+    anchors = "model.head.anchors=[[9, 9], [20, 20], [30, 30], [40, 40], [50, 50], [60, 60]]"
+    build_detector(read(file, anchors), ("cat", "no")).save(tmp_path / "first.safetensors")
+    again = read(file, anchors, f"model.weights={json.dumps(str(tmp_path / 'first.safetensors'))}")
+    config = build_detector(again, ("cat", "no")).config
+    assert config["model"]["weights"] == "first.safetensors"
+    assert str(tmp_path) not in json.dumps(config)
+
+
 def test_parts_that_refuse_their_arguments_name_the_key(file):
     config = read(file, "model.backbone.taps=[3, 2]", "model.head.anchors=[[8, 8], [16, 16]]")
     with pytest.raises(DetkitError, match="taps") as caught:
