@@ -122,7 +122,7 @@ def _number(text: np.ndarray, i: int, bits: np.ndarray, wide: np.ndarray) -> tup
         point = i
         power = 0
         while text[i] >= 48 and text[i] <= 57:
-            power = power * 10 + (np.int64(text[i]) - 48) if power < 10000 else power
+            power = power * 10 + (np.int64(text[i]) - 48) if power < 10000 else power  # type: ignore[assignment]
             i += 1
         exponent += -power if minus else power
         whole = False
@@ -209,7 +209,7 @@ def braces(text: np.ndarray, start: int, stop: int) -> int:
         small = np.uint8(0)  # eight bits wide, so that a vector register holds many
         for byte in text[begin : min(begin + 255, stop)]:
             small = np.uint8(small + np.uint8(byte == 123))
-        count += np.int64(small)
+        count += np.int64(small)  # type: ignore[assignment]
     return count
 
 

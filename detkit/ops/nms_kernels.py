@@ -210,10 +210,10 @@ def _descending(scores: np.ndarray) -> np.ndarray:
                 counts[digit] = place
                 place += number
             for i in range(n):
-                digit = np.int64((keys[i] >> shift) & low)
-                other_keys[counts[digit]] = keys[i]
-                other_order[counts[digit]] = order[i]
-                counts[digit] += 1
+                bucket = np.int64((keys[i] >> shift) & low)
+                other_keys[counts[bucket]] = keys[i]
+                other_order[counts[bucket]] = order[i]
+                counts[bucket] += 1
             keys, other_keys = other_keys, keys
             order, other_order = other_order, order
         shift += width
