@@ -1,4 +1,4 @@
-"""Detections from files: COCO results json, or the JSON lines that ``detkit detect --json`` prints.
+"""Detections from files: COCO results json, the JSON lines that ``detkit detect --json`` prints, or plain text.
 
 Whatever would silently change a score is an error that names the file, the entry and what to do.
 """
@@ -21,11 +21,15 @@ import msgspec
 import numpy as np
 
 from detkit.errors import DetkitError
+from detkit.metrics.detection_texts import Found, is_text, read_texts
 from detkit.metrics.scanner import places, scan_results
 from detkit.metrics.tables import Results
 
 _GZIP = b"\x1f\x8b"
-_FORMS = "give COCO results json ([{image_id, category_id, bbox, score}, ...]) or the lines of detkit detect --json"
+_FORMS = (
+    "give COCO results json ([{image_id, category_id, bbox, score}, ...]), the lines of detkit detect --json, a folder "
+    "of YOLO txt files with scores, or VOC's comp4 files"
+)
 
 
 class Labelled(Protocol):
@@ -72,13 +76,22 @@ class _Line(msgspec.Struct, gc=False):
 def read_detections(path: str | Path, data: Labelled) -> tuple[Results, list[str]]:
     """The detections of a file, in file order, and notes for the reader (what is unusual, with counts).
 
-    The form is told by its first character. COCO entries name images and categories by the data's own ids (an image of
-    an unknown id by its file_name, if words are among the ids); JSON lines by file name and class name. Raises
-    DetkitError (code 2) for a file that is missing, empty, cut off (with the byte) or of another form; wrong types;
-    unknown images or classes; numbers that are not finite; scores outside 0..1; boxes of negative size; two lines for
-    one image; a line whose picture has another size.
+    A folder holds text files (see ``read_texts``); a file's form is told by its first character. COCO entries name
+    images and categories by the data's own ids (an image of an unknown id by its file_name, if words are among the
+    ids); JSON lines by file name and class name. Raises DetkitError (code 2) for a file that is missing, empty, cut
+    off (with the byte) or of another form; wrong types; unknown images or classes; numbers that are not finite; scores
+    outside 0..1; boxes of negative size; two lines for one image; a line whose picture has another size.
     """
     path = Path(path)
+    results, where, notes = read_texts(path, data) if is_text(path) else _read_json(path, data)
+    _check(results, where)
+    flat = int(np.count_nonzero((results.xywh[:, 2] == 0) | (results.xywh[:, 3] == 0)))
+    if flat:
+        notes.append(f"{flat} detections of zero width or height (they match nothing)")
+    return results, notes
+
+
+def _read_json(path: Path, data: Labelled) -> Found:
     raw = _content(path)
     start = bom = 3 if raw[:3] == b"\xef\xbb\xbf" else 0
     while raw[start : start + 1].isspace():
@@ -88,12 +101,7 @@ def read_detections(path: str | Path, data: Labelled) -> tuple[Results, list[str
         raise DetkitError("the detections file is empty", str(path), "if nothing was found, COCO's form is []")
     if first not in b"[{":
         raise DetkitError("this is not a detections file", f"{path}, byte 0", _FORMS)
-    results, where, notes = _read_coco(path, raw, start, data) if first == b"[" else _read_lines(path, raw[bom:], data)
-    _check(results, where)
-    flat = int(np.count_nonzero((results.xywh[:, 2] == 0) | (results.xywh[:, 3] == 0)))
-    if flat:
-        notes.append(f"{flat} detections of zero width or height (they match nothing)")
-    return results, notes
+    return _read_coco(path, raw, start, data) if first == b"[" else _read_lines(path, raw[bom:], data)
 
 
 def _content(path: Path) -> bytes | mmap.mmap:
@@ -115,9 +123,7 @@ def _content(path: Path) -> bytes | mmap.mmap:
         raise DetkitError("cannot read the detections file", f"{path}: {error.strerror}", "check the path") from None
 
 
-def _read_coco(
-    path: Path, raw: bytes | mmap.mmap, start: int, data: Labelled
-) -> tuple[Results, Callable[[int], str], list[str]]:
+def _read_coco(path: Path, raw: bytes | mmap.mmap, start: int, data: Labelled) -> Found:
     def where(row: int) -> str:
         return f"{path}, entry {row} (counted from 0)"
 
@@ -148,7 +154,7 @@ def _read_coco(
     return Results(image, label, np.array(boxes, float).reshape(-1, 4), np.array(scores, np.float64)), where, []
 
 
-def _read_lines(path: Path, raw: bytes, data: Labelled) -> tuple[Results, Callable[[int], str], list[str]]:
+def _read_lines(path: Path, raw: bytes, data: Labelled) -> Found:
     pictures = _Pictures(data)
     labels = {name: k for k, name in enumerate(data.classes)}
     image: list[int] = []

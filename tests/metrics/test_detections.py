@@ -193,6 +193,6 @@ def test_mistakes_are_told(tmp_path: Path, text: str | bytes, words: list[str]) 
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.json", tmp_path):
-        with pytest.raises(DetkitError, match="cannot read"):
+    for path, what in ((tmp_path / "none.json", "cannot read"), (tmp_path, "no txt files")):
+        with pytest.raises(DetkitError, match=what):
             read_detections(path, DATA)
