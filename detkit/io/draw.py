@@ -87,6 +87,21 @@ def draw_boxes(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return canvas
 
 
+def draw_marked(
+    image: np.ndarray, boxes: np.ndarray, captions: Sequence[str], colours: Sequence[int], dashed: Sequence[bool]
+) -> np.ndarray:
+    """A copy of ``image`` (uint8 (H, W, 3) RGB) with ``boxes`` (N, 4) xyxy and what is said of each ("": nothing).
+
+    colours: places in ``PALETTE``; dashed frames where ``dashed``. The first ones lie on top.
+    """
+    canvas = _copy(image)
+    for i in range(len(boxes) - 1, -1, -1):
+        _box(canvas, boxes[i], colour_of(colours[i]), dashed[i])
+    said = [i for i, caption in enumerate(captions) if caption]
+    _captions(canvas, boxes[said], [captions[i] for i in said], np.array(colours, np.int64)[said])
+    return canvas
+
+
 def _copy(image: np.ndarray) -> np.ndarray:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"draw: image must be uint8 (H, W, 3) RGB, got {image.dtype} {tuple(image.shape)}")

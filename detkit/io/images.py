@@ -124,6 +124,20 @@ def write_image(path: str | Path, rgb: np.ndarray, *, overwrite: bool = False, q
     write_bytes(path, encoded.tobytes(), overwrite=overwrite)
 
 
+def scaled_to(image: np.ndarray, side: int) -> np.ndarray:
+    """``image`` (H, W, 3) with ``side`` pixels along its longer side."""
+    height, width = image.shape[:2]
+    scale = side / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+
+
+def jpeg_bytes(rgb: np.ndarray, quality: int = 82) -> bytes:
+    """uint8 (H, W, 3) RGB as a JPEG file's bytes; quality 1..100."""
+    encoded = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    return bytes(encoded.tobytes())
+
+
 def as_rgb(image: Any, *, bgr: bool = False) -> np.ndarray:
     """An array or Pillow image as uint8 (H, W, 3) RGB; a path or bytes are read.
 

@@ -37,13 +37,17 @@ def protocol_module(protocol: str) -> tuple[Any, dict[str, Any]]:
     return importlib.import_module(name), options
 
 
-def evaluate(gt: GroundTruth, dt: Results, protocol: str = "coco", *, iou: float | None = None) -> Evaluation:
+def evaluate(
+    gt: GroundTruth, dt: Results, protocol: str = "coco", *, iou: float | None = None, **options: Any
+) -> Evaluation:
     """Evaluates detections by "coco", "voc2007" or "voc2010".
 
-    ``iou`` is the matching threshold: COCO adds AP there to its numbers, PASCAL takes it instead of 0.5.
-    Raises ValueError for an unknown protocol or tables that do not fit together.
+    ``iou`` is the matching threshold: COCO adds AP there to its numbers, PASCAL takes it instead of 0.5; options are
+    the protocol's own (COCO's max_detections). Raises ValueError for an unknown protocol or tables that do not fit
+    together.
     """
-    module, options = protocol_module(protocol)
+    module, usual = protocol_module(protocol)
+    options = {**usual, **options}
     if iou is not None:
         options = {**options, "iou": iou}
     result = module.evaluate(gt, dt, **options)

@@ -9,8 +9,8 @@ can lie wholly above the value itself. So the draws are shifted by their bias (t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -32,68 +32,67 @@ class Difference:
         return self.low > 0 or self.high < 0
 
 
-def interval(
+@dataclass(slots=True, frozen=True, eq=False)
+class Draws:
+    """A metric on the data, and drawn (S,) float64 on draws of its images; the same seed draws the same images."""
+
+    value: float
+    drawn: np.ndarray
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """The bias-corrected percentile interval (low, high); (NaN, NaN) where no draw has an object to find."""
+        if not 0 < level < 1:
+            raise ValueError(f"a level lies between 0 and 1, got {level}")
+        valid = self.drawn[~np.isnan(self.drawn)]
+        if not valid.size:
+            return float("nan"), float("nan")
+        low, high = np.quantile(valid, [(1 - level) / 2, (1 + level) / 2]) - (valid.mean() - self.value)
+        return float(low), float(high)
+
+    def minus(self, other: Draws, level: float = 0.95) -> Difference:
+        """This metric less the other's on the same draws, so that what both find hard cancels out."""
+        difference = Draws(self.value - other.value, self.drawn - other.drawn)
+        return Difference(difference.value, *difference.interval(level))
+
+
+def draws(
     gt: GroundTruth,
     dt: Results,
     metric: str = "AP50",
     *,
     samples: int = 1000,
     seed: int = 0,
-    level: float = 0.95,
     protocol: str = "coco",
     iou: float | None = None,
-) -> tuple[float, float]:
-    """The bias-corrected percentile interval (low, high) of a metric over ``samples`` draws of the images.
+    **options: Any,
+) -> Draws:
+    """A metric over ``samples`` draws of the images; ``iou`` and options as in ``evaluate``.
 
-    ``iou`` is the matching threshold, as in ``evaluate``. (NaN, NaN) where no draw has an object to find. Raises
-    ValueError for an unknown metric or protocol, fewer than one sample or a level outside (0, 1).
+    Raises ValueError for an unknown metric or protocol, or fewer than one sample.
     """
-    value = _resampler(gt, dt, metric, protocol, iou)
-    drawn = [value(weights) for weights in _draws(gt.images, samples, seed, level)]
-    return _percentiles(drawn, value(np.ones(gt.images, np.int64)), level)
+    if samples < 1:
+        raise ValueError(f"bootstrap needs samples >= 1, got {samples}")
+    module, usual = protocol_module(protocol)
+    value = module.resampler(gt, dt, metric, **usual, **({} if iou is None else {"iou": iou}), **options)
+    rng = np.random.default_rng(seed)
+    drawn = [value(_drawn_once(rng, gt.images)) for _ in range(samples)]
+    return Draws(value(np.ones(gt.images, np.int64)), np.array(drawn, float))
+
+
+def _drawn_once(rng: np.random.Generator, images: int) -> np.ndarray:
+    """How many times each image is drawn: (images,) int64."""
+    return np.bincount(rng.integers(0, images, images), minlength=images) if images else np.zeros(0, np.int64)
+
+
+def interval(
+    gt: GroundTruth, dt: Results, metric: str = "AP50", *, level: float = 0.95, **options: Any
+) -> tuple[float, float]:
+    """``Draws.interval`` of ``draws(gt, dt, metric, **options)``."""
+    return draws(gt, dt, metric, **options).interval(level)
 
 
 def paired_difference(
-    gt: GroundTruth,
-    first: Results,
-    second: Results,
-    metric: str = "AP50",
-    *,
-    samples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-    protocol: str = "coco",
-    iou: float | None = None,
+    gt: GroundTruth, first: Results, second: Results, metric: str = "AP50", *, level: float = 0.95, **options: Any
 ) -> Difference:
-    """Second minus first on the same draws of the images, so that what both find hard cancels out."""
-    values = [_resampler(gt, dt, metric, protocol, iou) for dt in (first, second)]
-    drawn = [values[1](w) - values[0](w) for w in _draws(gt.images, samples, seed, level)]
-    once = np.ones(gt.images, np.int64)
-    value = values[1](once) - values[0](once)
-    return Difference(value, *_percentiles(drawn, value, level))
-
-
-def _resampler(
-    gt: GroundTruth, dt: Results, metric: str, protocol: str, iou: float | None
-) -> Callable[[np.ndarray], float]:
-    module, options = protocol_module(protocol)
-    if iou is not None:
-        options = {**options, "iou": iou}
-    return module.resampler(gt, dt, metric, **options)
-
-
-def _draws(images: int, samples: int, seed: int, level: float) -> Iterator[np.ndarray]:
-    """How many times each image is drawn: (images,) int64 a sample."""
-    if samples < 1 or not 0 < level < 1:
-        raise ValueError(f"bootstrap needs samples >= 1 and a level in (0, 1), got {samples} and {level}")
-    rng = np.random.default_rng(seed)
-    for _ in range(samples):
-        yield np.bincount(rng.integers(0, images, images), minlength=images) if images else np.zeros(0, np.int64)
-
-
-def _percentiles(drawn: list[float], value: float, level: float) -> tuple[float, float]:
-    valid = np.array([one for one in drawn if not np.isnan(one)])
-    if not valid.size:
-        return float("nan"), float("nan")
-    low, high = np.quantile(valid, [(1 - level) / 2, (1 + level) / 2]) - (valid.mean() - value)
-    return float(low), float(high)
+    """Second minus first on the same draws of the images; options as for ``draws``."""
+    return draws(gt, second, metric, **options).minus(draws(gt, first, metric, **options), level)

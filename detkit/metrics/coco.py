@@ -46,6 +46,11 @@ def metric_table(max_detections: Sequence[int] = (1, 10, 100)) -> dict[str, Metr
     return table | {f"AR{area[0]}": Metric(True, None, area, most) for area in ("small", "medium", "large")}
 
 
+def limits_up_to(most: int) -> tuple[int, ...]:
+    """COCO's limits of detections an image and class, the last one ``most`` instead of 100."""
+    return (*(limit for limit in (1, 10) if limit < most), most)
+
+
 def iou_name(iou: float) -> str:
     """The name of AP at one IoU threshold: AP50 for 0.5, AP62.5 for 0.625."""
     return f"AP{100 * iou:.6g}"
@@ -146,22 +151,22 @@ def accumulate(
 
 
 def resampler(
-    gt: GroundTruth, dt: Results, metric: str = "AP50", iou: float | None = None
+    gt: GroundTruth, dt: Results, metric: str = "AP50", iou: float | None = None, max_detections: int = 100
 ) -> Callable[[np.ndarray], float]:
     """A function from image weights (images,) int64 to the metric on that many copies of each image.
 
     Matching is done once, here. ``iou`` names a threshold for metrics like AP60. NaN where there is no object.
     Raises ValueError for an unknown metric.
     """
-    table = metric_table()
+    table = metric_table(limits_up_to(max_detections))
     if iou is not None:
-        table[iou_name(iou)] = Metric(False, iou, "all", max(m.limit for m in table.values()))
+        table[iou_name(iou)] = Metric(False, iou, "all", max_detections)
     if metric not in table:
         raise ValueError(f"no COCO metric {metric!r}; there are {', '.join(table)}")
     wanted = table[metric]
     areas = np.array([AREAS[wanted.area]])
     thresholds = THRESHOLDS if wanted.iou is None else np.array([wanted.iou])
-    matches = match(gt, dt, thresholds=thresholds, areas=areas, max_detections=100)
+    matches = match(gt, dt, thresholds=thresholds, areas=areas, max_detections=max_detections)
 
     def value(weights: np.ndarray) -> float:
         precision, recall = accumulate(matches, positives(gt, areas, weights), [wanted.limit], weights)

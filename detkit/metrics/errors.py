@@ -18,9 +18,9 @@ from detkit.ops.boxes import iou as box_iou
 
 # In the order of ``ErrorBreakdown.kind``; objects that nothing was near are "missed".
 KINDS = {
-    "classification": "lies on an object of another class",
+    "classification": "on an object of another class",
     "localization": "of the right class, but its box is off",
-    "both": "near an object of another class",
+    "both": "near an object, with neither its class nor its box",
     "duplicate": "on an object that a better detection has found",
     "background": "on nothing",
 }

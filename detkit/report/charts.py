@@ -1,0 +1,128 @@
+"""The report's charts, as data URIs of SVG: nothing to fetch, sharp at any size."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+_MANY = 20  # classes that a chart tells apart
+_LETTERS = 24  # of a class name along an axis
+
+
+def data_uri(kind: str, data: bytes) -> str:
+    """``data`` of this MIME type as a URI that holds it."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure  # without pyplot: no window system, no global state
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _uri(figure: Any) -> str:
+    import matplotlib
+
+    file = io.BytesIO()
+    # The same page from the same numbers: no date, no random names.
+    with matplotlib.rc_context({"svg.hashsalt": "detkit", "svg.fonttype": "path"}):
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    return data_uri("image/svg+xml", file.getvalue())
+
+
+def curves_chart(curves: Mapping[str, Any], iou: float) -> str:
+    """Precision against recall, and F1 against the score threshold with the best one marked; thin lines are classes."""
+    figure = _figure(10, 4.2)
+    left, right = figure.subplots(1, 2)
+    classes = sorted(curves["per_class"].items(), key=lambda item: -item[1]["objects"])[:_MANY]
+    for name, curve in classes:
+        for axes, x, y in ((left, "recall", "precision"), (right, "score", "f1")):
+            axes.plot(curve[x], curve[y], linewidth=0.9, alpha=0.7, label=_short(name))
+    whole = curves["overall"]
+    left.plot(whole["recall"], whole["precision"], color="black", linewidth=2.2, label="all together")
+    right.plot(whole["score"], whole["f1"], color="black", linewidth=2.2)
+    best = whole["best"]
+    if best["f1"] > 0:
+        right.axvline(best["score"], color="black", linestyle=":", linewidth=1)
+        right.plot(best["score"], best["f1"], "o", color="black")
+        right.annotate(
+            f"best F1 {best['f1']:.3f}\nat score {best['score']:.3f}",
+            (best["score"], best["f1"]),
+            xytext=(8, -28),
+            textcoords="offset points",
+            bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1},
+        )
+    left.set(xlabel="recall", ylabel="precision", title=f"precision and recall, IoU {iou:g}")
+    right.set(xlabel="score threshold", ylabel="F1", title="F1 against the threshold")
+    for axes in (left, right):
+        axes.set(xlim=(0, 1), ylim=(0, 1.02))
+        axes.grid(alpha=0.3)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+    return _uri(figure)
+
+
+def confusion_chart(confusion: Mapping[str, Any]) -> str:
+    """The matrix as shares of each object class; the background's row as shares of the invented detections."""
+    counts = np.array(confusion["counts"], float)
+    names = [_short(name) for name in confusion["classes"]]
+    total = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
+    side = min(max(4.0, 0.42 * len(names) + 1.6), 16.0)
+    figure = _figure(side + 1, side)
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    small = max(4.0, min(9.0, 200 / len(names)))
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=small)
+    axes.set_yticks(range(len(names)), names, fontsize=small)
+    axes.set(xlabel="detected as", ylabel="object", title=f"scores from {confusion['threshold']:.3f}")
+    if len(names) <= _MANY + 5:
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            ink = "white" if shares[row, column] > 0.6 else "black"
+            text = f"{counts[row, column]:.0f}"
+            axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=small)
+    figure.colorbar(image, ax=axes, shrink=0.7, label="share of the row")
+    return _uri(figure)
+
+
+def calibration_chart(tables: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """Precision against mean score a bin, and how many detections a bin holds, for each of these tables."""
+    figure = _figure(10, 3.8)
+    left, right = figure.subplots(1, 2)
+    left.plot([0, 1], [0, 1], color="grey", linestyle=":", label="scores that mean what they say")
+    for number, (name, table) in enumerate(tables):
+        points = [(s, p) for s, p, n in zip(table["score"], table["precision"], table["count"], strict=True) if n]
+        if points:
+            left.plot(*zip(*points, strict=True), "o-", color=f"C{number}", label=name)
+        edges = np.array(table["edges"])
+        right.bar(edges[:-1], table["count"], np.diff(edges), align="edge", alpha=0.6, color=f"C{number}", label=name)
+    left.set(xlim=(0, 1), ylim=(0, 1), xlabel="score", ylabel="share that is right", title="reliability")
+    right.set(xlim=(0, 1), xlabel="score", ylabel="detections", title="how many", yscale="symlog")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    left.legend(fontsize="small")
+    return _uri(figure)
+
+
+def errors_chart(errors: Mapping[str, Any]) -> str:
+    """What AP would gain if one kind of error were put right."""
+    kinds = errors["kinds"]
+    figure = _figure(8, 3)
+    axes = figure.subplots()
+    gains = [100 * kind["gain"] for kind in kinds.values()]
+    bars = axes.barh([f"{name} ({kind['count']:,})" for name, kind in kinds.items()], gains, color="C3")
+    axes.bar_label(bars, [f"{gain:+.1f}" for gain in gains], padding=3)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set(xlabel="AP points that putting it right would add (number of such errors)")
+    axes.grid(alpha=0.3, axis="x")
+    return _uri(figure)
+
+
+def _short(name: str) -> str:
+    # A dollar sign would start a formula.
+    name = name if len(name) <= _LETTERS else name[: _LETTERS - 1] + "…"
+    return name.replace("$", r"\$")
