@@ -34,10 +34,14 @@ class Difference:
 
 @dataclass(slots=True, frozen=True, eq=False)
 class Draws:
-    """A metric on the data, and drawn (S,) float64 on draws of its images; the same seed draws the same images."""
+    """A metric on the data, and drawn (S,) float64 on draws of its images; the same seed draws the same images.
+
+    lowest: the least it can be; the most is 1. No interval goes beyond, however few the objects are.
+    """
 
     value: float
     drawn: np.ndarray
+    lowest: float = 0.0
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """The bias-corrected percentile interval (low, high); (NaN, NaN) where no draw has an object to find."""
@@ -47,11 +51,11 @@ class Draws:
         if not valid.size:
             return float("nan"), float("nan")
         low, high = np.quantile(valid, [(1 - level) / 2, (1 + level) / 2]) - (valid.mean() - self.value)
-        return float(low), float(high)
+        return max(float(low), self.lowest), min(float(high), 1.0)
 
     def minus(self, other: Draws, level: float = 0.95) -> Difference:
         """This metric less the other's on the same draws, so that what both find hard cancels out."""
-        difference = Draws(self.value - other.value, self.drawn - other.drawn)
+        difference = Draws(self.value - other.value, self.drawn - other.drawn, lowest=-1.0)
         return Difference(difference.value, *difference.interval(level))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from detkit.metrics import coco, evaluate, voc
-from detkit.metrics.bootstrap import interval, paired_difference
+from detkit.metrics.bootstrap import Draws, interval, paired_difference
 from detkit.metrics.tables import GroundTruth, Results
 
 Make = Callable[..., Any]
@@ -115,3 +115,10 @@ def test_nothing_to_find_is_nan_and_mistakes_are_refused(ground_truth: Make, res
             interval(empty, none, **{"samples": 3, **change})
     with pytest.raises(ValueError, match="PASCAL"):
         interval(empty, none, "AP75", protocol="voc2010")
+
+
+def test_no_interval_goes_beyond_what_a_metric_can_be():
+    drawn = np.array([0.0, 0.0, 0.0, 1.0])
+    assert Draws(0.1, drawn).interval() == (0.0, pytest.approx(0.775))  # -0.15 without the limit
+    assert Draws(0.9, 1 - drawn).interval() == (pytest.approx(0.225), 1.0)
+    assert Draws(0.1, drawn).minus(Draws(0.9, 1 - drawn)).low == -1.0
