@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -228,6 +228,7 @@ def evaluate_model(
     split: str | None = None,
     images: str | Path | None = None,
     iou: float = 0.5,
+    max_detections: int = 100,
     batch: int = 8,
     workers: int = 0,
     device: str | None = None,
@@ -235,8 +236,8 @@ def evaluate_model(
 ) -> tuple[Annotations, Results, Mapping[str, float]]:
     """A model's detections on labelled data, under the limits that AP is defined with, and the times it took.
 
-    iou: the NMS threshold; workers: loading processes; on_progress(done, total) counts batches. Labels are matched by
-    class name: classes that the model does not know have no detections.
+    iou: the NMS threshold; max_detections: of a picture; workers: loading processes; on_progress(done, total) counts
+    batches. Labels are matched by class name: classes that the model does not know have no detections.
     """
     from detkit.data.dataset import Dataset, read
     from detkit.engine.evaluator import evaluate as run
@@ -248,7 +249,7 @@ def evaluate_model(
         predictor,
         Dataset(annotations),
         batch=batch,
-        limits=Limits.evaluation(iou),
+        limits=replace(Limits.evaluation(iou), max_detections=max_detections),
         workers=workers,
         on_batch=on_progress,
     )

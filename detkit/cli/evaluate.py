@@ -15,6 +15,7 @@ from detkit.cli.common import (
     EnsembleOption,
     ImagesOption,
     JsonOption,
+    OverwriteOption,
     SeedOption,
     SplitOption,
     ThreadsOption,
@@ -27,7 +28,6 @@ from detkit.errors import DetkitError
 
 if TYPE_CHECKING:
     from detkit.data.dataset import Annotations
-    from detkit.metrics import Evaluation
     from detkit.metrics.tables import GroundTruth, Results
     from detkit.structures import Predictor
 
@@ -43,7 +43,8 @@ def evaluate(
         list[str], typer.Argument(metavar="[MODEL...] DATA", help="Weights (file, run folder or name), then the data.")
     ],
     predictions: Annotated[
-        Path | None, typer.Option("--predictions", help="Evaluate this file: COCO results or lines of detect --json.")
+        Path | None,
+        typer.Option("--predictions", help="Evaluate COCO results, lines of detect --json, comp4 or YOLO txt."),
     ] = None,
     protocol: Annotated[str, typer.Option("--protocol", help=f"{', '.join(PROTOCOLS)}.")] = "coco",
     split: SplitOption = None,
@@ -51,10 +52,21 @@ def evaluate(
     match_iou: Annotated[
         float | None, typer.Option("--match-iou", help="Also AP at this IoU (VOC: at this instead of 0.5).")
     ] = None,
+    max_detections: Annotated[
+        int | None,
+        typer.Option("--max-detections", min=1, help="Of an image and class, that COCO's AP counts (default: 100)."),
+    ] = None,
     bootstrap: Annotated[
-        int, typer.Option("--bootstrap", min=0, metavar="N", help="95% intervals from N draws of the images.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            "--bootstrap", min=0, metavar="N", help="95% intervals from N draws of the images (--report: 1000)."
+        ),
+    ] = None,
     seed: SeedOption = 0,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Write all there is to see to this HTML page (needs no network).")
+    ] = None,
+    overwrite: OverwriteOption = False,
     iou: Annotated[float, typer.Option("--iou", help="The model's NMS drops boxes that overlap more than this.")] = 0.5,
     tta: TtaOption = None,
     ensemble: EnsembleOption = False,
@@ -63,38 +75,45 @@ def evaluate(
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """AP of a model, or of a file of detections, on labelled data: all classes together and each by itself."""
+    """AP of a model, or of a file of detections, on labelled data: all classes together and each by itself.
+
+    --report and --json add curves, confusion, calibration, kinds of errors, dearest pictures, times.
+    """
+    if report is not None:
+        from detkit.io.files import refuse_existing
+
+        refuse_existing(report, overwrite)
     _check_options(protocol, match_iou)
     *models, data = arguments
     _check_words(models, predictions, ensemble, tta)
-    annotations, results, timings = (
-        _from_file(predictions, data, split, images)
-        if predictions is not None
-        else _from_model(
-            load_predictor(models, ensemble=ensemble, tta=tta, device=device, threads=threads),
-            data,
-            split,
-            images,
-            iou,
-            batch,
-        )
-    )
-    from detkit.metrics import evaluate as score
+    predictor = None
+    if predictions is not None:
+        annotations, results, timings = _from_file(predictions, data, split, images)
+    else:
+        predictor = load_predictor(models, ensemble=ensemble, tta=tta, device=device, threads=threads)
+        annotations, results, timings = _from_model(predictor, data, split, images, iou, batch, max_detections or 100)
+    if max_detections is not None and protocol != "coco":
+        raise DetkitError(f"{protocol} counts all detections", "--max-detections", "leave it out")
+    if report is not None and protocol == "classify":
+        raise DetkitError("there is no report of classification", "--report", "leave it out")
+    from detkit.report.content import Settings, content, latency, numbers
 
     gt = annotations.ground_truth()
     if not (~(gt.crowd | gt.difficult)).any():
         message("detkit: the data has no object to find, so nothing can be measured")
-    evaluation = score(gt, results, protocol, iou=match_iou)
-    report: dict[str, Any] = evaluation.to_dict()
-    if bootstrap:
-        report["intervals"] = _intervals(gt, results, protocol, match_iou, bootstrap, seed)
-    report["best_threshold"] = _best_threshold(gt, results, match_iou)
-    if timings:
-        report["timings"] = dict(timings)
-    if as_json:
-        print_json(report)
+    draws = (1000 if report is not None else 0) if bootstrap is None else bootstrap
+    settings = Settings(protocol, match_iou, max_detections or 100, draws, seed)
+    if (as_json or report is not None) and protocol != "classify":
+        about = None if predictor is None else _facts(predictor, models)
+        done = content(annotations, results, settings, about=about, timings=timings)
     else:
-        _print(evaluation, report, gt, results)
+        done = numbers(gt, results, settings) | ({"timings": latency(timings)} if timings else {})
+    if report is not None:
+        _write(report, done, f"{', '.join(models) or predictions or 'the default model'} on {data}", overwrite)
+    if as_json:
+        print_json(done)
+    else:
+        _print(done, gt, results)
     return 0
 
 
@@ -114,7 +133,7 @@ def _check_words(models: list[str], predictions: Path | None, ensemble: bool, tt
 
 def _from_file(
     path: Path, data: str, split: str | None, images: Path | None
-) -> tuple[Annotations, Results, Mapping[str, float]]:
+) -> tuple[Annotations, Results, Mapping[str, Any]]:
     from detkit.data.dataset import read
     from detkit.metrics.detections import read_detections
 
@@ -128,12 +147,27 @@ def _from_file(
 
 
 def _from_model(
-    predictor: Predictor, data: str, split: str | None, images: Path | None, iou: float, batch: int
-) -> tuple[Annotations, Results, Mapping[str, float]]:
+    predictor: Predictor,
+    data: str,
+    split: str | None,
+    images: Path | None,
+    iou: float,
+    batch: int,
+    max_detections: int,
+) -> tuple[Annotations, Results, Mapping[str, Any]]:
     from detkit import api
     from detkit.data.names import explain_match
 
-    done = api.evaluate_model(predictor, data, split=split, images=images, iou=iou, batch=batch, on_progress=_progress)
+    done = api.evaluate_model(
+        predictor,
+        data,
+        split=split,
+        images=images,
+        iou=iou,
+        batch=batch,
+        max_detections=max(max_detections, 100),
+        on_progress=_progress,
+    )
     for note in explain_match(predictor.classes, done[0].classes):
         message(f"detkit: {note}")
     return done
@@ -144,40 +178,46 @@ def _progress(done: int, total: int) -> None:
         print(f"\r{done} of {total} batches", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
-def _intervals(
-    gt: GroundTruth, results: Results, protocol: str, match_iou: float | None, samples: int, seed: int
-) -> dict[str, tuple[float, float]]:
-    from detkit.metrics.bootstrap import interval
-    from detkit.metrics.coco import iou_name
+def _facts(predictor: Any, models: list[str]) -> dict[str, Any]:
+    """What is known of the model: name, classes, device; parameters and multiply-adds where it is one network."""
+    import torch
 
-    names = ["AP", "AP50"] if protocol == "coco" else ["AP"]
-    if protocol == "coco" and match_iou is not None and iou_name(match_iou) not in names:
-        names.append(iou_name(match_iou))
-    return {n: interval(gt, results, n, samples=samples, seed=seed, protocol=protocol, iou=match_iou) for n in names}
+    facts = {"name": ", ".join(models) or "the default model", "classes": len(predictor.classes)}
+    network = getattr(predictor, "model", predictor)
+    if isinstance(network, torch.nn.Module):
+        facts |= {"parameters": sum(p.numel() for p in network.parameters())}
+        facts |= {"device": str(next(network.parameters()).device), "threads": torch.get_num_threads()}
+    if hasattr(predictor, "features"):
+        from detkit.engine.summary import of_detector
 
-
-def _best_threshold(gt: GroundTruth, results: Results, match_iou: float | None) -> dict[str, float]:
-    from detkit.metrics.curves import best_threshold
-
-    threshold, f1 = best_threshold(gt, results, iou=match_iou or 0.5)
-    return {"score": threshold, "f1": f1}
+        height, width = predictor.resize.input_size
+        facts |= {"input": f"{width} x {height}", "multiply_adds": of_detector(predictor).total["multiply_adds"]}
+    return facts
 
 
-def _print(evaluation: Evaluation, report: dict[str, Any], gt: GroundTruth, results: Results) -> None:
+def _write(path: Path, done: dict[str, Any], title: str, overwrite: bool) -> None:
+    from detkit.report.page import write_report
+
+    lost = write_report(path, done, title, overwrite=overwrite)
+    message(f"report: {path}" + (f" ({lost} of its pictures could not be read)" if lost else ""))
+
+
+def _print(done: dict[str, Any], gt: GroundTruth, results: Results) -> None:
     found = int((~(gt.crowd | gt.difficult)).sum())
-    lines = [PROTOCOLS[evaluation.protocol]]
+    limit = done["settings"]["max_detections"]
+    lines = [PROTOCOLS[done["protocol"]].replace("100 detections", f"{limit} detections")]
     lines.append(
         f"{gt.images} images, {found} objects, {len(gt.label) - found} ignored, {len(results)} detections",
     )
     lines.append("")
-    intervals = report.get("intervals", {})
-    for name, value in evaluation.metrics.items():
+    intervals = done.get("intervals", {})
+    for name, value in done["metrics"].items():
         low, high = intervals.get(name, (math.nan, math.nan))
         between = "" if math.isnan(low) else f"   95% interval {low:.4f} .. {high:.4f}"
         lines.append(f"{name:<8} {_cell(value, 7, 4)}{between}")
-    best = report["best_threshold"]
+    best = done["best_threshold"]
     lines += ["", f"best F1 {best['f1']:.3f} at score >= {best['score']:.3f}", ""]
-    print("\n".join([*lines, *_table(evaluation.per_class)]), flush=True)
+    print("\n".join([*lines, *_table(done["per_class"])]), flush=True)
 
 
 def _table(per_class: Mapping[str, Mapping[str, float]]) -> list[str]:

@@ -69,6 +69,6 @@ def _curve(score: np.ndarray, true: np.ndarray, objects: int) -> Curve:
     return Curve(score[last], hits / seen, recall, 2 * hits / (seen + objects), objects)
 
 
-def best_threshold(gt: GroundTruth, dt: Results, *, iou: float = 0.5) -> tuple[float, float]:
+def best_threshold(gt: GroundTruth, dt: Results, *, iou: float = 0.5, max_detections: int = 100) -> tuple[float, float]:
     """The one score threshold for all classes with the best F1, and that F1 (see ``Curve.best``)."""
-    return curves(gt, dt, iou=iou).overall.best()
+    return curves(gt, dt, iou=iou, max_detections=max_detections).overall.best()

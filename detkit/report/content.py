@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from detkit import metrics
 from detkit.metrics import evaluate
 from detkit.metrics.bootstrap import interval
 from detkit.metrics.calibration import calibration
 from detkit.metrics.coco import AREAS, iou_name, limits_up_to
 from detkit.metrics.confusion import confusion_matrix
-from detkit.metrics.curves import Curve, Curves, curves
+from detkit.metrics.curves import Curve, Curves, best_threshold, curves
 from detkit.metrics.errors import KINDS, MISSED, error_breakdown
 from detkit.metrics.matching import positives
 from detkit.report.costs import Costs, costs
@@ -56,6 +57,24 @@ class Settings:
         }
 
 
+def numbers(gt: GroundTruth, dt: Results, settings: Settings) -> dict[str, Any]:
+    """protocol, metrics, per_class, intervals (if asked for), best_threshold and settings: what is quick to find."""
+    limits = {"max_detections": limits_up_to(settings.max_detections)} if settings.protocol == "coco" else {}
+    result = evaluate(gt, dt, settings.protocol, iou=settings.iou, **limits).to_dict()
+    if settings.bootstrap:
+        result["intervals"] = _intervals(gt, dt, settings)
+    threshold, f1 = best_threshold(gt, dt, iou=settings.match_iou, max_detections=settings.max_detections)
+    result["best_threshold"] = {"score": threshold, "f1": f1}
+    result["settings"] = {
+        "match_iou": settings.match_iou,
+        "max_detections": settings.max_detections,
+        "bootstrap": settings.bootstrap,
+        "seed": settings.seed,
+        "rules": settings.words(),
+    }
+    return result
+
+
 def content(
     annotations: Annotations,
     dt: Results,
@@ -70,26 +89,15 @@ def content(
     """
     gt = annotations.ground_truth()
     iou, most = settings.match_iou, settings.max_detections
-    limits = {"max_detections": limits_up_to(most)} if settings.protocol == "coco" else {}
-    result = evaluate(gt, dt, settings.protocol, iou=settings.iou, **limits).to_dict()
-    if settings.bootstrap:
-        result["intervals"] = _intervals(gt, dt, settings)
+    result = numbers(gt, dt, settings)
     shape = curves(gt, dt, iou=iou, max_detections=most)
-    threshold, f1 = shape.overall.best()
-    result["best_threshold"] = {"score": threshold, "f1": f1}
+    threshold = result["best_threshold"]["score"]
     wanted = ~(gt.crowd | gt.difficult)
     result["counts"] = {
         "images": gt.images,
         "objects": int(wanted.sum()),
         "ignored": int((~wanted).sum()),
         "detections": len(dt),
-    }
-    result["settings"] = {
-        "match_iou": iou,
-        "max_detections": most,
-        "bootstrap": settings.bootstrap,
-        "seed": settings.seed,
-        "rules": settings.words(),
     }
     result["protocols"] = _protocols(gt, dt, settings, result)
     coco = result["protocols"]["coco"]
@@ -140,7 +148,7 @@ def _protocols(gt: GroundTruth, dt: Results, settings: Settings, done: dict[str,
 
 
 def _intervals(gt: GroundTruth, dt: Results, settings: Settings) -> dict[str, tuple[float, float]]:
-    names, extra = ["AP"], {}
+    names, extra = list(getattr(metrics, "SCORES", {}).get(settings.protocol, ["AP"])), {}
     if settings.protocol == "coco":
         extra = {"max_detections": settings.max_detections}
         names = list(dict.fromkeys(["AP", "AP50", iou_name(settings.match_iou)]))

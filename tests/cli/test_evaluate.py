@@ -116,12 +116,12 @@ def test_a_model_is_run_with_the_options_given(
 
     def load(names: list[str], **options: object) -> SimpleNamespace:
         asked.update(options, names=names)
-        return SimpleNamespace(classes=("cat", "dog", "cow"))
+        return SimpleNamespace(classes=("cat", "dog", "cow"), protocol="coco")
 
     def evaluate_model(model: object, data: str, **options: object) -> tuple:
         asked.update(options)
         annotations = read(data)
-        return annotations, read_detections(found, annotations)[0], {"model": 0.25}
+        return annotations, read_detections(found, annotations)[0], {"batches": [(2, 0.1, 0.5, 0.0)]}
 
     monkeypatch.setattr(api, "load", load)
     monkeypatch.setattr(api, "evaluate_model", evaluate_model)
@@ -129,9 +129,49 @@ def test_a_model_is_run_with_the_options_given(
         capsys, "runs/1", coco, "--device", "cpu", "--iou", "0.6", "--batch", "2", "--split", "val", "--threads", "1"
     )
     assert got["metrics"]["AP50"] == pytest.approx(0.5)
-    assert got["timings"] == {"model": 0.25}
-    expected = {"names": ["runs/1"], "device": "cpu", "threads": 1, "iou": 0.6, "batch": 2, "split": "val"}
+    assert got["timings"]["ms"]["model"]["median"] == pytest.approx(250)
+    assert got["model"]["name"] == "runs/1"
+    expected = {
+        "max_detections": 100,
+        "names": ["runs/1"],
+        "device": "cpu",
+        "threads": 1,
+        "iou": 0.6,
+        "batch": 2,
+        "split": "val",
+    }
     assert asked.items() >= expected.items()
+
+
+def test_max_detections(coco: Path, found: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--predictions", found, coco, "--max-detections", "1")
+    got = run_json(capsys, *words, "--bootstrap", "3")
+    assert list(got["metrics"])[6:7] == ["AR1"]
+    assert got["settings"]["max_detections"] == 1
+    assert main(["evaluate", *map(str, words)]) == 0
+    assert "1 detections an image and class" in capsys.readouterr().out
+
+
+def test_report_and_json_hold_the_same(coco: Path, found: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = coco.parent / "report.html"
+    words = ("--predictions", found, coco, "--bootstrap", "20")
+    got = run_json(capsys, *words, "--report", page)
+    assert got == run_json(capsys, *words)
+    assert {"errors", "calibration", "curves", "confusion", "worst", "examples", "by_size", "protocols"} <= got.keys()
+    text = page.read_text(encoding="utf-8")
+    assert f"{got['metrics']['AP50']:.3f}" in text
+    assert "found.json" in text
+    assert main(["evaluate", *map(str, words), "--report", str(page), "--overwrite"]) == 0
+    assert "could not be read" in capsys.readouterr().err  # the data set's pictures do not exist
+
+
+@pytest.mark.parametrize("protocol", ["voc2007", "voc2010"])
+def test_report_of_voc(coco: Path, found: Path, capsys: pytest.CaptureFixture[str], protocol: str) -> None:
+    page = coco.parent / "report.html"
+    got = run_json(capsys, "--predictions", found, coco, "--protocol", protocol, "--report", page, "--bootstrap", "3")
+    assert got["protocol"] == protocol
+    assert list(got["intervals"]) == ["AP"]
+    assert page.is_file()
 
 
 def test_data_without_objects(coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,10 +179,11 @@ def test_data_without_objects(coco: Path, tmp_path: Path, capsys: pytest.Capture
     coco.write_text(json.dumps({**data, "annotations": []}))
     empty = tmp_path / "none.json"
     empty.write_text("[]")
-    assert main(["evaluate", "--predictions", str(empty), str(coco)]) == 0
-    said = capsys.readouterr()
-    assert "nothing can be measured" in said.err
-    assert "nan" not in said.out
+    for more in ([], ["--json", "--report", str(tmp_path / "r.html")]):
+        assert main(["evaluate", "--predictions", str(empty), str(coco), *more]) == 0
+        said = capsys.readouterr()
+        assert "nothing can be measured" in said.err
+        assert "nan" not in said.out
 
 
 @pytest.mark.parametrize(
@@ -155,6 +196,10 @@ def test_data_without_objects(coco: Path, tmp_path: Path, capsys: pytest.Capture
         (["DATA", "--predictions", "FOUND", "--match-iou", "50"], "--match-iou"),
         (["DATA", "--predictions", "FOUND", "--match-iou", "0"], "--match-iou"),
         (["DATA", "--predictions", "FOUND", "--bootstrap", "-1"], "--bootstrap"),
+        (["DATA", "--predictions", "FOUND", "--max-detections", "0"], "--max-detections"),
+        (["DATA", "--predictions", "FOUND", "--max-detections", "9", "--protocol", "voc2010"], "--max-detections"),
+        (["DATA", "--predictions", "FOUND", "--report", "DATA"], "exists"),
+        (["DATA", "--predictions", "FOUND", "--report", "/proc/none/r.html"], "none"),
         (["DATA", "--predictions", "FOUND", "--images", "nofolder"], "nofolder"),
         (["DATA", "--predictions", "DATA"], "COCO results"),
         (["model", "DATA", "--predictions", "FOUND"], "not both"),
