@@ -7,7 +7,20 @@ from typing import Annotated
 import typer
 
 import detkit
-from detkit.cli import config, data, detect, doctor, evaluate, import_, info, models, propose, quickstart, train
+from detkit.cli import (
+    compare,
+    config,
+    data,
+    detect,
+    doctor,
+    evaluate,
+    import_,
+    info,
+    models,
+    propose,
+    quickstart,
+    train,
+)
 
 app = typer.Typer(
     name="detkit",
@@ -41,6 +54,7 @@ def _options(
 app.command("detect")(detect.detect)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
+app.command("compare")(compare.compare)
 app.add_typer(data.app, name="data")
 app.add_typer(import_.app, name="import")
 app.command("propose")(propose.propose)

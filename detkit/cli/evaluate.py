@@ -104,7 +104,11 @@ def evaluate(
     draws = (1000 if report is not None else 0) if bootstrap is None else bootstrap
     settings = Settings(protocol, match_iou, max_detections or 100, draws, seed)
     if (as_json or report is not None) and protocol != "classify":
-        about = None if predictor is None else _facts(predictor, models)
+        about = None
+        if predictor is not None:
+            from detkit.engine.summary import facts
+
+            about = {"name": ", ".join(models) or "the default model", **facts(predictor)}
         done = content(annotations, results, settings, about=about, timings=timings)
     else:
         done = numbers(gt, results, settings) | ({"timings": latency(timings)} if timings else {})
@@ -176,23 +180,6 @@ def _from_model(
 def _progress(done: int, total: int) -> None:
     if sys.stderr.isatty():
         print(f"\r{done} of {total} batches", end="\n" if done == total else "", file=sys.stderr, flush=True)
-
-
-def _facts(predictor: Any, models: list[str]) -> dict[str, Any]:
-    """What is known of the model: name, classes, device; parameters and multiply-adds where it is one network."""
-    import torch
-
-    facts = {"name": ", ".join(models) or "the default model", "classes": len(predictor.classes)}
-    network = getattr(predictor, "model", predictor)
-    if isinstance(network, torch.nn.Module):
-        facts |= {"parameters": sum(p.numel() for p in network.parameters())}
-        facts |= {"device": str(next(network.parameters()).device), "threads": torch.get_num_threads()}
-    if hasattr(predictor, "features"):
-        from detkit.engine.summary import of_detector
-
-        height, width = predictor.resize.input_size
-        facts |= {"input": f"{width} x {height}", "multiply_adds": of_detector(predictor).total["multiply_adds"]}
-    return facts
 
 
 def _write(path: Path, done: dict[str, Any], title: str, overwrite: bool) -> None:

@@ -141,6 +141,20 @@ def of_file(path: str, size: tuple[int, int] | None = None) -> Summary:
     return of_detector(detector.to(_device(detector.proposals)), size)
 
 
+def facts(predictor: Any) -> dict[str, Any]:
+    """A predictor's classes (their number), parameters, device and threads; a Detector's input and multiply_adds."""
+    found: dict[str, Any] = {"classes": len(predictor.classes)}
+    network = getattr(predictor, "model", predictor)
+    if isinstance(network, nn.Module):
+        found["parameters"] = sum(p.numel() for p in network.parameters())
+        found |= {"device": str(next(network.parameters()).device), "threads": torch.get_num_threads()}
+    if hasattr(predictor, "features"):
+        height, width = predictor.resize.input_size
+        total = of_detector(predictor).total
+        found |= {"input": f"{width} x {height}", "multiply_adds": total["multiply_adds"]}
+    return found
+
+
 def of_detector(detector: Any, size: tuple[int, int] | None = None) -> Summary:
     """A detector for a picture of ``size``, by default its own input's; what a head does to regions, for one region.
 
