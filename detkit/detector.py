@@ -188,7 +188,7 @@ class Detector(nn.Module, Predicting):
         evaluation where both are asked for.
         """
         features = self.features(batch.pixels)
-        boxes, learned = self._propose(batch, features, sampled=targets is not None and not detections)
+        boxes, learned = self.propose(batch, features, sampled=targets is not None and not detections)
         if boxes is not None and targets is not None and not detections:
             boxes = self.head.sample(boxes, targets)
         raw = self.head.raw(features, boxes)
@@ -217,8 +217,11 @@ class Detector(nn.Module, Predicting):
         """The head's tensors for (B, 3, H, W) pixels in 0..255: what loss and predict read, and what export traces."""
         return self.head.raw(self.features(pixels), proposals)
 
-    def _propose(self, batch: Batch, features: list[Tensor], sampled: bool) -> tuple[list[Tensor] | None, Any]:
-        """Proposals in input pixels, cut off from the gradient and clipped to each picture's part of the input."""
+    def propose(self, batch: Batch, features: list[Tensor], sampled: bool = False) -> tuple[list[Tensor] | None, Any]:
+        """Proposals in input pixels, cut off from the gradient and clipped to each picture's part of the input.
+
+        sampled: they are to be drawn from for a loss; with them comes what the source's own loss reads.
+        """
         boxes, learned = batch.proposals, None
         if self.proposals is not None:
             boxes, learned = self.proposals.propose(batch, features, sampled)

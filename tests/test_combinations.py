@@ -27,6 +27,7 @@ MODELS: dict[str, Any] = {
         "head": {"layers": "mlp", "size": 3, "width": 16, "rois": 8},
         "proposals": {"name": "rpn", "scales": [16.0 * 2**k for k in range(levels)], "samples": 16},
     },
+    "sliding_window": lambda levels: {"head": {"cells": 1, "width": 16}},
 }
 NETWORKS = [name for name in BACKBONES if name != "identity"]
 # The smallest of each family runs for real, the others only in shapes.

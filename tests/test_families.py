@@ -1,4 +1,4 @@
-"""R-CNN, Fast R-CNN and Faster R-CNN as combinations of parts: each learns four pictures and survives the odd ones."""
+"""Sliding windows and the R-CNNs as combinations of parts: each learns four pictures and survives the odd ones."""
 
 from __future__ import annotations
 
@@ -23,6 +23,10 @@ from detkit.structures import Batch, Geometry, Limits, Target
 BODY = {"backbone": {"name": "resnet18", "taps": [2]}, "neck": {"name": "fpn", "out": 32}}
 WINDOWS = {"name": "windows", "windows": [20, 28, 40], "aspects": [1.0]}
 FAMILIES: dict[str, dict[str, Any]] = {
+    "sliding": {
+        "backbone": {"name": "resnet18", "taps": [2], "scales": [1.0, 0.7, 0.5]},
+        "head": {"name": "sliding_window", "cells": 3, "width": 128},
+    },
     "faster": {
         **BODY,
         "proposals": {"name": "rpn", "scales": [20, 40], "ratios": [1.0]},
@@ -48,7 +52,7 @@ def total(losses: dict[str, Any]) -> torch.Tensor:
     return torch.stack(terms).sum()
 
 
-STEPS = {"faster": 90, "fast": 80, "rcnn": 60}
+STEPS = {"sliding": 50, "faster": 90, "fast": 80, "rcnn": 60}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

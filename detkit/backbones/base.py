@@ -100,8 +100,7 @@ class Classifier(nn.Module):
         """A backbone that ends at the last of ``taps``, and the family's trunk: all that follows, but the logits.
 
         This is how a head that looks at single regions gets the rest of the classifier (VGG's fc6 and fc7, ResNet's
-        layer4 and pooling, ...). The trunk takes (R, channels[-1], h, w). Where it would begin with a pooling layer,
-        that one is left out: RoI pooling takes its place (Girshick 2015, arXiv 1504.08083, section 2.2).
+        layer4 and pooling, ...). The trunk takes (R, channels[-1], h, w).
 
         Raises:
             ValueError: taps or frozen outside the stages.
@@ -109,14 +108,18 @@ class Classifier(nn.Module):
         whole = self.backbone
         channels, strides, offsets = whole.every
         body = Backbone(
-            whole.stages, channels, strides, taps=taps, frozen=frozen, offsets=offsets, mean=self.mean, std=self.std
+            list(whole.stages),
+            channels,
+            strides,
+            taps=taps,
+            frozen=frozen,
+            offsets=offsets,
+            mean=self.mean,
+            std=self.std,
         )
         layers = list(self.classifier)
         del layers[max(index for index, layer in enumerate(layers) if any(True for _ in layer.parameters()))]
-        rest = [*whole.stages[len(body.stages) :], *layers]
-        if isinstance(rest[0], (nn.MaxPool2d, nn.AvgPool2d)):
-            del rest[0]
-        return body, nn.Sequential(*rest)
+        return body, nn.Sequential(*whole.stages[len(body.stages) :], *layers)
 
     def logits(self, x: Tensor) -> list[Tensor]:
         """``forward``'s, and after them those of side branches, where the family has some: they help only to train,
@@ -201,9 +204,11 @@ def family(
         weights: str | None = "none",
         taps: tuple[int, ...] = default_taps,
         frozen: Frozen = 0,
+        scales: tuple[float, ...] = (1.0,),
         **options: object,
     ) -> Backbone | Classifier:
-        return assemble(parts(name, weights, **options), num_classes, taps, frozen)
+        net = assemble(parts(name, weights, **options), num_classes, taps, frozen)
+        return at_scales(net, scales) if isinstance(net, Backbone) else net
 
     own = inspect.signature(build)
     keys = [key for key in own.parameters.values() if key.kind is not inspect.Parameter.VAR_KEYWORD]
@@ -214,12 +219,20 @@ def family(
     build.__doc__ = f"""{(inspect.getdoc(parts) or name).rstrip()}
 
     weights: "none", "imagenet" or a file in the published layout; taps: the stages returned; frozen: the first stages
-    that do not train, or "all"; num_classes: return a ``Classifier`` instead, 0 for as many classes as published.
+    that do not train, or "all"; scales: of the picture, see ``detkit.backbones.pyramid``; num_classes: return a
+    ``Classifier`` of the one scale instead, 0 for as many classes as published.
 
     Raises:
-        DetkitError: the weights cannot be had. ValueError: taps or frozen outside the stages.
+        DetkitError: the weights cannot be had. ValueError: taps or frozen outside the stages, scales not above 0.
     """
     return build
+
+
+def at_scales(backbone: Backbone, scales: Sequence[float]) -> Backbone:
+    """``backbone`` itself where ``scales`` is 1 alone, else a ``Pyramid`` of it."""
+    from detkit.backbones.pyramid import Pyramid
+
+    return backbone if tuple(scales) == (1.0,) else Pyramid(backbone, scales)
 
 
 def he_init(net: nn.Module, after: Literal["relu", "linear"] = "relu") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from detkit import zoo
+from detkit.backbones.base import at_scales
 from detkit.config.experiment import MODEL_KEYS, PARTS, Config, check_model, part_table
 from detkit.config.schema import Place, find_part, located
 from detkit.data.dataset import Dataset
@@ -153,9 +155,11 @@ def _body(model: dict[str, Any], place: Place, weights: str | None) -> tuple[Any
     trunk: tuple[nn.Module, ...] = ()
     if model["head"].get("layers") == "backbone":
         ends = {key: arguments.pop(key) for key in ("taps", "frozen")}
+        scales = arguments.pop("scales", (1.0,))
         classifier = _part({"backbone": arguments}, "backbone", place, 1)
-        with located(place, ("model", "backbone"), ends):
+        with located(place, ("model", "backbone"), [*ends, "scales"]):
             backbone, *trunk = classifier.split(**ends)
+            backbone = at_scales(backbone, scales)
     else:
         backbone = _part({"backbone": arguments}, "backbone", place)
     return backbone, _part(model, "neck", place, backbone.channels, backbone.strides), tuple(trunk)
@@ -171,7 +175,8 @@ def _part(model: dict[str, Any], kind: str, place: Place, *wired: Any) -> Any:
 
 def _resize(model: dict[str, Any], neck: Any) -> Resize:
     size = model["size"]
-    return Resize(size if isinstance(size, int) else tuple(size), mode=model["resize"], stride=max(neck.strides))
+    stride = math.ceil(max(neck.strides))  # a pyramid's strides may be fractions
+    return Resize(size if isinstance(size, int) else tuple(size), mode=model["resize"], stride=stride)
 
 
 def _start_from(detector: Detector, weights: dict[str, torch.Tensor], name: str) -> None:

@@ -25,7 +25,10 @@ _FREE = {"device", "workers", "save_minutes", "tensorboard"}
 
 @dataclass
 class Progress:
-    """How far a run is: the next batch of the next epoch, steps taken, sums of this epoch's losses, the rows so far."""
+    """How far a run is: the next batch of the next epoch, steps taken, sums of this epoch's losses, the rows so far.
+
+    fitted: the head's stages after the loop are done.
+    """
 
     epoch: int = 0
     batch: int = 0
@@ -37,6 +40,7 @@ class Progress:
     threshold: float | None = None
     waited: int = 0
     seconds: float = 0.0
+    fitted: bool = False
 
 
 @dataclass

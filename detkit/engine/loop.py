@@ -10,10 +10,11 @@ import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from detkit.detector import read_weights
 from detkit.engine.errors import explained, stop_requests
 from detkit.engine.evaluator import Inference, infer
 from detkit.engine.events import (
@@ -27,6 +28,7 @@ from detkit.engine.events import (
     Row,
     TrainFinished,
 )
+from detkit.engine.feature_cache import embed_regions
 from detkit.engine.loggers import save_first_batch
 from detkit.engine.optimizer import set_rate
 from detkit.engine.options import TrainOptions
@@ -81,6 +83,9 @@ class Trainer(Session):
         """All epochs, from the start or from where the saved state stands."""
         self.begin(config, resume)
         progress, options = self.state.progress, self.options
+        fits = getattr(getattr(self.model, "head", None), "fits", False) and not progress.fitted
+        if fits:
+            self._expect_fit()
         for epoch in range(progress.epoch, options.epochs):
             if options.patience and progress.waited >= options.patience:
                 self.tell(Notice(f"stopped early: {progress.waited} validations without a better {options.best_by}"))
@@ -97,6 +102,8 @@ class Trainer(Session):
             self.save_state()
             left = progress.seconds / (epoch + 1) * (options.epochs - epoch - 1)
             self.tell(EpochDone(epoch, options.epochs, row, better, left))
+        if fits:
+            self._fit_head()
         best = progress.best_epoch
         row = progress.rows[-1 if best is None else best] if progress.rows else {}
         finished = TrainFinished(self.run, best, row, progress.threshold, progress.seconds / 60)
@@ -160,6 +167,53 @@ class Trainer(Session):
         progress.threshold = best_threshold(done.truth, done.results)[0]
         self.save_weights("best.safetensors", row)
         return True
+
+    # ---------------------------------------------------------------- what some heads learn afterwards
+
+    def _expect_fit(self) -> None:
+        """Until the head is fitted it answers with what the loop trains, whatever weights it started from."""
+        if self.runtime.world > 1:
+            do = "train in one process, or with classifier: softmax"
+            raise DetkitError("several processes cannot fit a head's last stages", "model.head.classifier", do)
+        models: list[Any] = [self.model, self.average.model]
+        for model in models:
+            model.head.fitted.fill_(False)
+
+    def _fit_head(self) -> None:
+        """Fits the head's last stages on the features that the best weights, now fixed, give for the training set.
+
+        The file of these weights, and the row of their epoch, are replaced by those of the whole.
+        """
+        progress, model = self.state.progress, cast(Any, self.average.model)
+        place = len(progress.rows) - 1 if progress.best_epoch is None else progress.best_epoch
+        name = "last.safetensors" if progress.best_epoch is None else "best.safetensors"
+        model.load_state_dict(read_weights(self.run / name))
+
+        def done(step: int, steps: int) -> None:
+            self.tell(BatchValidated(step - 1, steps))
+            self.stop_if_asked()
+
+        self.started = time.perf_counter()
+        loader = self._loader(self.train_set, None, shuffle=False)
+        try:
+            pictures = len(self.train_set)
+            data = embed_regions(model, loader, pictures, self.runtime, lambda text: self.tell(Notice(text)), done)
+        finally:
+            loader.close()
+        model.head.fit(data)
+        row, before = dict(progress.rows[place]), progress.rows[place]
+        if self.val_loader is None:
+            self.save_weights(name, row)
+        else:
+            progress.best_score = -1.0  # what is fitted is the result, better or not
+            self._validate(place, row)
+            scores = ", ".join(f"{score} {row[score]:.4f}" for score in ("AP", "AP50") if score in row)
+            was = ", ".join(f"{before[score]:.4f}" for score in ("AP", "AP50") if score in before)
+            self.tell(Notice(f"the head's stages are fitted: {scores}; before {was}"))
+        progress.rows[place], progress.fitted = row, True
+        self.count_time()
+        self.save_state()
+        data.cache.clear()  # no other run has this trunk
 
     def _infer(self) -> Inference:
         def done(step: int, steps: int) -> None:

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 HEADS = {
     "roi": "detkit.heads.roi:RoIHead",
+    "sliding_window": "detkit.heads.sliding_window:SlidingWindow",
     "yolo": "detkit.heads.yolo:YOLO",
 }

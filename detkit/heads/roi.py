@@ -2,11 +2,12 @@
 
 Each proposal's part of the features is pooled to one size, goes through a trunk, and gets class scores and, for each
 class, a box. In R-CNN (Girshick et al. 2014, arXiv 1311.2524) the features are the pixels and the trunk is the whole
-CNN; sections named here are those of Fast R-CNN (Girshick 2015, arXiv 1504.08083).
+CNN, and linear SVMs may follow it. Sections named here are those of Fast R-CNN (Girshick 2015, arXiv 1504.08083).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from detkit.errors import DetkitError
 from detkit.heads.dense import full_precision, gather_objects, select_detections
 from detkit.heads.pooling import RegionPooling
-from detkit.heads.trunk import batch_norms, output_width, split_layers, two_layers
+from detkit.heads.stages import Embedded, fit_stages
+from detkit.heads.trunk import batch_norms, output_width, split_layers, two_layers, without_pooling
 from detkit.ops.assign import Objects, Regions, label_regions
 from detkit.ops.coder import decode_deltas, encode_deltas
 from detkit.ops.roi import roi_table
@@ -40,6 +42,10 @@ class RoIHead(nn.Module):
     an IoU of at least ``positive`` with an object; background: IoU of the others (the paper's lower bound is 0.1; where
     they are too few, those below it fill up); weights: of the deltas, one over their standard deviation; beta: where
     smooth L1 turns from square to line; class_gain, box_gain: weights of the loss terms.
+
+    classifier: ``softmax``, or ``svm``: R-CNN's later stages. The head trains as ever, then ``fit`` puts a linear SVM a
+    class (svm_cost: its C) in the place of the softmax and ridge regression (ridge: its lambda) in that of the boxes,
+    see ``detkit.heads.stages``.
     """
 
     def __init__(
@@ -66,9 +72,13 @@ class RoIHead(nn.Module):
         beta: float = 1.0,
         class_gain: float = 1.0,
         box_gain: float = 1.0,
+        classifier: Literal["softmax", "svm"] = "softmax",
+        svm_cost: float = 1e-3,
+        ridge: float = 1000.0,
     ) -> None:
         super().__init__()
-        for name, value in (("size", size), ("width", width), ("chunk", chunk), ("rois", rois), ("beta", beta)):
+        above = {"size": size, "width": width, "chunk": chunk, "rois": rois, "beta": beta}
+        for name, value in {**above, "svm_cost": svm_cost, "ridge": ridge}.items():
             if not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
         for name, value in (
@@ -91,7 +101,10 @@ class RoIHead(nn.Module):
         self.rois, self.positive_share, self.positive, self.background = rois, positive_share, positive, background
         self.weights, self.beta, self.gains = weights, beta, {"classes": class_gain, "boxes": box_gain}
         self.pooling = RegionPooling(strides, pool, size, sampling, padding)
-        self.trunk = two_layers(channels[0], size, width) if layers == "mlp" or trunk is None else trunk
+        if layers == "mlp" or trunk is None:
+            self.trunk: nn.Module = two_layers(channels[0], size, width)
+        else:
+            self.trunk = without_pooling(trunk)
         features = output_width(self.trunk, channels[0], size)
         if svd:
             split_layers(self.trunk, svd, decompose=False)
@@ -99,6 +112,11 @@ class RoIHead(nn.Module):
         for layer, deviation in ((self.classes, 0.01), (self.boxes, 0.001)):  # section 2.3
             nn.init.normal_(layer.weight, std=deviation)
             nn.init.zeros_(layer.bias)
+        self.classifier, self.svm_cost, self.ridge = classifier, svm_cost, ridge
+        if classifier == "svm":
+            self.register_buffer("svm", torch.zeros(num_classes, features))
+            self.register_buffer("svm_bias", torch.zeros(num_classes))
+            self.register_buffer("fitted", torch.tensor(False))
         # On the CPU, whatever the model is on; the engine keeps its state in the checkpoint.
         self.generator = torch.Generator("cpu").manual_seed(torch.initial_seed())
 
@@ -137,7 +155,7 @@ class RoIHead(nn.Module):
         """Everything that loss and prediction need, from maps (B, C_l, H_l, W_l) and proposals, (R_i, 4) a picture.
 
         rois (R, 4) and image (R,) int64, all pictures' in order; classes (R, C + 1) logits, background last; boxes
-        (R, C, 4) deltas; all float32.
+        (R, C, 4) deltas; once ``fit``, margins (R, C), logits of the SVMs' probabilities; all float32.
         """
         if proposals is None:
             raise ValueError("a RoI head needs proposals")
@@ -146,7 +164,10 @@ class RoIHead(nn.Module):
         with full_precision(embedded.device.type):
             embedded = embedded.to(self.classes.weight.dtype)
             classes, boxes = self.classes(embedded), self.boxes(embedded).unflatten(1, (self.num_classes, 4))
-        return {"rois": rois[:, 1:], "image": rois[:, 0].long(), "classes": classes, "boxes": boxes}
+            raw = {"rois": rois[:, 1:], "image": rois[:, 0].long(), "classes": classes, "boxes": boxes}
+            if self.fits and self.fitted:
+                raw["margins"] = F.linear(embedded.float(), self.svm, self.svm_bias)  # type: ignore[arg-type]
+        return raw
 
     def embed(self, features: list[Tensor], rois: Tensor) -> Tensor:
         """(R, D): what the trunk makes of regions (R, 5), batch index and xyxy, in chunks."""
@@ -209,7 +230,8 @@ class RoIHead(nn.Module):
         A region may answer with several classes, each with a box of its own; scores from ``limits.conf`` up take part
         in NMS, class by class; then ``limits.max_detections``.
         """
-        scores = torch.nan_to_num(raw["classes"].softmax(1)[:, :-1], nan=-1)
+        scores = raw["margins"].sigmoid() if "margins" in raw else raw["classes"].softmax(1)[:, :-1]
+        scores = torch.nan_to_num(scores, nan=-1)
         if limits.classes is not None:
             allowed = torch.zeros(self.num_classes, dtype=torch.bool, device=scores.device)
             allowed[list(limits.classes)] = True
@@ -218,6 +240,27 @@ class RoIHead(nn.Module):
         boxes = decode_deltas(raw["boxes"][row, label], raw["rois"][row], self.weights)
         image = raw["image"][row]
         return select_detections(boxes, scores[row, label], label, image, sizes, self.num_classes, limits)
+
+    @property
+    def fits(self) -> bool:
+        """True if ``fit`` is to be called once, after training."""
+        return self.classifier == "svm"
+
+    @torch.no_grad()
+    def fit(self, data: Sequence[Embedded]) -> None:
+        """The later stages, from features of the regions of the training pictures that the trained trunk ``embed``-ed.
+
+        Raises:
+            ValueError: no pictures.
+        """
+        options = {"cost": self.svm_cost, "ridge": self.ridge, "positive": self.positive, "weights": self.weights}
+        found = fit_stages(data, self.num_classes, **options)  # type: ignore[arg-type]
+        self.svm.copy_(torch.from_numpy(found.svm))  # type: ignore[operator]
+        self.svm_bias.copy_(torch.from_numpy(found.svm_bias))  # type: ignore[operator]
+        for label in found.regressed.nonzero()[0]:
+            self.boxes.weight[4 * label : 4 * label + 4] = torch.from_numpy(found.boxes[label])
+            self.boxes.bias[4 * label : 4 * label + 4] = torch.from_numpy(found.boxes_bias[label])
+        self.fitted.fill_(True)  # type: ignore[operator]
 
 
 def compress(detector: Any, ranks: list[int]) -> None:

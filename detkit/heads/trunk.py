@@ -21,6 +21,12 @@ def two_layers(channels: int, size: int, width: int) -> nn.Sequential:
     return nn.Sequential(FlattenCells(), first, nn.ReLU(inplace=True), second, nn.ReLU(inplace=True))
 
 
+def without_pooling(trunk: nn.Module) -> nn.Module:
+    """``trunk`` without a first layer that pools: RoI pooling takes its place (Girshick 2015, section 2.2)."""
+    layers = list(trunk.children()) if isinstance(trunk, nn.Sequential) else []
+    return nn.Sequential(*layers[1:]) if layers and isinstance(layers[0], (nn.MaxPool2d, nn.AvgPool2d)) else trunk
+
+
 def output_width(trunk: nn.Module, channels: int, size: int) -> int:
     """The numbers that ``trunk`` gives for one region (channels, size, size).
 

@@ -7,8 +7,8 @@ import json
 import os
 import warnings
 import zlib
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from detkit.errors import DetkitError
 from detkit.io.files import write_bytes, write_error
 
 _MAGIC = b"detkit cache 1\n"
+_ALIGNED = 64  # bytes: where a mapped array begins is a multiple of this
 
 
 def cache_folder() -> Path:
@@ -42,20 +43,28 @@ class Cache:
 
     name: the folder's name, what is kept; parameters: plain values that decide what is computed, part of the file's
     name; version: of the code that computes: entries of another are stale. folder: where the folder is made,
-    ``cache_folder()`` by default.
+    ``cache_folder()`` by default. mapped: arrays lie in their files as they are, not compressed, and come back as
+    read-only memory maps, so that all of them together may be larger than the memory.
 
     Files appear whole or not at all, so that processes may share a cache. An entry that is damaged or stale is computed
     again, with a warning that says so; where nothing can be written a warning says that, once.
     """
 
     def __init__(
-        self, name: str, parameters: Mapping[str, Any], version: int = 1, *, folder: str | Path | None = None
+        self,
+        name: str,
+        parameters: Mapping[str, Any],
+        version: int = 1,
+        *,
+        folder: str | Path | None = None,
+        mapped: bool = False,
     ) -> None:
         self.folder = (cache_folder() if folder is None else Path(folder)) / name
         text = json.dumps(dict(parameters), sort_keys=True)
         self._ending = "-" + hashlib.sha256(text.encode()).hexdigest()[:16] + ".bin"
-        self._version = version
+        self._version, self._mapped = version, mapped
         self._writes = True
+        self._sound: set[Path] = set()  # mapped files whose sum was checked
 
     def path(self, key: str) -> Path:
         """The file of an entry."""
@@ -63,42 +72,99 @@ class Cache:
 
     def get(self, key: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
         """The array kept under ``key``, or what ``compute()`` returns, which is then kept."""
+        array = self.find(key)
+        return self.put(key, compute()) if array is None else array
+
+    def find(self, key: str) -> np.ndarray | None:
+        """The array kept under ``key``; None where there is none that is sound."""
         path = self.path(key)
         try:
-            return self._decoded(path.read_bytes())
+            return self._map(path) if self._mapped else self._decoded(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
-            pass
+            return None
         except (OSError, ValueError) as error:
-            warnings.warn(f"{path}: the cached entry is {error}; it is computed again", RuntimeWarning, stacklevel=2)
-        array = compute()
-        if self._writes:
-            try:
-                write_bytes(path, self._encoded(array), overwrite=True)
-            except DetkitError as error:
-                self._writes = False
-                warnings.warn(f"{error.where}: nothing is cached: {error.what}", RuntimeWarning, stacklevel=2)
-        return array
+            warnings.warn(f"{path}: the cached entry is {error}; it is computed again", RuntimeWarning, stacklevel=3)
+            return None
+
+    def put(self, key: str, array: np.ndarray) -> np.ndarray:
+        """Keeps ``array`` under ``key`` and returns it, if mapped as the map of its file."""
+        path = self.path(key)
+        if not self._writes:
+            return array
+        try:
+            write_bytes(path, self._encoded(array), overwrite=True)
+        except DetkitError as error:
+            self._writes = False
+            warnings.warn(f"{error.where}: nothing is cached: {error.what}", RuntimeWarning, stacklevel=3)
+            return array
+        self._sound.add(path)
+        return self._map(path) if self._mapped else array
+
+    def clear(self) -> None:
+        """Removes the entries of these parameters."""
+        for path in self.folder.glob("??/*" + self._ending):
+            with suppress(OSError):
+                path.unlink()
+        self._sound.clear()
 
     def _encoded(self, array: np.ndarray) -> bytes:
-        header = {"version": self._version, "dtype": array.dtype.str, "shape": array.shape}
-        body = zlib.compress(np.ascontiguousarray(array).tobytes(), 1)  # it also ends in a checksum
-        return _MAGIC + json.dumps(header).encode() + b"\n" + body
+        body = np.ascontiguousarray(array).tobytes()
+        header: dict[str, Any] = {"version": self._version, "dtype": array.dtype.str, "shape": array.shape}
+        if self._mapped:
+            header["sum"] = zlib.crc32(body)
+        else:
+            body = zlib.compress(body, 1)  # it also ends in a checksum
+        text = _MAGIC + json.dumps(header).encode()
+        padding = -(len(text) + 1) % _ALIGNED if self._mapped else 0
+        return text + b" " * padding + b"\n" + body
 
     def _decoded(self, data: bytes) -> np.ndarray:
         """Raises ValueError, in a word, for what this cache did not write, or wrote long ago."""
+        with _damaged():
+            header, start = self._header(data)
+            array = np.frombuffer(zlib.decompress(data[start:]), np.dtype(header["dtype"]))
+            return array.reshape(header["shape"]).copy()
+
+    def _map(self, path: Path) -> np.ndarray:
+        """The array in a mapped file, its sum checked the first time. Raises as ``_decoded``."""
+        with _damaged():
+            with path.open("rb") as file:
+                header, start = self._header(file.read(1024))
+            shape, dtype = tuple(header["shape"]), np.dtype(header["dtype"])
+            if path.stat().st_size != start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
+                raise ValueError
+            if not np.prod(shape):
+                return np.zeros(shape, dtype)
+            array = np.asarray(np.memmap(path, dtype, "r", start, shape))
+            if path not in self._sound and zlib.crc32(array) != header["sum"]:
+                raise ValueError
+            self._sound.add(path)
+            return array
+
+    def _header(self, data: bytes) -> tuple[dict[str, Any], int]:
+        """What stands before an entry's numbers, and where they begin."""
         if not data.startswith(_MAGIC):
-            raise ValueError("damaged")
-        text, _, body = data[len(_MAGIC) :].partition(b"\n")
-        try:
-            header = json.loads(text)
-            if header["version"] != self._version:
-                raise ValueError("stale")
-            array = np.frombuffer(zlib.decompress(body), np.dtype(header["dtype"])).reshape(header["shape"])
-        except (zlib.error, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError):
-            raise ValueError("damaged") from None
-        except ValueError as error:
-            raise ValueError("stale" if str(error) == "stale" else "damaged") from None
-        return array.copy()
+            raise ValueError
+        end = data.index(b"\n", len(_MAGIC))
+        header = json.loads(data[len(_MAGIC) : end])
+        if header["version"] != self._version:
+            raise _Stale("stale")
+        return header, end + 1
+
+
+class _Stale(ValueError):
+    """An entry of other code."""
+
+
+@contextmanager
+def _damaged() -> Iterator[None]:
+    """Gives whatever is wrong with an entry's bytes one word."""
+    try:
+        yield
+    except _Stale:
+        raise
+    except (zlib.error, KeyError, TypeError, ValueError):
+        raise ValueError("damaged") from None
 
 
 def cache_size(folder: str | Path | None = None) -> tuple[int, int]:

@@ -60,9 +60,10 @@ def test_an_empty_array(tmp_path: Path) -> None:
         lambda data: data.replace(b'{"', b"{{", 1),
     ],
 )
-def test_damage_is_mended_and_said(tmp_path: Path, damage) -> None:
-    cache = Cache("boxes", {}, folder=tmp_path)
-    quiet(cache, lambda: ARRAY)
+@pytest.mark.parametrize("mapped", [False, True])
+def test_damage_is_mended_and_said(tmp_path: Path, damage, mapped: bool) -> None:
+    quiet(Cache("boxes", {}, folder=tmp_path, mapped=mapped), lambda: ARRAY)
+    cache = Cache("boxes", {}, folder=tmp_path, mapped=mapped)
     path = cache.path(KEY)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.warns(RuntimeWarning, match=f"{path.name}: the cached entry is damaged; it is computed again"):
@@ -82,6 +83,25 @@ def test_without_a_place_to_write_it_only_computes(tmp_path: Path) -> None:
     cache = Cache("boxes", {}, folder=tmp_path)
     with pytest.warns(RuntimeWarning, match="nothing is cached"):
         assert cache.get(KEY, lambda: ARRAY) is ARRAY
+
+
+def test_mapped_arrays_lie_in_their_files(tmp_path: Path) -> None:
+    cache = Cache("features", {"network": "a"}, folder=tmp_path, mapped=True)
+    array = np.random.default_rng(0).random((5, 7, 3)).astype(np.float16)
+    kept = quiet(cache, lambda: array)
+    assert isinstance(kept.base, np.memmap)
+    assert not kept.flags.writeable
+    assert kept.flags.aligned
+    assert kept.dtype == np.float16
+    assert np.array_equal(kept, array)
+    assert np.array_equal(quiet(Cache("features", {"network": "a"}, folder=tmp_path, mapped=True)), array)
+    assert Cache("features", {"network": "b"}, folder=tmp_path, mapped=True).find(KEY) is None
+    assert cache.put("0" * 40, array[:0]).shape == cache.find("0" * 40).shape == (0, 7, 3)
+    other = Cache("features", {"network": "b"}, folder=tmp_path, mapped=True)
+    quiet(other, lambda: array)
+    cache.clear()
+    assert cache.find(KEY) is None
+    assert np.array_equal(quiet(other), array)
 
 
 def test_size_and_clearing_leave_other_files_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,292 @@
+"""The sliding window, run as a convolution: a classifier looks at every window of a picture in one pass.
+
+A fully connected layer on the k x k cells of a window is a k x k convolution, and every further one a 1 x 1 convolution
+(OverFeat, Sermanet et al. 2014, arXiv 1312.6229, section 3.5). So neighbouring windows share what they have in common,
+and the map of scores has a cell for each window: 14 x 14 pixels give 1 x 1, 16 x 16 pixels 2 x 2 windows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from detkit.backbones.base import Classifier
+from detkit.errors import DetkitError
+from detkit.heads.dense import DenseHead, full_precision
+from detkit.ops.assign import Assignment, Objects, assign_iou
+from detkit.ops.coder import Level, Priors, decode_deltas
+from detkit.structures import Loss, Target
+
+
+class SlidingWindow(DenseHead):
+    """A classifier of windows, C classes and background, at every place of every map; each window may correct its box.
+
+    channels, strides: of the feature maps, equally many channels if they are several: one classifier serves them all,
+    as it should for the scales of a ``Pyramid``. trunk: the rest of the backbone's classifier
+    (``detkit.backbones.base.Classifier.split``), used with ``layers: backbone``.
+
+    cells: a window's side in cells of its map, so in input pixels it is ``cells`` times the map's stride; span: that
+    side in strides where it is another, as of networks without padding (LeNet-5 sees 32 pixels in 10 cells of 2).
+    layers: the classifier, the ``backbone``'s own made a convolution (its poolings may make steps of several cells),
+    or a new one, ``conv``: cells x cells to ``width`` channels and 1 x 1 to as many. boxes: correct the window's box by
+    R-CNN's deltas, or answer with the window itself.
+
+    Training asks every window, as crops of the picture: one that overlaps an object by an IoU of ``positive`` shows it,
+    and with ``best`` also an object's best windows, however little they overlap; one that overlaps none by ``negative``
+    is background; those between count for nothing.
+
+    Class scores are a softmax over C classes and background. It is kept in two parts whose product it is: objectness is
+    all but background, the classes share it. The other arguments are ``DenseHead``'s.
+    """
+
+    def __init__(
+        self,
+        channels: list[int],
+        strides: list[int],
+        num_classes: int,
+        trunk: nn.Sequential | None = None,
+        *,
+        cells: int = 7,
+        span: float | None = None,
+        layers: Literal["backbone", "conv"] = "conv",
+        width: int = 256,
+        boxes: bool = True,
+        positive: float = 0.5,
+        negative: float = 0.4,
+        best: bool = True,
+        box_loss: Literal["ciou", "diou", "giou", "iou"] = "giou",
+        smoothing: float = 0.0,
+        normalise: Literal["positives", "images"] = "positives",
+        box_gain: float = 2.0,
+        objectness_gain: float = 1.0,
+        class_gain: float = 1.0,
+        objectness_prior: float = 0.01,
+        candidates: int = 3000,
+    ) -> None:
+        if cells < 1 or width < 1:
+            raise ValueError(f"cells and width must be at least 1, got {cells} and {width}")
+        if span is not None and not span > 0:
+            raise ValueError(f"span must be above 0, got {span}")
+        for name, value in (("positive", positive), ("negative", negative)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {value}")
+        if len(set(channels)) > 1:
+            raise ValueError(f"sliding windows need equally many channels on all maps, not {channels}: take neck fpn")
+        if layers == "backbone" and trunk is None:
+            raise DetkitError("the backbone gives no trunk", "head.layers", "take layers: conv")
+        shape = channels[0], cells, cells
+        if layers == "conv" or trunk is None:
+            first, second = nn.Conv2d(channels[0], width, cells), nn.Conv2d(width, width, 1)
+            network = nn.Sequential(first, nn.ReLU(inplace=True), second, nn.ReLU(inplace=True))
+        else:
+            network = _convolutions(trunk, shape)
+        self.regresses = boxes  # ``outputs`` asks for it
+        super().__init__(
+            [_meta(network, torch.zeros(2, *shape, device="meta")).shape[1]],
+            strides[:1],
+            num_classes,
+            anchors=[[(1.0, 1.0)]],  # ``levels`` knows the windows
+            box_loss=box_loss,
+            classes="softmax",
+            objectness="one",
+            smoothing=smoothing,
+            normalise=normalise,
+            box_gain=box_gain,
+            objectness_gain=objectness_gain,
+            class_gain=class_gain,
+            objectness_prior=objectness_prior,
+            candidates=candidates,
+        )
+        self.strides, self.cells, self.from_backbone = tuple(strides), cells, layers == "backbone"
+        self.trunk, self.step = network, _step(network, shape)
+        self.sides = [float(cells if span is None else span) * stride for stride in strides]
+        self.positive, self.negative, self.best = positive, negative, best
+
+    @property
+    def outputs(self) -> int:
+        """Numbers a window: the box code's 4 if there is one, class scores, background."""
+        return (4 if self.regresses else 0) + self.num_classes + 1
+
+    @property
+    def class_rows(self) -> dict[str, tuple[int, int, int]]:
+        """See ``DenseHead.class_rows``."""
+        return {"layers.": (4 if self.regresses else 0, 1, 1)}
+
+    def _start(self, layers: list[nn.Conv2d], objectness_prior: float) -> None:
+        odds = objectness_prior / (1 - objectness_prior)
+        for layer in layers:
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+            nn.init.constant_(layer.bias[-1:], math.log(self.num_classes / odds))  # type: ignore[index]
+
+    @property
+    def backbone_trunk(self) -> nn.Module | None:
+        """The trunk, if it is the backbone's: it learns at that one's rate."""
+        return self.trunk if self.from_backbone else None
+
+    def raw(self, features: list[Tensor], proposals: list[Tensor] | None = None) -> dict[str, Tensor]:
+        """As ``DenseHead.raw``; a prior is a window, and the grid counts windows: 0 where a map is smaller than one."""
+        parts, grid = [], []
+        for feature in features:
+            if min(feature.shape[-2:]) < self.cells:
+                parts.append(feature.new_zeros(len(feature), 0, self.outputs))
+                grid.append((0, 0))
+                continue
+            embedded = self.trunk(feature)
+            with full_precision(feature.device.type):
+                layer = self.layers[0]
+                output = layer(embedded.to(layer.weight.dtype))  # type: ignore[arg-type]
+            parts.append(output.permute(0, 2, 3, 1).flatten(1, 2))
+            grid.append(tuple(output.shape[-2:]))
+        table = torch.cat([part.float() for part in parts], dim=1)
+        classes, background = table[..., -self.num_classes - 1 : -1], table[..., -1]
+        return {
+            "boxes": table[..., :4] if self.regresses else table.new_zeros(*table.shape[:2], 4),
+            "objectness": classes.logsumexp(-1) - background,
+            "classes": classes,
+            "grid": torch.tensor(grid, device="cpu"),
+        }
+
+    def levels(self, raw: dict[str, Tensor]) -> list[Level]:
+        """The windows of this batch; the first of a map begins in the picture's corner."""
+        grids = zip(raw["grid"].tolist(), self.strides, self.sides, strict=True)
+        windows = [(h, w, stride, side, raw["boxes"].new_tensor([[side, side]])) for (h, w), stride, side in grids]
+        return [Level(h, w, stride * self.step, anchor, side / 2) for h, w, stride, side, anchor in windows]
+
+    def assign(self, priors: Priors, objects: Objects, raw: dict[str, Tensor]) -> Assignment:
+        """By IoU of window and object."""
+        images = len(raw["objectness"])
+        return assign_iou(priors.boxes, objects, images, positive=self.positive, negative=self.negative, best=self.best)
+
+    def decode(self, code: Tensor, priors: Priors) -> Tensor:
+        """Deltas (..., 4) as boxes (..., 4) xyxy in input pixels."""
+        return decode_deltas(code, priors.boxes)
+
+    def loss(self, raw: dict[str, Tensor], targets: list[Target], sizes: Tensor) -> dict[str, Loss]:
+        """As ``DenseHead.loss``; without ``boxes`` there is no term ``box``.
+
+        Raises:
+            DetkitError: no window fits into the input, so there is nothing to learn.
+        """
+        if not raw["boxes"].shape[1]:
+            what = f"no window fits into the input: they begin at {min(self.sides):.0f} pixels"
+            raise DetkitError(what, "model.size", "raise model.size, or lower head.cells or the backbone's scales")
+        terms = super().loss(raw, targets, sizes)
+        if not self.regresses:
+            del terms["box"]
+        return terms
+
+
+def convolutionalize(model: nn.Module, size: int | None = None) -> nn.Sequential:
+    """``model``, a classifier of ``size`` x ``size`` pixels, as a network for pictures of that size or larger, which
+    gives (B, num_classes, h, w) scores, those of every window.
+
+    model: a ``detkit.backbones.base.Classifier`` (size: by default the one it was published for) or an nn.Sequential of
+    layers, nn.Flatten and nn.Linear among them. The windows' distance is the product of all strides. Weights are
+    shared, not copied. The scores are those of the crops where no layer pads; padding (and what sees the whole picture,
+    as a gate of squeeze-and-excitation does) makes the borders of a crop differ from the inside of a picture.
+
+    Raises:
+        TypeError: another kind of model. ValueError: no size, one that the classifier does not take, or a layer that
+            has no convolution for its like.
+    """
+    if isinstance(model, Classifier):
+        layers, channels = [*model.backbone.stages, *model.classifier], 3
+        size = model.backbone.size if size is None else size
+    elif isinstance(model, nn.Sequential):
+        layers = list(model)
+        channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    else:
+        raise TypeError(f"model must be a Classifier or an nn.Sequential, got {type(model).__name__}")
+    if size is None:
+        raise ValueError("give the size in pixels of the pictures that the model classifies")
+    return _convolutions(layers, (channels, size, size))
+
+
+def _convolutions(layers: Iterable[nn.Module], shape: tuple[int, int, int]) -> nn.Sequential:
+    """Layers that take (B, *shape) to one vector as layers that take it to (B, D, 1, 1), and larger maps to more."""
+    x, made = torch.zeros(2, *shape, device="meta"), list[nn.Module]()
+    flat: tuple[int, ...] = ()  # the (C, h, w) that the next fully connected layer sees, once they are flattened
+    for layer in _leaves(layers):
+        before, x = x, _meta(layer, x)
+        if isinstance(layer, nn.AdaptiveAvgPool2d):
+            made += _fixed_pooling(layer, before.shape[-2:])
+        elif isinstance(layer, nn.Flatten):
+            flat = flat or tuple(before.shape[1:])
+        elif isinstance(layer, nn.Linear) and flat:
+            made.append(_convolution(layer, flat))
+            flat = layer.out_features, 1, 1
+        elif isinstance(layer, (nn.Softmax, nn.LogSoftmax)):
+            made.append(type(layer)(dim=1))
+        elif isinstance(layer, (nn.Linear, nn.AdaptiveMaxPool2d)) or (flat and layer.state_dict()):
+            raise ValueError(f"a {type(layer).__name__} here has no convolution for its like")
+        else:
+            made.append(layer)
+    network = nn.Sequential(*made)
+    found = tuple(_meta(network, torch.zeros(2, *shape, device="meta")).shape[-2:])
+    if found != (1, 1):
+        raise ValueError(f"a window of {shape[1]} cells leaves {found[0]} x {found[1]} cells, not one")
+    return network
+
+
+def _leaves(layers: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """The layers in order, out of plain Sequentials; blocks stay whole."""
+    for layer in layers:
+        if type(layer) is nn.Sequential:
+            yield from _leaves(layer)
+        else:
+            yield layer
+
+
+def _convolution(layer: nn.Linear, cells: tuple[int, ...]) -> nn.Conv2d:
+    """A fully connected layer on ``cells`` (C, h, w), flattened, as a convolution of h x w that shares its weights."""
+    channels, high, wide = cells
+    made = nn.Conv2d(channels, layer.out_features, (high, wide), bias=layer.bias is not None, device="meta")
+    made.weight = nn.Parameter(layer.weight.detach().view(-1, *cells), layer.weight.requires_grad)
+    made.bias = layer.bias
+    return made
+
+
+def _fixed_pooling(layer: nn.AdaptiveAvgPool2d, cells: torch.Size) -> list[nn.Module]:
+    """The pooling of windows of ``cells`` (h, w) that the adaptive one is for a single window, if any."""
+    size: Any = layer.output_size
+    high, wide = (size, size) if isinstance(size, int) else (size[0] or cells[0], size[1] or cells[1])
+    if (high, wide) == tuple(cells):
+        return []
+    if cells[0] % high or cells[1] % wide:
+        what = f"a window of these cells leaves {cells[0]} x {cells[1]}, and the classifier pools to {high} x {wide}"
+        raise ValueError(what)
+    kernel = cells[0] // high, cells[1] // wide
+    return [nn.AvgPool2d(kernel, 1 if (high, wide) == (1, 1) else kernel)]
+
+
+def _step(network: nn.Module, shape: tuple[int, int, int]) -> int:
+    """Cells between neighbouring windows.
+
+    Raises:
+        ValueError: the network sees the whole map at once.
+    """
+    more = 64
+    windows = _meta(network, torch.zeros(2, shape[0], shape[1] + more, shape[2] + more, device="meta")).shape[-1]
+    if windows < 2:
+        raise ValueError("this classifier pools the whole picture, so it has no windows")
+    return more // (windows - 1)
+
+
+def _meta(layer: nn.Module, x: Tensor) -> Tensor:
+    """``layer(x)`` in shapes only.
+
+    Raises:
+        ValueError: the layer does not take this shape.
+    """
+    state = {name: t.detach().to("meta") for name, t in (*layer.named_parameters(), *layer.named_buffers())}
+    try:
+        with torch.no_grad():
+            return torch.func.functional_call(layer, state, (x,))
+    except RuntimeError as error:
+        shape, reason = " x ".join(str(side) for side in x.shape[1:]), str(error).splitlines()[0]
+        raise ValueError(f"{type(layer).__name__} does not take windows of {shape} cells: {reason}") from None

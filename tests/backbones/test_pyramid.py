@@ -1,0 +1,59 @@
+"""The pyramid: maps of every scale at the strides that they say, weights of the one network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from detkit.backbones.base import Backbone
+from detkit.backbones.pyramid import Pyramid
+from detkit.backbones.resnet import resnet18
+
+
+def net(**keys: object) -> Backbone:
+    torch.manual_seed(0)
+    return resnet18(**keys).eval()  # type: ignore[return-value]
+
+
+def test_strides_are_told_in_pixels_of_the_picture() -> None:
+    pyramid = net(taps=(2, 3), scales=(0.5, 1.0, 0.7))
+    assert isinstance(pyramid, Pyramid)
+    assert pyramid.strides == pytest.approx([8, 8 / 0.7, 16, 16, 16 / 0.7, 32])
+    assert pyramid.channels == [128, 128, 128, 256, 256, 256]
+    assert pyramid.offsets == pytest.approx([stride / 2 for stride in pyramid.strides])
+    assert [type(stride) for stride in pyramid.strides] == [int, float, int, int, float, int]
+    with torch.no_grad():
+        maps = pyramid(torch.randn(1, 3, 320, 160))
+    for found, stride, channels in zip(maps, pyramid.strides, pyramid.channels, strict=True):
+        assert found.shape == (1, channels, 320 / stride, 160 / stride)
+
+
+@torch.no_grad()
+def test_the_first_scale_is_the_network_itself() -> None:
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(net(taps=(3,), scales=(1.0, 0.5))(x)[0], net(taps=(3,))(x)[0])
+    assert net(taps=(3,), scales=(1.0,)).state_dict().keys() == net(taps=(3,), scales=(2.0, 1.0)).state_dict().keys()
+
+
+@torch.no_grad()
+def test_what_is_twice_as_large_looks_the_same_at_half_the_scale() -> None:
+    small = torch.nn.functional.interpolate(torch.randn(1, 3, 8, 8), scale_factor=8, mode="bilinear")
+    large = torch.nn.functional.interpolate(small, scale_factor=2, mode="bilinear")
+    wanted, found = net(taps=(2,))(small)[0], Pyramid(net(taps=(2,)), [0.5])(large)[0]
+    error = (found - wanted).abs().mean() / wanted.abs().mean()
+    assert error < 0.05
+
+
+def test_frozen_stages_and_weights_are_the_networks() -> None:
+    pyramid = net(taps=(3,), frozen=2, scales=(1.0, 0.5)).train()
+    assert not any(p.requires_grad for p in pyramid.stages[:2].parameters())
+    assert not pyramid.stages[0].training
+    assert pyramid.stages[2].training
+    with pytest.raises(ValueError, match="starts from pixels"):
+        pyramid(torch.zeros(1, 64, 8, 8), start=2)
+
+
+@pytest.mark.parametrize("scales", [(), (0.0,), (1.0, -1.0), (float("inf"),)])
+def test_impossible_scales(scales: tuple[float, ...]) -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match="scales"):
+        net(scales=scales)
