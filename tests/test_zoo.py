@@ -24,7 +24,7 @@ def test_every_entry_is_complete():
         assert weights.file or weights.url
         assert len(weights.sha256) == 64
         assert all(getattr(weights, f.name) for f in fields(weights) if f.name not in ("file", "url"))
-    assert not zoo.DEFAULT or zoo.DEFAULT in zoo.WEIGHTS
+    assert zoo.DEFAULT in zoo.WEIGHTS
 
 
 def test_an_unknown_name_shows_the_nearest(monkeypatch):
@@ -35,10 +35,9 @@ def test_an_unknown_name_shows_the_nearest(monkeypatch):
         zoo.find("zzzzz")
 
 
-def test_without_a_default_it_says_so(monkeypatch):
-    monkeypatch.setattr(zoo, "DEFAULT", "")
-    with pytest.raises(DetkitError, match="no default"):
-        zoo.resolve("default")
+def test_the_default_is_shipped():
+    assert zoo.resolve("default") == zoo.fetch(zoo.DEFAULT)
+    assert zoo.find("default").file
 
 
 def test_paths_folders_and_names(tmp_path, monkeypatch):

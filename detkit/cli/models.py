@@ -23,8 +23,6 @@ def models(as_json: JsonOption = False) -> int:
     if as_json:
         print_json({"weights": weights, "torchvision": TORCHVISION, **parts})
         return 0
-    if not weights:
-        print("weights    none is shipped: train one with detkit train --data DATA")
     for name, facts in weights.items():
         print(f"weights    {name}  {facts['classes']} classes  {facts['score']}  {facts['licence']}")
     print("torchvision's own, trained on COCO, fetched from its server when first used:")

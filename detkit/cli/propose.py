@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
-import numpy as np
 import typer
 
 from detkit.cli.common import (
@@ -24,8 +23,11 @@ from detkit.cli.common import (
 )
 from detkit.errors import DetkitError
 
+if TYPE_CHECKING:
+    import numpy as np
+
 METHODS = ("selective-search", "sliding-window", "rpn")
-Source = Callable[[np.ndarray, str], np.ndarray]
+Source: TypeAlias = "Callable[[np.ndarray, str], np.ndarray]"
 
 
 def propose(
@@ -92,6 +94,8 @@ def _selective_search(plan: str, seed: int, cache: Path | None) -> Source:
 
 def _sliding_window(windows: tuple[float, ...], aspects: tuple[float, ...], stride: float, seed: int) -> Source:
     """No window is likelier than another: in a seeded random order, so that the first ones are a fair choice."""
+    import numpy as np
+
     from detkit.proposals.windows import Windows
 
     try:

@@ -1,6 +1,6 @@
 """Toy pictures with labels, drawn from a seed: coloured shapes on textured ground.
 
-They stand in for photos where none may be shipped: the quickstart trains on them, the tests learn from them.
+They stand in for photos where none may be shipped: ``quickstart --train`` and the tests learn from them.
 """
 
 from __future__ import annotations
