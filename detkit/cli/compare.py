@@ -125,8 +125,8 @@ def _record(path: str) -> dict[str, Any]:
         return {}
     try:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        what = f"this folder's run.json cannot be read ({error})"
+    except (OSError, ValueError):
+        what = "run.json of this folder is missing or damaged"
         raise DetkitError(what, path, "name a folder that detkit train made") from None
     return record if isinstance(record, dict) else {}
 
@@ -137,18 +137,17 @@ def _common_data(names: Sequence[str], paths: Sequence[str], records: Sequence[A
     Raises:
         DetkitError: a run that was trained or validated on other data than the first, by name.
     """
+    _refuse("was trained on other data than", names, [str(record.get("data_hash")) for record in records])
     sets = [_own_data(path, split) for path in paths]
-    rules = (
-        ("was trained on other data than", [record.get("data_hash") for record in records]),
-        ("is judged on other pictures or labels than", [_hash(one) for one in sets]),
-    )
-    for verb, hashes in rules:
-        for name, value in zip(names, hashes, strict=True):
-            if value != hashes[0]:
-                what = f"{name} {verb} {names[0]}"
-                do = "compare runs of one config's data, or measure all on one set with --data DATA"
-                raise DetkitError(what, f"data {value} against {hashes[0]}", do)
+    _refuse("is judged on other pictures or labels than", names, [_hash(one) for one in sets])
     return sets[0]
+
+
+def _refuse(verb: str, names: Sequence[str], hashes: Sequence[str]) -> None:
+    for name, value in zip(names, hashes, strict=True):
+        if value != hashes[0]:
+            do = "compare runs of one config's data, or measure all on one set with --data DATA"
+            raise DetkitError(f"{name} {verb} {names[0]}", f"data {value} against {hashes[0]}", do)
 
 
 def _own_data(path: str, split: str | None) -> Dataset:

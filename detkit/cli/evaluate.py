@@ -36,6 +36,7 @@ PROTOCOLS = {
     "voc2007": "VOC2007 (11 recall points, all detections, difficult ignored)",
     "voc2010": "VOC2010 (area under the curve, all detections, difficult ignored)",
 }
+_MANY = 100_000  # detections, on which a draw takes a tenth of a second
 
 
 def evaluate(
@@ -59,7 +60,10 @@ def evaluate(
     bootstrap: Annotated[
         int | None,
         typer.Option(
-            "--bootstrap", min=0, metavar="N", help="95% intervals from N draws of the images (--report: 1000)."
+            "--bootstrap",
+            min=0,
+            metavar="N",
+            help="95% intervals from N draws of the images (--report: 1000, big data 200).",
         ),
     ] = None,
     seed: SeedOption = 0,
@@ -101,8 +105,9 @@ def evaluate(
     gt = annotations.ground_truth()
     if not (~(gt.crowd | gt.difficult)).any():
         message("detkit: the data has no object to find, so nothing can be measured")
-    draws = (1000 if report is not None else 0) if bootstrap is None else bootstrap
-    settings = Settings(protocol, match_iou, max_detections or 100, draws, seed)
+    if bootstrap is None:
+        bootstrap = 0 if report is None else 1000 if len(results) < _MANY else 200
+    settings = Settings(protocol, match_iou, max_detections or 100, bootstrap, seed)
     if (as_json or report is not None) and protocol != "classify":
         about = None
         if predictor is not None:

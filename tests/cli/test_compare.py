@@ -118,7 +118,7 @@ def test_table_picture_and_json(runs: dict[str, Path], tmp_path: Path, capsys: p
         (["whole", "elsewhere"], "elsewhere is judged on other pictures"),
         (["whole", "half", "--split", "test"], "no test data"),
         (["whole", "nowhere"], "no such run folder"),
-        (["whole", "v"], "run.json cannot be read"),
+        (["whole", "v"], "run.json of this folder is missing"),
         (["whole", "yolo"], "no trained run"),
         (["whole", "half", "-o", "c.doc"], "c.doc"),
         (["whole", "half", "-o", "data"], "plots cannot be written"),

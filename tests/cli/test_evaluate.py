@@ -218,7 +218,9 @@ def test_mistakes(coco: Path, found: Path, capsys: pytest.CaptureFixture[str], w
 def test_the_file_path_needs_no_torch(coco: Path, found: Path) -> None:
     code = (
         "import sys; from detkit.cli import main\n"
-        f"assert main(['evaluate', '--predictions', {str(found)!r}, {str(coco)!r}, '--bootstrap', '2']) == 0\n"
+        f"words = ['evaluate', '--predictions', {str(found)!r}, {str(coco)!r}, '--bootstrap', '2']\n"
+        "assert main(words) == 0\n"
+        f"assert main([*words, '--json', '--report', {str(coco.parent / 'page.html')!r}]) == 0\n"
         "heavy = {'torch', 'torchvision', 'albumentations', 'pycocotools'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
