@@ -75,7 +75,7 @@ def confusion_chart(confusion: Mapping[str, Any]) -> str:
     figure = _figure(side + 1, side)
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    small = max(4.0, min(9.0, 200 / len(names)))
+    small = max(4.0, min(9.0, 560 / len(names)))
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=small)
     axes.set_yticks(range(len(names)), names, fontsize=small)
     axes.set(xlabel="detected as", ylabel="object", title=f"scores from {confusion['threshold']:.3f}")

@@ -33,6 +33,7 @@ th:first-child, td:first-child, .text { text-align: left; } td.text { white-spac
 figcaption { font-size: .85rem; overflow-wrap: anywhere; } .none { color: #777; }
 """.strip()
 _EXAMPLES = {"right": "surest right", "false_positive": "dearest false positive", "missed": "largest missed"}
+_MOST = 10  # rows of a table of what is most frequent
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -49,11 +50,11 @@ def write_report(path: str | Path, content: Mapping[str, Any], title: str, *, ov
         "Rules": _rules(content),
         "COCO and VOC": _protocols(content),
         "Classes": _classes(content),
-        "Curves": _chart(curves_chart(content["curves"], content["settings"]["match_iou"]), "curves")
-        + _best_thresholds(content["curves"]),
-        "Confusion": _chart(confusion_chart(content["confusion"]), "confusion matrix") + _confused(content),
+        "Curves": _chart(curves_chart(content["curves"], content["settings"]["match_iou"]), "curves"),
+        "Confusion": _chart(confusion_chart(content["confusion"]), "confusion matrix")
+        + _confused(content["confusion"]),
         "Calibration": _calibration(content["calibration"]),
-        "Errors": _chart(errors_chart(content["errors"]), "gain of each kind of error") + _errors(content["errors"]),
+        "Errors": _chart(errors_chart(content["errors"]), "gain of each kind of error") + _errors(content),
         "Worst pictures": gallery,
         "Examples": examples,
         "Speed and size": _speed(content),
@@ -141,32 +142,30 @@ def _protocols(content: Mapping[str, Any]) -> str:
 
 
 def _classes(content: Mapping[str, Any]) -> str:
-    rows = content["per_class"]
+    rows, curves = content["per_class"], content["curves"]["per_class"]
     columns = list(dict.fromkeys(["objects", *(name for row in rows.values() for name in row)]))
-    filled = [(name, *(row.get(column) for column in columns)) for name, row in rows.items()]
-    return table(("class", *columns), filled, content["protocol"])
+    filled = []
+    for name, row in rows.items():
+        best = curves[name]["best"] if name in curves else {}
+        filled.append((name, *(row.get(column) for column in columns), best.get("f1"), best.get("score")))
+    return table(("class", *columns, "best F1", "at score"), filled, content["protocol"])
 
 
-def _best_thresholds(curves: Mapping[str, Any]) -> str:
-    rows = [(name, curve["objects"], *_best(curve)) for name, curve in curves["per_class"].items()]
-    whole = curves["overall"]
-    head = ("class", "objects", "best F1", "at score")
-    return table(head, [("all together", whole["objects"], *_best(whole)), *rows], "thresholds with the best F1")
-
-
-def _best(curve: Mapping[str, Any]) -> tuple[float, float]:
-    return curve["best"]["f1"], curve["best"]["score"]
-
-
-def _confused(content: Mapping[str, Any]) -> str:
-    names, counts = content["confusion"]["classes"], content["confusion"]["counts"]
-    last = len(names) - 1
-    pairs = [(count, i, j) for i, row in enumerate(counts) for j, count in enumerate(row) if count and i != j]
-    rows = [
-        ("invented" if i == last else names[i], names[j] if j != last else "missed", count)
-        for count, i, j in sorted(pairs, reverse=True)[:15]
-    ]
-    return table(("object", "detected as", "times"), rows, "most frequent confusions")
+def _confused(confusion: Mapping[str, Any]) -> str:
+    *names, _ = confusion["classes"]
+    counts = confusion["counts"]
+    between = [(f"{a} as {b}", counts[i][j]) for i, a in enumerate(names) for j, b in enumerate(names) if i != j]
+    kinds = {
+        "taken for another class": between,
+        "missed": [(name, counts[i][-1]) for i, name in enumerate(names)],
+        "invented": [(name, counts[-1][i]) for i, name in enumerate(names)],
+    }
+    tables = []
+    for title, rows in kinds.items():
+        most = sorted((row for row in rows if row[1]), key=lambda row: -row[1])[:_MOST]
+        if most:
+            tables.append(table(("class", "times"), most, f"most often {title}"))
+    return _side_by_side(tables)
 
 
 def _calibration(tables: Mapping[str, Any]) -> str:
@@ -183,7 +182,8 @@ def _calibration(tables: Mapping[str, Any]) -> str:
     return chart + _side_by_side(shown)
 
 
-def _errors(errors: Mapping[str, Any]) -> str:
+def _errors(content: Mapping[str, Any]) -> str:
+    errors, iou = content["errors"], content["settings"]["match_iou"]
     rows: list[tuple[Any, ...]] = [
         (name, kind["count"], f"{100 * kind['gain']:+.2f}", kind["meaning"]) for name, kind in errors["kinds"].items()
     ]
@@ -191,7 +191,7 @@ def _errors(errors: Mapping[str, Any]) -> str:
         ("every false positive", "", f"{100 * errors['false_positives']:+.2f}", "if there were none"),
         ("every miss", "", f"{100 * errors['false_negatives']:+.2f}", "if what is missed were not asked for"),
     ]
-    caption = f"AP {100 * errors['AP']:.2f} at one IoU, and the points that putting errors right would add (TIDE)"
+    caption = f"AP {100 * errors['AP']:.2f} at IoU {iou:g}, and the points that putting errors right would add (TIDE)"
     return table(("error", "number", "AP points", "meaning"), rows, caption)
 
 
