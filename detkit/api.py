@@ -202,15 +202,15 @@ def evaluate(
 ) -> Evaluation:
     """AP of a detections file (.json of COCO results, .jsonl of ``detect --json``) or of a model on labelled data.
 
-    predictions_or_model: a file of detections, a model (file, run folder, name) or anything that predicts. data: COCO
-    json, VOC folder or YOLO data.yaml. protocol: "coco", "voc2007" or "voc2010".
+    predictions_or_model: a file of detections, or a folder of YOLO's or PASCAL's text files; a model (file, run folder,
+    name) or anything that predicts. data: COCO json, VOC folder or YOLO data.yaml. protocol: "coco", "voc2007" or "voc2010".
 
     Raises:
         DetkitError: data or detections that cannot be read, or that do not fit each other.
     """
     from detkit import metrics
 
-    if isinstance(predictions_or_model, (str, Path)) and Path(predictions_or_model).suffix in (".json", ".jsonl"):
+    if isinstance(predictions_or_model, (str, Path)) and _holds_detections(Path(predictions_or_model)):
         from detkit.data.dataset import read
         from detkit.metrics.detections import read_detections
 
@@ -219,6 +219,14 @@ def evaluate(
     else:
         annotations, results, _ = evaluate_model(predictions_or_model, data, split=split, images=images)
     return metrics.evaluate(annotations.ground_truth(), results, protocol=protocol)
+
+
+def _holds_detections(path: Path) -> bool:
+    from detkit.metrics.detection_texts import is_text
+
+    if path.suffix in (".json", ".jsonl", ".gz"):
+        return True
+    return is_text(path) and not (path / "best.safetensors").exists()
 
 
 def evaluate_model(

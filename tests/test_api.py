@@ -188,11 +188,30 @@ def test_evaluate_is_the_same_by_every_way(
     words = ["detect", str(data / "val"), "-m", str(run), "--conf", "0.001", "-o", str(out), "--device", "cpu"]
     assert main(words) == 0
     from_file = detkit.evaluate(out, data, split="val")
+    texts = tmp_path / "found"
+    assert main([*words[:-4], "--format", "yolo", "-o", str(texts), "--device", "cpu"]) == 0
+    from_texts = detkit.evaluate(texts, data, split="val")
     from_model = detkit.evaluate(run, data, split="val")
     for name, value in report["metrics"].items():
         assert from_model.metrics[name] == pytest.approx(value, abs=1e-9), name
         # The file rounds boxes to a hundredth of a pixel.
         assert from_file.metrics[name] == pytest.approx(value, abs=2e-2), name
+        assert from_texts.metrics[name] == pytest.approx(value, abs=2e-2), name
+
+
+def test_report_of_a_model_has_its_times_and_size(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+    words = ["evaluate", str(run), str(data), "--split", "val", "--batch", "2", "--device", "cpu"]
+    assert main([*words, "--json", "--report", str(page)]) == 0
+    got = json.loads(capsys.readouterr().out)
+    assert got["timings"]["split"]
+    assert all(0 < part["median"] <= part["p95"] for part in got["timings"]["ms"].values())
+    assert got["model"]["parameters"] == sum(p.numel() for p in detkit.load(run).parameters())
+    assert got["model"]["multiply_adds"] > 1e6
+    assert list(got["intervals"]) == ["AP", "AP50"]
+    assert "post-processing" in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
