@@ -203,7 +203,8 @@ def evaluate(
     """AP of a detections file (.json of COCO results, .jsonl of ``detect --json``) or of a model on labelled data.
 
     predictions_or_model: a file of detections, or a folder of YOLO's or PASCAL's text files; a model (file, run folder,
-    name) or anything that predicts. data: COCO json, VOC folder or YOLO data.yaml. protocol: "coco", "voc2007" or "voc2010".
+    name) or anything that predicts. data: COCO json, VOC folder or YOLO data.yaml. protocol: "coco", "voc2007" or
+    "voc2010".
 
     Raises:
         DetkitError: data or detections that cannot be read, or that do not fit each other.
