@@ -34,9 +34,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "fast": {**BODY, "proposals": WINDOWS, "head": {"name": "roi", "layers": "mlp", "width": 128, "pool": "max"}},
     "rcnn": {
-        "backbone": {"name": "identity", "cnn": "resnet18"},
-        "proposals": {**WINDOWS, "max": 200},
-        "head": {"name": "roi", "pool": "crops", "size": 32, "padding": 4, "norm": "trained", "rois": 32},
+        "backbone": {"name": "identity", "cnn": "lenet5"},
+        "proposals": {**WINDOWS, "max": 600},
+        "head": {"name": "roi", "pool": "crops", "size": 32, "padding": 4, "rois": 64},
     },
 }
 
@@ -52,7 +52,7 @@ def total(losses: dict[str, Any]) -> torch.Tensor:
     return torch.stack(terms).sum()
 
 
-STEPS = {"sliding": 50, "faster": 90, "fast": 80, "rcnn": 60}
+STEPS = {"sliding": 50, "faster": 90, "fast": 80, "rcnn": 200}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
