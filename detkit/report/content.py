@@ -138,12 +138,12 @@ def content(
 
 
 def _protocols(gt: GroundTruth, dt: Results, settings: Settings, done: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """The numbers of COCO and of both years of PASCAL, whichever was asked for."""
-    table = {}
+    """The numbers of the protocol that was asked for, then of COCO and of both years of PASCAL."""
+    table = {settings.protocol: done["metrics"]}
     coco = {"max_detections": limits_up_to(settings.max_detections)}
     for name, limits in {"coco": coco, "voc2007": {}, "voc2010": {}}.items():
-        same = name == settings.protocol
-        table[name] = done["metrics"] if same else evaluate(gt, dt, name, iou=settings.iou, **limits).metrics
+        if name != settings.protocol:
+            table[name] = evaluate(gt, dt, name, iou=settings.iou, **limits).metrics
     return table
 
 
