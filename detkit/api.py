@@ -160,6 +160,8 @@ def train(
     for note in notes:
         on_event(Notice(note))
     detector = build(checked, train_set)
+    if "started" in detector.record and resume is None:
+        on_event(Notice(detector.record["started"]))
     if resume is not None:
         run = Path(resume)
     elif out is not None:
@@ -198,13 +200,14 @@ def evaluate(
     *,
     split: str | None = None,
     images: str | Path | None = None,
-    protocol: str = "coco",
+    protocol: str | None = None,
 ) -> Evaluation:
-    """AP of a detections file (.json of COCO results, .jsonl of ``detect --json``) or of a model on labelled data.
+    """AP of a detections file (.json of COCO results, .jsonl of ``detect --json``) or of a model on labelled data; of a
+    classifier top-1 and top-5.
 
     predictions_or_model: a file of detections, or a folder of YOLO's or PASCAL's text files; a model (file, run folder,
-    name) or anything that predicts. data: COCO json, VOC folder or YOLO data.yaml. protocol: "coco", "voc2007" or
-    "voc2010".
+    name) or anything that predicts. data: COCO json, VOC folder, YOLO data.yaml or class folders. protocol: of
+    ``detkit.metrics.METRICS``; None: "coco", or what the model's head answers; for a file on class folders "classify".
 
     Raises:
         DetkitError: data or detections that cannot be read, or that do not fit each other.
@@ -217,9 +220,13 @@ def evaluate(
 
         annotations = read(data, split=split, images=images)
         results, _ = read_detections(predictions_or_model, annotations)
+        usual = "classify" if annotations.labelled else "coco"
     else:
-        annotations, results, _ = evaluate_model(predictions_or_model, data, split=split, images=images)
-    return metrics.evaluate(annotations.ground_truth(), results, protocol=protocol)
+        given = predictions_or_model
+        predictor = load(given) if isinstance(given, (str, Path)) else given
+        annotations, results, _ = evaluate_model(predictor, data, split=split, images=images)
+        usual = getattr(predictor, "protocol", "coco")
+    return metrics.evaluate(annotations.ground_truth(), results, protocol=protocol or usual)
 
 
 def _holds_detections(path: Path) -> bool:

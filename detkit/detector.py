@@ -18,7 +18,7 @@ from detkit import zoo
 from detkit.data.loader import collate
 from detkit.data.resize import Resize
 from detkit.errors import DetkitError
-from detkit.structures import Batch, Detections, Limits, Loss, Sample, Target
+from detkit.structures import Batch, Detections, Geometry, Limits, Loss, Sample, Target
 
 Losses = dict[str, Loss]
 
@@ -27,12 +27,15 @@ class Predicting:
     """What every predictor offers on top of ``predict_samples``: one picture, a stream, class names and a threshold.
 
     classes: names by label; class_ids: the training data's own ids of them; threshold: the score below which
-    ``predict`` shows nothing.
+    ``predict`` shows nothing; protocol: of ``detkit.metrics.METRICS``, what its answers are judged by; flip_pairs:
+    points of an object that change places where a picture is mirrored.
     """
 
     classes: tuple[str, ...]
     class_ids: tuple[int | str, ...]
     threshold: float
+    protocol: str = "coco"
+    flip_pairs: tuple[tuple[int, int], ...] = ()
 
     def predict_samples(self, samples: list[Sample], limits: Limits) -> list[Detections]:
         """Detections (numpy) in each sample's original pixels."""
@@ -152,6 +155,7 @@ class Detector(nn.Module, Predicting):
         if len(self.class_ids) != len(self.classes):
             raise ValueError(f"{len(self.classes)} classes but {len(self.class_ids)} class ids")
         self.resize, self.config, self.threshold = resize, dict(config), float(threshold)
+        self.protocol, self.flip_pairs = getattr(head, "protocol", "coco"), getattr(head, "flip_pairs", ())
         self.scores, self.record = dict(scores or {}), dict(record or {})
         self.register_buffer("mean", torch.tensor(backbone.mean, dtype=torch.float32).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(backbone.std, dtype=torch.float32).view(1, 3, 1, 1))
@@ -204,7 +208,7 @@ class Detector(nn.Module, Predicting):
             limits = Limits(conf=self.threshold) if targets is None else Limits.evaluation()
         inside = self.head.predict(raw, batch.sizes, limits, features)
         found = [
-            Detections(restore.to_original(d.boxes), d.scores, d.labels, self.classes, d.extra)
+            Detections(restore.to_original(d.boxes), d.scores, d.labels, self.classes, _restored(d.extra, restore))
             for d, restore in zip(inside, batch.restore, strict=True)
         ]
         return found if targets is None else (losses, found)
@@ -303,6 +307,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         return dict(load_file(path))
     except SafetensorError as error:
         raise DetkitError(f"the model file is damaged: {error}", str(path), "copy or download it again") from None
+
+
+def _restored(extra: Mapping[str, Any], geometry: Geometry) -> Mapping[str, Any]:
+    return {**extra, "points": geometry.points_to_original(extra["points"])} if "points" in extra else extra
 
 
 @contextmanager

@@ -196,9 +196,10 @@ class Detections:
         return int(name)
 
     def to_records(self) -> list[dict[str, Any]]:
-        """One dict a detection: label (name), label_id, score, box [x1, y1, x2, y2]: the form of ``detect --json``."""
+        """One dict a detection: label (name), label_id, score, box [x1, y1, x2, y2], and points [[x, y], ...] where it
+        has some: the form of ``detect --json``."""
         d = self.numpy()
-        return [
+        records: list[dict[str, Any]] = [
             {
                 "label": name,
                 "label_id": int(label),
@@ -207,6 +208,9 @@ class Detections:
             }
             for name, label, score, box in zip(d.names, d.labels, d.scores, d.boxes, strict=True)
         ]
+        for record, points in zip(records, d.extra.get("points", ()), strict=False):
+            record["points"] = [[round(float(v), 2) for v in point] for point in points]
+        return records
 
     def to_supervision(self) -> Any:
         """The same as a ``supervision.Detections`` (that package must be installed)."""
@@ -269,6 +273,11 @@ class Geometry(NamedTuple):
         if is_tensor(boxes):
             return boxes.clamp(min=0).minimum(limit)
         return np.minimum(np.maximum(boxes, 0), limit)
+
+    def points_to_original(self, points: Any) -> Any:
+        """Input points (..., 2) x, y to original pixels, not clipped; numpy or torch."""
+        offset, scale = (self._like(points, pair) for pair in ((self.left, self.top), (self.scale_x, self.scale_y)))
+        return (points - offset) / scale
 
     def _scales(self, like: Any) -> Any:
         return self._like(like, (self.scale_x, self.scale_y) * 2)

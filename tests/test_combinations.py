@@ -27,6 +27,8 @@ MODELS: dict[str, Any] = {
         "head": {"layers": "mlp", "size": 3, "width": 16, "rois": 8},
         "proposals": {"name": "rpn", "scales": [16.0 * 2**k for k in range(levels)], "samples": 16},
     },
+    "classify": lambda levels: {"neck": {"name": "identity"}, "head": {"hidden": [8]}},
+    "localize": lambda levels: {"neck": {"name": "identity"}, "head": {"cells": 2, "hidden": [8]}},
     "sliding_window": lambda levels: {"head": {"cells": 1, "width": 16}},
 }
 NETWORKS = [name for name in BACKBONES if name != "identity"]
@@ -66,7 +68,7 @@ def detector(backbone: str, head: str) -> Detector:
 def samples() -> list[Sample]:
     """One picture with two objects, one without any."""
     pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
-    objects = Target(np.array([[5, 5, 40, 40], [20, 30, 63, 63]], np.float32), np.array([0, 2]))
+    objects = Target(np.array([[5, 5, 40, 40], [20, 30, 63, 63]], np.float32), np.array([0, 2]), image_label=2)
     return [Sample(pixels[0], objects), Sample(pixels[1])]
 
 
@@ -99,4 +101,4 @@ def test_the_parts_fit_together(backbone: str, head: str) -> None:
         maps = model.features(torch.zeros(2, 3, 64, 64))
         assert [m.shape[1] for m in maps] == model.neck.channels
         if model.proposals is None:
-            assert len(model.head.raw(maps)["boxes"]) == 2
+            assert len(model.head.raw(maps)["classes"]) == 2

@@ -56,8 +56,15 @@ class Backbone(nn.Module):
         self.frozen = len(self.stages) if frozen == "all" else int(frozen)
         if not 0 <= self.frozen <= len(self.stages):
             raise ValueError(f"frozen must lie within 0..{len(self.stages)} or be 'all', got {frozen}")
-        for stage in self.stages[: self.frozen]:
+        self.freeze(self.frozen)
+
+    def freeze(self, count: int) -> None:
+        """From now on the first ``count`` stages do not train; those that did not and come after them do."""
+        for stage in self.stages[count : self.frozen]:
+            stage.requires_grad_(True)
+        for stage in self.stages[:count]:
             stage.requires_grad_(False)
+        self.frozen = count
         self.train(self.training)
 
     def forward(self, x: Tensor, start: int = 0) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""``detkit data``: check, describe, show, convert and split labelled pictures, and choose anchors for them."""
+"""``detkit data``: check, describe, show, convert, split and cut up labelled pictures, and choose anchors for them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Check, describe, show, convert and split labelled pictures.", no_args_is_help=True)
 
-DataArgument = Annotated[str, typer.Argument(metavar="DATA", help="COCO json, PASCAL VOC folder or YOLO data.yaml.")]
+DataArgument = Annotated[str, typer.Argument(metavar="DATA", help="COCO json, VOC folder, data.yaml or class folders.")]
 
 
 class Format(StrEnum):
@@ -51,6 +51,16 @@ def _read(data: str, split: str | None, images: Path | None, *, tell: bool = Tru
         total = sum(f.count for f in annotations.findings)
         message(f"{total} findings while reading ({annotations.findings[0].name}, ...): see detkit data check {data}")
     return annotations
+
+
+def _read_parts(data: str, split: str | None, images: Path | None) -> dict[str, Annotations]:
+    """Each part of the data set, or the one asked for, by name; empty if it is one piece."""
+    from detkit.data.dataset import splits
+
+    names = [split] if split is not None else splits(data)
+    if {"train", "val", "trainval"} <= set(names):
+        names.remove("trainval")  # the two others joined
+    return {Path(name).stem: _read(data, name, images) for name in names}
 
 
 def _print_findings(findings: list[Finding]) -> None:
@@ -185,14 +195,8 @@ def convert(
 ) -> int:
     """Write the data set in another format, every part of it or one --split; what is lost is counted."""
     from detkit.data.convert import convert as convert_data
-    from detkit.data.dataset import splits
 
-    names = [split] if split is not None else splits(data)
-    if {"train", "val", "trainval"} <= set(names):
-        names.remove("trainval")  # the two others joined
-    parts = {Path(name).stem: _read(data, name, images) for name in names}
-    if not parts:
-        parts = {"train": _read(data, None, images)}
+    parts = _read_parts(data, split, images) or {"train": _read(data, None, images)}
     done = convert_data(parts, to.value, out, overwrite=overwrite, link=link)
     if as_json:
         lost = [{"name": f.name, "count": f.count, "examples": list(f.examples)} for f in done.lost]
@@ -240,6 +244,41 @@ def split(
         print(f"  {name}: " + ", ".join(f"{key} {int(count[i])}" for key, count in counts.items()))
     for file in files:
         print(file)
+    return 0
+
+
+@app.command()
+def crops(
+    data: DataArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write: PART/CLASS/*.jpg.")],
+    background: Annotated[int, typer.Option(min=0, help="Crops of a part that touch no object.")] = 0,
+    min_size: Annotated[int, typer.Option(min=1, help="Leave out objects with a shorter side, in pixels.")] = 48,
+    classes: Annotated[str | None, typer.Option(help="Only these classes: cat,dog.")] = None,
+    split: SplitOption = None,
+    images: ImagesOption = None,
+    seed: SeedOption = 0,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Cut the objects out: a folder of class folders, to train a classifier on."""
+    from detkit.data.crops import crops as cut
+
+    parts = _read_parts(data, split, images)
+    parts = {"": next(iter(parts.values()))} if split else parts or {"": _read(data, None, images)}
+    chosen = None if classes is None else [name.strip() for name in classes.split(",")]
+    counts, findings = cut(
+        parts, out, classes=chosen, background=background, min_size=min_size, seed=seed, overwrite=overwrite
+    )
+    found = findings.as_list()
+    if as_json:
+        left = [{"name": f.name, "count": f.count, "examples": list(f.examples)} for f in found]
+        print_json({"out": out, "parts": counts, "left_out": left})
+        return 0
+    for part, table in counts.items():
+        print(f"{out / part}: {sum(table.values())} crops")
+        for name, count in table.items():
+            print(f"  {name}: {count}")
+    _print_findings(found)
     return 0
 
 

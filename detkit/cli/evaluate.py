@@ -28,13 +28,15 @@ from detkit.errors import DetkitError
 
 if TYPE_CHECKING:
     from detkit.data.dataset import Annotations
+    from detkit.detector import Predicting
     from detkit.metrics.tables import GroundTruth, Results
-    from detkit.structures import Predictor
 
 PROTOCOLS = {
     "coco": "COCO (IoU 0.50:0.95, 101 recall points, 100 detections an image and class; crowds and difficult ignored)",
     "voc2007": "VOC2007 (11 recall points, all detections, difficult ignored)",
     "voc2010": "VOC2010 (area under the curve, all detections, difficult ignored)",
+    "classify": "classification (the picture's label is the best answer, or among the best five)",
+    "points": "COCO's boxes; points: NME over the root of the box's area, PCK within a tenth of it (boxes at IoU 0.50)",
 }
 _MANY = 100_000  # detections, on which a draw takes a tenth of a second
 
@@ -47,7 +49,9 @@ def evaluate(
         Path | None,
         typer.Option("--predictions", help="Evaluate COCO results, lines of detect --json, comp4 or YOLO txt."),
     ] = None,
-    protocol: Annotated[str, typer.Option("--protocol", help=f"{', '.join(PROTOCOLS)}.")] = "coco",
+    protocol: Annotated[
+        str | None, typer.Option("--protocol", help=f"{', '.join(PROTOCOLS)} (default: what the model answers).")
+    ] = None,
     split: SplitOption = None,
     images: ImagesOption = None,
     match_iou: Annotated[
@@ -93,9 +97,13 @@ def evaluate(
     predictor = None
     if predictions is not None:
         annotations, results, timings = _from_file(predictions, data, split, images)
+        protocol = protocol or ("classify" if annotations.labelled else "coco")
     else:
         predictor = load_predictor(models, ensemble=ensemble, tta=tta, device=device, threads=threads)
         annotations, results, timings = _from_model(predictor, data, split, images, iou, batch, max_detections or 100)
+        protocol = protocol or str(getattr(predictor, "protocol", "coco"))
+    if protocol == "classify" and match_iou is not None:
+        raise DetkitError("classification matches no boxes", "--match-iou", "leave it out")
     if max_detections is not None and protocol != "coco":
         raise DetkitError(f"{protocol} counts all detections", "--max-detections", "leave it out")
     if report is not None and protocol == "classify":
@@ -126,8 +134,8 @@ def evaluate(
     return 0
 
 
-def _check_options(protocol: str, match_iou: float | None) -> None:
-    if protocol not in PROTOCOLS:
+def _check_options(protocol: str | None, match_iou: float | None) -> None:
+    if protocol not in (None, *PROTOCOLS):
         raise DetkitError(f"no protocol {protocol!r}", "--protocol", f"choose one of {', '.join(PROTOCOLS)}")
     if match_iou is not None and not 0 < match_iou <= 1:
         raise DetkitError(f"an IoU lies above 0 and up to 1, got {match_iou:g}", "--match-iou", "give 0.5, say")
@@ -156,7 +164,7 @@ def _from_file(
 
 
 def _from_model(
-    predictor: Predictor,
+    predictor: Predicting,
     data: str,
     split: str | None,
     images: Path | None,

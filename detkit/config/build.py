@@ -15,6 +15,7 @@ from detkit import zoo
 from detkit.backbones.base import at_scales
 from detkit.config.experiment import MODEL_KEYS, PARTS, Config, check_model, part_table
 from detkit.config.schema import Place, find_part, located
+from detkit.config.transfer import start_from
 from detkit.data.dataset import Dataset
 from detkit.data.resize import Resize
 from detkit.detector import Detector, read_weights
@@ -46,7 +47,7 @@ def build_detector(
                 "anchors are auto, so the training data is needed", where, "give anchors as [[w, h], ...]"
             )
         model["head"]["anchors"] = [[float(w), float(h)] for w, h in anchors]
-    start = None if model["weights"] == "none" else read_weights(zoo.resolve(model["weights"]))
+    start = None if model["weights"] == "none" else zoo.resolve(model["weights"])
     # The weights of a detector to start from hold the backbone's, so those need not be fetched.
     parts = _parts(model, len(classes), config.place, "none" if start else model["backbone"].get("weights"))
     # Everything goes into the model's file but the data and the folders of weights: those are nobody else's business.
@@ -63,7 +64,7 @@ def build_detector(
             config={**known, "model": shared},
         )
     if start:
-        _start_from(detector, start, model["weights"])
+        detector.record["started"] = start_from(detector, start)
     return detector
 
 
@@ -177,13 +178,3 @@ def _resize(model: dict[str, Any], neck: Any) -> Resize:
     size = model["size"]
     stride = math.ceil(max(neck.strides))  # a pyramid's strides may be fractions
     return Resize(size if isinstance(size, int) else tuple(size), mode=model["resize"], stride=stride)
-
-
-def _start_from(detector: Detector, weights: dict[str, torch.Tensor], name: str) -> None:
-    """Copies every weight that has the same name and shape (a head for other classes stays as it is)."""
-    own = detector.state_dict()
-    same = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
-    if not any(key.startswith(("backbone.", "head.trunk.")) for key in same):
-        do = "start from a model with the same backbone, or set model.weights: none"
-        raise DetkitError("none of these weights fits the model", name, do)
-    detector.load_state_dict(same, strict=False)

@@ -191,14 +191,16 @@ def check_model(values: Any, place: Place, path: Path_ = ("model",)) -> dict[str
 
 
 def _check_joining(model: Mapping[str, Any], augment: Mapping[str, Any], place: Place) -> None:
-    """Proposals found in an original picture cannot follow it into one that is made of several."""
-    if model["proposals"] is None:
-        return
-    source = model["proposals"]["name"]
-    needs_image = hasattr(find_part(part_table("proposals"), "proposals", source, place, ()), "of_image")
+    """Proposals found in an original picture cannot follow it into one that is made of several, nor can its label."""
+    needs_them = []
+    for kind in ("proposals", "head"):
+        if model[kind] is not None:
+            part = find_part(part_table(kind), kind, model[kind]["name"], place, ())
+            if hasattr(part, "of_image") or not getattr(part, "joins", True):
+                needs_them.append(model[kind]["name"])
     for name in ("mosaic", "mixup"):
-        if needs_image and augment.get(name):
-            what = f"{name} joins pictures, and {source} needs them as they are"
+        if needs_them and augment.get(name):
+            what = f"{name} joins pictures, and {needs_them[0]} needs them as they are"
             raise DetkitError(what, place.at(("augment", name)), f"write augment: {{{name}: 0}}")
 
 

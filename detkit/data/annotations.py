@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -70,7 +71,7 @@ class Annotations:
     coordinates (pixels, zero-based; never clipped, so the metrics stay exact); labels (N,) int64 0..C-1; crowd and
     difficult (N,) bool; area (N,) float64 square pixels; ids (N,) int64; class_ids: the file's own ids of the classes;
     image_rows (I,), rows (N,) int64: place of each image and object among the records of the source; source: None if
-    there is more than one.
+    there is more than one; points (N, K, 3) float64 x, y in pixels, visible (0: not), or None.
     """
 
     image_ids: list[int | str]
@@ -89,6 +90,7 @@ class Annotations:
     rows: np.ndarray
     findings: list[Finding] = field(default_factory=list)
     source: Source | None = None
+    points: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -111,7 +113,14 @@ class Annotations:
             ids=self.ids,
             classes=self.classes,
             rank=image_rank(self.image_ids),
+            points=self.points,
         )
+
+    @property
+    def labelled(self) -> bool:
+        """True if each picture has one object, which fills it: a set for classification."""
+        alone = len(self.labels) == len(self) and bool((np.diff(self.offsets) == 1).all())
+        return alone and bool(fills(self.xywh, self.sizes).all())
 
     def class_counts(self, *, weight_ignored: bool = True) -> np.ndarray:
         """(C,) int64 objects of each class; without crowd and difficult ones if ``weight_ignored`` is False."""
@@ -121,9 +130,13 @@ class Annotations:
     def _with_objects(self, keep: np.ndarray) -> Annotations:
         """Only the objects of the (N,) bool mask; all images stay."""
         counts = np.bincount(self.image_index[keep], minlength=len(self))
-        names = ("xywh", "labels", "crowd", "difficult", "area", "ids", "rows")
-        columns = {name: getattr(self, name)[keep] for name in names}
-        return replace(self, offsets=_offsets(counts), **columns)
+        return replace(self, offsets=_offsets(counts), **self._columns(keep))
+
+    def _columns(self, rows: np.ndarray) -> dict[str, Any]:
+        """The columns of some objects, a mask or indices."""
+        names = ["xywh", "labels", "crowd", "difficult", "area", "ids", "rows"]
+        names += [] if self.points is None else ["points"]
+        return {name: getattr(self, name)[rows] for name in names}
 
     def subset(self, images: Sequence[int] | np.ndarray) -> Annotations:
         """These images (indices, in this order) with their objects."""
@@ -132,8 +145,6 @@ class Annotations:
         offsets = _offsets(counts)
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], counts)
         rows = np.repeat(self.offsets[:-1][images], counts) + within
-        names = ("xywh", "labels", "crowd", "difficult", "area", "ids", "rows")
-        columns = {name: getattr(self, name)[rows] for name in names}
         return replace(
             self,
             image_ids=[self.image_ids[i] for i in images],
@@ -141,7 +152,7 @@ class Annotations:
             sizes=self.sizes[images],
             image_rows=self.image_rows[images],
             offsets=offsets,
-            **columns,
+            **self._columns(rows),
         )
 
     def select_classes(
@@ -175,6 +186,12 @@ class Annotations:
             raise DetkitError(f"no class {name!r} in the data", where, f"{hint}the classes are {', '.join(names)}")
 
 
+def fills(xywh: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """(N,) bool: boxes (N, 4) that fill their picture of ``sizes`` (N, 2) height, width, to half a pixel."""
+    ends = xywh[:, :2] + xywh[:, 2:]
+    return ((xywh[:, :2] <= 0.5) & (ends >= sizes[:, ::-1] - 0.5) & (sizes[:, ::-1] > 0)).all(axis=1)
+
+
 def _offsets(counts: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
@@ -194,6 +211,7 @@ class Objects:
     difficult: np.ndarray | None = None
     area: np.ndarray | None = None
     ids: np.ndarray | None = None
+    points: np.ndarray | None = None
 
 
 def assemble(
@@ -242,6 +260,7 @@ def assemble(
         rows=order.astype(np.int64),
         findings=findings.as_list(),
         source=source,
+        points=None if objects.points is None else objects.points[order],
     )
 
 
@@ -310,6 +329,9 @@ def concat_annotations(parts: Sequence[Annotations]) -> Annotations:
         name: np.concatenate([getattr(part, name) for part in parts])
         for name in ("sizes", "xywh", "crowd", "difficult", "area", "image_rows", "rows")
     }
+    widths = {0 if part.points is None else part.points.shape[1] for part in parts if len(part.labels)}
+    if len(widths) == 1 and widths != {0}:  # of several kinds of points none can be learned
+        joined["points"] = np.concatenate([part.points for part in parts if len(part.labels)])
     n = len(joined["crowd"])
     return Annotations(
         image_ids=image_ids,

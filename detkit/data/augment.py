@@ -96,6 +96,7 @@ class Augment:
         self.covariance = covariance
         self._axes = principal_axes(IMAGENET_COVARIANCE if covariance is None else covariance)
         self._pixels: Any = None
+        self.flip_pairs: Sequence[tuple[int, int]] = ()  # points that a mirror swaps; whoever knows the model sets them
         self.dropped = 0  # boxes without an area or outside the picture, left out before any change
 
     def __call__(
@@ -157,7 +158,7 @@ class Augment:
             warp = self._placer(resize)(sample, (resize.height, resize.width), rng)
         else:  # resampled exactly as in evaluation
             mirror, flip = rng.random(2) < (self.mirror, self.flip)
-            sample = turned(sample, bool(mirror), bool(flip))
+            sample = turned(sample, bool(mirror), bool(flip), self.flip_pairs)
             image, geometry = replace(resize, stride=1)(sample.image)
             matrix = np.array([[geometry.scale_x, 0, 0], [0, geometry.scale_y, 0]])
             warp = Warp(matrix, (resize.height, resize.width))
@@ -197,7 +198,7 @@ class Augment:
                 cell = np.array([size[1], size[0]]) / self.warp_grid
                 nodes = rng.uniform(-1, 1, (self.warp_grid + 1, self.warp_grid + 1, 2)) * self.warp * cell
                 displacement = Displacement(nodes.astype(np.float32))
-            return Warp(np.column_stack([linear, offset]), size, displacement)
+            return Warp(np.column_stack([linear, offset]), size, displacement, self.flip_pairs)
 
         return place
 
@@ -255,13 +256,13 @@ def usable(target: Target, size: tuple[int, int]) -> Target:
     return target if keep.all() else target[keep]
 
 
-def turned(sample: Sample, mirror: bool, flip: bool) -> Sample:
-    """``sample`` mirrored left-right and, or, upside down, exactly."""
+def turned(sample: Sample, mirror: bool, flip: bool, flip_pairs: Sequence[tuple[int, int]] = ()) -> Sample:
+    """``sample`` mirrored left-right and, or, upside down, exactly; see ``Warp`` for ``flip_pairs``."""
     if not (mirror or flip):
         return sample
     height, width = sample.image.shape[:2]
     matrix = np.array([[-1.0 if mirror else 1.0, 0, width * mirror], [0, -1.0 if flip else 1.0, height * flip]])
-    warp = Warp(matrix, (height, width))
+    warp = Warp(matrix, (height, width), flip_pairs=flip_pairs)
     image = cv2.flip(sample.image, -1 if mirror and flip else int(mirror))
     proposals = None if sample.proposals is None else warp.boxes(sample.proposals).astype(np.float32)
     return sample.replace(image=image, target=warp.target(sample.target, 0), proposals=proposals)

@@ -38,7 +38,8 @@ def _check_labels(a: Annotations, findings: Findings) -> None:
     findings.add_rows(f"tiny box (a side below {TINY:g} pixels)", np.flatnonzero(tiny), where)
     size = a.sizes[image][:, ::-1]
     whole = ordinary & (size > 0).all(axis=1) & (a.xywh[:, 2:] >= WHOLE * size).all(axis=1)
-    findings.add_rows("box over the whole picture", np.flatnonzero(whole), where)
+    if not a.labelled:  # there it is what says that the label is the picture's
+        findings.add_rows("box over the whole picture", np.flatnonzero(whole), where)
     key = np.concatenate([image[:, None], a.labels[:, None], a.xywh], axis=1)
     _, first = np.unique(key, axis=0, return_index=True)
     twice = np.setdiff1d(np.arange(len(key)), first)

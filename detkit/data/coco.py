@@ -50,6 +50,7 @@ class _Annotation(msgspec.Struct, gc=False):
     area: float | None = None
     iscrowd: int | bool | None = 0
     difficult: int | bool | None = 0
+    keypoints: list[float] | None = None
 
 
 class _File(msgspec.Struct):
@@ -168,6 +169,7 @@ def _tolerant(value: dict[str, Any], path: Path, findings: Findings) -> _File:
             area=_number(r.get("area")),
             iscrowd=bool(r.get("iscrowd")),
             difficult=bool(r.get("difficult")),
+            keypoints=_numbers(r.get("keypoints")),
         )
         for r in records("annotations")
     ]
@@ -187,6 +189,27 @@ def _box(value: Any) -> tuple[float, float, float, float] | None:
         return None
     x, y, w, h = (math.nan if (number := _number(v)) is None else number for v in value)
     return x, y, w, h
+
+
+def _numbers(value: Any) -> list[float] | None:
+    """The list as numbers; what is none becomes 0, which is not visible."""
+    return [_number(v) or 0.0 for v in value] if isinstance(value, list) else None
+
+
+def _points(lists: list[list[float] | None]) -> np.ndarray | None:
+    """(N, K, 3) float64 of COCO's key points, x, y, visible; None if nothing has any.
+
+    The file counts pixels; half a pixel more is the same place in coordinates of pixel edges, which boxes have.
+    """
+    width = max((len(values) // 3 for values in lists if values), default=0)
+    if not width:
+        return None
+    points = np.zeros((len(lists), width, 3))
+    for row, values in enumerate(lists):
+        if values:
+            known = np.asarray(values[: len(values) // 3 * 3], dtype=np.float64).reshape(-1, 3)
+            points[row, : len(known)] = known + np.array([0.5, 0.5, 0])
+    return points
 
 
 def _read_file(path: Path, split: str | None, images: Path | None) -> Annotations:
@@ -259,7 +282,7 @@ def _objects(
     order = np.argsort(ids, kind="stable")
     again = order[1:][ids[order[1:]] == ids[order[:-1]]]
     findings.add_rows("annotation id used again (kept)", np.sort(again), where)
-    return Objects(image, xywh, labels, where, crowd, difficult, area, ids)
+    return Objects(image, xywh, labels, where, crowd, difficult, area, ids, _points(list(column("keypoints"))))
 
 
 def _look_up(values: list[Id | None], table: dict[Id | None, int]) -> np.ndarray:

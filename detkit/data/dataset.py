@@ -10,7 +10,7 @@ from types import ModuleType
 
 import numpy as np
 
-from detkit.data.annotations import Annotations, Finding, Findings, Source, concat_annotations
+from detkit.data.annotations import Annotations, Finding, Findings, Source, concat_annotations, fills
 from detkit.errors import DetkitError
 from detkit.structures import Sample, Target
 
@@ -18,7 +18,12 @@ __all__ = ["FORMATS", "Annotations", "Dataset", "Finding", "Findings", "Source",
 
 # Each module has recognises(path) -> bool, read(path, split, images) -> Annotations, splits(path) -> list[str],
 # and LOOKED_FOR, the sentence that says what it recognises.
-FORMATS = {"coco": "detkit.data.coco", "voc": "detkit.data.voc", "yolo": "detkit.data.yolo"}
+FORMATS = {
+    "coco": "detkit.data.coco",
+    "voc": "detkit.data.voc",
+    "yolo": "detkit.data.yolo",
+    "folders": "detkit.data.folders",
+}
 
 
 def format_of(path: str | Path) -> tuple[str, ModuleType]:
@@ -44,7 +49,7 @@ def splits(path: str | Path) -> list[str]:
 
 
 def read(path: str | Path, *, split: str | None = None, images: str | Path | None = None) -> Annotations:
-    """Reads a COCO json, a PASCAL VOC folder or a YOLO data.yaml, recognised by looking.
+    """Reads a COCO json, a PASCAL VOC folder, a YOLO data.yaml or a folder of class folders, recognised by looking.
 
     split: one part; None reads all of them. images: folder of the pictures, if not where the format puts them.
     Raises DetkitError for a path, part or picture folder that is not there, and for a file that cannot be read;
@@ -106,17 +111,25 @@ class Dataset:
         return Sample(image, target, proposals, self.annotations.image_ids[i], path)
 
     def target(self, i: int, size: tuple[int, int] | None = None) -> Target:
-        """The objects of picture ``i``, clipped to ``size`` (height, width in pixels; None: not clipped)."""
+        """The objects of picture ``i``, clipped to ``size`` (height, width in pixels; None: not clipped).
+
+        A picture whose only object fills it is labelled as a whole too (``image_label``).
+        """
         a = self.annotations
         rows = slice(int(a.offsets[i]), int(a.offsets[i + 1]))
         xywh = a.xywh[rows]
         boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+        label = None
         if size is not None:
+            if len(xywh) == 1 and fills(xywh, np.asarray([size])).all():
+                label = int(a.labels[rows.start])
             limit = np.asarray([size[1], size[0], size[1], size[0]], dtype=np.float64)
             boxes = np.clip(boxes, 0, limit)
         # In float32, as a model sees it: a sliver may vanish by the rounding.
         boxes = boxes.astype(np.float32)
-        target = Target(boxes, a.labels[rows], a.crowd[rows], a.difficult[rows], a.area[rows])
+        points = None if a.points is None else a.points[rows].astype(np.float32)
+        flags = a.crowd[rows], a.difficult[rows]
+        target = Target(boxes, a.labels[rows], *flags, a.area[rows], points=points, image_label=label)
         return target[(boxes[:, 2:] > boxes[:, :2]).all(axis=1)]
 
     def labels_of(self, i: int) -> np.ndarray:
@@ -139,7 +152,8 @@ class Dataset:
 
 def _scaled(target: Target, x: float, y: float) -> Target:
     boxes = target.boxes * np.asarray([x, y, x, y], dtype=np.float32)
-    return replace(target, boxes=boxes, area=target.area * x * y)
+    points = None if target.points is None else target.points * np.asarray([x, y, 1], dtype=np.float32)
+    return replace(target, boxes=boxes, area=target.area * x * y, points=points)
 
 
 def concat(datasets: Sequence[Dataset]) -> Dataset:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from detkit.data.resize import Resize
+from detkit.data.resize import Resize, moved_target
 from detkit.data.sampler import Sampler, Slots, repeat_factors
 from detkit.errors import DetkitError
 from detkit.structures import Batch, Geometry, Sample, Target
@@ -99,17 +99,6 @@ def _pack(samples: Sequence[Sample], resize: Resize) -> _Packed:
         proposals,
         [moved_target(s.target, g) for s, g in zip(samples, restore, strict=True)],
     )
-
-
-def moved_target(target: Target, geometry: Geometry) -> Target:
-    """``target`` (numpy, original pixels) in input pixels: boxes, areas and points (masks are not carried)."""
-    points = target.points
-    if points is not None:
-        points = points.copy()
-        points[..., 0] = points[..., 0] * geometry.scale_x + geometry.left
-        points[..., 1] = points[..., 1] * geometry.scale_y + geometry.top
-    area = target.area * np.float32(geometry.scale_x * geometry.scale_y)
-    return replace(target, boxes=geometry.to_input(target.boxes), area=area, points=points, masks=None)
 
 
 class _Task(NamedTuple):

@@ -6,14 +6,14 @@ cannot disagree about where a picture lies inside the input.
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
 
 from detkit.errors import DetkitError
-from detkit.structures import Geometry
+from detkit.structures import Geometry, Target
 
 Mode = Literal["letterbox", "stretch"]
 
@@ -114,3 +114,14 @@ class Resize:
         """The inverse of ``to_dict``."""
         height, width = values["size"]
         return cls(**{**values, "size": (height, width)})
+
+
+def moved_target(target: Target, geometry: Geometry) -> Target:
+    """``target`` (numpy, original pixels) in input pixels: boxes, areas and points (masks are not carried)."""
+    points = target.points
+    if points is not None:
+        points = points.copy()
+        points[..., 0] = points[..., 0] * geometry.scale_x + geometry.left
+        points[..., 1] = points[..., 1] * geometry.scale_y + geometry.top
+    area = target.area * np.float32(geometry.scale_x * geometry.scale_y)
+    return replace(target, boxes=geometry.to_input(target.boxes), area=area, points=points, masks=None)

@@ -20,9 +20,8 @@ def choose(dataset: Dataset, count: int, seed: int) -> np.ndarray:
 
 def grid(samples: list[Sample], classes: tuple[str, ...], *, tile: int = 320, columns: int = 0) -> np.ndarray:
     """uint8 (H, W, 3) RGB: the samples with their labels drawn, each fitted into ``tile`` x ``tile`` pixels."""
-    from detkit.data.resize import Resize
+    from detkit.data.resize import Resize, moved_target
     from detkit.io.draw import draw_target
-    from detkit.structures import Target
 
     columns = columns or min(len(samples), max(1, round(len(samples) ** 0.5 * 1.2)))
     rows = -(-len(samples) // columns)
@@ -31,8 +30,7 @@ def grid(samples: list[Sample], classes: tuple[str, ...], *, tile: int = 320, co
     for k, sample in enumerate(samples):
         # Drawn after the fit, so that captions are legible whatever the picture's size.
         image, geometry = resize(sample.image)
-        t = sample.target
-        fitted = Target(geometry.to_input(t.boxes), t.labels, t.crowd, t.difficult)
+        fitted = moved_target(sample.target, geometry)
         top, left = GAP + k // columns * (tile + GAP), GAP + k % columns * (tile + GAP)
         canvas[top : top + tile, left : left + tile] = draw_target(image, fitted, classes)
     return canvas

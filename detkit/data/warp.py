@@ -5,6 +5,7 @@ Coordinates are those of pixel edges, as boxes have them: the first pixel reache
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -49,11 +50,15 @@ def _weights(places: np.ndarray, cells: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Warp:
-    """Where a picture goes: ``matrix`` (2, 3) float64 from its pixels to an output of ``size`` (height, width)."""
+    """Where a picture goes: ``matrix`` (2, 3) float64 from its pixels to an output of ``size`` (height, width).
+
+    flip_pairs: points that change places where the picture is mirrored.
+    """
 
     matrix: np.ndarray
     size: tuple[int, int]
     displacement: Displacement | None = None
+    flip_pairs: Sequence[tuple[int, int]] = ()
 
     def image(self, image: np.ndarray, out: np.ndarray, fill: int) -> None:
         """Draws ``image`` (uint8 (h, w, 3)) into ``out`` (uint8, of ``size``); what it does not cover is ``fill``."""
@@ -108,12 +113,12 @@ class Warp:
 
     def target(self, target: Target, min_visible: float) -> Target:
         """``target`` (numpy) moved and clipped to the output; see ``visible``."""
-        scale = abs(float(np.linalg.det(self.matrix[:, :2])))
+        scale = float(np.linalg.det(self.matrix[:, :2]))
         points = target.points
         if points is not None:
-            points = points.copy()
+            points = swapped(points, self.flip_pairs) if scale < 0 else points.copy()
             points[..., :2] = self.points(points[..., :2])
-        moved = replace(target, area=target.area * np.float32(scale), points=points, masks=None)
+        moved = replace(target, area=target.area * np.float32(abs(scale)), points=points, masks=None)
         return visible(moved, self.boxes(target.boxes), self.size, min_visible)
 
     def sample(self, sample: Sample, fill: int, min_visible: float) -> Sample:
@@ -124,6 +129,14 @@ class Warp:
         if proposals is not None:
             proposals = clipped(self.boxes(proposals), self.size)
         return sample.replace(image=image, target=self.target(sample.target, min_visible), proposals=proposals)
+
+
+def swapped(points: np.ndarray, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
+    """A copy of points (N, K, ...) in which the two of each pair have changed places."""
+    order = np.arange(points.shape[1])
+    for first, second in pairs:
+        order[[first, second]] = second, first
+    return points[:, order]
 
 
 def clipped(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -137,7 +150,8 @@ def visible(target: Target, boxes: np.ndarray, size: tuple[int, int], min_visibl
     """``target`` with ``boxes`` (N, 4) cut to a picture of ``size`` (height, width).
 
     What is left of an object must be at least one pixel wide and high, else it is dropped. An object of which less
-    than ``min_visible`` is left becomes difficult: too little to be learned, but not background either.
+    than ``min_visible`` is left becomes difficult: too little to be learned, but not background either. Points outside
+    the picture are not visible.
     """
     height, width = size
     cut = np.clip(boxes, 0, (width, height, width, height))
@@ -145,7 +159,11 @@ def visible(target: Target, boxes: np.ndarray, size: tuple[int, int], min_visibl
     whole = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     share = (sides.prod(axis=1) / np.maximum(whole, 1e-9)).astype(np.float32)
     difficult = target.difficult | (share < min_visible)
-    moved = replace(target, boxes=cut.astype(np.float32), difficult=difficult, area=target.area * share)
+    points = target.points
+    if points is not None:
+        inside = (points[..., :2] >= 0).all(axis=-1) & (points[..., :2] <= (width, height)).all(axis=-1)
+        points = np.concatenate([points[..., :2], np.where(inside[..., None], points[..., 2:], 0)], axis=-1)
+    moved = replace(target, boxes=cut.astype(np.float32), difficult=difficult, area=target.area * share, points=points)
     return moved[(sides >= 1 - 1e-6).all(axis=1)]
 
 

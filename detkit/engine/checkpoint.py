@@ -95,7 +95,7 @@ class State:
         if state["data_hash"] != self.data_hash:
             raise DetkitError("the training data changed since this run began", str(path), "start a new run")
         for name, value in asdict(self.options).items():
-            old = state["options"].get(name)
+            old = state["options"].get(name, value)  # an option that came later was not set
             if name not in _FREE and old != value:
                 what = f"train.{name} is {value}, this run began with {old}"
                 raise DetkitError(what, str(path), "leave it as it was, or start a new run")

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from detkit.data.names import match
+from detkit.data.warp import swapped
 from detkit.detector import Predicting
 from detkit.errors import DetkitError
+from detkit.ops.boxes import iou
 from detkit.ops.fusion import weighted_boxes_fusion
 from detkit.structures import Detections, Limits, Sample
 
@@ -52,6 +54,7 @@ class Combined(Predicting):
         first = models[0]
         self.classes, self.class_ids = first.classes, first.class_ids
         self.threshold = sum(model.threshold for model in models) / len(models)
+        self.protocol, self.flip_pairs = first.protocol, first.flip_pairs
         self._looks: list[_Look] = []
         for model in models:
             labels = _labels_by_name(first, model)
@@ -66,8 +69,10 @@ class Combined(Predicting):
     def predict_samples(self, samples: list[Sample], limits: Limits) -> list[Detections]:
         """Detections (numpy) in each sample's original pixels.
 
+        Points are the mean of those of the looks' boxes that agree with a fused one, weighted by their scores.
+
         Raises:
-            DetkitError: a model's detections carry more than boxes (key points, masks), which cannot be fused.
+            DetkitError: a model's detections carry more than boxes and points (masks), which cannot be fused.
         """
         # What one look alone is sure of may end below conf, and what all are unsure of does not: the looks are taken
         # as evaluation takes them, and conf is asked of the mean.
@@ -86,17 +91,38 @@ class Combined(Predicting):
         return [self._fused(looks, limits) for looks in found]
 
     def _put_back(self, found: Detections, look: _Look, width: int) -> Detections:
-        if found.extra:
-            what = f"{', '.join(found.extra)} of several views cannot be fused"
-            raise DetkitError(what, "--tta, --ensemble", "only boxes can: use this model by itself")
-        boxes = _mirrored_boxes(found.boxes, width) if look.mirrored else found.boxes
-        return Detections(boxes, found.scores, look.labels[found.labels], self.classes)
+        if other := [name for name in found.extra if name != "points"]:
+            what = f"{', '.join(other)} of several views cannot be fused"
+            raise DetkitError(what, "--tta, --ensemble", "only boxes and points can: use this model by itself")
+        boxes, extra = found.boxes, dict(found.extra)
+        if look.mirrored:
+            boxes = _mirrored_boxes(boxes, width)
+            if "points" in extra:
+                points = swapped(extra["points"], look.predictor.flip_pairs)
+                points[..., 0] = width - points[..., 0]
+                extra["points"] = points
+        return Detections(boxes, found.scores, look.labels[found.labels], self.classes, extra)
 
     def _fused(self, looks: list[Detections], limits: Limits) -> Detections:
         columns: list[Any] = [[getattr(look, name) for look in looks] for name in ("boxes", "scores", "labels")]
         boxes, scores, labels = weighted_boxes_fusion(*columns, threshold=_SAME)
         keep = np.flatnonzero(scores >= limits.conf)[: limits.max_detections]
-        return Detections(boxes[keep], np.minimum(scores[keep], 1), labels[keep], self.classes)
+        extra = {}
+        if all("points" in look.extra for look in looks):
+            extra["points"] = _fused_points(boxes[keep], labels[keep], looks)
+        return Detections(boxes[keep], np.minimum(scores[keep], 1), labels[keep], self.classes, extra)
+
+
+def _fused_points(boxes: np.ndarray, labels: np.ndarray, looks: list[Detections]) -> np.ndarray:
+    """(N, K, 2): of each fused box the mean points of the looks' boxes that it was made of, or else of the nearest."""
+    every = [np.concatenate([getattr(look, name) for look in looks]) for name in ("boxes", "labels", "scores")]
+    points = np.concatenate([look.extra["points"] for look in looks])
+    if not len(boxes):
+        return points[:0]
+    overlap = np.where(labels[:, None] == every[1], iou(boxes, every[0]), -1.0)
+    part = overlap >= np.minimum(_SAME, overlap.max(axis=1))[:, None]
+    weight = part * np.maximum(every[2], 1e-6)
+    return np.einsum("nm,mkc->nkc", weight / weight.sum(axis=1, keepdims=True), points).astype(np.float32)
 
 
 def _mirrored(sample: Sample) -> Sample:

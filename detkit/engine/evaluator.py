@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -200,11 +200,13 @@ def detections_to_results(detections: Sequence[Detections], images: Sequence[int
     """Detections (numpy, original pixels) of the images with these indices as one float64 table in xywh."""
     counts = np.array([len(d) for d in detections], dtype=np.int64)
     boxes = np.concatenate([np.zeros((0, 4)), *(d.boxes for d in detections)]).astype(np.float64)
+    points = [d.extra["points"] for d in detections if "points" in d.extra]
     return Results(
         image=np.repeat(np.asarray(images, dtype=np.int64), counts),
         label=np.concatenate([np.zeros(0, np.int64), *(d.labels for d in detections)]),
         xywh=np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1),
         score=np.concatenate([np.zeros(0), *(d.scores for d in detections)]).astype(np.float64),
+        points=np.concatenate(points).astype(np.float64) if points else None,
     )
 
 
@@ -222,18 +224,18 @@ def _with_labels_of(wanted: tuple[str, ...], classes: tuple[str, ...], results: 
     if not (table >= 0).any():
         what = f"the model knows {', '.join(classes[:5])}..., the data {', '.join(wanted[:5])}...: no class in common"
         raise DetkitError(what, "classes", "rename the data's classes, or choose another model")
-    label = table[results.label]
-    keep = label >= 0
-    return Results(results.image[keep], label[keep], results.xywh[keep], results.score[keep])
+    return replace(results, label=table[results.label])[table[results.label] >= 0]
 
 
 def _joined(parts: list[tuple[Results, dict[str, list[float]]]]) -> tuple[Results, dict[str, list[float]]]:
     """The tables of all processes as one, in order of the images, and the sums of their losses."""
-    columns = [np.concatenate([getattr(r, name) for r, _ in parts]) for name in ("image", "label", "xywh", "score")]
-    order = np.argsort(columns[0], kind="stable")
-    names = dict.fromkeys(name for _, sums in parts for name in sums)
-    sums = {name: [sum(s.get(name, [0.0, 0.0])[i] for _, s in parts) for i in (0, 1)] for name in names}
-    return Results(*(column[order] for column in columns)), sums
+    names = ("image", "label", "xywh", "score")
+    columns = {name: np.concatenate([getattr(r, name) for r, _ in parts]) for name in names}
+    points = [r.points for r, _ in parts if r.points is not None]
+    whole = Results(**columns, points=np.concatenate(points) if points else None)
+    terms = dict.fromkeys(name for _, sums in parts for name in sums)
+    sums = {name: [sum(s.get(name, [0.0, 0.0])[i] for _, s in parts) for i in (0, 1)] for name in terms}
+    return whole[np.argsort(whole.image, kind="stable")], sums
 
 
 def _sample_batches(dataset: Any, batch: int, failures: list[DetkitError]) -> Iterator[list[Sample]]:

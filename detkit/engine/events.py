@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, float]
+_SHOWN = ("AP", "AP50", "top1", "top5", "NME", "PCK")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ class EpochDone:
 
     def __str__(self) -> str:
         parts = [f"epoch {self.epoch + 1}/{self.epochs}", f"loss {self.row['loss']:.4f}"]
-        parts += [f"{name} {self.row[name]:.4f}" for name in ("val_loss", "AP", "AP50") if name in self.row]
+        parts += [f"{name} {self.row[name]:.4f}" for name in ("val_loss", *_SHOWN) if name in self.row]
         parts += ["best so far"] if self.best else []
         return "  ".join([*parts, f"{self.remaining / 60:.1f} min left"])
 
@@ -126,7 +127,7 @@ class TrainFinished:
 
     def __str__(self) -> str:
         best = "" if self.best_epoch is None else f", best at epoch {self.best_epoch + 1}"
-        scores = "".join(f"  {name} {self.row[name]:.4f}" for name in ("AP", "AP50") if name in self.row)
+        scores = "".join(f"  {name} {self.row[name]:.4f}" for name in _SHOWN if name in self.row)
         return f"done in {self.minutes:.1f} min{best}{scores}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -115,14 +115,14 @@ def _tensorboard(run: Path) -> Any:
 
 
 def draw_curves(path: Path, rows: Sequence[Row]) -> None:
-    """Losses (training, validation) and AP over the epochs as a picture; ``rows`` as in metrics.csv."""
+    """Losses (training, validation) and scores over the epochs as a picture; ``rows`` as in metrics.csv."""
     from matplotlib.figure import Figure  # without pyplot: no window system, no global state
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     losses, scores = figure.subplots(1, 2)
     for axes, names, title in (
         (losses, ("loss", "val_loss"), "loss"),
-        (scores, ("AP", "AP50", "AP75"), "average precision (validation)"),
+        (scores, ("AP", "AP50", "AP75", "top1", "top5", "PCK"), "scores (validation)"),
     ):
         for name in names:
             points = [(row["epoch"], row[name]) for row in rows if name in row]

@@ -36,7 +36,7 @@ from detkit.engine.schedule import rate_factor
 from detkit.engine.session import Session
 from detkit.engine.step import Item, divided
 from detkit.errors import DetkitError
-from detkit.metrics import coco
+from detkit.metrics import evaluate
 from detkit.metrics.curves import best_threshold
 from detkit.structures import Limits
 
@@ -88,9 +88,10 @@ class Trainer(Session):
             self._expect_fit()
         for epoch in range(progress.epoch, options.epochs):
             if options.patience and progress.waited >= options.patience:
-                self.tell(Notice(f"stopped early: {progress.waited} validations without a better {options.best_by}"))
+                self.tell(Notice(f"stopped early: {progress.waited} validations without a better {self.best_by}"))
                 break
             self.tell(EpochStarted(epoch, options.epochs, self.steps, epoch < options.mosaic_epochs))
+            self.thaw(epoch)
             self._train_epoch(epoch)
             due = (epoch + 1) % options.validate_every == 0 or epoch + 1 == options.epochs
             row, better = self._row(epoch), False
@@ -155,11 +156,11 @@ class Trainer(Session):
         self.runtime.share(list(self.average.model.buffers()))
         done = self._infer()
         row |= {"val_loss": sum(done.losses.values())} | {f"val_loss_{name}": v for name, v in done.losses.items()}
-        row |= coco.evaluate(done.truth, done.results).metrics
+        row |= evaluate(done.truth, done.results, self.protocol).metrics
         progress = self.state.progress
         self.count_time()
         row["minutes"] = progress.seconds / 60
-        score = row[self.options.best_by]
+        score = row[self.best_by]
         progress.waited += 1
         if progress.best_epoch is not None and not score > progress.best_score:
             return False

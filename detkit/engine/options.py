@@ -20,17 +20,20 @@ class TrainOptions:
     Gupta et al., LVIS, 2019, section 4.2).
 
     optimizer, lr, momentum (SGD, RMSprop), weight_decay (never of biases and normalisation layers); backbone_lr: the
-    rate of ``detector.backbone`` (none: lr); schedule: ``cosine`` falls to final_lr * lr, ``step`` multiplies by
-    step_factor after each share of the run in step_at; warmup: epochs of linear warm-up, at least warmup_steps steps;
-    clip: largest norm of the gradient (0: no clipping); ema: decay of the averaged weights, which are those validated
-    and saved (0: none).
+    rate of ``detector.backbone`` (none: lr); stage_lr: factors on it for the backbone's first, second ... stage, the
+    last one for all others (lower for the first, which fit any data); unfreeze: epochs, counted from 1, each of which
+    begins with one frozen stage of the backbone fewer, the last first (Howard and Ruder 2018, section 3.3); schedule:
+    ``cosine`` falls to final_lr * lr, ``step`` multiplies by step_factor after each share of the run in step_at;
+    warmup: epochs of linear warm-up, at least warmup_steps steps; clip: largest norm of the gradient (0: no clipping);
+    ema: decay of the averaged weights, which are those validated and saved (0: none).
 
     precision: ``auto`` takes bf16 where the hardware computes in it, else fp32; device: ``auto``, ``cpu``, ``cuda``,
     ``cuda:1``, ``mps``; workers: loading processes beside training.
 
     close_mosaic: last epochs without mosaic and mixup (at most a third of the run); validate_every: epochs between
-    validations; best_by: the score that chooses best.safetensors; patience: validations without a better score before
-    an early stop (0: never); save_minutes: how often state.pt is written inside long epochs.
+    validations; best_by: the score that chooses best.safetensors (none: AP, or top1 of a classifier); patience:
+    validations without a better score before an early stop (0: never); save_minutes: how often state.pt is written
+    inside long epochs.
     """
 
     epochs: int = 50
@@ -42,6 +45,8 @@ class TrainOptions:
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw"
     lr: float = 2e-3
     backbone_lr: float | None = 4e-4
+    stage_lr: tuple[float, ...] = ()
+    unfreeze: tuple[int, ...] = ()
     momentum: float = 0.9
     weight_decay: float = 0.05
     schedule: Literal["cosine", "step", "constant"] = "cosine"
@@ -58,7 +63,7 @@ class TrainOptions:
     workers: int = 2
     close_mosaic: int = 10
     validate_every: int = 1
-    best_by: Literal["AP", "AP50"] = "AP"
+    best_by: Literal["AP", "AP50", "top1", "top5", "PCK"] | None = None
     patience: int = 0
     save_minutes: float = 10.0
     tensorboard: bool = False
@@ -73,6 +78,9 @@ class TrainOptions:
         for name in ("momentum", "ema"):
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         self._require("backbone_lr", self.backbone_lr is None or self.backbone_lr >= 0, "0 or more")
+        self._require("stage_lr", all(factor >= 0 for factor in self.stage_lr), "factors of 0 or more")
+        rising = list(self.unfreeze) == sorted(self.unfreeze) and all(epoch >= 1 for epoch in self.unfreeze)
+        self._require("unfreeze", rising, "epochs from 1 on in rising order")
         self._require("balance", 0 <= self.balance <= 1, "between 0 and 1")
         self._require("final_lr", 0 <= self.final_lr <= 1, "between 0 and 1")
         self._require("step_at", all(0 < share < 1 for share in self.step_at), "shares of the run between 0 and 1")

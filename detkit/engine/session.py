@@ -21,7 +21,10 @@ from detkit.engine.runtime import Runtime
 from detkit.engine.step import Stepper
 from detkit.errors import DetkitError
 from detkit.io.files import write_text
+from detkit.metrics import SCORES
 from detkit.structures import Limits
+
+_KEPT = ("AP", "AR", "top", "NME", "PCK")  # scores of a row that go into a model's file
 
 
 class Session:
@@ -45,7 +48,15 @@ class Session:
             train_set, val_set = train_set.with_proposals(source), val_set and val_set.with_proposals(source)
         self.train_set = train_set.subset(range(min(options.limit, len(train_set)))) if options.limit else train_set
         self.val_set = val_set
+        self.protocol = getattr(detector, "protocol", "coco")
+        self.best_by = self._best_by()
+        if augment is not None:
+            augment.flip_pairs = getattr(detector, "flip_pairs", ())
         self.runtime = Runtime(options.device, options.precision)
+        self.frozen = getattr(getattr(detector, "backbone", None), "frozen", 0)
+        if options.unfreeze and self.runtime.world > 1:
+            do = "train in one process, or without unfreeze"
+            raise DetkitError("several processes agree on what trains before the first step", "train.unfreeze", do)
         torch.manual_seed(options.seed + self.runtime.rank)
         layout = torch.channels_last if options.channels_last else torch.contiguous_format
         self.model: Any = detector.to(self.runtime.device).to(memory_format=layout)
@@ -64,6 +75,19 @@ class Session:
         if val_set is not None and len(val_set):
             self.val_loader = self._loader(val_set, None, shuffle=False)
         self.steps = -(-len(self.loader) // options.accumulate)  # of an epoch
+
+    def _best_by(self) -> str:
+        """The score that chooses the best weights. Raises DetkitError where model, data and options do not fit."""
+        possible = SCORES[self.protocol]
+        chosen = self.options.best_by or possible[0]
+        if chosen not in possible:
+            do = f"choose {', '.join(possible)}"
+            raise DetkitError(f"this model's answers are not measured by {chosen}", "train.best_by", do)
+        for name, dataset in (("train", self.train_set), ("val", self.val_set)):
+            if self.protocol == "classify" and dataset is not None and not dataset.annotations.labelled:
+                do = "give class folders; detkit data crops DATA --out FOLDER makes them of a detection set"
+                raise DetkitError("a classifier needs pictures of one label each", f"data.{name}", do)
+        return chosen
 
     def _loader(self, dataset: Any, augment: Any | None, shuffle: bool) -> Loader:
         batch, rest = divmod(self.options.batch, self.runtime.world)
@@ -113,11 +137,16 @@ class Session:
             )
         )
 
+    def thaw(self, epoch: int) -> None:
+        """Lets the frozen stages of the backbone train whose epoch (from 0) has come, as ``unfreeze`` says."""
+        if self.options.unfreeze:
+            self.model.backbone.freeze(self.frozen - sum(first <= epoch + 1 for first in self.options.unfreeze))
+
     def save_weights(self, name: str, row: Row) -> None:
         """The averaged weights as a model file of the run folder, with their scores and threshold."""
         if self.runtime.main:
             average: Any = self.average.model
-            average.scores = {key: value for key, value in row.items() if key.startswith(("AP", "AR"))}
+            average.scores = {key: value for key, value in row.items() if key.startswith(_KEPT)}
             average.record = {**self.record, "epoch": int(row["epoch"]), "minutes": row["minutes"]}
             if self.state.progress.threshold is not None:
                 average.threshold = self.state.progress.threshold

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 HEADS = {
+    "classify": "detkit.heads.picture:Classify",
+    "localize": "detkit.heads.localize:Localize",
     "roi": "detkit.heads.roi:RoIHead",
     "sliding_window": "detkit.heads.sliding_window:SlidingWindow",
     "yolo": "detkit.heads.yolo:YOLO",

@@ -105,6 +105,11 @@ class DenseHead(nn.Module):
         """Numbers a prior: the box code's 4, objectness, class scores, in this order."""
         return 5 + (self.num_classes if self.class_scores else 0)
 
+    @property
+    def class_rows(self) -> dict[str, tuple[int, int, int]]:
+        """Of each prediction layer by the start of its name, a prior's rows: before the classes', of each, after."""
+        return {"layers.": (self.outputs - self.num_classes, 1, 0)} if self.class_scores else {}
+
     # What a family adds.
 
     def assign(self, priors: Priors, objects: Objects, raw: dict[str, Tensor]) -> Assignment:

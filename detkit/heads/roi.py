@@ -8,7 +8,7 @@ CNN, and linear SVMs may follow it. Sections named here are those of Fast R-CNN 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +47,8 @@ class RoIHead(nn.Module):
     class (svm_cost: its C) in the place of the softmax and ridge regression (ridge: its lambda) in that of the boxes,
     see ``detkit.heads.stages``.
     """
+
+    class_rows: ClassVar = {"classes.": (0, 1, 1), "boxes.": (0, 4, 0)}  # see DenseHead.class_rows
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Detection metrics on flat float64 tables: COCO, PASCAL VOC, curves, confusion, bootstrap. Imports no torch."""
+"""Metrics on flat float64 tables: COCO, PASCAL VOC, top-k, points, curves, confusion, bootstrap. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ METRICS: dict[str, tuple[str, dict[str, Any]]] = {
     "coco": ("detkit.metrics.coco", {}),
     "voc2007": ("detkit.metrics.voc", {"year": "2007"}),
     "voc2010": ("detkit.metrics.voc", {"year": "2010"}),
+    "classify": ("detkit.metrics.classification", {}),
+    "points": ("detkit.metrics.points", {}),
 }
+# What a training run may choose its best weights by, the usual one first.
+SCORES = {"coco": ("AP", "AP50"), "classify": ("top1", "top5"), "points": ("AP", "AP50", "PCK")}
 
 
 @dataclass(slots=True, frozen=True)
@@ -40,7 +44,7 @@ def protocol_module(protocol: str) -> tuple[Any, dict[str, Any]]:
 def evaluate(
     gt: GroundTruth, dt: Results, protocol: str = "coco", *, iou: float | None = None, **options: Any
 ) -> Evaluation:
-    """Evaluates detections by "coco", "voc2007" or "voc2010".
+    """Evaluates detections by a protocol of ``METRICS``.
 
     ``iou`` is the matching threshold: COCO adds AP there to its numbers, PASCAL takes it instead of 0.5; options are
     the protocol's own (COCO's max_detections). Raises ValueError for an unknown protocol or tables that do not fit

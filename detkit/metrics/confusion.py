@@ -37,14 +37,14 @@ def confusion_matrix(
     """
     background = len(gt.classes)
     ignore = gt.crowd | gt.difficult
-    dt = _rows(dt, dt.score >= conf)
+    dt = dt[dt.score >= conf]
     same = match(gt, dt, thresholds=np.array([iou]), max_detections=max_detections)
     found = same.taken[same.taken >= 0]
     free = np.ones(len(gt.image), bool)
     free[found[~gt.crowd[found]]] = False
     found = gt.label[found[~ignore[found]]]
 
-    left, rest = _objects(gt, free), _rows(dt, np.sort(same.row[same.taken < 0]))
+    left, rest = _objects(gt, free), dt[np.sort(same.row[same.taken < 0])]
     other = match(left, rest, thresholds=np.array([iou]), max_detections=len(rest) + 1, by_class=False)
     on_object = other.taken >= 0
     objects = other.taken[on_object]
@@ -58,10 +58,6 @@ def confusion_matrix(
     size = background + 1
     cells = np.concatenate(rows) * size + np.concatenate(columns)
     return Confusion(np.bincount(cells, minlength=size * size).reshape(size, size), gt.classes)
-
-
-def _rows(dt: Results, index: np.ndarray) -> Results:
-    return Results(dt.image[index], dt.label[index], dt.xywh[index], dt.score[index])
 
 
 def _objects(gt: GroundTruth, keep: np.ndarray) -> GroundTruth:

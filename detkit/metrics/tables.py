@@ -15,7 +15,8 @@ class GroundTruth:
     images: number of images; image (N,) int64 index 0..images-1; label (N,) int64; xywh (N, 4) float64; area (N,)
     float64; crowd, difficult (N,) bool; ids (N,) int64, the annotations' own, from 1 where the format has none;
     classes: names; rows in file order. rank (images,) int64: each image's place in ascending order of the image ids,
-    by which pycocotools breaks ties between equal scores (default: images are in that order already).
+    by which pycocotools breaks ties between equal scores (default: images are in that order already). points (N, K, 3)
+    float64 x, y in pixels, visible (0: not), or None.
     """
 
     images: int
@@ -28,19 +29,27 @@ class GroundTruth:
     ids: np.ndarray
     classes: tuple[str, ...]
     rank: np.ndarray | None = None
+    points: np.ndarray | None = None
 
 
 @dataclass(slots=True, frozen=True, eq=False)
 class Results:
-    """Detections on a data set: image (M,) int64 index, label (M,) int64, xywh (M, 4) and score (M,) float64."""
+    """Detections on a data set: image (M,) int64 index, label (M,) int64, xywh (M, 4) and score (M,) float64; points
+    (M, K, 2) float64 x, y in pixels, or None."""
 
     image: np.ndarray
     label: np.ndarray
     xywh: np.ndarray
     score: np.ndarray
+    points: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.score)
+
+    def __getitem__(self, rows: np.ndarray) -> Results:
+        """Some detections: a mask or indices."""
+        points = None if self.points is None else self.points[rows]
+        return Results(self.image[rows], self.label[rows], self.xywh[rows], self.score[rows], points)
 
 
 def image_rank(ids: Sequence[int | str]) -> np.ndarray:

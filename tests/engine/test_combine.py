@@ -106,9 +106,9 @@ def test_models_of_other_classes_are_refused() -> None:
         Combined([Sees(), Sees(classes=("cat", "cow"))])
 
 
-def test_points_are_refused() -> None:
-    with pytest.raises(DetkitError, match="points of several views cannot be fused"):
-        Combined([Sees(points=np.zeros((1, 3, 3)))], ["flip"]).predict_samples([picture()], Limits())
+def test_masks_are_refused() -> None:
+    with pytest.raises(DetkitError, match="masks of several views cannot be fused"):
+        Combined([Sees(masks=np.zeros((1, 3, 3)))], ["flip"]).predict_samples([picture()], Limits())
 
 
 def test_wrong_views() -> None:

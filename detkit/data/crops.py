@@ -1,0 +1,126 @@
+"""Objects cut out of a detection set: a folder of class folders, to train a classifier on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from detkit.data.annotations import Annotations, Findings
+from detkit.errors import DetkitError
+from detkit.io.files import atomic_folder
+from detkit.io.images import read_image, write_image
+
+BACKGROUND = "background"
+_QUALITY = 95  # of the JPEGs
+_TRIES = 100  # draws of a picture and a window for a crop without objects
+
+
+class _Window(NamedTuple):
+    image: int
+    xywh: np.ndarray
+    name: str
+    number: int
+
+
+def crops(
+    parts: dict[str, Annotations],
+    out: Path,
+    *,
+    classes: Sequence[str] | None = None,
+    background: int = 0,
+    min_size: int = 48,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> tuple[dict[str, dict[str, int]], Findings]:
+    """Writes each object of the parts (name to annotations; "" for no sub-folder) as OUT/PART/CLASS/PICTURE_N.jpg.
+
+    Left out are objects with a side below ``min_size`` pixels, crowds and difficult ones, counted in the findings, and
+    those of other classes than ``classes`` (None: all are cut out). background: crops a part, in the class
+    ``background``, that touch no object; their places are drawn with ``seed``, their sizes from the objects'. Returns
+    the crops of each class in each part, and the findings.
+
+    Raises:
+        DetkitError: no object is large enough, the data has a class called background, or OUT cannot be written.
+    """
+    counts: dict[str, dict[str, int]] = {}
+    findings = Findings()
+    with atomic_folder(out, overwrite) as folder:
+        for number, (part, annotations) in enumerate(parts.items()):
+            if background and BACKGROUND in annotations.classes:
+                raise DetkitError(f"the data has a class {BACKGROUND!r} of its own", "--background", "leave it out")
+            rng = np.random.default_rng([seed, number])
+            names = annotations.select_classes(classes).classes  # an unknown one is an error
+            counts[part] = _cut(annotations, names, folder / part, background, min_size, rng, findings)
+    return counts, findings
+
+
+def _cut(
+    a: Annotations,
+    names: Sequence[str],
+    folder: Path,
+    background: int,
+    min_size: int,
+    rng: np.random.Generator,
+    findings: Findings,
+) -> dict[str, int]:
+    chosen = np.isin(a.labels, [a.classes.index(name) for name in names])
+    ignored = chosen & (a.crowd | a.difficult)
+    small = chosen & ~ignored & (a.xywh[:, 2:] < min_size).any(axis=1)
+    findings.add("crowd or difficult (left out)", count=int(ignored.sum()))
+    findings.add(f"a side below {min_size} pixels (left out)", count=int(small.sum()))
+    wanted = np.flatnonzero(chosen & ~(ignored | small))
+    if not len(wanted):
+        raise DetkitError(f"no object has sides of {min_size} pixels", str(folder.name), "give a smaller --min-size")
+    empty = _empty_windows(a, background, a.xywh[wanted, 2:], rng)
+    if len(empty) < background:
+        findings.add("background crops that found no room", count=background - len(empty))
+    image_index = a.image_index
+    windows = [_Window(int(image_index[row]), a.xywh[row], a.classes[a.labels[row]], int(row)) for row in wanted]
+    windows += [_Window(image, xywh, BACKGROUND, n) for n, (image, xywh) in enumerate(empty)]
+    counts = dict.fromkeys((*names, *([BACKGROUND] if background else [])), 0)
+    groups: dict[int, list[_Window]] = {}
+    for window in windows:
+        groups.setdefault(window.image, []).append(window)
+    for image, group in sorted(groups.items()):  # each picture is read once
+        try:
+            pixels = read_image(a.files[image])
+        except DetkitError as error:
+            findings.add("picture that cannot be read (its objects are left out)", f"{error.where}: {error.what}")
+            continue
+        for _, xywh, name, row in group:
+            height, width = pixels.shape[:2]
+            x1, y1 = np.clip(np.floor(xywh[:2] + 1e-6), 0, (width - 1, height - 1)).astype(int)
+            x2, y2 = np.clip(np.ceil(xywh[:2] + xywh[2:] - 1e-6), (x1 + 1, y1 + 1), (width, height)).astype(int)
+            path = folder / _folder_name(name) / f"{Path(a.files[image]).stem}_{row}.jpg"
+            write_image(path, np.ascontiguousarray(pixels[y1:y2, x1:x2]), quality=_QUALITY)
+            counts[name] += 1
+    return counts
+
+
+def _empty_windows(
+    a: Annotations, count: int, sizes: np.ndarray, rng: np.random.Generator
+) -> list[tuple[int, np.ndarray]]:
+    """Up to ``count`` windows (picture, xywh) that touch no object, not even an ignored one; sizes drawn of (N, 2)."""
+    found: list[tuple[int, np.ndarray]] = []
+    for _ in range(count):
+        for _ in range(_TRIES):
+            image, wh = int(rng.integers(len(a))), np.rint(sizes[rng.integers(len(sizes))])
+            height, width = a.sizes[image]
+            if wh[0] > width or wh[1] > height:
+                continue
+            corner = rng.integers((width - wh[0] + 1, height - wh[1] + 1))
+            boxes = a.xywh[a.offsets[image] : a.offsets[image + 1]]
+            apart = (corner >= boxes[:, :2] + boxes[:, 2:]) | (corner + wh <= boxes[:, :2])
+            if apart.any(axis=1).all():
+                found.append((image, np.concatenate([corner, wh]).astype(np.float64)))
+                break
+    return found
+
+
+def _folder_name(name: str) -> str:
+    """A class's name as a folder's: what no file system takes becomes an underscore."""
+    clean = "".join("_" if c in '/\\:*?"<>|' or ord(c) < 32 else c for c in name).strip(" .")
+    return clean or "_"

@@ -1,0 +1,167 @@
+"""One object a picture: whether there is one, where, and what it is; and K points on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detkit.errors import DetkitError
+from detkit.heads.dense import BoxLoss
+from detkit.heads.picture import PictureHead
+from detkit.ops.losses import class_loss, iou_loss, objectness_loss, squared_loss
+from detkit.structures import Loss, Target
+
+
+def chosen_object(target: Target) -> int | None:
+    """The row of the object that stands for the picture: the largest that is neither crowd nor difficult, of equals
+    the first; None if there is none."""
+    if not len(target):
+        return None
+    sides = (target.boxes[:, 2:] - target.boxes[:, :2]).prod(1).masked_fill(target.ignore, -1)
+    best = int(sides.argmax())
+    return best if sides[best] > 0 else None
+
+
+def localization_target(target: Target, size: tuple[int, int], num_classes: int) -> Tensor:
+    """(5 + C,) float32: P_c, b_x, b_y, b_h, b_w, c_1 .. c_C of a picture's one object (``chosen_object``).
+
+    target: torch, pixels; size: height, width. b_x, b_y are the box's centre, b_h, b_w its height and width, all as
+    fractions of the picture. Without an object all are 0, and only P_c is asked for.
+    """
+    wanted = target.boxes.new_zeros(5 + num_classes)
+    row = chosen_object(target)
+    if row is not None:
+        x1, y1, x2, y2 = target.boxes[row].unbind()
+        height, width = size
+        box = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (y2 - y1) / height, (x2 - x1) / width)
+        wanted[:5] = torch.stack((torch.ones_like(x1), *box))
+        wanted[5 + target.labels[row]] = 1
+    return wanted
+
+
+class Localize(PictureHead):
+    """Classification with localization: P_c, b_x, b_y, b_h, b_w as sigmoids, a softmax over the classes; and landmarks.
+
+    Of several objects the largest is the picture's; a picture with only crowds or difficult ones teaches nothing.
+
+    layers: the last map pooled to ``cells`` x ``cells``, or the rest of the backbone's own classifier (``backbone``);
+    hidden: widths of fully connected layers with ReLU after that; dropout: before the last layer. box_loss: 1 - IoU of
+    a kind, or the ``squared`` error of the four fractions; score_loss: ``likelihood`` (logistic loss for P_c, minus
+    log-likelihood for the classes) or the ``squared`` error of the probabilities; with both ``squared`` and gains of 1
+    it is the textbook's loss (``detkit.ops.losses.localization_loss``).
+
+    points: landmarks of an object, always the same ones in the same order (eyes, corners of a mouth); flip_pairs: those
+    that change places where a picture is mirrored, such as left and right eye, counted from 0. Their loss is smooth L1
+    of each visible point's error over the square root of the box's area, which turns from square to line at ``beta``.
+    *_gain: weights of the terms.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        num_classes: int,
+        trunk: nn.Module | None = None,
+        *,
+        layers: Literal["pool", "backbone"] = "pool",
+        cells: int = 5,
+        hidden: tuple[int, ...] = (256,),
+        dropout: float = 0.0,
+        box_loss: BoxLoss = "giou",
+        score_loss: Literal["likelihood", "squared"] = "likelihood",
+        points: int = 0,
+        flip_pairs: tuple[tuple[int, int], ...] = (),
+        beta: float = 0.1,
+        objectness_gain: float = 1.0,
+        box_gain: float = 1.0,
+        class_gain: float = 1.0,
+        point_gain: float = 5.0,
+    ) -> None:
+        if points < 0 or beta <= 0:
+            raise ValueError(f"points must be 0 or more and beta above 0, got points {points} and beta {beta}")
+        named = [index for pair in flip_pairs for index in pair]
+        if len(set(named)) < len(named) or not all(0 <= index < points for index in named):
+            raise ValueError(f"flip_pairs names each of the {points} points, from 0, at most once; got {flip_pairs}")
+        before = 5 + 2 * points
+        super().__init__(channels, num_classes, before + num_classes, trunk, layers, cells, hidden, dropout)
+        self.class_rows = {"last.": (before, 1, 0)}
+        self.box_loss, self.squared_scores = box_loss, score_loss == "squared"
+        self.points, self.flip_pairs, self.beta = points, tuple(flip_pairs), beta
+        self.gains = {"objectness": objectness_gain, "box": box_gain, "classes": class_gain, "points": point_gain}
+        self.protocol = "points" if points else "coco"
+
+    def raw(self, features: list[Tensor], proposals: list[Tensor] | None = None) -> dict[str, Tensor]:
+        """Logits, float32, of maps (B, C_l, H_l, W_l): objectness (B,), boxes (B, 4: x, y, h, w), classes (B, C); and
+        points (B, K, 2), x and y as fractions of the picture less a half."""
+        table = self.table(features)
+        presence, boxes, points, classes = table.split([1, 4, 2 * self.points, self.num_classes], dim=1)
+        raw = {"objectness": presence[:, 0], "boxes": boxes, "classes": classes}
+        return raw | {"points": points.unflatten(1, (self.points, 2))} if self.points else raw
+
+    def loss(self, raw: dict[str, Tensor], targets: list[Target], sizes: Tensor) -> dict[str, Loss]:
+        """The terms ``objectness``, counted by pictures; ``box`` and ``classes``, by those with an object; ``points``,
+        by visible points of these objects.
+
+        targets: torch, pixels of the input, one a picture; sizes (B, 2) height, width of the pictures in the input.
+
+        Raises:
+            DetkitError: the data has another number of points an object.
+        """
+        logits = raw["objectness"]
+        shapes = [(int(height), int(width)) for height, width in sizes.tolist()]
+        rows = [localization_target(t, s, self.num_classes) for t, s in zip(targets, shapes, strict=True)]
+        wanted = torch.stack(rows).to(logits)
+        known = logits.new_tensor([len(t) == 0 or not bool(t.ignore.all()) for t in targets])
+        there = (wanted[:, 0] > 0).nonzero().squeeze(1)
+        presence = objectness_loss(logits, wanted[:, 0], squared=self.squared_scores) * known
+        fractions = raw["boxes"][there].sigmoid()
+        if self.box_loss == "squared":
+            box = squared_loss(fractions, wanted[there, 1:5])
+        else:
+            scale = sizes[there].flip(1).to(fractions)
+            box = iou_loss(_corners(fractions, scale), _corners(wanted[there, 1:5], scale), self.box_loss)
+        labels = wanted[there, 5:].argmax(1)
+        classes = class_loss(raw["classes"][there], labels, "softmax", squared=self.squared_scores)
+        objects = logits.new_tensor(float(len(there)))
+        terms = {"objectness": (presence, known.sum()), "box": (box, objects), "classes": (classes, objects)}
+        if self.points:
+            error = self._point_errors(raw, targets, sizes)
+            each = F.smooth_l1_loss(error, torch.zeros_like(error), beta=self.beta, reduction="none")
+            terms["points"] = each, logits.new_tensor(float(len(error)))
+        return {name: Loss(each.sum() * self.gains[name], count) for name, (each, count) in terms.items()}
+
+    def _point_errors(self, raw: dict[str, Tensor], targets: list[Target], sizes: Tensor) -> Tensor:
+        """(V, 2): x and y of the visible points' errors, in square roots of their box's area."""
+        wanted = raw["points"].new_zeros((len(targets), self.points, 3))
+        side = raw["points"].new_ones(len(targets))
+        for i, target in enumerate(targets):
+            row = chosen_object(target)
+            if row is None or target.points is None:
+                continue
+            if target.points.shape[1] != self.points:
+                what = f"the data has {target.points.shape[1]} points an object, the model {self.points}"
+                raise DetkitError(what, "model.head.points", "give the data's number")
+            wanted[i] = target.points[row].to(wanted)
+            side[i] = (target.boxes[row, 2:] - target.boxes[row, :2]).prod().sqrt()
+        image, point = (wanted[..., 2] > 0).nonzero(as_tuple=True)
+        return (self._pixels(raw, sizes)[image, point] - wanted[image, point, :2]) / side[image, None]
+
+    def _pixels(self, raw: dict[str, Tensor], sizes: Tensor) -> Tensor:
+        """(B, K, 2) x, y of the points in input pixels."""
+        return (raw["points"] + 0.5) * sizes.flip(1)[:, None].to(raw["points"])
+
+    def answers(self, raw: dict[str, Tensor], sizes: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """P_c times class probability (B, C), the picture's one box, and the ``points`` (B, K, 2), in input pixels."""
+        scores = raw["objectness"].sigmoid()[:, None] * raw["classes"].softmax(1)
+        more = {"points": self._pixels(raw, sizes)} if self.points else {}
+        return scores, _corners(raw["boxes"].sigmoid(), sizes.flip(1).to(scores)), more
+
+
+def _corners(fractions: Tensor, scale: Tensor) -> Tensor:
+    """(N, 4) x, y, h, w as fractions to xyxy in pixels; scale (N, 2): width, height."""
+    half = fractions[:, [3, 2]] / 2
+    return torch.cat((fractions[:, :2] - half, fractions[:, :2] + half), dim=1) * scale.repeat(1, 2)

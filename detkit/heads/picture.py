@@ -1,0 +1,162 @@
+"""Heads that answer once for a whole picture, and the first of them: image classification."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detkit.errors import DetkitError
+from detkit.heads.dense import full_precision
+from detkit.heads.trunk import output_width
+from detkit.ops.losses import class_loss
+from detkit.structures import Detections, Limits, Loss, Target
+
+_TRUNK_SIZE = 7  # cells along a side, of the published classifiers' last maps
+
+
+class PictureHead(nn.Module):
+    """The last map, pooled to ``cells`` x ``cells`` or through the backbone's own trunk, ``hidden`` layers, one output.
+
+    Subclasses write ``raw``, ``loss`` and ``answers``. A finer map than the last is not looked at, so a neck that joins
+    several is of no use. ``joins`` is false: a picture made of several has no one answer.
+    """
+
+    joins = False
+    protocol = "coco"
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        num_classes: int,
+        outputs: int,
+        trunk: nn.Module | None,
+        layers: Literal["pool", "backbone"],
+        cells: int,
+        hidden: Sequence[int],
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        if layers == "backbone" and trunk is None:
+            raise DetkitError("the backbone gives no trunk", "head.layers", "take layers: pool")
+        for name, value in (("cells", cells), ("hidden", min(hidden, default=1))):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
+        self.num_classes, self.cells = num_classes, cells
+        self.trunk = trunk if layers == "backbone" else None
+        width = channels[-1] * cells * cells
+        if self.trunk is not None:
+            width = output_width(self.trunk, channels[-1], _TRUNK_SIZE)
+        parts: list[nn.Module] = []
+        for size in hidden:
+            parts += [nn.Linear(width, size), nn.ReLU(inplace=True)]
+            width = size
+        self.hidden = nn.Sequential(*parts, nn.Dropout(dropout))
+        self.last = nn.Linear(width, outputs)
+        nn.init.normal_(self.last.weight, std=0.01)
+        nn.init.zeros_(self.last.bias)
+
+    @property
+    def backbone_trunk(self) -> nn.Module | None:
+        """The trunk, if it is the backbone's: it learns at that one's rate."""
+        return self.trunk
+
+    def table(self, features: list[Tensor]) -> Tensor:
+        """(B, outputs) float32 of maps (B, C_l, H_l, W_l)."""
+        x = features[-1]
+        x = F.adaptive_avg_pool2d(x, self.cells) if self.trunk is None else self.trunk(x)
+        x = self.hidden(x.flatten(1))
+        with full_precision(x.device.type):
+            table = self.last(x.to(self.last.weight.dtype))
+        return table.float() if table.dtype in (torch.float16, torch.bfloat16) else table
+
+    def answers(self, raw: dict[str, Tensor], sizes: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Scores (B, C), boxes (B, 4) in input pixels, and more (B, ...) that goes with them."""
+        raise NotImplementedError
+
+    def lowest(self, conf: float) -> float:
+        """The score that an answer must have under limits of ``conf``."""
+        return conf
+
+    def predict(
+        self, raw: dict[str, Tensor], sizes: Tensor, limits: Limits, features: list[Tensor] | None = None
+    ) -> list[Detections]:
+        """Detections (torch, input pixels, clipped to ``sizes`` (B, 2) height, width; without class names), best first.
+
+        One a class with a score of at least ``limits.conf``, all at the picture's one box.
+        """
+        scores, boxes, more = self.answers(raw, sizes)
+        scores = torch.nan_to_num(scores, nan=-1)
+        if limits.classes is not None:
+            allowed = torch.zeros(self.num_classes, dtype=torch.bool, device=scores.device)
+            allowed[list(limits.classes)] = True
+            scores = scores.masked_fill(~allowed, -1)
+        boxes = boxes.clamp(min=0).minimum(sizes[:, [1, 0, 1, 0]].to(boxes))
+        ordered, labels = scores.sort(dim=1, descending=True, stable=True)
+        counts = (ordered >= max(self.lowest(limits.conf), 0.0)).sum(1).clamp(max=limits.max_detections).tolist()
+        return [
+            Detections(
+                boxes[i].expand(n, 4),
+                ordered[i, :n],
+                labels[i, :n],
+                extra={name: value[i].expand(n, *value.shape[1:]) for name, value in more.items()},
+            )
+            for i, n in enumerate(counts)
+        ]
+
+
+class Classify(PictureHead):
+    """Image classification: softmax over the classes, an answer being a detection of the whole picture.
+
+    Pictures are labelled by ``Target.image_label`` (class folders have one each); one without teaches nothing.
+
+    layers: the last map averaged (``pool``), or the rest of the backbone's own classifier up to its logits
+    (``backbone``: EfficientNet's last convolution, VGG's fc6 and fc7); hidden: widths of fully connected layers with
+    ReLU after that; dropout: before the last layer; smoothing: of the labels.
+    """
+
+    protocol = "classify"
+    class_rows: ClassVar = {"last.": (0, 1, 0)}
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        num_classes: int,
+        trunk: nn.Module | None = None,
+        *,
+        layers: Literal["pool", "backbone"] = "pool",
+        hidden: tuple[int, ...] = (),
+        dropout: float = 0.2,
+        smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(channels, num_classes, num_classes, trunk, layers, 1, hidden, dropout)
+        if not 0 <= smoothing < 1:
+            raise ValueError(f"smoothing must be at least 0 and below 1, got {smoothing}")
+        self.smoothing = smoothing
+
+    def raw(self, features: list[Tensor], proposals: list[Tensor] | None = None) -> dict[str, Tensor]:
+        """classes (B, C) float32 logits, of maps (B, C_l, H_l, W_l)."""
+        return {"classes": self.table(features)}
+
+    def loss(self, raw: dict[str, Tensor], targets: list[Target], sizes: Tensor) -> dict[str, Loss]:
+        """The term ``classes``: minus log-likelihood of each picture's label, counted by labelled pictures."""
+        given = [-1 if target.image_label is None else target.image_label for target in targets]
+        labels = torch.tensor(given, device=raw["classes"].device)
+        known = labels >= 0
+        each = class_loss(raw["classes"][known], labels[known], "softmax", smoothing=self.smoothing)
+        return {"classes": Loss(each.sum(), known.sum().to(each.dtype))}
+
+    def lowest(self, conf: float) -> float:
+        """Under the limits of evaluation every class answers, however unlikely: top-5 asks for all ranks."""
+        return conf if conf > Limits.evaluation().conf else 0.0
+
+    def answers(self, raw: dict[str, Tensor], sizes: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Probabilities (B, C), and the whole picture as the box."""
+        whole = torch.cat((torch.zeros_like(sizes), sizes.flip(1)), dim=1)
+        return raw["classes"].softmax(1), whole.to(raw["classes"]), {}

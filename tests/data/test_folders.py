@@ -1,0 +1,93 @@
+"""Class folders: recognised by looking, one label a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from detkit.data.augment import Augment
+from detkit.data.dataset import Dataset, format_of, read, splits
+from detkit.data.resize import Resize
+from detkit.errors import DetkitError
+from detkit.io.images import write_image
+
+
+def fill(folder: Path, count: int = 2, size: tuple[int, int] = (20, 30)) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        write_image(folder / f"{i}.png", np.full((*size, 3), 40 * i, np.uint8))
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    fill(tmp_path / "cat", 3)
+    fill(tmp_path / "a dog", 2, (40, 10))
+    (tmp_path / "notes.txt").write_text("not a picture")
+    (tmp_path / ".hidden").mkdir()
+    return tmp_path
+
+
+def test_each_picture_is_one_object_that_fills_it(pets: Path) -> None:
+    found = read(pets)
+    assert format_of(pets)[0] == "folders"
+    assert found.classes == ("a dog", "cat")
+    assert found.image_ids == ["a dog/0.png", "a dog/1.png", "cat/0.png", "cat/1.png", "cat/2.png"]
+    assert found.labels.tolist() == [0, 0, 1, 1, 1]
+    assert found.xywh[0].tolist() == [0, 0, 10, 40]
+    assert found.labelled
+    sample = Dataset(found).load(4)
+    assert sample.target.image_label == 1
+    assert sample.target.boxes.tolist() == [[0, 0, 30, 20]]
+
+
+def test_parts_have_the_classes_of_the_whole(tmp_path: Path) -> None:
+    fill(tmp_path / "train" / "cat")
+    fill(tmp_path / "train" / "dog")
+    fill(tmp_path / "val" / "dog")
+    assert splits(tmp_path) == ["train", "val"]
+    val = read(tmp_path, split="val")
+    assert val.classes == ("cat", "dog")
+    assert val.labels.tolist() == [1, 1]
+    assert val.image_ids == ["dog/0.png", "dog/1.png"]
+    assert len(read(tmp_path)) == 6
+    with pytest.raises(DetkitError, match="no part 'test'"):
+        read(tmp_path, split="test")
+
+
+def test_folders_of_detection_sets_are_no_classes(tmp_path: Path) -> None:
+    for name in ("train", "val", "images", "masks"):
+        fill(tmp_path / name)
+    with pytest.raises(DetkitError, match="not a data set") as error:
+        read(tmp_path)
+    assert "class folders" in error.value.do
+    fill(tmp_path / "cat")
+    with pytest.raises(DetkitError, match="not a data set"):
+        read(tmp_path)  # one class alone is nothing to tell apart
+
+
+def test_pictures_that_cannot_be_read_are_counted(pets: Path) -> None:
+    (pets / "cat" / "9.png").write_bytes(b"no picture")
+    found = read(pets)
+    assert len(found) == 5
+    assert [(f.name, f.count) for f in found.findings] == [("picture that cannot be read (left out)", 1)]
+    with pytest.raises(DetkitError, match="hold their pictures themselves"):
+        read(pets, images=pets)
+
+
+def test_the_label_survives_every_change_of_the_picture(pets: Path) -> None:
+    sample = Dataset(read(pets)).load(0)
+    augment = Augment(mosaic=0, crop=1.0, crop_area=(0.05, 0.1), rotate=30, shear=10, warp=0.2, scale=(0.5, 3.0))
+    for seed in range(20):
+        changed = augment(sample, np.random.default_rng(seed), Resize(32))
+        assert changed.target.image_label == 0
+
+
+def test_an_object_that_does_not_fill_its_picture_is_no_label(pets: Path) -> None:
+    found = read(pets)
+    found.xywh[0] = [1, 0, 9, 40]
+    assert not found.labelled
+    assert Dataset(found).load(0).target.image_label is None
+    assert Dataset(found).load(1).target.image_label == 0
+    assert Dataset(found).target(1).image_label is None  # of unknown size
