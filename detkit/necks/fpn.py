@@ -21,7 +21,7 @@ class FPN(nn.Module):
     convolution has a BatchNorm.
 
     Raises:
-        ValueError: an even kernel.
+        ValueError: an even kernel, or bottom_up between strides that do not divide one another.
     """
 
     def __init__(
@@ -40,6 +40,8 @@ class FPN(nn.Module):
         self.channels, self.strides = [out] * len(channels), list(strides)
         self.lateral = nn.ModuleList(_unit(width, out, 1) for width in channels)
         self.smooth = nn.ModuleList(_smoothing(out, kernel, depthwise) for _ in channels)
+        if bottom_up and any(coarse % fine for fine, coarse in pairwise(strides)):
+            raise ValueError(f"bottom_up needs strides that divide one another, not {strides}")
         ratios = [coarse // fine for fine, coarse in pairwise(strides)] if bottom_up else []
         self.shrink = nn.ModuleList(
             _unit(out, out, max(3, ratio | 1), groups=out if depthwise else 1, stride=ratio) for ratio in ratios

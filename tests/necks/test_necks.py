@@ -69,3 +69,9 @@ def test_depthwise_smoothing_is_the_light_one():
 def test_an_even_kernel_is_refused():
     with pytest.raises(ValueError, match="kernel"):
         FPN([8], [8], kernel=4)
+
+
+def test_a_second_way_needs_whole_steps() -> None:
+    with pytest.raises(ValueError, match="bottom_up"):
+        FPN([8, 8], [16, 22.5], out=8, bottom_up=True)  # type: ignore[list-item]
+    assert FPN([8, 8], [16, 22.5], out=8).strides == [16, 22.5]  # type: ignore[list-item]
