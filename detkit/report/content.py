@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detkit import metrics
-from detkit.metrics import evaluate
+from detkit.metrics import SCORES, evaluate
 from detkit.metrics.bootstrap import interval
 from detkit.metrics.calibration import calibration
 from detkit.metrics.coco import AREAS, iou_name, limits_up_to
@@ -148,7 +147,7 @@ def _protocols(gt: GroundTruth, dt: Results, settings: Settings, done: dict[str,
 
 
 def _intervals(gt: GroundTruth, dt: Results, settings: Settings) -> dict[str, tuple[float, float]]:
-    names, extra = list(getattr(metrics, "SCORES", {}).get(settings.protocol, ["AP"])), {}
+    names, extra = list(SCORES.get(settings.protocol, ["AP"])), {}
     if settings.protocol == "coco":
         extra = {"max_detections": settings.max_detections}
         names = list(dict.fromkeys(["AP", "AP50", iou_name(settings.match_iou)]))
