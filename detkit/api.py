@@ -70,12 +70,9 @@ def load(
 
 
 def _load_one(path_or_name: str | Path | None, device: str | None, size: int | None) -> Predicting:
-    from detkit import config, zoo
+    from detkit import config
     from detkit.data.resize import Resize
 
-    if path_or_name is None and not zoo.WEIGHTS:
-        do = "give --model with a file or run folder; detkit train --data DATA makes one"
-        raise DetkitError("no general model is shipped with this version", do=do)
     if size is not None and size < 32:
         raise DetkitError(f"an input of {size} pixels is too small", "--size", "give 320, say")
     name = "default" if path_or_name is None else str(path_or_name)
