@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,13 +52,14 @@ def train(
         overrides.append(f"train.device={device}")
     from detkit import api
 
-    show = _Progress()
     if threads:
         api.set_threads(threads)
-    with show:
-        result = api.train(
-            config, data=data, overrides=overrides, out=out, resume=resume, dry_run=dry_run, on_event=show.event
-        )
+    run = partial(api.train, config, data=data, overrides=overrides, out=out, resume=resume, dry_run=dry_run)
+    if os.environ.get("RANK", "0") != "0":  # of several processes one speaks
+        run()
+        return 0
+    with _Progress() as show:
+        result = run(on_event=show.event)
     if as_json:
         print_json(result.to_dict())
         return 0
@@ -103,5 +106,5 @@ class _Progress:
             self._bar.update(self._task, completed=event.step + 1, note=note)
         elif isinstance(event, events.BatchValidated):
             self._bar.update(self._task, description="validation", completed=event.step + 1, total=event.steps)
-        else:
+        elif not isinstance(event, events.TrainFinished):  # the result, which is printed at the end
             self._bar.console.print(str(event), markup=False) if self._bar.live.is_started else message(str(event))

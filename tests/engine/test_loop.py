@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 from detkit.data.resize import Resize
-from detkit.engine import events
+from detkit.engine import events, loop
 from detkit.engine.errors import Interrupted
 from detkit.engine.loop import train
 from detkit.engine.options import TrainOptions
@@ -295,12 +296,15 @@ def test_early_stop_holds_after_a_resume(tmp_path: Path) -> None:
     assert len(run_of(tmp_path / "r")[1]) == 3
 
 
-def test_dry_run_builds_everything_and_writes_only_the_picture(tmp_path: Path) -> None:
+def test_dry_run_builds_everything_and_writes_only_the_picture(tmp_path: Path, monkeypatch) -> None:
+    clock = SimpleNamespace(perf_counter=itertools.count(0, 3).__next__)  # three seconds from look to look
+    monkeypatch.setattr(loop, "time", clock)
     result = train(Toy(), Pictures(), Pictures(6, 1), OPTIONS, run=tmp_path / "r", dry_run=True)
     assert isinstance(result, events.DryRun)
     assert result.steps == 3
     assert result.memory > 0
-    assert result.epoch_seconds > 0
+    assert result.step_seconds == 3
+    assert result.epoch_seconds == 3 * 3 + 2 * 3 / 3  # three steps, two batches of validation at a third of a step
     assert [path.name for path in (tmp_path / "r").iterdir()] == ["first_batch.jpg"]
     assert len(result.lines()) == 3
     assert json.dumps(result.to_dict())
