@@ -13,7 +13,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "resnet": ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     "densenet": ("densenet121", "densenet169", "densenet201"),
     "googlenet": ("googlenet",),
-    "vgg": ("vgg11", "vgg11_bn", "vgg16", "vgg16_bn"),
+    "vgg": ("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn"),
     "darknet": ("darknet19", "darknet53", "darknet"),
     "nin": ("nin", "nin_cifar"),
     "alexnet": ("alexnet", "alexnet_2012"),

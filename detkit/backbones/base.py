@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from torch import Tensor, nn
 
@@ -84,6 +84,25 @@ class Backbone(nn.Module):
                 outputs.append(x)
         return outputs
 
+    def frozen_maps(self, x: Tensor) -> list[Tensor]:
+        """The frozen stages' part of ``forward``: the maps (B, C, H, W) of theirs that ``from_frozen`` needs."""
+        maps = []
+        for index in range(self.frozen):
+            x = self.stages[index](x)
+            if index in self.taps or index == self.frozen - 1:
+                maps.append(x)
+        return maps
+
+    def from_frozen(self, maps: list[Tensor]) -> list[Tensor]:
+        """The rest of ``forward``, which is ``from_frozen(frozen_maps(x))``."""
+        outputs = maps[: sum(tap < self.frozen for tap in self.taps)]
+        x = maps[-1]
+        for index in range(self.frozen, len(self.stages)):
+            x = self.stages[index](x)
+            if index in self.taps:
+                outputs.append(x)
+        return outputs
+
     def train(self, mode: bool = True) -> Backbone:
         """As usual, but frozen stages stay in evaluation mode."""
         super().train(mode)
@@ -125,7 +144,7 @@ class Classifier(nn.Module):
             std=self.std,
         )
         layers = list(self.classifier)
-        del layers[max(index for index, layer in enumerate(layers) if any(True for _ in layer.parameters()))]
+        del layers[_place_of_logits(layers)]
         return body, nn.Sequential(*whole.stages[len(body.stages) :], *layers)
 
     def logits(self, x: Tensor) -> list[Tensor]:
@@ -134,24 +153,33 @@ class Classifier(nn.Module):
         return [self(x)]
 
 
-def set_logits(layers: nn.Sequential, num_classes: int) -> nn.Sequential:
-    """``layers`` with the last one that has weights, linear or 1 x 1, made anew for ``num_classes``.
+def _place_of_logits(layers: Sequence[nn.Module]) -> int:
+    """The index of the last layer of weights, linear or 1 x 1, or of fixed codes (LeNet-5's output has no weights).
 
-    A pretrained one of that size is kept. Raises TypeError where the last weights are of another kind of layer.
+    Raises TypeError where the last weights are of another kind of layer.
     """
     for index in reversed(range(len(layers))):
         last = layers[index]
-        if isinstance(last, nn.Conv2d) and last.kernel_size == (1, 1):
-            if last.out_channels != num_classes:
-                layers[index] = nn.Conv2d(last.in_channels, num_classes, 1)
-            return layers
-        if hasattr(last, "out_features"):
-            if last.out_features != num_classes:
-                layers[index] = type(last)(last.in_features, num_classes)
-            return layers
+        if hasattr(last, "out_features") or (isinstance(last, nn.Conv2d) and last.kernel_size == (1, 1)):
+            return index
         if any(True for _ in last.parameters()):
             break
     raise TypeError(f"a classifier ends in a linear layer, got {type(layers[-1]).__name__}")
+
+
+def set_logits(layers: nn.Sequential, num_classes: int) -> nn.Sequential:
+    """``layers`` with the one that gives the logits made anew for ``num_classes``.
+
+    A pretrained one of that size is kept. Raises TypeError where the last weights are not linear or 1 x 1.
+    """
+    index = _place_of_logits(list(layers))
+    last: Any = layers[index]
+    if isinstance(last, nn.Conv2d):
+        if last.out_channels != num_classes:
+            layers[index] = nn.Conv2d(last.in_channels, num_classes, 1)
+    elif last.out_features != num_classes:
+        layers[index] = type(last)(last.in_features, num_classes)
+    return layers
 
 
 @dataclass(frozen=True, slots=True)

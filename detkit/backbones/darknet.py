@@ -147,6 +147,33 @@ class Darknet(Backbone):
             x = stage(x, saved)
         return [saved[number] for number in self.outputs]
 
+    def frozen_maps(self, x: Tensor) -> list[Tensor]:
+        """As ``Backbone``'s: the outputs of frozen layers that are returned or read by others."""
+        saved: dict[int, Tensor] = {}
+        stages: list[Any] = list(self.stages[: self.frozen])
+        for stage in stages:
+            x = stage(x, saved)
+        saved[self._boundary() - 1] = x
+        return [saved[number] for number in self._kept()]
+
+    def from_frozen(self, maps: list[Tensor]) -> list[Tensor]:
+        saved = dict(zip(self._kept(), maps, strict=True))
+        x = saved.get(self._boundary() - 1, maps[-1])  # the next layer may read others only
+        stages: list[Any] = list(self.stages[self.frozen :])
+        for stage in stages:
+            x = stage(x, saved)
+        return [saved[number] for number in self.outputs]
+
+    def _boundary(self) -> int:
+        """The number of the first layer that is not frozen."""
+        return [*self._firsts, max(self.outputs) + 1][self.frozen]
+
+    def _kept(self) -> list[int]:
+        """Numbers of the frozen layers that are returned or that others read."""
+        stages: list[Any] = list(self.stages[self.frozen :])
+        read = {number for stage in stages for _, inputs, _ in stage.layers for number in inputs}
+        return sorted(number for number in read | set(self.outputs) if number < self._boundary())
+
     def convolutions(self) -> dict[int, Convolution]:
         """The convolution and batch norm of each layer that has them, by its number."""
         found: list[tuple[str, Any]] = [item for stage in self.stages for item in stage.items()]  # type: ignore[operator]

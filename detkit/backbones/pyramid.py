@@ -60,6 +60,20 @@ class Pyramid(Backbone):
             maps += super().forward(_scaled(x, scale))
         return [maps[i] for i in self.order]
 
+    def frozen_maps(self, x: Tensor) -> list[Tensor]:
+        """As ``Backbone``'s, scale after scale."""
+        maps: list[Tensor] = []
+        for scale in self.scales:
+            maps += super().frozen_maps(_scaled(x, scale))
+        return maps
+
+    def from_frozen(self, maps: list[Tensor]) -> list[Tensor]:
+        each = len(maps) // len(self.scales)
+        found: list[Tensor] = []
+        for first in range(0, len(maps), each):
+            found += super().from_frozen(maps[first : first + each])
+        return [found[i] for i in self.order]
+
 
 def _scaled(x: Tensor, scale: float) -> Tensor:
     if scale == 1:

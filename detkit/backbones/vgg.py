@@ -23,5 +23,9 @@ def _parts(name: str, weights: str | None) -> Parts:
 
 vgg11 = family("vgg11", _parts, (3, 4))
 vgg11_bn = family("vgg11_bn", _parts, (3, 4))
+vgg13 = family("vgg13", _parts, (3, 4))
+vgg13_bn = family("vgg13_bn", _parts, (3, 4))
 vgg16 = family("vgg16", _parts, (3, 4))
 vgg16_bn = family("vgg16_bn", _parts, (3, 4))
+vgg19 = family("vgg19", _parts, (3, 4))
+vgg19_bn = family("vgg19_bn", _parts, (3, 4))

@@ -383,6 +383,22 @@ def test_lenets_codes_are_the_same_in_every_process():
     assert make("lenet5_1998", 4).classifier[-1].codes.abs().unique().tolist() == [1]
 
 
+@pytest.mark.parametrize("name", ["lenet5_1998", "lenet5", "nin_cifar"])
+def test_a_trunk_is_all_but_the_logits(name):
+    # LeNet-5's output of 1998 has codes and no weights: what goes is that, not the layer before it.
+    net = make(name, 7).eval()
+    body, trunk = net.split(taps=(1,))
+    x = torch.rand(2, 3, 32, 32)
+    answers = list(net.classifier)
+    logits = next(
+        layer for layer in reversed(answers) if hasattr(layer, "codes") or any(True for _ in layer.parameters())
+    )
+    assert not any(module is logits for module in trunk.modules())
+    if name != "nin_cifar":  # which averages after its logits
+        assert trunk(body(x)[-1]).shape == (2, 84)
+        assert torch.equal(logits(trunk(body(x)[-1])), net(x))
+
+
 def test_logits_for_other_classes():
     layers = torch.nn.Sequential(torch.nn.Conv2d(8, 10, 1), torch.nn.ReLU(), torch.nn.Flatten())
     assert set_logits(layers, 10)[0] is layers[0]

@@ -54,14 +54,28 @@ def test_lenet5_of_1998_and_of_today():
     [
         ("alexnet", 61_100_840),
         ("alexnet_2012", 60_965_224),
+        ("vgg11", 132_863_336),
+        ("vgg11_bn", 132_868_840),
+        ("vgg13", 133_047_848),
+        ("vgg13_bn", 133_053_736),
         ("vgg16", 138_357_544),
+        ("vgg16_bn", 138_365_992),
+        ("vgg19", 143_667_240),
+        ("vgg19_bn", 143_678_248),
         ("nin", 7_595_176),
         ("nin_cifar", 966_986),
         ("googlenet", 6_624_904),
         ("resnet18", 11_689_512),
+        ("resnet34", 21_797_672),
         ("resnet50", 25_557_032),
+        ("resnet101", 44_549_160),
+        ("resnet152", 60_192_808),
         ("densenet121", 7_978_856),
+        ("densenet169", 14_149_480),
+        ("densenet201", 20_013_928),
         ("mobilenet_v2", 3_504_872),
+        ("mobilenet_v3_small", 2_542_856),
+        ("mobilenet_v3_large", 5_483_032),
         ("shufflenet_v2_x1_0", 2_278_604),
         ("efficientnet_lite0", 4_652_008),
         ("efficientnet_lite1", 5_416_680),
@@ -74,7 +88,17 @@ def test_published_parameters(name, parameters):
 
 @pytest.mark.parametrize(
     ("name", "depth"),
-    [("vgg16", 16), ("alexnet", 8), ("googlenet", 22), ("resnet18", 18), ("resnet50", 50), ("densenet121", 121)],
+    [
+        ("vgg11", 11),
+        ("vgg13", 13),
+        ("vgg16", 16),
+        ("vgg19", 19),
+        ("alexnet", 8),
+        ("googlenet", 22),
+        ("resnet18", 18),
+        ("resnet50", 50),
+        ("densenet121", 121),
+    ],
 )
 def test_layers_are_counted_as_the_names_count_them(name, depth):
     # Layers with weights on the longest path; a ResNet's projections stand beside it.
