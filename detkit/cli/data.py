@@ -221,7 +221,10 @@ def split(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Draw train, val and test parts with balanced classes; writes lists or json files, moves no picture."""
+    """Draw train, val and test parts with balanced classes; writes lists or json files, moves no picture.
+
+    Of class folders, whose parts are folders, the pictures are copied to --out.
+    """
     from detkit.data.split import balance, stratify, write_split
 
     if val + test >= 1:

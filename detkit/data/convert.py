@@ -151,7 +151,7 @@ def _made(a: Annotations) -> dict[str, Any]:
     numbers = [i if isinstance(i, int) else k + 1 for k, i in enumerate(a.image_ids)]
     if len(set(numbers)) < len(numbers):
         numbers = list(range(1, len(numbers) + 1))
-    names = _file_names(a.files)
+    names = file_names(a.files)
 
     def images() -> Iterator[bytes]:
         for number, name, (height, width) in zip(numbers, names, a.sizes.tolist(), strict=True):
@@ -176,7 +176,7 @@ def _made(a: Annotations) -> dict[str, Any]:
     return {"info": [{}], "licenses": b"[]", "images": images(), "annotations": annotations(), "categories": categories}
 
 
-def _file_names(files: list[str]) -> list[str]:
+def file_names(files: list[str]) -> list[str]:
     """File names without folders; a number is added where two would be the same."""
     taken: set[str] = set()
     names = []
@@ -191,7 +191,8 @@ def _file_names(files: list[str]) -> list[str]:
     return names
 
 
-def _copy(file: str, to: Path, link: bool) -> None:
+def copy_picture(file: str, to: Path, link: bool = False) -> None:
+    """Copies a data set's picture, or links to it, and makes the folders. Raises DetkitError if it is not there."""
     if not os.path.isfile(file):
         raise DetkitError("a picture of the data set is missing", file, "find the others with detkit data check")
     to.parent.mkdir(parents=True, exist_ok=True)
@@ -213,12 +214,12 @@ def _write_single(a: Annotations, out: Path, overwrite: bool) -> None:
 def _write_coco(parts: dict[str, Annotations], out: Path, link: bool, lost: Findings) -> None:
     for name, a in parts.items():
         verbatim = a.source is not None and a.source.format == "coco"
-        names = [os.path.relpath(f, a.source.images) for f in a.files] if verbatim else _file_names(a.files)  # type: ignore[union-attr, type-var]
+        names = [os.path.relpath(f, a.source.images) for f in a.files] if verbatim else file_names(a.files)  # type: ignore[union-attr, type-var]
         for file, to in zip(a.files, names, strict=True):
             if to.startswith("..") or os.path.isabs(to):
                 do = "write a single .json, which leaves the pictures where they are"
                 raise DetkitError("a file_name points outside the picture folder", file, do)
-            _copy(file, out / name / to, link)
+            copy_picture(file, out / name / to, link)
         write_coco_json(a, out / "annotations" / f"instances_{name}.json")
 
 
@@ -228,8 +229,8 @@ def _write_yolo(parts: dict[str, Annotations], out: Path, link: bool, lost: Find
     first = next(iter(parts.values()))
     for name, a in parts.items():
         (out / "labels" / name).mkdir(parents=True, exist_ok=True)
-        for i, (file, to) in enumerate(zip(a.files, _file_names(a.files), strict=True)):
-            _copy(file, out / "images" / name / to, link)
+        for i, (file, to) in enumerate(zip(a.files, file_names(a.files), strict=True)):
+            copy_picture(file, out / "images" / name / to, link)
             label = out / "labels" / name / (os.path.splitext(to)[0] + ".txt")
             write_text(label, "".join(yolo_lines(a, i, lost)))
     places = {name: f"images/{name}" for name in parts}
@@ -258,12 +259,12 @@ def yolo_lines(a: Annotations, i: int, lost: Findings) -> Iterator[str]:
 def _write_voc(parts: dict[str, Annotations], out: Path, link: bool, lost: Findings) -> None:
     for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    names = iter(_file_names([f for a in parts.values() for f in a.files]))
+    names = iter(file_names([f for a in parts.values() for f in a.files]))
     for part, a in parts.items():
         stems = []
         for i, file in enumerate(a.files):
             to = next(names)
-            _copy(file, out / "JPEGImages" / to, link)
+            copy_picture(file, out / "JPEGImages" / to, link)
             stems.append(os.path.splitext(to)[0])
             write_text(out / "Annotations" / f"{stems[-1]}.xml", voc_xml(a, i, to))
         write_text(out / "ImageSets" / "Main" / f"{part}.txt", "".join(f"{s}\n" for s in stems))

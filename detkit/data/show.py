@@ -8,8 +8,6 @@ from detkit.data.dataset import Dataset
 from detkit.errors import DetkitError
 from detkit.structures import Sample
 
-GAP = 6  # pixels between the pictures
-
 
 def choose(dataset: Dataset, count: int, seed: int) -> np.ndarray:
     """Up to ``count`` picture indices, seeded; pictures with objects come first."""
@@ -21,19 +19,14 @@ def choose(dataset: Dataset, count: int, seed: int) -> np.ndarray:
 def grid(samples: list[Sample], classes: tuple[str, ...], *, tile: int = 320, columns: int = 0) -> np.ndarray:
     """uint8 (H, W, 3) RGB: the samples with their labels drawn, each fitted into ``tile`` x ``tile`` pixels."""
     from detkit.data.resize import Resize, moved_target
-    from detkit.io.draw import draw_target
+    from detkit.io.draw import draw_target, sheet
 
-    columns = columns or min(len(samples), max(1, round(len(samples) ** 0.5 * 1.2)))
-    rows = -(-len(samples) // columns)
-    canvas = np.full((rows * (tile + GAP) + GAP, columns * (tile + GAP) + GAP, 3), 255, dtype=np.uint8)
-    resize = Resize((tile, tile), stride=1)
-    for k, sample in enumerate(samples):
+    resize, drawn = Resize((tile, tile), stride=1), []
+    for sample in samples:
         # Drawn after the fit, so that captions are legible whatever the picture's size.
         image, geometry = resize(sample.image)
-        fitted = moved_target(sample.target, geometry)
-        top, left = GAP + k // columns * (tile + GAP), GAP + k % columns * (tile + GAP)
-        canvas[top : top + tile, left : left + tile] = draw_target(image, fitted, classes)
-    return canvas
+        drawn.append(draw_target(image, moved_target(sample.target, geometry), classes))
+    return sheet(drawn, columns=columns)
 
 
 def labelled(dataset: Dataset, count: int, seed: int = 0) -> tuple[list[Sample], list[str]]:

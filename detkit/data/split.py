@@ -71,12 +71,15 @@ def write_split(
     """Writes what makes the parts usable, and returns the files; pictures and labels stay where they are.
 
     COCO: STEM-PART.json, with the records as they were. VOC: a list PART.txt (default: in ImageSets/Main). YOLO:
-    STEM-PART.txt with the pictures' paths, and STEM-split.yaml that names them. out: folder (default: beside the
-    source). Raises DetkitError if a file exists and ``overwrite`` is not set.
+    STEM-PART.txt with the pictures' paths, and STEM-split.yaml that names them. Class folders, whose parts are folders:
+    copies of the pictures, PART/CLASS/NAME, and the folders are returned. out: folder (default: beside the source; for
+    class folders a new one must be given). Raises DetkitError if a file exists and ``overwrite`` is not set.
     """
     source = annotations.source
     if source is None:
         raise DetkitError("only a data set of one source can be split", do="split each of them by itself")
+    if source.format == "folders":
+        return _copy_folders(annotations, parts, out, overwrite)
     home = source.path.parent if source.path.is_file() else source.path
     folder = out or (home / "ImageSets" / "Main" if source.format == "voc" else home)
     stem = source.path.stem if source.path.is_file() else f"instances_{source.split or 'all'}"
@@ -111,6 +114,30 @@ def write_split(
                               allow_unicode=True)  # fmt: skip
         write_text(files[-1], text, overwrite=overwrite)
     return files
+
+
+def _copy_folders(
+    annotations: Annotations, parts: Mapping[str, np.ndarray], out: Path | None, overwrite: bool
+) -> list[Path]:
+    from detkit.data.convert import copy_picture, file_names
+    from detkit.io.files import atomic_folder
+
+    source = annotations.source.path if annotations.source else Path()
+    if out is None or out.resolve().is_relative_to(source.resolve()):
+        do = "give --out a new folder outside of it: the pictures are copied to PART/CLASS/ there"
+        raise DetkitError("parts of class folders are folders themselves", str(source), do)
+    names = list(annotations.files)
+    for label in range(len(annotations.classes)):
+        mine = np.flatnonzero(annotations.labels == label).tolist()  # one object a picture
+        # Where parts of the source were joined, a name may come twice in a class.
+        for i, name in zip(mine, file_names([annotations.files[i] for i in mine]), strict=True):
+            names[i] = name
+    with atomic_folder(out, overwrite) as folder:
+        for part, rows in parts.items():
+            for i in rows.tolist():
+                file = annotations.files[i]
+                copy_picture(file, folder / part / Path(file).parent.name / names[i])
+    return [out / part for part in parts]
 
 
 def balance(annotations: Annotations, parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

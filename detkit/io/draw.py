@@ -20,6 +20,7 @@ PALETTE = (
     (26, 147, 52), (52, 69, 230), (255, 112, 31), (0, 212, 187), (146, 204, 23), (255, 149, 200), (44, 153, 168),
     (100, 115, 255), (203, 56, 255), (170, 110, 40), (72, 249, 10), (203, 42, 90), (128, 160, 190),
 )  # fmt: skip
+GAP = 6  # pixels between the pictures of a sheet
 # Fonts with the scripts that DejaVu lacks, as the common systems name them.
 _WIDE_FONTS = (
     "NotoSansCJK-Regular.ttc", "NotoSansSC-Regular.otf", "wqy-microhei.ttc", "DroidSansFallbackFull.ttf", "msyh.ttc",
@@ -99,6 +100,25 @@ def draw_marked(
         _box(canvas, boxes[i], colour_of(colours[i]), dashed[i])
     said = [i for i, caption in enumerate(captions) if caption]
     _captions(canvas, boxes[said], [captions[i] for i in said], np.array(colours, np.int64)[said])
+    return canvas
+
+
+def sheet(pictures: Sequence[np.ndarray], captions: Sequence[str] = (), columns: int = 0) -> np.ndarray:
+    """uint8 (H, W, 3) RGB: pictures (each uint8 (h, w, 3) RGB) side by side on white, a caption above each.
+
+    columns: 0 for somewhat more columns than rows.
+    """
+    columns = columns or min(len(pictures), max(1, round(len(pictures) ** 0.5 * 1.2)))
+    high, wide = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
+    tabs = [_tab(caption, 13, (255, 255, 255))[:, :wide] for caption in captions]
+    above = max((tab.shape[0] for tab in tabs), default=0)
+    step = high + above + GAP, wide + GAP
+    canvas = np.full((-(-len(pictures) // columns) * step[0] + GAP, columns * step[1] + GAP, 3), 255, np.uint8)
+    for k, picture in enumerate(pictures):
+        top, left = GAP + k // columns * step[0], GAP + k % columns * step[1]
+        if tabs:
+            canvas[top : top + tabs[k].shape[0], left : left + tabs[k].shape[1]] = tabs[k]
+        canvas[top + above :, left:][: picture.shape[0], : picture.shape[1]] = picture
     return canvas
 
 
@@ -200,12 +220,14 @@ def _captions(canvas: np.ndarray, boxes: np.ndarray, texts: list[str], labels: n
 def _place(
     canvas: np.ndarray, corners: tuple[int, int, int, int], tab: np.ndarray, taken: list[tuple[int, int, int, int]]
 ) -> tuple[int, int]:
-    """Upper left pixel of a tab, the whole tab inside the picture: above the box, else inside its top, else below."""
+    """Upper left pixel of a tab, the whole tab inside the picture: above the box, else inside its top, else below, else
+    further down in it (several answers may share a box)."""
     left, top, _, bottom = corners
     height, width = tab.shape[:2]
     x = min(left, canvas.shape[1] - width)
     lowest = canvas.shape[0] - height
-    wishes = [y for y in (top - height, top, bottom + 1, bottom + 1 - height) if 0 <= y <= lowest] or [min(top, lowest)]
+    places = (top - height, top, bottom + 1, bottom + 1 - height, *range(top + height, bottom + 1 - height, height))
+    wishes = [y for y in places if 0 <= y <= lowest] or [min(top, lowest)]
     free = [y for y in wishes if all(not _overlap((x, y, x + width, y + height), other) for other in taken)]
     y = (free or wishes)[0]
     taken.append((x, y, x + width, y + height))

@@ -11,6 +11,7 @@ from detkit.data.annotations import Annotations, Findings, Objects, Source, asse
 from detkit.data.dataset import read
 from detkit.data.split import balance, stratify, write_split
 from detkit.errors import DetkitError
+from detkit.io.images import write_image
 
 
 @pytest.fixture
@@ -73,3 +74,24 @@ def test_written_parts_can_be_read(request: pytest.FixtureRequest, tmp_path: Pat
     np.testing.assert_allclose(np.concatenate([b.xywh for b in back]), a.xywh)
     with pytest.raises(DetkitError, match="exists"):
         write_split(a, parts, out)
+
+
+def test_class_folders_are_copied(tmp_path: Path) -> None:
+    home, out = tmp_path / "pets", tmp_path / "parts"
+    for part in ("train", "val"):
+        for name, count in (("cat", 4), ("a dog", 2)):
+            for i in range(count):
+                write_image(home / part / name / f"{i}.png", np.full((9, 9, 3), 40 * i, np.uint8))
+    a = read(home)
+    files = write_split(a, stratify(a, {"train": 0.5, "test": 0.5}), out)
+    assert files == [out / "train", out / "test"]
+    assert len([p for p in out.rglob("*") if p.is_file()]) == 12  # names that came twice lie side by side
+    for part in ("train", "test"):
+        back = read(out, split=part)
+        assert back.classes == a.classes
+        assert back.class_counts().tolist() == [2, 4]
+    with pytest.raises(DetkitError, match="not empty"):
+        write_split(a, {"train": np.arange(12)}, out)
+    for inside in (None, home / "deeper"):
+        with pytest.raises(DetkitError, match="parts of class folders are folders"):
+            write_split(a, {"train": np.arange(12)}, inside)

@@ -85,6 +85,30 @@ def test_letters_beyond_ascii_are_drawn() -> None:
     assert draw._tab("猫\n", 20, (0, 0, 0)).any()
 
 
+def test_answers_that_share_a_box_stand_below_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    placed: list[tuple[int, int]] = []
+    place = draw._place
+    monkeypatch.setattr(draw, "_place", lambda *args: placed.append(place(*args)) or placed[-1])
+    image = np.zeros((120, 200, 3), np.uint8)
+    draw_detections(image, found([[0, 0, 200, 120]] * 4))
+    height = draw._tab("person 0.90", draw._font_size(image), colour_of(0)).shape[0]
+    rows = sorted(y for _, y in placed)
+    assert len(rows) == 4
+    assert min(np.diff(rows)) >= height
+    assert rows[-1] + height <= 120
+
+
+def test_a_sheet_of_pictures() -> None:
+    pictures = [np.full((10 + k, 20, 3), 50 * k, np.uint8) for k in range(3)]
+    plain = draw.sheet(pictures, columns=2)
+    assert plain.shape == (2 * (12 + draw.GAP) + draw.GAP, 2 * (20 + draw.GAP) + draw.GAP, 3)
+    assert (plain[draw.GAP : draw.GAP + 10, draw.GAP : draw.GAP + 20] == 0).all()
+    assert (plain[-draw.GAP - 12 : -draw.GAP, draw.GAP : draw.GAP + 20] == 100).all()
+    named = draw.sheet(pictures, ["a", "b", "a name that is much too long for its picture"])
+    assert named.shape[0] > plain.shape[0] / 2
+    assert (named == 100).all(2).sum() == 12 * 20
+
+
 def test_points() -> None:
     image = np.zeros((100, 100, 3), np.uint8)
     points = np.asarray([[[30, 70, 1], [60, 70, 0], [np.nan, 3, 1]]], np.float32)
