@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from detkit.cli import main
 from detkit.config import build_detector, load
 from detkit.config.experiment import Config, EvaluateOptions, check_model
 from detkit.config.schema import Place
 from detkit.data.dataset import Dataset, read
 from detkit.data.loader import collate
 from detkit.data.toy import CLASSES, write_toy_data
+from detkit.data.warp import Warp
 from detkit.detector import Detector
 from detkit.engine.evaluator import evaluate
 from detkit.engine.options import TrainOptions
 from detkit.metrics import coco
+from detkit.ops.boxes import iou
 from detkit.structures import Batch, Geometry, Limits, Target
 
 BODY = {"backbone": {"name": "resnet18", "taps": [2]}, "neck": {"name": "fpn", "out": 32}}
@@ -52,6 +57,19 @@ def total(losses: dict[str, Any]) -> torch.Tensor:
     return torch.stack(terms).sum()
 
 
+def learn(detector: Detector, batches: list[tuple[Batch, list[Target]]], steps: int) -> None:
+    optimizer = torch.optim.AdamW(detector.parameters(), 2e-3)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
+    detector.train()
+    for step in range(steps):
+        loss = total(detector(*batches[step % len(batches)]))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(detector.parameters(), 10)
+        optimizer.step()
+        schedule.step()
+
+
 STEPS = {"sliding": 50, "faster": 90, "fast": 80, "rcnn": 200}
 
 
@@ -60,17 +78,45 @@ def test_four_pictures_are_learnt_by_heart(family: str, tmp_path: Path) -> None:
     data = Dataset(read(write_toy_data(tmp_path, train=4, val=1, size=96), split="train"))
     detector, steps = make(family), STEPS[family]
     batch, targets = collate([data.load(i) for i in range(4)], detector.resize)
-    optimizer = torch.optim.AdamW(detector.parameters(), 2e-3)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
-    detector.train()
-    for _ in range(steps):
-        loss = total(detector(batch, targets))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(detector.parameters(), 10)
-        optimizer.step()
-        schedule.step()
+    learn(detector, [(batch, targets)], steps)
     assert coco.evaluate(*evaluate(detector, data)[:2]).metrics["AP50"] >= 0.9
+
+
+def with_corners(folder: Path, part: str) -> Dataset:
+    """Toy data whose objects have their four corners as points, left before right."""
+    path = folder / "annotations" / f"instances_{part}.json"
+    table = json.loads(path.read_text())
+    for row in table["annotations"]:
+        x, y, w, h = row["bbox"]
+        corners = [(x, y), (x + w, y), (x, y + h), (x + w, y + h)]
+        row["keypoints"] = [v for px, py in corners for v in (px - 0.5, py - 0.5, 2)]
+    path.write_text(json.dumps(table))
+    return Dataset(read(folder, split=part))
+
+
+def test_points_are_learnt_with_the_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Four pictures and their mirror images, in which left and right points have changed places."""
+    data = with_corners(write_toy_data(tmp_path, train=4, val=1, size=96), "train")
+    pairs = ((0, 1), (2, 3))
+    detector = make("fast", head={**FAMILIES["fast"]["head"], "pool": "align", "points": 4, "flip_pairs": pairs})
+    assert detector.flip_pairs == pairs
+    mirror = Warp(np.array([[-1.0, 0, 96], [0, 1, 0]]), (96, 96), flip_pairs=detector.flip_pairs)
+    samples = [data.load(i) for i in range(4)]
+    mirrored = [mirror.sample(sample, 114, 0.2) for sample in samples]
+    learn(detector, [collate(part, detector.resize) for part in (samples, mirrored)], 140)
+    detector.eval()
+    for sample, found in zip(mirrored, detector.predict_samples(mirrored, Limits(conf=0.5)), strict=True):
+        nearest = iou(sample.target.boxes, found.boxes).argmax(axis=1)
+        assert np.abs(found.extra["points"][nearest] - sample.target.points[..., :2]).max() < 8
+    detector.save(tmp_path / "model.safetensors")
+    both = [str(tmp_path / "model.safetensors"), str(tmp_path), "--split", "train", "--json", "--device", "cpu"]
+    for more in ([], ["--tta", "flip"]):
+        assert main(["evaluate", *both, *more]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["protocol"] == "points"
+        assert report["metrics"]["AP50"] >= 0.9
+        assert report["metrics"]["NME"] < 0.1
+        assert report["metrics"]["PCK"] > 0.9
 
 
 NOTHING = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -248,24 +248,32 @@ class DenseHead(nn.Module):
 
 
 def select_detections(
-    boxes: Tensor, scores: Tensor, labels: Tensor, image: Tensor, sizes: Tensor, classes: int, limits: Limits
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    image: Tensor,
+    sizes: Tensor,
+    classes: int,
+    limits: Limits,
+    extra: Mapping[str, Tensor] | None = None,
 ) -> list[Detections]:
     """Candidates of a batch as detections: clipped to their pictures, NMS per class, the best ``max_detections``.
 
     boxes (N, 4), scores, labels and image (N,), the place in the batch; sizes (B, 2) height, width; classes: their
-    number. One result a picture, best first.
+    number; extra: what goes with the boxes, (N, ...) each. One result a picture, best first.
     """
     size = sizes.to(boxes)[image].flip(1).repeat(1, 2)
     boxes = boxes.clamp(min=0).minimum(size)
-    real = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    real = (boxes[:, 2:] > boxes[:, :2]).all(1).nonzero().squeeze(1)
     boxes, scores, labels, image = boxes[real], scores[real], labels[real], image[real]
     # Classes never suppress each other, nor do images: one call serves the batch.
     kept = batched_nms(boxes, scores, image * classes + labels, limits.iou)
-    boxes, scores, labels, image = boxes[kept], scores[kept], labels[kept], image[kept]
+    boxes, scores, labels, image, rows = boxes[kept], scores[kept], labels[kept], image[kept], real[kept]
     found = []
     for i in range(len(sizes)):
         mine = (image == i).nonzero().squeeze(1)[: limits.max_detections]
-        found.append(Detections(boxes[mine], scores[mine], labels[mine]))
+        more = {name: values[rows[mine]] for name, values in (extra or {}).items()}
+        found.append(Detections(boxes[mine], scores[mine], labels[mine], extra=more))
     return found
 
 

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.errors import DetkitError
 from detkit.heads.dense import BoxLoss
 from detkit.heads.picture import PictureHead
+from detkit.heads.points import check_points, points_loss, points_table
 from detkit.ops.losses import class_loss, iou_loss, objectness_loss, squared_loss
 from detkit.structures import Loss, Target
 
@@ -54,9 +53,8 @@ class Localize(PictureHead):
     log-likelihood for the classes) or the ``squared`` error of the probabilities; with both ``squared`` and gains of 1
     it is the textbook's loss (``detkit.ops.losses.localization_loss``).
 
-    points: landmarks of an object, always the same ones in the same order (eyes, corners of a mouth); flip_pairs: those
-    that change places where a picture is mirrored, such as left and right eye, counted from 0. Their loss is smooth L1
-    of each visible point's error over the square root of the box's area, which turns from square to line at ``beta``.
+    points: landmarks of an object (``detkit.heads.points``); flip_pairs: those that change places where a picture is
+    mirrored, such as left and right eye, counted from 0; beta: where their loss turns from square to line.
     *_gain: weights of the terms.
     """
 
@@ -81,11 +79,7 @@ class Localize(PictureHead):
         class_gain: float = 1.0,
         point_gain: float = 5.0,
     ) -> None:
-        if points < 0 or beta <= 0:
-            raise ValueError(f"points must be 0 or more and beta above 0, got points {points} and beta {beta}")
-        named = [index for pair in flip_pairs for index in pair]
-        if len(set(named)) < len(named) or not all(0 <= index < points for index in named):
-            raise ValueError(f"flip_pairs names each of the {points} points, from 0, at most once; got {flip_pairs}")
+        check_points(points, flip_pairs, beta)
         before = 5 + 2 * points
         super().__init__(channels, num_classes, before + num_classes, trunk, layers, cells, hidden, dropout)
         self.class_rows = {"last.": (before, 1, 0)}
@@ -128,27 +122,14 @@ class Localize(PictureHead):
         classes = class_loss(raw["classes"][there], labels, "softmax", squared=self.squared_scores)
         objects = logits.new_tensor(float(len(there)))
         terms = {"objectness": (presence, known.sum()), "box": (box, objects), "classes": (classes, objects)}
+        losses = {name: Loss(each.sum(), count) for name, (each, count) in terms.items()}
         if self.points:
-            error = self._point_errors(raw, targets, sizes)
-            each = F.smooth_l1_loss(error, torch.zeros_like(error), beta=self.beta, reduction="none")
-            terms["points"] = each, logits.new_tensor(float(len(error)))
-        return {name: Loss(each.sum() * self.gains[name], count) for name, (each, count) in terms.items()}
-
-    def _point_errors(self, raw: dict[str, Tensor], targets: list[Target], sizes: Tensor) -> Tensor:
-        """(V, 2): x and y of the visible points' errors, in square roots of their box's area."""
-        wanted = raw["points"].new_zeros((len(targets), self.points, 3))
-        side = raw["points"].new_ones(len(targets))
-        for i, target in enumerate(targets):
-            row = chosen_object(target)
-            if row is None or target.points is None:
-                continue
-            if target.points.shape[1] != self.points:
-                what = f"the data has {target.points.shape[1]} points an object, the model {self.points}"
-                raise DetkitError(what, "model.head.points", "give the data's number")
-            wanted[i] = target.points[row].to(wanted)
-            side[i] = (target.boxes[row, 2:] - target.boxes[row, :2]).prod().sqrt()
-        image, point = (wanted[..., 2] > 0).nonzero(as_tuple=True)
-        return (self._pixels(raw, sizes)[image, point] - wanted[image, point, :2]) / side[image, None]
+            picked = [chosen_object(target) for target in targets]
+            chosen = [t[row : row + 1] for t, row in zip(targets, picked, strict=True) if row is not None]
+            found = self._pixels(raw, sizes)[there]
+            boxes = torch.cat([t.boxes for t in chosen]) if chosen else logits.new_zeros((0, 4))
+            losses["points"] = points_loss(found, points_table(chosen, self.points), boxes, self.beta)
+        return {name: Loss(loss.sum * self.gains[name], loss.count) for name, loss in losses.items()}
 
     def _pixels(self, raw: dict[str, Tensor], sizes: Tensor) -> Tensor:
         """(B, K, 2) x, y of the points in input pixels."""

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from detkit.errors import DetkitError
 from detkit.heads.dense import full_precision, gather_objects, select_detections
+from detkit.heads.points import check_points, points_loss, points_table
 from detkit.heads.pooling import RegionPooling
 from detkit.heads.stages import Embedded, fit_stages
 from detkit.heads.trunk import batch_norms, output_width, split_layers, two_layers, without_pooling
@@ -42,6 +43,10 @@ class RoIHead(nn.Module):
     an IoU of at least ``positive`` with an object; background: IoU of the others (the paper's lower bound is 0.1; where
     they are too few, those below it fill up); weights: of the deltas, one over their standard deviation; beta: where
     smooth L1 turns from square to line; class_gain, box_gain: weights of the loss terms.
+
+    points: landmarks of an object (``detkit.heads.points``), learned on the same regions and answered beside each box;
+    flip_pairs: those that change places where a picture is mirrored, counted from 0; point_beta: where their loss turns
+    from square to line; point_gain: its weight.
 
     classifier: ``softmax``, or ``svm``: R-CNN's later stages. The head trains as ever, then ``fit`` puts a linear SVM a
     class (svm_cost: its C) in the place of the softmax and ridge regression (ridge: its lambda) in that of the boxes,
@@ -74,6 +79,10 @@ class RoIHead(nn.Module):
         beta: float = 1.0,
         class_gain: float = 1.0,
         box_gain: float = 1.0,
+        points: int = 0,
+        flip_pairs: tuple[tuple[int, int], ...] = (),
+        point_beta: float = 0.1,
+        point_gain: float = 5.0,
         classifier: Literal["softmax", "svm"] = "softmax",
         svm_cost: float = 1e-3,
         ridge: float = 1000.0,
@@ -95,13 +104,17 @@ class RoIHead(nn.Module):
         if (pool == "crops") != (list(strides) == [1]):
             do = "take backbone {name: identity, cnn: ...} for pool: crops, and another pool for feature maps"
             raise DetkitError(f"pool: {pool} does not fit maps of strides {strides}", "head.pool", do)
+        check_points(points, flip_pairs, point_beta)
         if pool == "crops" and 2 * padding >= size:
             raise ValueError(f"padding of {padding} pixels on both sides leaves nothing of a size of {size}")
         if layers == "backbone" and trunk is None:
             raise DetkitError("the backbone gives no trunk", "head.layers", "take layers: mlp")
         self.num_classes, self.layers, self.chunk, self.norm = num_classes, layers, chunk, norm
         self.rois, self.positive_share, self.positive, self.background = rois, positive_share, positive, background
-        self.weights, self.beta, self.gains = weights, beta, {"classes": class_gain, "boxes": box_gain}
+        self.weights, self.beta = weights, beta
+        self.gains = {"classes": class_gain, "boxes": box_gain, "points": point_gain}
+        self.points, self.flip_pairs, self.point_beta = points, tuple(flip_pairs), point_beta
+        self.protocol = "points" if points else "coco"
         self.pooling = RegionPooling(strides, pool, size, sampling, padding)
         if layers == "mlp" or trunk is None:
             self.trunk: nn.Module = two_layers(channels[0], size, width)
@@ -111,7 +124,11 @@ class RoIHead(nn.Module):
         if svd:
             split_layers(self.trunk, svd, decompose=False)
         self.classes, self.boxes = nn.Linear(features, num_classes + 1), nn.Linear(features, 4 * num_classes)
-        for layer, deviation in ((self.classes, 0.01), (self.boxes, 0.001)):  # section 2.3
+        linear = [(self.classes, 0.01), (self.boxes, 0.001)]  # section 2.3
+        if points:
+            self.landmarks = nn.Linear(features, 2 * points)
+            linear.append((self.landmarks, 0.001))
+        for layer, deviation in linear:
             nn.init.normal_(layer.weight, std=deviation)
             nn.init.zeros_(layer.bias)
         self.classifier, self.svm_cost, self.ridge = classifier, svm_cost, ridge
@@ -157,7 +174,8 @@ class RoIHead(nn.Module):
         """Everything that loss and prediction need, from maps (B, C_l, H_l, W_l) and proposals, (R_i, 4) a picture.
 
         rois (R, 4) and image (R,) int64, all pictures' in order; classes (R, C + 1) logits, background last; boxes
-        (R, C, 4) deltas; once ``fit``, margins (R, C), logits of the SVMs' probabilities; all float32.
+        (R, C, 4) deltas; points (R, K, 2) x, y from the region's centre in its widths and heights; once ``fit``,
+        margins (R, C), logits of the SVMs' probabilities; all float32.
         """
         if proposals is None:
             raise ValueError("a RoI head needs proposals")
@@ -167,6 +185,8 @@ class RoIHead(nn.Module):
             embedded = embedded.to(self.classes.weight.dtype)
             classes, boxes = self.classes(embedded), self.boxes(embedded).unflatten(1, (self.num_classes, 4))
             raw = {"rois": rois[:, 1:], "image": rois[:, 0].long(), "classes": classes, "boxes": boxes}
+            if self.points:
+                raw["points"] = self.landmarks(embedded).unflatten(1, (self.points, 2))
             if self.fits and self.fitted:
                 raw["margins"] = F.linear(embedded.float(), self.svm, self.svm_bias)  # type: ignore[arg-type]
         return raw
@@ -190,10 +210,14 @@ class RoIHead(nn.Module):
         return self.trunk(self.pooling(features, rois)).flatten(1)
 
     def loss(self, raw: dict[str, Tensor], targets: list[Target], sizes: Tensor) -> dict[str, Loss]:
-        """The multi-task loss of section 2.3: ``classes`` and ``boxes``, gains included, both counted by regions.
+        """The multi-task loss of section 2.3: ``classes`` and ``boxes``, gains included, both counted by regions; and
+        ``points``, counted by visible points of the regions that show an object.
 
         targets: torch, boxes in input pixels, one an image; sizes (B, 2) is not looked at. Regions that show a crowd or
         a difficult object, and no other, count for nothing.
+
+        Raises:
+            DetkitError: the data has another number of points an object.
         """
         rois, logits = raw["rois"], raw["classes"]
         objects = gather_objects(targets, rois.device)
@@ -212,7 +236,12 @@ class RoIHead(nn.Module):
         count = (~shown.ignore).sum().to(logits.dtype)
         # The other classes' boxes take part with zeros, so that every weight has a gradient.
         terms = {"classes": classes.sum(), "boxes": boxes.sum() + 0 * raw["boxes"].sum()}
-        return {name: Loss(total * self.gains[name], count) for name, total in terms.items()}
+        losses = {name: Loss(total * self.gains[name], count) for name, total in terms.items()}
+        if self.points:
+            wanted, found = points_table(targets, self.points).to(rois.device)[row], _placed(raw, positive)
+            term = points_loss(found, wanted, objects.boxes[row], self.point_beta, weight[positive])
+            losses["points"] = Loss(term.sum * self.gains["points"], term.count)
+        return losses
 
     def _shown(self, raw: dict[str, Tensor], objects: Objects, images: int) -> Regions:
         """``label_regions`` of a batch; rows are those of ``objects``."""
@@ -240,8 +269,9 @@ class RoIHead(nn.Module):
             scores = scores.masked_fill(~allowed, -1)
         row, label = (scores >= max(limits.conf, 0.0)).nonzero(as_tuple=True)
         boxes = decode_deltas(raw["boxes"][row, label], raw["rois"][row], self.weights)
-        image = raw["image"][row]
-        return select_detections(boxes, scores[row, label], label, image, sizes, self.num_classes, limits)
+        more = {"points": _placed(raw, row)} if self.points else {}
+        image, score = raw["image"][row], scores[row, label]
+        return select_detections(boxes, score, label, image, sizes, self.num_classes, limits, more)
 
     @property
     def fits(self) -> bool:
@@ -263,6 +293,12 @@ class RoIHead(nn.Module):
             self.boxes.weight[4 * label : 4 * label + 4] = torch.from_numpy(found.boxes[label])
             self.boxes.bias[4 * label : 4 * label + 4] = torch.from_numpy(found.boxes_bias[label])
         self.fitted.fill_(True)  # type: ignore[operator]
+
+
+def _placed(raw: dict[str, Tensor], rows: Tensor) -> Tensor:
+    """(N, K, 2) x, y in input pixels of the points of regions ``rows`` (N,)."""
+    corners = raw["rois"][rows].unflatten(1, (2, 2))
+    return corners.mean(1, keepdim=True) + raw["points"][rows] * (corners[:, 1:] - corners[:, :1])
 
 
 def compress(detector: Any, ranks: list[int]) -> None:

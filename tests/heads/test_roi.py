@@ -190,6 +190,33 @@ def test_fixed_batch_norm_keeps_its_statistics() -> None:
         assert torch.equal(trunk[1].running_mean, before) != moves
 
 
+def test_points_beside_the_boxes() -> None:
+    """Loss and answers by hand: each region of 20 x 10 or 40 x 40 pixels, points from its centre."""
+    roi = head(points=2, flip_pairs=((0, 1),), point_gain=2.0)
+    assert (roi.protocol, roi.flip_pairs) == ("points", ((0, 1),))
+    rois = boxes((10.0, 10, 30, 20), (10.0, 10, 50, 50))
+    points = torch.tensor([[[15.0, 12, 2], [99, 99, 0]]])
+    raw = {
+        "rois": rois,
+        "image": torch.zeros(2, dtype=torch.int64),
+        "classes": torch.tensor([[0.0, 9, 0, 0], [0, 0, 0, 9]]),
+        "boxes": torch.zeros(2, 3, 4),
+        "points": torch.tensor([[[0.0, 0.1], [0.5, 0.5]], [[0.0, 0], [0, 0]]]),
+    }
+    object_of_20 = target(OBJECT, points=points)  # shown by the first region: the second has an IoU of 0.25
+    loss = roi.loss(raw, [object_of_20], SIZES)["points"]
+    # (20, 16) for (15, 12): a quarter and a fifth of the root of the area; smooth L1 with beta 0.1; gain 2.
+    assert loss.sum.item() == pytest.approx(2 * (0.25 - 0.05 + 0.2 - 0.05))
+    assert loss.count.item() == 1
+    (found,) = roi.predict(raw, SIZES, Limits(conf=0.5))
+    assert found.extra["points"].tolist() == [[[20, 16], [30, 20]]]
+    for others in (target(OBJECT), target()):  # no points, no object
+        loss = roi.loss(raw, [others], SIZES)["points"]
+        assert loss.sum.item() == loss.count.item() == 0
+    with pytest.raises(DetkitError, match="1 points an object, the model 2"):
+        roi.loss(raw, [target(OBJECT, points=points[:, :1])], SIZES)
+
+
 def test_truncated_svd() -> None:
     """Full rank changes nothing; fewer make fewer weights; the config knows."""
     trunk = nn.Sequential(nn.Flatten(), nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 6))
@@ -222,6 +249,7 @@ def test_truncated_svd() -> None:
         pytest.param({"positive_share": 2.0}, "positive_share must lie", id="more than all"),
         pytest.param({"pool": "crops"}, "does not fit", id="crops of a feature map"),
         pytest.param({"layers": "backbone"}, "no trunk", id="no trunk"),
+        pytest.param({"points": 2, "flip_pairs": ((0, 2),)}, "flip_pairs names", id="pairs of no points"),
     ],
 )
 def test_options_that_do_not_fit(arguments: dict[str, Any], message: str) -> None:
