@@ -10,7 +10,10 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "efficientnet_lite": ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"),
     "mobilenet": ("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large"),
     "shufflenet": ("shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0"),
-    "resnet": ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    "resnet": (
+        *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+        *("resnet20", "resnet32", "resnet44", "resnet56", "resnet110"),  # for small pictures
+    ),
     "densenet": ("densenet121", "densenet169", "densenet201"),
     "googlenet": ("googlenet",),
     "vgg": ("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn"),

@@ -7,8 +7,9 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models
+from torchvision.models.resnet import BasicBlock
 
-from detkit.backbones.base import Parts, family
+from detkit.backbones.base import Parts, family, he_init
 from detkit.backbones.pretrained import load_weights, refuse_imagenet
 
 
@@ -64,3 +65,47 @@ resnet34 = family("resnet34", _parts)
 resnet50 = family("resnet50", _parts)
 resnet101 = family("resnet101", _parts)
 resnet152 = family("resnet152", _parts)
+
+
+def _small_parts(
+    name: str,
+    weights: str | None,
+    *,
+    shortcut: Literal["projection", "zero"] = "zero",
+    residual: bool = True,
+) -> Parts:
+    """The networks for pictures of 32 x 32 (section 4.2): three stages of strides 1, 2, 4 with 16, 32, 64 channels.
+
+    shortcut: where the shape changes, ``zero`` padding or a 1 x 1 ``projection``; residual: false leaves every one
+    out.
+    """
+    depth, width, stages = int(name.removeprefix("resnet")), 16, []
+    for index in range(3):
+        channels = 16 * 2**index
+        layers: list[nn.Module] = []
+        if index == 0:
+            layers += [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)]
+        for number in range((depth - 2) // 6):
+            stride = 2 if index and not number else 1
+            way: nn.Module | None = None
+            if not residual:
+                way = NoShortcut()
+            elif stride == 2 and shortcut == "zero":
+                way = ZeroPaddedShortcut(channels, 2)
+            elif stride == 2:
+                way = nn.Sequential(nn.Conv2d(width, channels, 1, 2, bias=False), nn.BatchNorm2d(channels))
+            layers.append(BasicBlock(width, channels, stride, way))
+            width = channels
+        stages.append(nn.Sequential(*layers))
+    last = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)]
+    net = nn.ModuleDict({"stages": nn.ModuleList(stages), "classifier": nn.Sequential(*last)})
+    he_init(net)
+    load_weights(net, weights, name)
+    return Parts(stages, (16, 32, 64), last, (1, 2, 4), size=32)
+
+
+resnet20 = family("resnet20", _small_parts, (1, 2))
+resnet32 = family("resnet32", _small_parts, (1, 2))
+resnet44 = family("resnet44", _small_parts, (1, 2))
+resnet56 = family("resnet56", _small_parts, (1, 2))
+resnet110 = family("resnet110", _small_parts, (1, 2))
