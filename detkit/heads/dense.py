@@ -160,7 +160,8 @@ class DenseHead(nn.Module):
     def levels(self, raw: dict[str, Tensor]) -> list[Level]:
         """The grids of this batch."""
         device = raw["boxes"].device
-        self.anchors = [level.to(device) for level in self.anchors]
+        if self.anchors[0].device != device:
+            self.anchors = [level.to(device) for level in self.anchors]
         sizes = raw["grid"].tolist()
         return [Level(h, w, s, a) for (h, w), s, a in zip(sizes, self.strides, self.anchors, strict=True)]
 
@@ -232,19 +233,20 @@ class DenseHead(nn.Module):
         A prior may answer with several classes. Pairs of prior and class with score >= ``limits.conf`` take part, at
         most ``candidates`` an image, those of highest score; then NMS per class; then ``limits.max_detections``.
         """
-        scores = self.scores(raw)
+        conf = max(limits.conf, 0.0)
+        # No score exceeds its prior's objectness: most priors need no more than that looked at.
+        image, prior = (raw["objectness"].sigmoid() >= conf).nonzero(as_tuple=True)
+        scores = self.scores({name: raw[name][image, prior] for name in ("objectness", "classes") if name in raw})
         if limits.classes is not None:
             allowed = torch.zeros(scores.shape[-1], dtype=torch.bool, device=scores.device)
             allowed[list(limits.classes)] = True
             scores = scores.masked_fill(~allowed, -1)
-        _, count, classes = scores.shape
-        flat = torch.nan_to_num(scores.flatten(1), nan=-1)
-        best, place = flat.topk(min(self.candidates, count * classes), dim=1)
-        image, rank = (best >= max(limits.conf, 0.0)).nonzero(as_tuple=True)
-        score, place = best[image, rank], place[image, rank]
-        prior, label = place // classes, place % classes
+        row, label = (scores >= conf).nonzero(as_tuple=True)
+        image, prior, score = image[row], prior[row], scores[row, label]
+        kept = _best(score, torch.bincount(image, minlength=len(sizes)).tolist(), self.candidates)
+        image, prior, label, score = image[kept], prior[kept], label[kept], score[kept]
         boxes = self.decode(raw["boxes"][image, prior], self.priors(raw).rows(prior))
-        return select_detections(boxes, score, label, image, sizes, classes, limits)
+        return select_detections(boxes, score, label, image, sizes, scores.shape[-1], limits)
 
 
 def select_detections(
@@ -275,6 +277,20 @@ def select_detections(
         more = {name: values[rows[mine]] for name, values in (extra or {}).items()}
         found.append(Detections(boxes[mine], scores[mine], labels[mine], extra=more))
     return found
+
+
+def _best(score: Tensor, counts: list[int], most: int) -> Tensor | slice:
+    """Where ``score`` (N,), of images one after the other with so many each, is among the ``most`` highest of its own;
+    of equal ones the first count."""
+    if max(counts, default=0) <= most:
+        return slice(None)
+    kept = torch.ones_like(score, dtype=torch.bool)
+    for mine, place in zip(score.split(counts), kept.split(counts), strict=True):
+        if len(mine) > most:
+            lowest = mine.topk(most).values[-1]
+            torch.greater(mine, lowest, out=place)
+            place[(mine == lowest).nonzero().squeeze(1)[: most - int(place.sum())]] = True
+    return kept
 
 
 def gather_objects(targets: Sequence[Target], device: torch.device | str) -> Objects:

@@ -180,6 +180,32 @@ def test_at_most_candidates_enter_suppression() -> None:
     assert [len(d) for d in found] == [5, 5]
 
 
+@pytest.mark.parametrize("conf", [0.0, 0.3, 0.5])
+@pytest.mark.parametrize("candidates", [3, 7, 3000])
+@pytest.mark.parametrize("ties", [False, True])
+def test_candidates_are_the_best_of_all_scores(conf: float, candidates: int, ties: bool) -> None:
+    """As from a full stable sort of an image's pairs of prior and class; of equal scores the first."""
+    head = build("yolo")
+    head.candidates = candidates
+    raw = head.raw(features())
+    generator = torch.Generator().manual_seed(0)
+    for name in ("objectness", "classes"):
+        # Logits that differ by half an ulp in the scores would make the two ways disagree about what is equal.
+        raw[name] = torch.randint(-2, 3, raw[name].shape, generator=generator).float() if ties else raw[name] * 200
+    raw["objectness"][0, ::3] = float("nan")
+    found = head.predict(raw, SIZES, Limits(conf=conf, iou=1.0, max_detections=10_000, classes=(0, 2)))
+    scores = head.scores(raw)
+    boxes = head.decode(raw["boxes"], head.priors(raw)).clamp(min=0).minimum(SIZES.flip(1).repeat(1, 2)[:, None])
+    for i, detections in enumerate(found):
+        pairs = [(p, c) for p in range(scores.shape[1]) for c in (0, 2) if scores[i, p, c] >= conf]
+        pairs = sorted(sorted(pairs, key=lambda pair: -scores[i][pair].item())[:candidates])
+        pairs = [(p, c) for p, c in pairs if (boxes[i, p, 2:] > boxes[i, p, :2]).all()]
+        pairs.sort(key=lambda pair: -scores[i][pair].item())
+        assert detections.labels.tolist() == [c for _, c in pairs]
+        torch.testing.assert_close(detections.scores, torch.tensor([scores[i][pair].item() for pair in pairs]))
+        torch.testing.assert_close(detections.boxes, boxes[i, [p for p, _ in pairs]].reshape(-1, 4))
+
+
 def test_not_a_number_is_never_a_detection() -> None:
     head = Proposer()
     raw = head.raw(features())
