@@ -175,6 +175,8 @@ def test_overrides_are_checked_like_the_file(file):
     assert config.model["neck"] == {"name": "identity"}
     assert config.model["head"]["anchors"] == [(8.0, 8.0), (16.0, 16.0)]
     assert read(file, "data.train.split=a").data["train"][0] == {**config.data["train"][0], "split": "a"}
+    (file.parent / "nine.txt").write_text("000005\n", encoding="utf-8")  # a list of names beside the config
+    assert read(file, "data.train.split=nine.txt").data["train"][0]["split"] == str(file.parent / "nine.txt")
     assert read(file, 'data.train="p=q.json"').data["train"][0]["path"] == "p=q.json"
     for override, reason in (
         ("train.epoch=2", "did you mean epochs"),

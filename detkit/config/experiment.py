@@ -168,7 +168,14 @@ def sources(value: Any, place: Place, path: Path_) -> list[dict[str, Any]]:
         if isinstance(item, (str, Path)):
             item = {"path": str(item)}
         found.append(check(item, SOURCE_KEYS, place, here))
+        found[-1]["split"] = _list_file(found[-1]["split"], place)
     return found
+
+
+def _list_file(split: str | None, place: Place) -> str | None:
+    """A part that is a file of names may lie beside the config, wherever the command runs."""
+    beside = Path(place.source).parent / (split or "")
+    return str(beside) if split and not Path(split).is_file() and beside.is_file() else split
 
 
 def check_model(values: Any, place: Place, path: Path_ = ("model",)) -> dict[str, Any]:
