@@ -9,6 +9,7 @@ import typer
 import detkit
 from detkit.cli import (
     compare,
+    compress,
     config,
     data,
     detect,
@@ -55,6 +56,7 @@ app.command("detect")(detect.detect)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
+app.command("compress")(compress.compress)
 app.add_typer(data.app, name="data")
 app.add_typer(import_.app, name="import")
 app.command("propose")(propose.propose)

@@ -20,7 +20,15 @@ from detkit.heads.dense import full_precision, gather_objects, select_detections
 from detkit.heads.points import check_points, points_loss, points_table
 from detkit.heads.pooling import RegionPooling
 from detkit.heads.stages import Embedded, fit_stages
-from detkit.heads.trunk import batch_norms, output_width, split_layers, two_layers, without_pooling
+from detkit.heads.trunk import (
+    Split,
+    batch_norms,
+    linear_layers,
+    output_width,
+    split_layers,
+    two_layers,
+    without_pooling,
+)
 from detkit.ops.assign import Objects, Regions, label_regions
 from detkit.ops.coder import decode_deltas, encode_deltas
 from detkit.ops.roi import roi_table
@@ -301,12 +309,26 @@ def _placed(raw: dict[str, Tensor], rows: Tensor) -> Tensor:
     return corners.mean(1, keepdim=True) + raw["points"][rows] * (corners[:, 1:] - corners[:, :1])
 
 
-def compress(detector: Any, ranks: list[int]) -> None:
+def compress(detector: Any, ranks: Sequence[int]) -> list[Split]:
     """Truncated SVD of a trained detector's trunk (section 3.1), in place: the first fully connected layers get these
-    ranks, and the detector's config says so, so that its file can be loaded.
+    ranks, and the detector's config says so, so that its file can be loaded. Its scores are forgotten: they were those
+    of the whole layers.
 
     Raises:
-        ValueError: more ranks than layers, or a rank that the layer does not have.
+        DetkitError: no such layers, layers that are split already, more ranks than layers, or a rank out of range.
     """
-    split_layers(detector.head.trunk, ranks, decompose=True)
-    detector.config["model"]["head"]["svd"] = list(ranks)
+    head = detector.head
+    layers = len(linear_layers(head.trunk)) if isinstance(head, RoIHead) else 0
+    if not layers:
+        do = "take a detector with head roi and layers: mlp, or with a backbone like vgg16"
+        raise DetkitError("the detector has no fully connected layers to split", "model.head", do)
+    if detector.config["model"]["head"].get("svd"):
+        raise DetkitError("its layers are split already", "model.head.svd", "start from the model before that")
+    try:
+        splits = split_layers(head.trunk, ranks, decompose=True)
+    except ValueError as error:
+        raise DetkitError(str(error), "--ranks", f"give a rank for each of the {layers} layers, or fewer") from None
+    model = detector.config["model"]
+    detector.config = {**detector.config, "model": {**model, "head": {**model["head"], "svd": list(ranks)}}}
+    detector.scores, detector.record = {}, {**detector.record, "svd": list(ranks)}
+    return splits

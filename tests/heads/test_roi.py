@@ -217,26 +217,52 @@ def test_points_beside_the_boxes() -> None:
         roi.loss(raw, [target(OBJECT, points=points[:, :1])], SIZES)
 
 
-def test_truncated_svd() -> None:
-    """Full rank changes nothing; fewer make fewer weights; the config knows."""
-    trunk = nn.Sequential(nn.Flatten(), nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 6))
-    x = torch.randn(5, 12, 1, 1)
-    before = trunk(x)
-    split_layers(trunk, [10, 6], decompose=True)
-    torch.testing.assert_close(trunk(x), before)
+@pytest.mark.parametrize(("inputs", "outputs"), [(12, 10), (10, 12)], ids=["wide", "tall"])
+def test_truncated_svd_is_the_nearest_matrix_of_its_rank(inputs: int, outputs: int) -> None:
+    """Eckart and Young: the squares of the singular values left out are the error, the largest of them bounds it."""
+    trunk = nn.Sequential(nn.Flatten(), nn.Linear(inputs, outputs), nn.ReLU())
+    weight, bias = trunk[1].weight.detach().clone(), trunk[1].bias.detach().clone()
+    values = torch.linalg.svdvals(weight.double())
+    x = torch.randn(50, inputs)
+    for rank in (10, 7, 1):
+        copied = nn.Sequential(nn.Flatten(), nn.Linear(inputs, outputs))
+        copied[1].load_state_dict({"weight": weight, "bias": bias})
+        (split,) = split_layers(copied, [rank], decompose=True)
+        assert split[:3] == (inputs, outputs, rank)
+        product = copied[1][1].weight @ copied[1][0].weight
+        error = torch.linalg.norm((product - weight).double())
+        left = values[rank:].square().sum().sqrt()
+        assert error.item() == pytest.approx(left.item(), abs=1e-5)
+        assert split.error == pytest.approx((left / torch.linalg.norm(values)).item(), abs=1e-6)
+        off = (copied(x) - nn.functional.linear(x, weight, bias)).norm(dim=1)
+        bound = values[rank].item() if rank < 10 else 0.0
+        assert (off <= bound * x.norm(dim=1) + 1e-5).all()
 
+
+class Whole:
+    """As much of a detector as ``compress`` looks at."""
+
+    def __init__(self, roi: nn.Module) -> None:
+        self.head, self.scores, self.record = roi, {"AP50": 0.5}, {"seed": 0}
+        self.config: dict[str, Any] = {"model": {"head": {"name": "roi", "svd": None}}}
+
+
+def test_compressing_a_detector() -> None:
+    """Fewer weights; the file's config knows; the scores are no longer its own."""
     roi = head(width=32)
-
-    class Whole:
-        head = roi
-        config: dict[str, Any] = {"model": {"head": {"name": "roi"}}}  # noqa: RUF012
-
-    count = sum(p.numel() for p in roi.parameters())
-    compress(Whole(), [4, 4])
-    assert sum(p.numel() for p in roi.parameters()) < count
-    assert Whole.config["model"]["head"]["svd"] == [4, 4]
+    whole, before = Whole(roi), sum(p.numel() for p in roi.parameters())
+    assert [layer.rank for layer in compress(whole, [4, 4])] == [4, 4]
+    assert sum(p.numel() for p in roi.parameters()) < before
+    assert whole.config["model"]["head"]["svd"] == whole.record["svd"] == [4, 4]
+    assert not whole.scores
     head(width=32, svd=[4, 4]).load_state_dict(roi.state_dict())
+    with pytest.raises(DetkitError, match="split already"):
+        compress(whole, [2])
+    with pytest.raises(DetkitError, match="no fully connected layers"):
+        compress(Whole(RoIHead([8], [8], 3, nn.Conv2d(8, 4, 3))), [2])
     for ranks in ([40], [4, 4, 4], [0]):
+        with pytest.raises(DetkitError, match="svd"):
+            compress(Whole(head(width=32)), ranks)
         with pytest.raises(ValueError, match="svd"):
             head(width=32, svd=ranks)
 
