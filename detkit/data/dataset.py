@@ -32,13 +32,13 @@ def format_of(path: str | Path) -> tuple[str, ModuleType]:
     Raises DetkitError, saying what was looked for, if nothing is there or it is none of the known formats.
     """
     path = Path(path)
-    modules = {name: importlib.import_module(module) for name, module in FORMATS.items()}
-    wanted = "DATA is " + "; or ".join(module.LOOKED_FOR for module in modules.values())
-    if not path.exists():
-        raise DetkitError("there is no such data set", str(path), wanted)
-    for name, module in modules.items():
+    for name, place in FORMATS.items():  # most data is of the first format: the other readers are not imported then
+        module = importlib.import_module(place)
         if module.recognises(path):
             return name, module
+    wanted = "DATA is " + "; or ".join(importlib.import_module(place).LOOKED_FOR for place in FORMATS.values())
+    if not path.exists():
+        raise DetkitError("there is no such data set", str(path), wanted)
     kind = "folder" if path.is_dir() else "file"
     raise DetkitError(f"this {kind} is not a data set that detkit knows", str(path), wanted)
 

@@ -51,7 +51,7 @@ def descending(values: np.ndarray, order: np.ndarray) -> np.ndarray:
     other_keys = np.empty(n, np.uint64)
     other_rows = np.empty(n, np.int32)
     for p in range(passes):
-        if counts[p].max() == n:
+        if n == 0 or counts[p, (keys[0] >> np.uint64(_DIGIT * p)) & low] == n:
             continue  # all keys have this digit in common
         place = np.int32(0)
         for digit in range(1 << _DIGIT):

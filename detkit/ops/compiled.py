@@ -24,10 +24,31 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
     _listen()
     try:
-        return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+        return _quickly_loaded(numba.njit(cache=True, nogil=True, error_model="numpy")(function))
     except RuntimeError:
         # Neither the package's folder nor the user's cache can be written: compile in each process instead.
         return numba.njit(nogil=True, error_model="numpy")(function)
+
+
+def _quickly_loaded(dispatcher: Any) -> Any:
+    """The dispatcher, which now loads cached code without first importing what only compiling needs.
+
+    Those imports (SciPy's linear algebra is one) cost most of a second. Loading itself needs numba's run time alone,
+    and whatever has to be compiled still imports them: the compiler does that by itself.
+    """
+    from numba.core.runtime import rtsys
+
+    cache = dispatcher._cache
+    if not hasattr(cache, "_load_overload") or not hasattr(cache, "_guard_against_spurious_io_errors"):
+        return dispatcher  # a numba that is built otherwise keeps its own way
+
+    def load(signature: Any, context: Any) -> Any:
+        rtsys.initialize(context)
+        with cache._guard_against_spurious_io_errors():
+            return cache._load_overload(signature, context)
+
+    cache.load_overload = load
+    return dispatcher
 
 
 @functools.cache

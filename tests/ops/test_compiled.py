@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numba
 import pytest
@@ -62,3 +64,19 @@ def test_a_kernel_compiles_where_no_cache_can_be_written(monkeypatch: pytest.Mon
         return 2 * x
 
     assert compiled.kernel(double)(21) == 42
+
+
+def test_cached_code_loads_without_what_compiling_needs(tmp_path: Path) -> None:
+    """And what is not cached compiles afterwards all the same: here the kernel for a float."""
+    text = "from detkit.ops.compiled import kernel\n\n@kernel\ndef twice(x):\n    return 2 * x\n"
+    (tmp_path / "doubling.py").write_text(text)
+    environment = {**os.environ, "PYTHONPATH": str(Path(compiled.__file__).resolve().parents[2])}
+
+    def run(*values: str) -> list[str]:
+        calls = ", ".join(f"doubling.twice({value}), 'numba.np.linalg' in sys.modules" for value in values)
+        command = [sys.executable, "-c", f"import sys, doubling; print({calls})"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    assert run("2") == ["4", "True"]
+    assert run("2", "1.5") == ["4", "False", "3.0", "True"]
