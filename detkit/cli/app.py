@@ -17,6 +17,7 @@ from detkit.cli import (
     evaluate,
     import_,
     info,
+    inspect,
     models,
     propose,
     quickstart,
@@ -63,5 +64,6 @@ app.command("propose")(propose.propose)
 app.command("config")(config.config)
 app.command("models")(models.models)
 app.command("info")(info.info)
+app.add_typer(inspect.app, name="inspect")
 app.command("doctor")(doctor.doctor)
 app.command("quickstart")(quickstart.quickstart)

@@ -226,7 +226,7 @@ def _place(
     height, width = tab.shape[:2]
     x = min(left, canvas.shape[1] - width)
     lowest = canvas.shape[0] - height
-    places = (top - height, top, bottom + 1, bottom + 1 - height, *range(top + height, bottom + 1 - height, height))
+    places = (top - height, top, bottom + 1, *range(top + height, bottom + 1 - height, height), bottom + 1 - height)
     wishes = [y for y in places if 0 <= y <= lowest] or [min(top, lowest)]
     free = [y for y in wishes if all(not _overlap((x, y, x + width, y + height), other) for other in taken)]
     y = (free or wishes)[0]

@@ -1,0 +1,300 @@
+"""``detkit inspect``: what a network looks at, as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from detkit.cli.common import (
+    ImagesOption,
+    JsonOption,
+    OverwriteOption,
+    SeedOption,
+    SplitOption,
+    message,
+    print_json,
+)
+from detkit.errors import DetkitError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from detkit.detector import Detector
+
+app = typer.Typer(help="Show what a network looks at, as pictures.", no_args_is_help=True)
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL|BACKBONE", help="Model file, run folder, shipped name, or a backbone's name.")
+]
+PictureArgument = Annotated[str, typer.Argument(metavar="PICTURE", help="A picture.")]
+WeightsOption = Annotated[
+    str | None, typer.Option("--weights", help="Of a backbone: imagenet (the default), none or a file.")
+]
+SizeOption = Annotated[int | None, typer.Option("--size", min=1, help="Input size in pixels (default: the model's).")]
+FolderOption = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Folder for the pictures (default: a new one, runs/inspect-N).")
+]
+_SIDE = 360  # pixels along the longer side of what is drawn over or filtered
+
+
+@app.command()
+def filters(
+    model: ModelArgument,
+    weights: WeightsOption = None,
+    out: FolderOption = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Draw the filters of the first layer; grey is 0, and each filter's largest weight is as bright as can be."""
+    import numpy as np
+
+    from detkit.engine.inspect import first_filters
+    from detkit.io.draw import sheet
+
+    found = first_filters(_load(model, weights))
+    largest = np.abs(found).max(axis=(1, 2, 3), keepdims=True)
+    tiles = [_enlarged(tile, 48) for tile in np.rint(127.5 + 127.5 * found / np.maximum(largest, 1e-12))]
+    count, high, wide = found.shape[:3]
+    said = f"{count} filters of {high} x {wide}"
+    return _write({"filters.png": sheet(tiles)}, out, overwrite, as_json, {"filters": found.shape[:3]}, said)
+
+
+@app.command()
+def maps(
+    model: ModelArgument,
+    picture: PictureArgument,
+    stage: Annotated[int | None, typer.Option("--stage", help="Only this stage, from 0 (default: each).")] = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Maps of a stage: those that vary most.")] = 35,
+    weights: WeightsOption = None,
+    size: SizeOption = None,
+    out: FolderOption = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Draw what each stage makes of a picture, a file a stage; each map from its lowest (black) to its highest."""
+    import numpy as np
+
+    from detkit.engine.inspect import stage_maps
+    from detkit.io.draw import sheet
+    from detkit.io.images import read_image
+
+    image = read_image(picture)
+    detector = _load(model, weights, size)
+    made, shapes = {}, {}
+    for number in range(len(detector.backbone.stages)) if stage is None else [stage]:
+        found = stage_maps(detector, image, number)
+        shapes[f"stage {number}"] = found.shape
+        channels = np.sort(np.argsort(-found.std(axis=(1, 2)), kind="stable")[:count])
+        low, high = (f(found[channels], axis=(1, 2), keepdims=True) for f in (np.min, np.max))
+        shades = np.rint(255 * (found[channels] - low) / np.maximum(high - low, 1e-12))
+        tiles = [_enlarged(np.repeat(tile[..., None], 3, axis=2), 112) for tile in shades]
+        made[f"stage{number}.png"] = sheet(tiles, [str(k) for k in channels])
+    said = "; ".join(f"{name}: {c} maps of {h} x {w}" for name, (c, h, w) in shapes.items())
+    return _write(made, out, overwrite, as_json, {"maps": shapes}, said)
+
+
+@app.command()
+def patches(
+    model: ModelArgument,
+    data: Annotated[str, typer.Argument(metavar="DATA", help="COCO json, VOC folder, data.yaml or class folders.")],
+    stage: Annotated[int, typer.Option("--stage", help="Stage of the backbone, from 0.")] = 2,
+    channels: Annotated[
+        str | None, typer.Option("--channels", help="0,5,17 (default: eight that stand out most).")
+    ] = None,
+    pictures: Annotated[int, typer.Option("--pictures", min=1, help="How many to look at, drawn by --seed.")] = 300,
+    window: Annotated[
+        int | None, typer.Option("--window", min=1, help="Pixels of the input to cut out (default: what a cell sees).")
+    ] = None,
+    weights: WeightsOption = None,
+    size: SizeOption = None,
+    split: SplitOption = None,
+    images: ImagesOption = None,
+    seed: SeedOption = 0,
+    out: FolderOption = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Draw the nine patches, of different pictures, that excite a channel most, a row a channel; the strongest first.
+
+    A patch is what a cell sees (its receptive field, or --window of it), the frame in it the cell itself.
+    """
+    from detkit.data.dataset import Dataset, read
+    from detkit.engine.inspect import patches as cut
+    from detkit.engine.inspect import peaks
+    from detkit.io.draw import sheet
+
+    words = [word.strip() for word in (channels or "").split(",") if word.strip()]
+    if not all(word.isdecimal() for word in words):
+        raise DetkitError(f"no list of channels: {channels}", "--channels", "give numbers, as 0,5,17")
+    dataset = Dataset(read(data, split=split, images=images))
+    detector = _load(model, weights, size)
+    found = peaks(detector, dataset, stage, pictures=pictures, seed=seed)
+    for line in found.failed:
+        message(f"left out: {line}")
+    chosen = [int(word) for word in words] or found.choose(8)
+    rows = {channel: cut(found, detector, dataset, channel, window=window) for channel in chosen}
+    tiles = [patch.image for row in rows.values() for patch in row]
+    captions = [f"{channel}: {patch.value:.3g}" for channel, row in rows.items() for patch in row]
+    made = {f"stage{stage}-patches.jpg": sheet(tiles, captions, len(tiles) // len(rows))}
+    listed = {k: [{"value": p.value, "path": p.path} for p in row] for k, row in rows.items()}
+    facts = {"field": found.field.size, "stride": found.field.stride, "pictures": len(found.pictures)}
+    said = f"a cell sees {found.field.size:g} pixels, stride {found.field.stride:g}; {len(found.pictures)} pictures"
+    code = _write(made, out, overwrite, as_json, facts | {"channels": listed, "failed": found.failed}, said)
+    return 3 if found.failed else code
+
+
+@app.command()
+def cam(
+    model: ModelArgument,
+    picture: PictureArgument,
+    classes: Annotated[
+        str | None, typer.Option("--classes", help="Which, by name: cat,dog (default: the one of highest score).")
+    ] = None,
+    stage: Annotated[
+        int | None, typer.Option("--stage", help="From 0 (default: the deepest that the answer comes through).")
+    ] = None,
+    weights: WeightsOption = None,
+    size: SizeOption = None,
+    out: FolderOption = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Draw where a picture speaks for a class, from blue to red: Grad-CAM, of classifiers and of detectors."""
+    from detkit.engine.gradcam import grad_cam, overlaid
+    from detkit.io.draw import sheet
+    from detkit.io.images import read_image
+
+    image = read_image(picture)
+    detector = _load(model, weights, size)
+    names = [name.strip() for name in (classes or "").split(",") if name.strip()]
+    labels = detector.limits(classes=names).classes if names else (None,)
+    drawn, rows = [_at_most(image)], []
+    for label in labels or ():
+        found = grad_cam(detector, image, label, stage)
+        if not found.heat.any():
+            message(f"nothing in this picture speaks for {detector.classes[found.label]} at stage {found.stage}")
+        drawn.append(_at_most(overlaid(image, found.heat)))
+        rows.append({"class": detector.classes[found.label], "score": found.score, "stage": found.stage})
+    lines = [f"{row['class']} {row['score']:.2f}, stage {row['stage']}" for row in rows]
+    made = {f"{Path(picture).stem}-cam.jpg": sheet(drawn, ["picture", *lines], min(len(drawn), 4))}
+    return _write(made, out, overwrite, as_json, {"cam": rows}, "\n".join(lines))
+
+
+@app.command()
+def edges(
+    picture: Annotated[
+        str | None, typer.Argument(metavar="PICTURE", help="A picture (default: 6 x 6 numbers, as in textbooks).")
+    ] = None,
+    learn: Annotated[str, typer.Option("--learn", help="The filter that gradient descent is to find.")] = "sobel",
+    seed: SeedOption = 0,
+    out: FolderOption = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Filter a picture by hand-made edge filters, and by one that gradient descent learns from their answers."""
+    import numpy as np
+
+    from detkit.engine import edges as made_by
+    from detkit.io.draw import sheet
+    from detkit.io.images import read_image
+
+    if learn not in made_by.FILTERS:
+        raise DetkitError(f"no filter {learn!r}", "--learn", f"choose one of {', '.join(made_by.FILTERS)}")
+    if picture is None:
+        pixels = np.repeat(made_by.example()[..., None], 3, axis=2)
+    else:
+        pixels = _at_most(read_image(picture, reduce_to=_SIDE)).astype(np.float64)
+        if min(pixels.shape[:2]) < 3:
+            raise DetkitError("the picture is smaller than a filter of 3 x 3", picture, "give a larger one")
+    learned = made_by.learn(pixels, made_by.FILTERS[learn], seed=seed)
+    table = {**made_by.FILTERS, "learned": learned.weights}
+    answers = {name: made_by.response(pixels, weights) for name, weights in table.items()}
+    off = float(np.abs(learned.weights - made_by.FILTERS[learn]).max())
+    if picture is None and not as_json:
+        _print_numbers({"picture": pixels[..., 0], **answers})
+    said = f"learned from {learn}'s answers in {learned.steps} steps: error {learned.error:.2g} of their size, "
+    said += (
+        f"weights within {off:.2g} of {learn}'s:\n{np.array2string(learned.weights, precision=3, suppress_small=True)}"
+    )
+    facts = {
+        "answers": {name: value if picture is None else value.shape for name, value in answers.items()},
+        "learned": {"from": learn, "weights": learned.weights, "error": learned.error, "steps": learned.steps},
+    }
+    grey = pixels if picture else 25.5 * pixels
+    tiles = [grey.astype(np.uint8), *(made_by.as_picture(value) for value in answers.values())]
+    tiles = [_enlarged(tile, 60) for tile in tiles]
+    name = "edges.jpg" if picture else "edges.png"
+    return _write({name: sheet(tiles, ["picture", *answers], 4)}, out, overwrite, as_json, facts, said)
+
+
+def _load(name: str, weights: str | None, size: int | None = None) -> Detector:
+    from detkit.backbones import BACKBONES
+
+    if name in BACKBONES:
+        from detkit.engine.inspect import published
+
+        return published(name, weights or "imagenet", size)
+    from detkit import api
+    from detkit.detector import Detector
+
+    if weights is not None:
+        raise DetkitError("--weights is for a backbone; a model has its own", name, "leave it out")
+    detector = api.load(name, size=size)
+    if not isinstance(detector, Detector):
+        raise DetkitError("only detkit's own models can be looked into", name, "give a model file or a backbone's name")
+    return detector
+
+
+def _enlarged(tile: np.ndarray, side: int) -> np.ndarray:
+    """Each pixel of (h, w, 3), 0..255, several times, to about ``side`` pixels; larger ones are made that small."""
+    import numpy as np
+
+    from detkit.io.images import scaled_to
+
+    longer = max(tile.shape[:2])
+    pixels = tile.astype(np.uint8)
+    if longer > 3 * side:
+        return scaled_to(pixels, 3 * side)
+    times = max(1, round(side / longer))
+    return pixels.repeat(times, axis=0).repeat(times, axis=1)
+
+
+def _at_most(image: np.ndarray) -> np.ndarray:
+    from detkit.io.images import scaled_to
+
+    return scaled_to(image, _SIDE) if max(image.shape[:2]) > _SIDE else image
+
+
+def _print_numbers(tables: Mapping[str, np.ndarray]) -> None:
+    for name, values in tables.items():
+        print(name)
+        for row in values:
+            print("  " + " ".join(f"{value + 0.0:5.0f}" for value in row))
+
+
+def _write(
+    made: Mapping[str, np.ndarray],
+    out: Path | None,
+    overwrite: bool,
+    as_json: bool,
+    facts: dict[str, Any],
+    said: str,
+) -> int:
+    """Writes the pictures; prints what is said and their paths, or the facts as JSON."""
+    from detkit.io.files import numbered_folder, refuse_existing
+    from detkit.io.images import write_image
+
+    folder = numbered_folder("runs", "inspect") if out is None else out
+    for name in made:  # all of them before the first is written
+        refuse_existing(folder / name, overwrite)
+    for name, picture in made.items():
+        write_image(folder / name, picture, overwrite=overwrite)
+    files = [str(folder / name) for name in made]
+    if as_json:
+        print_json({"files": files, **facts})
+    else:
+        print("\n".join([said, *files]))
+    return 0

@@ -1,0 +1,237 @@
+"""What a network looks at: its first filters, its maps, the patches of a data set that excite a channel most."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from inspect import signature
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from detkit.data.dataset import Dataset
+from detkit.data.loader import collate
+from detkit.data.resize import Resize
+from detkit.detector import Detector
+from detkit.engine.summary import Field, Tracer
+from detkit.errors import DetkitError
+from detkit.io.draw import draw_boxes
+from detkit.io.images import scaled_to
+from detkit.necks.identity import Identity
+from detkit.structures import Batch, Sample
+
+
+class _Answers(nn.Module):
+    """A published network's classifier in a head's place."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def raw(self, features: list[Tensor], proposals: list[Tensor] | None = None) -> dict[str, Tensor]:
+        """classes (B, C) logits."""
+        return {"classes": self.classifier(features[-1])}
+
+
+def published(name: str, weights: str = "imagenet", size: int | None = None) -> Detector:
+    """The backbone ``name`` with its classifier, to be looked into by the functions below (it does not predict).
+
+    weights: "imagenet", "none" or a file; size: of the square that pictures are stretched to, by default the
+    network's own. Classes are ImageNet's where weights know 1000 of them, else numbers.
+
+    Raises:
+        DetkitError: the weights cannot be had, no such network was published, or a picture of this size is too small.
+    """
+    from torchvision.models import ResNet18_Weights
+
+    from detkit.backbones import BACKBONES
+
+    module, attribute = BACKBONES[name].split(":")
+    build = getattr(import_module(module), attribute)
+    if "weights" not in signature(build).parameters:
+        raise DetkitError(f"{name} is whatever its graph says, and has no published form", do="name another backbone")
+    network = build(0, weights=weights).eval()
+    backbone = network.backbone
+    side = size or backbone.size
+    try:
+        with torch.no_grad():
+            count = network(torch.zeros(1, 3, side, side)).shape[1]
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise DetkitError(f"{name} does not take {side} pixels: {reason}", "--size", "give a larger one") from None
+    known = count == 1000 and weights != "none"
+    names = ResNet18_Weights.DEFAULT.meta["categories"] if known else [str(k) for k in range(count)]
+    neck, resize = Identity(backbone.channels, backbone.strides), Resize(side, mode="stretch", stride=1)
+    return Detector(backbone, neck, _Answers(network.classifier), classes=names, resize=resize, config={}).eval()
+
+
+def first_filters(detector: Detector) -> np.ndarray:
+    """(O, h, w, 3) float32 weights of the first convolution, red, green, blue; of one channel: three times the same.
+
+    Raises:
+        DetkitError: the network has no convolution that reads pixels.
+    """
+    for module in detector.modules():
+        if isinstance(module, nn.Conv2d) and module.weight.shape[1] in (1, 3):
+            weights = module.weight.detach().float().cpu().permute(0, 2, 3, 1)
+            return weights.expand(-1, -1, -1, 3).numpy()
+    raise DetkitError("no convolution of this network reads pixels", do="give another model")
+
+
+def stage_maps(detector: Detector, image: np.ndarray, stage: int) -> np.ndarray:
+    """(C, h, w) float32: what stage ``stage`` makes of a picture, uint8 (H, W, 3) RGB; cells of padding are cut off.
+
+    Raises:
+        DetkitError: no such stage.
+    """
+    batch = _batch(detector, [Sample(image)])
+    with torch.no_grad():
+        return _inside(_after(detector, batch.pixels, stage), batch)[0].cpu().numpy()
+
+
+@dataclass(frozen=True, slots=True)
+class Peaks:
+    """The strongest answer of each channel in each picture.
+
+    values (P, C) float32; cells (P, C, 2) int64 column, row; pictures (P,): places in the data set; field: what a cell
+    sees of the input; failed: pictures that could not be read, and why.
+    """
+
+    values: np.ndarray
+    cells: np.ndarray
+    pictures: np.ndarray
+    field: Field
+    failed: list[str]
+
+    def choose(self, count: int) -> list[int]:
+        """The ``count`` channels whose nine strongest answers stand out most from all pictures', in rising order."""
+        strongest = np.sort(self.values, axis=0)[-9:].mean(axis=0)
+        apart = (strongest - self.values.mean(axis=0)) / (self.values.std(axis=0) + 1e-6)
+        return sorted(np.argsort(-apart, kind="stable")[:count].tolist())
+
+
+def peaks(
+    detector: Detector,
+    dataset: Dataset,
+    stage: int,
+    *,
+    pictures: int = 300,
+    seed: int = 0,
+    batch: int = 8,
+    on_picture: Callable[[int, int], None] | None = None,
+) -> Peaks:
+    """Where each channel of a stage answers most in each of ``pictures`` pictures, drawn with ``seed``.
+
+    Raises:
+        DetkitError: no such stage, or no picture could be read.
+    """
+    order = np.random.default_rng(seed).permutation(len(dataset))[:pictures].tolist()
+    field, failed, used = _field(detector, stage), [], []
+    values, cells, samples = [], [], []
+    for done, index in enumerate(order, 1):
+        try:
+            samples.append(dataset.load(index))
+            used.append(index)
+        except DetkitError as error:
+            failed.append(f"{error.where}: {error.what}")
+        if samples and (len(samples) == batch or done == len(order)):
+            looked = _batch(detector, samples)
+            with torch.no_grad():
+                maps = _inside(_after(detector, looked.pixels, stage), looked)
+            for one in maps:
+                value, place = one.flatten(1).max(1)
+                values.append(value.cpu().numpy())
+                cells.append(torch.stack((place % one.shape[2], place // one.shape[2]), 1).cpu().numpy())
+            samples = []
+        if on_picture:
+            on_picture(done, len(order))
+    if not values:
+        where = failed[0] if failed else "the data set is empty"
+        raise DetkitError("none of the pictures could be read", where, "give --images the folder of the pictures")
+    return Peaks(np.stack(values), np.stack(cells), np.array(used), field, failed)
+
+
+class Patch(NamedTuple):
+    """A picture uint8 (h, w, 3) RGB of what a cell sees, the cell framed; the channel's answer; the picture's path."""
+
+    image: np.ndarray
+    value: float
+    path: str
+
+
+def patches(
+    found: Peaks,
+    detector: Detector,
+    dataset: Dataset,
+    channel: int,
+    *,
+    count: int = 9,
+    window: float | None = None,
+    side: int = 128,
+) -> list[Patch]:
+    """The ``count`` patches, of different pictures, that excite a channel most, strongest first.
+
+    Zeiler & Fergus 2014 (arXiv 1311.2901, section 4.1) show nine and Girshick et al. 2014 (arXiv 1311.2524, section
+    3.1) let a unit speak for itself so. The cell itself, one stride wide, is framed: of deep ones the field is far
+    larger than what excites them. window: pixels of the input to cut out, by default the cell's receptive field; only
+    what lies inside the picture is shown. side: of a patch in pixels.
+
+    Raises:
+        DetkitError: no such channel.
+    """
+    if not 0 <= channel < found.values.shape[1]:
+        where, last = "--channels", found.values.shape[1] - 1
+        raise DetkitError(f"there is no channel {channel}", where, f"the stage has channels 0 to {last}")
+    made, seen_size = [], window or found.field.size
+    for row in np.argsort(-found.values[:, channel], kind="stable")[:count].tolist():
+        sample = dataset.load(int(found.pictures[row]))
+        geometry = detector.resize.geometry(*sample.image.shape[:2])
+        centre = found.field.centre + found.cells[row, channel] * found.field.stride
+        sizes = np.array([[seen_size], [found.field.stride]]) / 2
+        seen, cell = geometry.to_original(np.concatenate([centre - sizes, centre + sizes], axis=1))
+        left, top = np.floor(seen[:2] + 1e-6).astype(int)
+        right, bottom = np.maximum(np.ceil(seen[2:] - 1e-6).astype(int), (left + 1, top + 1))
+        patch = scaled_to(sample.image[top:bottom, left:right], side)
+        scale = patch.shape[1] / (right - left)
+        if seen_size > 2 * found.field.stride:
+            patch = draw_boxes(patch, ((cell - np.array([left, top, left, top])) * scale)[None])
+        made.append(Patch(patch, float(found.values[row, channel]), sample.path))
+    return made
+
+
+def _batch(detector: Detector, samples: Sequence[Sample]) -> Batch:
+    return collate(samples, detector.resize)[0].to(detector.device)
+
+
+def check_stage(detector: Detector, stage: int) -> None:
+    """Raises DetkitError where the detector's backbone has no such stage."""
+    count = len(detector.backbone.stages)
+    if not 0 <= stage < count:
+        raise DetkitError(f"there is no stage {stage}", "--stage", f"this backbone has stages 0 to {count - 1}")
+
+
+def _after(detector: Detector, pixels: Tensor, stage: int) -> Tensor:
+    """(B, C, h, w): a stage's output, at the picture's own scale, of pixels (B, 3, H, W) in 0..255."""
+    check_stage(detector, stage)
+    x = (pixels - detector.mean) / detector.std
+    for module in detector.backbone.stages[: stage + 1]:
+        x = module(x)
+    return x
+
+
+def _inside(maps: Tensor, batch: Batch) -> list[Tensor]:
+    """Each picture's (C, h, w), without the cells that see only padding."""
+    share = batch.sizes.cpu() / torch.tensor(batch.pixels.shape[-2:])
+    ends = (share * torch.tensor(maps.shape[-2:])).ceil().long().clamp(min=1).tolist()
+    return [one[:, :rows, :columns] for one, (rows, columns) in zip(maps, ends, strict=True)]
+
+
+def _field(detector: Detector, stage: int) -> Field:
+    pixels, tracer = torch.zeros((1, 3, *detector.resize.input_size), device=detector.device), Tracer()
+    tracer.fields[pixels] = Field()
+    with torch.no_grad(), tracer:
+        field: Field = tracer.fields[_after(detector, pixels, stage)]
+    return field
