@@ -250,9 +250,18 @@ class Detector(nn.Module, Predicting):
             return []
         if (source := self.of_image) is not None:
             samples = [s if s.proposals is not None else s.replace(proposals=source(s.image, "")) for s in samples]
+        from detkit.engine.fuse import ready
+
         batch = collate(samples, self.resize)[0].to(self.device)
+        model = self if self.training else ready(self)
         with _evaluating(self), torch.inference_mode():
-            return [d.numpy() for d in self(batch, limits=limits)]
+            return [d.numpy() for d in model(batch, limits=limits)]
+
+    def train(self, mode: bool = True) -> Detector:
+        """As usual; drops what ``predict`` has prepared."""
+        if mode:
+            vars(self).pop("_folding", None)
+        return super().train(mode)
 
     def rescaled(self, factor: float) -> Detector:
         """The same detector, weights shared, whose input is ``factor`` times as large, in whole strides."""

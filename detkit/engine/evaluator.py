@@ -14,6 +14,8 @@ from torch import nn
 
 from detkit.data.loader import Loader
 from detkit.data.names import match
+from detkit.detector import Detector
+from detkit.engine.fuse import ready
 from detkit.engine.runtime import Runtime
 from detkit.errors import DetkitError
 from detkit.metrics.tables import GroundTruth, Results
@@ -71,7 +73,8 @@ def evaluate(
         if (source := getattr(predictor, "of_image", None)) is not None:
             dataset = dataset.with_proposals(source)
         with Loader(dataset, resize=resize, batch=batch, workers=workers) as loader:
-            done = infer(predictor, dataset, loader, limits=limits, on_batch=on_batch)
+            model = ready(predictor) if isinstance(predictor, Detector) and not predictor.training else predictor
+            done = infer(model, dataset, loader, limits=limits, on_batch=on_batch)
     else:
         failures: list[DetkitError] = []
         batches = _sample_batches(dataset, batch, failures)
