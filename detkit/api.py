@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -214,9 +215,12 @@ def evaluate(
     if isinstance(predictions_or_model, (str, Path)) and _holds_detections(Path(predictions_or_model)):
         from detkit.data.dataset import read
         from detkit.metrics.detections import read_detections
+        from detkit.metrics.doubts import swapped_classes
 
         annotations = read(data, split=split, images=images)
-        results, _ = read_detections(predictions_or_model, annotations)
+        results, notes = read_detections(predictions_or_model, annotations)
+        for note in [*notes, *swapped_classes(annotations.ground_truth(), results)]:
+            warnings.warn(note, stacklevel=2)
         usual = "classify" if annotations.labelled else "coco"
     else:
         given = predictions_or_model

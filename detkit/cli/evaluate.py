@@ -153,12 +153,13 @@ def _from_file(
 ) -> tuple[Annotations, Results, Mapping[str, Any]]:
     from detkit.data.dataset import read
     from detkit.metrics.detections import read_detections
+    from detkit.metrics.doubts import swapped_classes
 
     annotations = read(data, split=split, images=images)
     for finding in annotations.findings:
         message(f"detkit: {data}: {finding.name}: {finding.count} (detkit data check lists them)")
     results, notes = read_detections(path, annotations)
-    for note in notes:
+    for note in [*notes, *swapped_classes(annotations.ground_truth(), results)]:
         message(f"detkit: {note}")
     return annotations, results, {}
 

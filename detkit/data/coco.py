@@ -218,7 +218,8 @@ def _read_file(path: Path, split: str | None, images: Path | None) -> Annotation
         file = _decode(path, findings)
     except OSError as error:
         raise DetkitError(f"cannot read this file: {error.strerror}", str(path), "check the path") from error
-    names = _class_names(file.categories, path, findings)
+    categories = _categories(file.categories, path, findings)
+    names = _class_names(categories, path, findings)
     seen: dict[Id | None, int] = {}
     image_rows = []
     for row, picture in enumerate(file.images):
@@ -233,15 +234,14 @@ def _read_file(path: Path, split: str | None, images: Path | None) -> Annotation
     files = [os.path.join(folder, p.file_name) for p in pictures]
     sizes = np.asarray([(_length(p.height), _length(p.width)) for p in pictures], dtype=np.int32).reshape(-1, 2)
     _fill_sizes(sizes, files, pictures, path, findings)
-    objects = _objects(file.annotations, seen, _class_index(file.categories),
-                       path, findings)  # fmt: skip
+    objects = _objects(file.annotations, seen, {c.id: i for i, c in enumerate(categories)}, path, findings)
     return assemble(
         objects,
         [p.id for p in pictures],
         files,
         sizes,
         names,
-        tuple(c.id for c in file.categories),
+        tuple(c.id for c in categories),
         findings,
         Source("coco", path, split, Path(folder)),
         np.asarray(image_rows, dtype=np.int64),
@@ -315,11 +315,17 @@ def _length(value: float | None) -> int:
     return int(value) if value is not None and 0 < value < 1 << 31 else 0
 
 
-def _class_index(categories: list[_Category]) -> dict[Id | None, int]:
-    index: dict[Id | None, int] = {}
-    for i, category in enumerate(categories):
-        index.setdefault(category.id, i)
-    return index
+def _categories(categories: list[_Category], path: Path, findings: Findings) -> list[_Category]:
+    """Those that an id tells apart from all others."""
+    kept: dict[Id | None, _Category] = {}
+    for category in categories:
+        if category.id is None or category.id in kept:
+            lacking = category.id is None
+            name = "category without an id (dropped)" if lacking else "category id used twice (later one dropped)"
+            findings.add(name, f"{path}: category {category.id} ({category.name})")
+        else:
+            kept[category.id] = category
+    return list(kept.values())
 
 
 def _class_names(categories: list[_Category], path: Path, findings: Findings) -> tuple[str, ...]:

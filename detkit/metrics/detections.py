@@ -22,6 +22,7 @@ import numpy as np
 
 from detkit.errors import DetkitError
 from detkit.metrics.detection_texts import Found, is_text, read_texts
+from detkit.metrics.doubts import doubts
 from detkit.metrics.scanner import places, scan_results
 from detkit.metrics.tables import Results
 
@@ -88,7 +89,7 @@ def read_detections(path: str | Path, data: Labelled) -> tuple[Results, list[str
     flat = int(np.count_nonzero((results.xywh[:, 2] == 0) | (results.xywh[:, 3] == 0)))
     if flat:
         notes.append(f"{flat} detections of zero width or height (they match nothing)")
-    return results, notes
+    return results, notes + doubts(results, data.sizes)
 
 
 def _read_json(path: Path, data: Labelled) -> Found:
@@ -132,26 +133,42 @@ def _read_coco(path: Path, raw: bytes | mmap.mmap, start: int, data: Labelled) -
             what = f"{key} {named(int(bad[0]))!r} is not in the data ({len(bad)} such)"
             raise DetkitError(what, where(int(bad[0])), hint)
 
+    def same_name(row: int, entry: _Entry | None) -> None:
+        if entry is None or entry.file_name is None or image[row] < 0:
+            return
+        name = _Pictures.parts(data.files[image[row]])[0]
+        if _Pictures.parts(entry.file_name)[0] != name:
+            what = f"image {entry.image_id!r} is {entry.file_name} here, in the data it is {name}"
+            raise DetkitError(what, where(row), "the images were numbered anew: use the data that was detected on")
+
     image_hint = _id_hint(data.image_ids, "the part (--split) of the data it was made on")
-    class_hint = _id_hint(data.class_ids, "the data's own category ids")
     if (found := scan_results(raw, start)) is not None:
         image, label = places(found.image, data.image_ids), places(found.category, data.class_ids)
         known(image, "image_id", lambda row: int(found.image[row]), image_hint)
-        known(label, "category_id", lambda row: int(found.category[row]), class_hint)
-        return Results(image, label, found.box, found.score), where, []
-    entries: list[_Entry] = _decode(memoryview(raw)[start:], list[_Entry], path, start)
-    images = {key: i for i, key in enumerate(data.image_ids)}
-    labels = {key: k for k, key in enumerate(data.class_ids)}
-    pictures, image = _Pictures(data), np.full(len(entries), -1, np.int64)
-    for row, entry in enumerate(entries):
-        if entry.image_id not in images and entry.file_name is not None:
-            images[entry.image_id] = pictures.find(entry.file_name, where(row))
-        image[row] = images.get(entry.image_id, -1)
-    label = np.array([labels.get(e.category_id, -1) for e in entries], np.int64)
-    known(image, "image_id", lambda row: entries[row].image_id, image_hint)
-    known(label, "category_id", lambda row: entries[row].category_id, class_hint)
-    boxes, scores = [e.bbox for e in entries], [e.score for e in entries]
-    return Results(image, label, np.array(boxes, float).reshape(-1, 4), np.array(scores, np.float64)), where, []
+        known(label, "category_id", lambda row: int(found.category[row]), _class_hint(found.category, data.class_ids))
+        results = Results(image, label, found.box, found.score)
+        if len(results):  # of the file's many names two are looked at
+            same_name(0, _one_entry(raw, raw.find(b"{", start)))
+            same_name(len(results) - 1, _one_entry(raw, raw.rfind(b"{")))
+    else:
+        entries: list[_Entry] = _decode(memoryview(raw)[start:], list[_Entry], path, start)
+        images = {key: i for i, key in reversed(list(enumerate(data.image_ids)))}
+        labels = {key: k for k, key in reversed(list(enumerate(data.class_ids)))}
+        pictures, image = _Pictures(data), np.full(len(entries), -1, np.int64)
+        for row, entry in enumerate(entries):
+            if entry.image_id not in images and entry.file_name is not None:
+                images[entry.image_id] = pictures.find(entry.file_name, where(row))
+            image[row] = images.get(entry.image_id, -1)
+            same_name(row, entry)
+        label = np.array([labels.get(e.category_id, -1) for e in entries], np.int64)
+        known(image, "image_id", lambda row: entries[row].image_id, image_hint)
+        numbers = np.array([e.category_id if isinstance(e.category_id, int) else -1 for e in entries], object)
+        known(label, "category_id", lambda row: entries[row].category_id, _class_hint(numbers, data.class_ids))
+        boxes, scores = [e.bbox for e in entries], [e.score for e in entries]
+        results = Results(image, label, np.array(boxes, float).reshape(-1, 4), np.array(scores, np.float64))
+    missing = len(data.image_ids) - int(np.count_nonzero(np.bincount(image, minlength=len(data.image_ids))))
+    notes = [f"{missing} of {len(data.image_ids)} images have no detection in {path.name}"] if missing else []
+    return results, where, notes
 
 
 def _read_lines(path: Path, raw: bytes, data: Labelled) -> Found:
@@ -232,17 +249,17 @@ class _Pictures:
     def __init__(self, data: Labelled) -> None:
         self._by_name: dict[str, list[tuple[tuple[str, ...], int]]] = {}
         for i, file in enumerate(data.files):
-            parts = self._parts(file)
+            parts = self.parts(file)
             self._by_name.setdefault(parts[0], []).append((parts, i))
 
     @staticmethod
-    def _parts(path: str) -> tuple[str, ...]:
+    def parts(path: str) -> tuple[str, ...]:
         """File name first, then its folder, and so on; some systems write accents as two characters."""
         parts = PurePosixPath(unicodedata.normalize("NFC", path).replace("\\", "/")).parts
         return tuple(reversed(parts)) or ("",)
 
     def find(self, source: str, where: str) -> int:
-        parts = self._parts(source)
+        parts = self.parts(source)
         found = self._by_name.get(parts[0], [])
         if not found:
             near = difflib.get_close_matches(parts[0], self._by_name, 1)
@@ -280,17 +297,34 @@ def _decode(raw: bytes | memoryview, kind: Any, path: Path, offset: int, line: i
 
 
 def _malformed(problem: str, raw: bytes | memoryview, place: str, offset: int) -> NoReturn:
-    if "truncated" in problem:
+    byte = re.search(r"\(byte (\d+)\)", problem)
+    at = int(byte.group(1)) if byte else 0
+    if "truncated" in problem or ("invalid number" in problem and at >= len(raw)):
         end = offset + len(raw)
         do = "it was cut off while being written or copied: make it again"
         raise DetkitError("the detections file ends too early", f"{place}, byte {end}", do) from None
-    byte = re.search(r"\(byte (\d+)\)", problem)
-    at = int(byte.group(1)) if byte else 0
     at -= bytes(raw[max(at - 1, 0) : at]) == b"-"
     word = re.match(rb"-?(NaN|Infinity)", bytes(raw[at : at + 10]))
     what = f"{word.group(0).decode()} is not a number" if word else f"the detections file is not JSON: {problem}"
     do = "the model's output holds NaN or infinity: repair it first" if word else _FORMS
     raise DetkitError(what, f"{place}, byte {offset + at}", do) from None
+
+
+def _one_entry(raw: bytes | mmap.mmap, begin: int) -> _Entry | None:
+    """The entry whose bytes start there, None for one that holds other objects."""
+    try:
+        return msgspec.json.decode(raw[begin : raw.find(b"}", begin) + 1], type=_Entry)
+    except msgspec.DecodeError:
+        return None
+
+
+def _class_hint(numbers: np.ndarray, ids: Sequence[int | str]) -> str:
+    hint = _id_hint(ids, "the data's own category ids")
+    low, high = int(numbers.min(initial=0)), int(numbers.max(initial=0))
+    if low >= 0 and high <= len(ids):
+        first = 0 if (numbers == 0).any() else 1
+        return f"they look like places in the list of classes, counted from {first}: {hint}"
+    return hint
 
 
 def _id_hint(ids: Sequence[int | str], use: str) -> str:

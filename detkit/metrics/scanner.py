@@ -67,7 +67,7 @@ def scan_results(raw: bytes | mmap.mmap, start: int) -> Entries | None:
 
 
 def places(values: np.ndarray, known: Sequence[int | str]) -> np.ndarray:
-    """(n,) int64: where in ``known`` each whole number stands (the last of equal ones), -1 where it does not."""
+    """(n,) int64: where in ``known`` each whole number stands (the first of equal ones), -1 where it does not."""
     numbers = [(key, i) for i, key in enumerate(known) if isinstance(key, int) and abs(key) < 1 << 63]
     if not numbers or not len(values):
         return np.full(len(values), -1, np.int64)
@@ -75,12 +75,11 @@ def places(values: np.ndarray, known: Sequence[int | str]) -> np.ndarray:
     low, high = int(keys.min()), int(keys.max())
     if high - low < 1 << 24:
         table = np.full(high - low + 2, -1, np.int64)  # the last entry: for all that lies outside
-        table[keys - low] = index
+        table[keys[::-1] - low] = index[::-1]
         outside = (values < low) | (values > high)
         return table[np.where(outside, high - low + 1, values - low) if outside.any() else values - low]
     order = np.argsort(keys, kind="stable")
-    place = np.searchsorted(keys[order], values, side="right") - 1
-    found = order[np.maximum(place, 0)]
+    found = order[np.minimum(np.searchsorted(keys[order], values), len(keys) - 1)]
     return np.where(keys[found] == values, index[found], -1)
 
 

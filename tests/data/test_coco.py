@@ -45,6 +45,21 @@ def test_bad_record_is_dropped_and_named(coco_file: Path, changes: dict[str, Any
     assert len(a) == 3
 
 
+@pytest.mark.parametrize(
+    ("number", "finding"),
+    [(5, "category id used twice (later one dropped)"), (None, "category without an id (dropped)")],
+)
+def test_categories_are_told_apart_by_their_ids(coco_file: Path, number: int | None, finding: str) -> None:
+    value = json.loads(coco_file.read_text())
+    before = read(coco_file)
+    value["categories"].append({"id": number, "name": "another"})
+    coco_file.write_text(json.dumps(value))
+    a = read(coco_file)
+    assert (a.classes, a.class_ids) == (before.classes, before.class_ids)
+    assert a.labels.tolist() == before.labels.tolist()
+    assert [(f.name, f.count) for f in a.findings] == [(finding, 1)]
+
+
 def test_ids_may_be_words(coco_file: Path) -> None:
     value = json.loads(coco_file.read_text())
     for record in value["images"]:

@@ -141,7 +141,44 @@ def test_an_unknown_word_is_found_by_its_file_name(tmp_path: Path) -> None:
 
 def test_flat_boxes_are_noted(tmp_path: Path) -> None:
     _, notes = read_detections(write(tmp_path, f"[{ENTRY.replace('4.5', '0')}]"), DATA)
-    assert "1 detections of zero width" in notes[0]
+    assert "2 of 3 images have no detection" in notes[0]
+    assert "1 detections of zero width" in notes[1]
+
+
+def named(image: int | str, name: str) -> str:
+    return ENTRY.replace("3,", f"{json.dumps(image)},", 1).replace("}", f', "file_name": {json.dumps(name)}}}')
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ([named(3, "elsewhere/1.jpg"), named(7, "1.jpg")], None),
+        ([named(3, "2.jpg")], "image 3 is 2.jpg here, in the data it is 1.jpg"),
+        ([named(3, "1.jpg"), named(7, "2.jpg")], "image 7 is 2.jpg"),
+        ([named("x", "1.jpg"), named(3, "1.jpg")], "image 'x' is 1.jpg"),
+    ],
+)
+def test_images_numbered_anew_are_told_by_their_names(tmp_path: Path, entries: list[str], words: str | None) -> None:
+    path = write(tmp_path, f"[{', '.join(entries)}]")
+    if words is None:
+        assert len(read_detections(path, DATA)[0]) == len(entries)
+        return
+    with pytest.raises(DetkitError) as error:
+        read_detections(path, DATA)
+    assert words in error.value.what
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"), [((0, 1), "counted from 0"), ((1, 2), "counted from 1"), ((1, 90), "use the data's own")]
+)
+@pytest.mark.parametrize("image", ["3", '"x"'])
+def test_category_ids_that_are_places_in_a_list(
+    tmp_path: Path, numbers: tuple[int, int], words: str, image: str
+) -> None:
+    entries = [ENTRY.replace('_id": 9', f'_id": {k}').replace("3,", f"{image},", 1) for k in numbers]
+    with pytest.raises(DetkitError) as error:
+        read_detections(write(tmp_path, f"[{', '.join(entries)}]"), DATA)
+    assert words in error.value.do
 
 
 @pytest.mark.parametrize(
@@ -155,6 +192,7 @@ def test_flat_boxes_are_noted(tmp_path: Path) -> None:
         ("[1, 2]", ["object", "[0]"]),
         (f"[{ENTRY}, {ENTRY[:-10]}", ["ends too early", f"byte {2 * len(ENTRY) - 7}"]),
         (f"[{ENTRY}", ["ends too early", f"byte {len(ENTRY) + 1}"]),
+        (f"[{ENTRY.replace('0.5}', '0.')}", ["ends too early"]),
         (f"[{ENTRY}] x", ["trailing", "byte"]),
         (f"[{ENTRY} {ENTRY}]", ["not JSON", f"byte {len(ENTRY) + 2}"]),
         (f"[{ENTRY}]".replace("0.5", "NaN"), ["NaN is not a number", f"byte {ENTRY.index('0.5') + 1}"]),

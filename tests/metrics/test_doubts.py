@@ -1,0 +1,89 @@
+"""Files of detections that fit the data and still say something else; and classes of another list."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from detkit.metrics.doubts import doubts, swapped_classes
+from detkit.metrics.tables import GroundTruth, Results
+
+SIZES = np.array([[100, 200]] * 10)
+
+
+def table(n: int = 40) -> Results:
+    """Boxes inside pictures of 200 x 100, four an image, in the order of the images."""
+    rng = np.random.default_rng(0)
+    xywh = np.concatenate([rng.uniform(0, 60, (n, 2)), rng.uniform(5, 40, (n, 2))], axis=1)
+    return Results(np.arange(n) // 4, rng.integers(0, 3, n), xywh, rng.uniform(0.001, 1, n))
+
+
+def changed(**columns: np.ndarray) -> Results:
+    old = table()
+    return Results(**{name: columns.get(name, getattr(old, name)) for name in ("image", "label", "xywh", "score")})
+
+
+def repeated(rows: np.ndarray) -> Results:
+    return table()[rows]
+
+
+CORNERS = table().xywh + np.pad(table().xywh[:, :2] + 60, ((0, 0), (2, 0)))
+
+
+@pytest.mark.parametrize(
+    ("results", "words"),
+    [
+        (table(), None),
+        (table(8)[np.arange(8)[::-1]], None),  # too few to say anything
+        (changed(xywh=CORNERS), "boxes end outside their pictures: are they x1, y1, x2, y2"),
+        (changed(xywh=table().xywh / 200), "all boxes lie within one pixel"),
+        (changed(score=np.full(40, 0.5)), "all detections have the score 0.5"),
+        (changed(score=table().score / 2 + 0.25), "no detection scores below 0.2"),
+        (repeated(np.tile(np.arange(40), 2)), "40 detections stand in the file again"),
+        (repeated(np.r_[0:40, 0:4]), "4 detections stand in the file again"),
+        (repeated(np.random.default_rng(1).permutation(40)), None),
+    ],
+)
+def test_doubts(results: Results, words: str | None) -> None:
+    notes = doubts(results, SIZES)
+    assert (notes == []) if words is None else (len(notes) == 1 and words in notes[0])
+
+
+def test_pictures_of_unknown_size_hold_any_box() -> None:
+    assert doubts(changed(xywh=CORNERS), np.zeros((10, 2), int)) == []
+
+
+@pytest.mark.parametrize(
+    ("taken_for", "found"),
+    [
+        ([0, 1, 2, 3, 4], False),
+        ([0, 2, 3, 4, 1], True),  # most of them
+        ([1, 2, 3, 4, 0], True),
+        ([0, 1, 2, 4, 3], False),  # two that look alike
+        ([0, 0, 0, 0, 0], False),  # a model that knows one class
+    ],
+)
+def test_classes_of_another_list(
+    ground_truth: Callable[..., GroundTruth],
+    results: Callable[..., Results],
+    taken_for: list[int],
+    found: bool,
+) -> None:
+    boxes = [[60.0 * k, 0, 50, 50] for k in range(5)] * 6
+    image, label = np.repeat(np.arange(6), 5).tolist(), list(range(5)) * 6
+    gt = ground_truth(boxes, image=image, label=label, images=6, classes=tuple("abcde"))
+    dt = results(boxes, [0.9] * 30, image=image, label=[taken_for[k] for k in label])
+    notes = swapped_classes(gt, dt)
+    assert bool(notes) is found
+    if found:
+        first = next(k for k in range(5) if taken_for[k] != k)
+        assert f"{'abcde'[first]} by {'abcde'[taken_for[first]]}" in notes[0]
+
+
+def test_without_classes_or_detections(
+    ground_truth: Callable[..., GroundTruth], results: Callable[..., Results]
+) -> None:
+    assert swapped_classes(ground_truth([], classes=()), results([], [])) == []
+    assert swapped_classes(ground_truth([[0, 0, 9, 9]], classes=("a", "b")), results([], [])) == []
