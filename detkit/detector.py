@@ -191,7 +191,7 @@ class Detector(nn.Module, Predicting):
         The arguments decide, not ``.training``. ``limits`` default to the model's threshold, and to those of
         evaluation where both are asked for.
         """
-        features = self.features(batch.pixels)
+        features = self.features(batch.pixels, batch.cached)
         boxes, learned = self.propose(batch, features, sampled=targets is not None and not detections)
         if boxes is not None and targets is not None and not detections:
             boxes = self.head.sample(boxes, targets)
@@ -213,9 +213,19 @@ class Detector(nn.Module, Predicting):
         ]
         return found if targets is None else (losses, found)
 
-    def features(self, pixels: Tensor) -> list[Tensor]:
-        """The neck's maps of uint8 or float (B, 3, H, W) pixels in 0..255, H and W multiples of the coarsest stride."""
-        return self.neck(self.backbone((pixels - self.mean) / self.std))
+    def features(self, pixels: Tensor, cached: list[Tensor] | None = None) -> list[Tensor]:
+        """The neck's maps of uint8 or float (B, 3, H, W) pixels in 0..255, H and W multiples of the coarsest stride.
+
+        cached: their ``frozen_maps``, in whose place the pixels are not looked at.
+        """
+        if cached is None:
+            return self.neck(self.backbone((pixels - self.mean) / self.std))
+        # Copies: what follows may work in place, and a batch may be looked at twice.
+        return self.neck(self.backbone.from_frozen([x.clone() for x in cached]))
+
+    def frozen_maps(self, pixels: Tensor) -> list[Tensor]:
+        """What the backbone's frozen stages make of pixels as in ``features``; see ``Backbone.frozen_maps``."""
+        return self.backbone.frozen_maps((pixels - self.mean) / self.std)
 
     def raw(self, pixels: Tensor, proposals: Any = None) -> dict[str, Tensor]:
         """The head's tensors for (B, 3, H, W) pixels in 0..255: what loss and predict read, and what export traces."""

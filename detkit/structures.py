@@ -317,7 +317,7 @@ class Batch:
 
     pixels uint8 (B, 3, H, W); sizes (B, 2) int64, height and width of the picture's part of the input (the rest is
     padding); restore: one Geometry a picture; image_ids, paths: one a picture; proposals: (R_i, 4) float32 tensors in
-    input pixels or None; cached: activations of frozen stages that take the pixels' place, or None.
+    input pixels or None; cached: (B, C, H, W) maps of frozen stages that take the pixels' place, or None.
     """
 
     pixels: torch.Tensor
@@ -326,7 +326,7 @@ class Batch:
     image_ids: tuple[int | str, ...] = ()
     paths: tuple[str, ...] = ()
     proposals: list[torch.Tensor] | None = None
-    cached: Any = None
+    cached: list[torch.Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.restore)
@@ -335,7 +335,8 @@ class Batch:
         """The same on ``device``."""
         proposals = None if self.proposals is None else [p.to(device) for p in self.proposals]
         pixels = self.pixels.to(device, non_blocking=non_blocking)
-        return replace(self, pixels=pixels, sizes=self.sizes.to(device), proposals=proposals)
+        cached = self.cached and [maps.to(device, non_blocking=non_blocking) for maps in self.cached]
+        return replace(self, pixels=pixels, sizes=self.sizes.to(device), proposals=proposals, cached=cached)
 
 
 @dataclass(slots=True, frozen=True)

@@ -125,6 +125,13 @@ class Augment:
         """A JPEG may be decoded smaller, down to this many pixels of its longer side; None: not."""
         return None if self.crop else max(resize.height, resize.width)
 
+    @property
+    def changes(self) -> bool:
+        """False if every picture stays as evaluation sees it."""
+        colours = (self.shift, self.brightness, self.contrast, self.saturation, self.hue, self.pca)
+        more = (self.noise, self.blur, self.grey, self.mosaic, self.mixup)
+        return any((self.mirror, self.flip, self.crop, self._moves, *colours, *more))
+
     def prepare(self) -> None:
         """Imports albumentations if it will be needed, so that forked workers share it."""
         if self._pixels is None:

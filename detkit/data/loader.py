@@ -151,7 +151,7 @@ class _Reader:
         return result
 
     def _sample(self, task: _Task, position: int, index: int, failures: list[DetkitError]) -> Sample | None:
-        if not self.training:
+        if not self.training and self.augment is None:
             return self._load(index, None, failures)
         rng = np.random.default_rng([self.seed, task.epoch, position])
         reduce_to = None if self.augment is None else self.augment.reduce_to(self.resize)
@@ -165,9 +165,9 @@ class _Reader:
             raise DetkitError(f"{_ATTEMPTS} pictures in a row cannot be read: {last.what}", last.where, last.do)
 
         sample = self._load(index, reduce_to, failures)
-        if sample is None:
+        if sample is None and self.training:
             sample = draw()
-        if self.augment is None:
+        if sample is None or self.augment is None:
             return sample
         return self.augment(sample, rng, self.resize, draw if task.mosaic else None)
 
@@ -182,10 +182,10 @@ class _Reader:
 class Loader:
     """Batches of a data set, epoch by epoch, from ``workers`` processes that live until ``close``.
 
-    shuffle=True is training: seeded order, augmentation, full batches, a picture that cannot be read is replaced by
-    another. shuffle=False is evaluation: order kept, last partial batch kept, no augmentation, a picture that cannot
-    be read is left out. Either way it is entered in ``failures`` (where -> error) and told once to ``on_bad_image``.
-    ``dropped`` counts the boxes that augmentation left out because nothing of them lies in their picture.
+    shuffle=True is training: seeded order, full batches, a picture that cannot be read is replaced by another.
+    shuffle=False is evaluation: order kept, last partial batch kept, a picture that cannot be read is left out. Either
+    way it is entered in ``failures`` (where -> error) and told once to ``on_bad_image``, and ``augment``, if given,
+    changes the pictures. ``dropped`` counts the boxes that it left out because nothing of them lies in their picture.
 
     rank, world: this process's share (see Sampler). context: start method of the workers (None: the system's own).
     balance: threshold of ``repeat_factors``, 0 for none (the data set needs ``classes`` and ``labels_of(i)``).
@@ -223,10 +223,10 @@ class Loader:
         self.workers = workers
         self._on_bad_image = on_bad_image
         self._tasks: Iterator[_Task] = iter(())
-        if augment is not None and shuffle:
+        if augment is not None:
             augment.prepare()
         self._loader: DataLoader | None = DataLoader(
-            _Reader(dataset, resize, augment if shuffle else None, seed, shuffle),  # type: ignore[arg-type]
+            _Reader(dataset, resize, augment, seed, shuffle),  # type: ignore[arg-type]
             batch_size=None,
             sampler=_Now(self),  # type: ignore[arg-type]
             num_workers=workers,

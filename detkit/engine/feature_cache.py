@@ -1,4 +1,4 @@
-"""What a fixed network makes of pictures or of their regions, computed once and kept on disk.
+"""What a fixed network, or its frozen part, makes of pictures or of their regions, computed once and kept on disk.
 
 Arrays are float16, a memory-mapped file a picture (``detkit.io.cache``). An entry's name holds all that decides its
 numbers: the network's weights, what is done to pixels before it, the pixels, the boxes. So an entry of another
@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from detkit.data.loader import Loader
+from detkit.data.sampler import Sampler
+from detkit.engine.options import TrainOptions
 from detkit.engine.runtime import Runtime
 from detkit.errors import DetkitError
 from detkit.heads.stages import Embedded
 from detkit.io.cache import Cache, image_hash
 from detkit.ops.roi import roi_table
-from detkit.structures import Target
+from detkit.structures import Batch, Geometry, Target
 
 VERSION = 1  # of what is kept: a higher one makes entries stale
 
@@ -55,18 +59,32 @@ def feature_key(pixels: Tensor, boxes: Tensor | None = None) -> str:
     return digest.hexdigest()[:40]
 
 
-def announced(cache: Cache, what: str, size: float) -> str:
-    """The sentence that says where ``size`` bytes of ``what`` will lie.
+def announced(cache: Cache, what: str, size: float, do: str, there: float = 0) -> str:
+    """The sentence that says where ``size`` bytes of ``what`` will lie, of which some may be ``there`` already.
 
     Raises:
-        DetkitError: code 4, before anything is computed: the disk has no room for them.
+        DetkitError: code 4, before anything is computed: the disk has no room for them; ``do`` says what needs less.
     """
     place = next(folder for folder in (cache.folder, *cache.folder.parents) if folder.exists())
     free, text = shutil.disk_usage(place).free, f"{what}: about {size / 1e9:.2f} GB"
-    if size > free:
-        do = "set DETKIT_CACHE to a folder on a larger disk, or give model.proposals fewer boxes"
+    if size - there > free:
+        do = f"set DETKIT_CACHE to a folder on a larger disk, or {do}"
         raise DetkitError(f"{text}, but the disk has {free / 1e9:.2f} GB", str(cache.folder), do, code=4)
     return f"{text} in {cache.folder}"
+
+
+def _reference(key: str, features: np.ndarray) -> str | np.ndarray:
+    """What to remember of an entry: its key, or the features themselves where nothing can be written."""
+    return key if isinstance(features.base, np.memmap) or not features.size else features
+
+
+def _features(cache: Cache, kept: str | np.ndarray) -> np.ndarray:
+    """The inverse of ``_reference``. Raises DetkitError, code 4, if the file has gone since."""
+    features = cache.find(kept) if isinstance(kept, str) else kept
+    if features is None:
+        do = "run again with --resume: what is missing is computed again"
+        raise DetkitError("a file of cached features is gone", str(cache.path(str(kept))), do, code=4)
+    return features
 
 
 class Embeddings:
@@ -78,22 +96,22 @@ class Embeddings:
 
     def add(self, key: str, features: np.ndarray, boxes: Tensor, target: Target) -> None:
         """One more picture, whose features lie in the cache, or are kept in memory where nothing can be written."""
-        lies = isinstance(features.base, np.memmap) or not features.size
-        self.entries.append((key if lies else features, boxes, target))
+        self.entries.append((_reference(key, features), boxes, target))
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __getitem__(self, i: int) -> Embedded:
         kept, boxes, target = self.entries[i]
-        features = self.cache.find(kept) if isinstance(kept, str) else kept
-        if features is None:
-            do = "run again with --resume: what is missing is computed again"
-            raise DetkitError("a file of cached features is gone", str(self.cache.path(str(kept))), do, code=4)
-        return Embedded(features, boxes, target)
+        return Embedded(_features(self.cache, kept), boxes, target)
 
     def __iter__(self) -> Iterator[Embedded]:
         return (self[i] for i in range(len(self)))
+
+
+def _half(x: Tensor) -> Tensor:
+    """float16, with what that cannot hold at its limits."""
+    return x.float().clamp(-65504, 65504).half()
 
 
 @torch.inference_mode()
@@ -131,14 +149,178 @@ def embed_regions(
             if not number:
                 rows = sum(len(boxes) for boxes in regions) * pictures / len(batch)
                 what = f"features of some {rows:.0f} regions of {pictures} pictures"
-                tell(announced(cache, what, 2 * rows * head.classes.in_features))
+                size = 2 * rows * head.classes.in_features
+                tell(announced(cache, what, size, "give model.proposals fewer boxes"))
             for i, boxes in enumerate(regions):
                 key = feature_key(pixels[i], boxes)
                 kept = cache.find(key)
                 if kept is None:
                     rois = roi_table([boxes])
-                    embedded = head.embed([feature[i : i + 1] for feature in features], rois).float()
-                    kept = cache.put(key, embedded.clamp(-65504, 65504).half().cpu().numpy())
+                    embedded = head.embed([feature[i : i + 1] for feature in features], rois)
+                    kept = cache.put(key, _half(embedded).cpu().numpy())
                 found.add(key, kept, boxes.float().cpu(), targets[i])
         on_batch(number + 1, len(loader))
     return found
+
+
+def refuse_uncacheable(model: Any, options: TrainOptions, augment: Any | None, world: int) -> None:
+    """Raises DetkitError, naming the key, where ``cache_features`` does not go with the model or the other options."""
+    backbone = getattr(model, "backbone", None)
+    stages = list(getattr(backbone, "stages", ()))[: getattr(backbone, "frozen", 0)]
+    key, views = "train.cache_features", options.cache_views
+    if not any(True for stage in stages for _ in stage.parameters()):
+        do = "set model.backbone.frozen to all or to a number of stages, or leave cache_features out"
+        raise DetkitError("no stage of the backbone is frozen, so none can be cached", key, do)
+    if options.unfreeze:
+        do = "leave out unfreeze, or cache_features"
+        raise DetkitError("stages that begin to train later cannot be cached", "train.unfreeze", do)
+    if world > 1:
+        raise DetkitError("several processes share no cached features", key, "train in one process, or without it")
+    joins = [f"augment.{name}" for name in ("mosaic", "mixup") if getattr(augment, name, 0)]
+    none = "".join(f" {name}=0" for name in joins)
+    changes = augment is not None and augment.changes
+    if views is None and changes:
+        what = "cached pictures are the same in every epoch, and augmentation changes them"
+        do = f"train.cache_views=1 trains on the pictures as they are, train.cache_views=8{none} on eight views of each"
+        raise DetkitError(what, key, do)
+    if (views or 1) > 1 and joins:
+        raise DetkitError("views that are kept show one picture each", joins[0], f"set{none}, or train.cache_views=1")
+    if (views or 1) > 1 and not changes:
+        what = "without augmentation all views of a picture are the same"
+        raise DetkitError(what, "train.cache_views", "set it to 1, or switch an augmentation on")
+
+
+class FrozenStages:
+    """What the frozen stages of a Detector's backbone make of pictures: computed once, kept as float16.
+
+    each: bytes of a picture. An entry holds a picture's ``frozen_maps`` one after the other, channels last.
+    """
+
+    def __init__(self, model: Any, runtime: Runtime, tell: Callable[[str], None]) -> None:
+        self.model, self.runtime, self.tell = model, runtime, tell
+        self.computed = 0  # pictures that the cache did not have
+        backbone = model.backbone
+        with torch.inference_mode(), runtime.autocast():
+            maps = model.frozen_maps(torch.zeros(1, 3, *model.resize.input_size, device=runtime.device))
+        self.shapes = [tuple(x.shape[1:]) for x in maps]
+        self.dtypes = [x.dtype for x in maps]
+        self.each = 2 * sum(x.numel() for x in maps)
+        decides = {name: getattr(backbone, name, None) for name in ("taps", "outputs", "scales")}
+        decides |= {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
+        decides |= {"maps": self.shapes, "precision": runtime.precision}
+        self.cache = feature_cache(backbone.stages[: backbone.frozen], decides)
+
+    def announce(self, pictures: int) -> None:
+        """Says what so many pictures take on the disk. Raises DetkitError, code 4, if that has no room."""
+        what = f"output of the frozen stages for {pictures} pictures"
+        there = self.cache.count() * self.each
+        self.tell(announced(self.cache, what, pictures * self.each, "freeze more stages, or keep fewer views", there))
+
+    @torch.inference_mode()
+    def keep(self, pixels: Tensor) -> list[str | np.ndarray]:
+        """Sees to it that the cache has these (B, 3, H, W) uint8 pictures, and returns what ``maps`` finds them by."""
+        keys = [feature_key(picture) for picture in pixels]
+        with _warnings_told(self.tell):
+            found = [self.cache.find(key) for key in keys]
+            missing = [i for i, features in enumerate(found) if features is None]
+            if missing:
+                with self.runtime.autocast():
+                    maps = self.model.frozen_maps(pixels[missing].to(self.runtime.device))
+                rows = torch.cat([_half(x).permute(0, 2, 3, 1).flatten(1) for x in maps], dim=1).cpu().numpy()
+                for i, row in zip(missing, rows, strict=True):
+                    found[i] = self.cache.put(keys[i], row)
+        self.computed += len(missing)
+        return [_reference(key, features) for key, features in zip(keys, found, strict=True) if features is not None]
+
+    def maps(self, kept: list[str | np.ndarray]) -> list[Tensor]:
+        """``frozen_maps`` of these pictures, (B, C, H, W) on the CPU, in the types and strides that were computed."""
+        tables = [np.empty((len(kept), height, width, depth), np.float16) for depth, height, width in self.shapes]
+        for i, one in enumerate(kept):
+            row, begin = _features(self.cache, one), 0
+            for table in tables:
+                table[i].flat = row[begin : begin + table[i].size]
+                begin += table[i].size
+        pairs = zip(tables, self.dtypes, strict=True)
+        return [torch.from_numpy(table).permute(0, 3, 1, 2).to(dtype) for table, dtype in pairs]
+
+
+@contextmanager
+def _warnings_told(tell: Callable[[str], None]) -> Iterator[None]:
+    """Hands what the cache warns of (damaged entries, a folder that cannot be written) to ``tell``."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RuntimeWarning)
+        yield
+    for warning in caught:
+        tell(str(warning.message))
+
+
+class _Picture(NamedTuple):
+    """One view of a picture, as a batch of it has it; kept: see ``FrozenStages``."""
+
+    kept: str | np.ndarray
+    size: Tensor
+    restore: Geometry
+    image_id: int | str
+    path: str
+    proposals: Tensor | None
+    target: Target
+
+
+class CachedLoader:
+    """``Loader``'s batches with ``Batch.cached`` in the place of pixels, once ``add`` has seen all pictures in order.
+
+    sampler: says which pictures make a batch. In epoch e picture i is its view (e + i) mod ``views``.
+    """
+
+    def __init__(self, stages: FrozenStages, dataset: Any, sampler: Sampler, views: int = 1) -> None:
+        self.stages, self.sampler, self.views = stages, sampler, views
+        self.failures: dict[str, DetkitError] = {}
+        names = dataset.annotations
+        self._names = list(zip(names.image_ids, names.files, strict=True))
+        self._pictures: dict[tuple[int, int], _Picture] = {}  # by view and index
+        self._next = [0] * views
+
+    def add(self, view: int, batch: Batch, targets: list[Target]) -> None:
+        """The next pictures of the data set, in its order; those that cannot be read are missing."""
+        proposals: list[Any] = batch.proposals or [None] * len(batch)
+        columns = (self.stages.keep(batch.pixels), batch.sizes, batch.restore, batch.image_ids, batch.paths)
+        for row in zip(*columns, proposals, targets, strict=True):
+            picture = _Picture(*row)
+            index = self._names.index((picture.image_id, picture.path), self._next[view])
+            self._pictures[view, index] = picture
+            self._next[view] = index + 1
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def epoch(self, epoch: int, start: int = 0, mosaic: bool = True) -> Iterator[tuple[Batch, list[Target]]]:
+        """As ``Loader.epoch``; nothing is joined, whatever ``mosaic`` says. Raises DetkitError without any picture."""
+        if not self._pictures:
+            raise next(iter(self.failures.values()), DetkitError("the data set holds no pictures"))
+        for slots in self.sampler.epoch(epoch, start):
+            places = [self._place(epoch, int(p), int(i)) for p, i in zip(*slots, strict=True)]
+            found = [self._pictures[place] for place in places if place in self._pictures]
+            if found:
+                yield self._batch(found)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _place(self, epoch: int, position: int, index: int) -> tuple[int, int]:
+        """View and index of the picture at this position; training takes another for one that cannot be read."""
+        place = (epoch + index) % self.views, index
+        if place not in self._pictures and self.sampler.shuffle:
+            rng = np.random.default_rng([self.sampler.seed, epoch, position])
+            while place not in self._pictures:
+                index = int(rng.integers(len(self._names)))
+                place = (epoch + index) % self.views, index
+        return place
+
+    def _batch(self, pictures: list[_Picture]) -> tuple[Batch, list[Target]]:
+        kept, sizes, restore, image_ids, paths, proposals, targets = (list(x) for x in zip(*pictures, strict=True))
+        # Their shape alone is known: one byte of memory.
+        pixels = torch.zeros((), dtype=torch.uint8).expand(len(kept), 3, *self.stages.model.resize.input_size)
+        boxes = None if proposals[0] is None else proposals
+        cached = self.stages.maps(kept)
+        batch = Batch(pixels, torch.stack(sizes), tuple(restore), tuple(image_ids), tuple(paths), boxes, cached)
+        return batch, targets

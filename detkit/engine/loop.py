@@ -86,6 +86,8 @@ class Trainer(Session):
         fits = getattr(getattr(self.model, "head", None), "fits", False) and not progress.fitted
         if fits:
             self._expect_fit()
+        if options.cache_features and progress.epoch < options.epochs:
+            self.cache_frozen()
         for epoch in range(progress.epoch, options.epochs):
             if options.patience and progress.waited >= options.patience:
                 self.tell(Notice(f"stopped early: {progress.waited} validations without a better {self.best_by}"))
@@ -143,7 +145,7 @@ class Trainer(Session):
                 raise
             if not window:
                 return
-            if progress.step == 0 and self.runtime.main:
+            if progress.step == 0 and self.runtime.main and window[0][0].cached is None:
                 save_first_batch(self.run / "first_batch.jpg", *window[0], self.model.classes)
             device = self.runtime.device
             moved = [(b.to(device, non_blocking=True), [t.to(device) for t in targets]) for b, targets in window]
@@ -233,6 +235,8 @@ class Trainer(Session):
 
     def try_out(self) -> DryRun:
         """Two steps, of which the second is measured: what a run would take."""
+        if self.options.cache_features:
+            self.tell(Notice("this looks at two steps and an epoch that compute the frozen stages, not at cached ones"))
         times: list[float] = []
         losses: dict[str, float] = {}
         for window, _ in itertools.islice(self._windows(0), 2):

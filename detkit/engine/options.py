@@ -27,6 +27,10 @@ class TrainOptions:
     warmup: epochs of linear warm-up, at least warmup_steps steps; clip: largest norm of the gradient (0: no clipping);
     ema: decay of the averaged weights, which are those validated and saved (0: none).
 
+    cache_features: the output of the backbone's frozen stages is computed once and kept on disk (float16), and the rest
+    trains from it; cache_views: of each picture so many augmented views are kept, and each epoch takes the next one
+    (1: the picture as it is, augmentation is left out; none: 1 where there is no augmentation).
+
     precision: ``auto`` takes bf16 where the hardware computes in it, else fp32; device: ``auto``, ``cpu``, ``cuda``,
     ``cuda:1``, ``mps``; workers: loading processes beside training.
 
@@ -57,6 +61,8 @@ class TrainOptions:
     warmup_steps: int = 20
     clip: float = 10.0
     ema: float = 0.999
+    cache_features: bool = False
+    cache_views: int | None = None
     precision: Precision = "auto"
     channels_last: bool = True
     device: str = "auto"
@@ -81,6 +87,9 @@ class TrainOptions:
         self._require("stage_lr", all(factor >= 0 for factor in self.stage_lr), "factors of 0 or more")
         rising = list(self.unfreeze) == sorted(self.unfreeze) and all(epoch >= 1 for epoch in self.unfreeze)
         self._require("unfreeze", rising, "epochs from 1 on in rising order")
+        if self.cache_views is not None:
+            self._require("cache_views", self.cache_views >= 1, "at least 1")
+            self._require("cache_views", self.cache_features, "left out unless cache_features is true")
         self._require("balance", 0 <= self.balance <= 1, "between 0 and 1")
         self._require("final_lr", 0 <= self.final_lr <= 1, "between 0 and 1")
         self._require("step_at", all(0 < share < 1 for share in self.step_at), "shares of the run between 0 and 1")

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 
 from detkit.data.loader import Loader
+from detkit.data.sampler import Sampler
 from detkit.engine.checkpoint import Progress, State
 from detkit.engine.depthwise import speed_up_depthwise
 from detkit.engine.ema import Average
 from detkit.engine.errors import StopRequest
-from detkit.engine.events import Event, Listener, Notice, Row, Saved, TrainStarted
-from detkit.engine.loggers import RunFolder, data_hash, machine_record
+from detkit.engine.events import BatchValidated, Event, Listener, Notice, Row, Saved, TrainStarted
+from detkit.engine.feature_cache import CachedLoader, FrozenStages, refuse_uncacheable
+from detkit.engine.loggers import RunFolder, data_hash, machine_record, save_first_batch
 from detkit.engine.optimizer import make_optimizer
 from detkit.engine.options import TrainOptions
 from detkit.engine.runtime import Runtime
@@ -70,8 +72,11 @@ class Session:
         self.started = time.perf_counter()
         self.record: dict[str, Any] = {}
         self.folder: RunFolder | None = None
-        self.loader = self._loader(self.train_set, augment, shuffle=True)
-        self.val_loader: Loader | None = None
+        if options.cache_features:
+            refuse_uncacheable(self.model, options, augment, self.runtime.world)
+        self.augment = None if options.cache_views == 1 else augment
+        self.loader: Loader | CachedLoader = self._loader(self.train_set, self.augment, shuffle=True)
+        self.val_loader: Loader | CachedLoader | None = None
         if val_set is not None and len(val_set):
             self.val_loader = self._loader(val_set, None, shuffle=False)
         self.steps = -(-len(self.loader) // options.accumulate)  # of an epoch
@@ -136,6 +141,42 @@ class Session:
                 first_epoch=progress.epoch,
             )
         )
+
+    def cache_frozen(self) -> None:
+        """Lets the frozen stages look at every picture, and the loaders hand out what these have made of them."""
+        begun, views = time.perf_counter(), self.options.cache_views or 1
+        stages = FrozenStages(self.model, self.runtime, lambda text: self.tell(Notice(text)))
+        pictures = views * len(self.train_set) + (0 if self.val_loader is None else len(self.val_set))  # type: ignore[arg-type]
+        stages.announce(pictures)
+        self.loader = self._cached(stages, self.train_set, self.augment, views, self.loader.sampler)
+        if self.val_loader is not None:
+            self.val_loader = self._cached(stages, self.val_set, None, 1, self.val_loader.sampler)
+        seconds = time.perf_counter() - begun
+        rest = f", {pictures - stages.computed} were in the cache" if stages.computed < pictures else ""
+        self.tell(Notice(f"the frozen stages looked at {stages.computed} pictures in {seconds:.0f} s{rest}"))
+
+    def _cached(
+        self, stages: FrozenStages, dataset: Any, augment: Any | None, views: int, sampler: Sampler
+    ) -> CachedLoader:
+        cached, loader = CachedLoader(stages, dataset, sampler, views), self._loader(dataset, augment, shuffle=False)
+        try:
+            for view in range(views):
+                batches = loader.epoch(view, mosaic=False)
+                for step in range(len(loader)):
+                    with torch.random.fork_rng(devices=[]):  # torch's loader draws from the model's random numbers
+                        item = next(batches, None)
+                    if item is None:  # the last pictures cannot be read
+                        break
+                    if sampler.shuffle and not (view or step or self.state.progress.step):
+                        save_first_batch(self.run / "first_batch.jpg", *item, self.model.classes)
+                    cached.add(view, *item)
+                    self.tell(BatchValidated(step, len(loader)))
+                    self.count_time()
+                    self.stop_if_asked()
+        finally:
+            loader.close()
+        cached.failures = loader.failures
+        return cached
 
     def thaw(self, epoch: int) -> None:
         """Lets the frozen stages of the backbone train whose epoch (from 0) has come, as ``unfreeze`` says."""

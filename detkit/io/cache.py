@@ -100,6 +100,10 @@ class Cache:
         self._sound.add(path)
         return self._map(path) if self._mapped else array
 
+    def count(self) -> int:
+        """The number of entries of these parameters."""
+        return sum(1 for _ in self.folder.glob("??/*" + self._ending))
+
     def clear(self) -> None:
         """Removes the entries of these parameters."""
         for path in self.folder.glob("??/*" + self._ending):

@@ -136,6 +136,18 @@ def test_frozen_stages_keep_still(name):
     assert not any(p.requires_grad for p in small(name, frozen="all").parameters())
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", SMALL)
+def test_the_frozen_part_and_the_rest_are_the_whole(name):
+    count = len(_whole(name).stages)
+    x = torch.rand(1, 3, 64, 64)
+    for frozen, taps in ((1, None), (count, None), (count - 1, (count - 1,))):
+        net = small(name, taps, frozen).eval()
+        maps = net.frozen_maps(x)
+        assert len(maps) == (frozen if taps is None else 1)
+        assert all(torch.equal(a, b) for a, b in zip(net(x), net.from_frozen(maps), strict=True))
+
+
 def test_the_chain_continues_from_any_stage():
     net = make("mobilenet_v3_small", taps=(2, 4)).eval()
     x = torch.rand(1, 3, 64, 64)

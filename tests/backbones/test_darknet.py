@@ -92,6 +92,16 @@ def test_the_chain_goes_on_where_nothing_reaches_further_back() -> None:
         net(net.stages[2](middle), start=3)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("frozen", "outputs", "kept"), [(2, (5,), 1), (3, (5,), 2), (3, (2, 5), 3), (4, (5, 2), 2)])
+def test_the_frozen_part_and_the_rest_are_the_whole(frozen: int, outputs: tuple[int, ...], kept: int) -> None:
+    net = darknet(graph=GRAPH, outputs=outputs, frozen=frozen).eval()
+    x = torch.rand(1, 3, 32, 32)
+    maps = net.frozen_maps(x)
+    assert len(maps) == kept
+    assert all(torch.equal(a, b) for a, b in zip(net(x), net.from_frozen(maps), strict=True))
+
+
 def test_frozen_stages_keep_still() -> None:
     net = darknet(graph=GRAPH, outputs=(5,), frozen=2).train()
     net(torch.rand(2, 3, 32, 32))[0].sum().backward()

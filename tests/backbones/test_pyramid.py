@@ -53,6 +53,15 @@ def test_frozen_stages_and_weights_are_the_networks() -> None:
         pyramid(torch.zeros(1, 64, 8, 8), start=2)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("frozen", [2, 3, 4])
+def test_the_frozen_part_and_the_rest_are_the_whole(frozen: int) -> None:
+    pyramid, x = net(taps=(2, 3), frozen=frozen, scales=(1.0, 0.5)), torch.randn(1, 3, 64, 64)
+    maps = pyramid.frozen_maps(x)
+    assert len(maps) == 2 * (1 if frozen < 4 else 2)
+    assert all(torch.equal(a, b) for a, b in zip(pyramid(x), pyramid.from_frozen(maps), strict=True))
+
+
 @pytest.mark.parametrize("scales", [(), (0.0,), (1.0, -1.0), (float("inf"),)])
 def test_impossible_scales(scales: tuple[float, ...]) -> None:
     with torch.device("meta"), pytest.raises(ValueError, match="scales"):

@@ -115,10 +115,12 @@ def test_features_are_what_the_head_embeds(tmp_path: Path) -> None:
 def test_a_full_disk_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1e9))
     cache = feature_cache([nn.ReLU()], {})
-    assert "about 0.50 GB" in announced(cache, "features", 5e8)
+    assert "about 0.50 GB" in announced(cache, "features", 5e8, "")
+    assert "about 2.00 GB" in announced(cache, "features", 2e9, "", there=1.5e9)
     with pytest.raises(DetkitError, match=r"2.00 GB, but the disk has 1.00 GB") as caught:
-        announced(cache, "features", 2e9)
+        announced(cache, "features", 2e9, "keep fewer")
     assert caught.value.code == 4
+    assert "keep fewer" in caught.value.do
     assert "DETKIT_CACHE" in caught.value.do
 
 
