@@ -1,5 +1,5 @@
 """One network on a picture at several scales, so that windows of one size meet objects of all (OverFeat, Sermanet et
-al. 2014, arXiv 1312.6229, section 4.2).
+al. 2014, arXiv 1312.6229, section 3.3).
 """
 
 from __future__ import annotations
