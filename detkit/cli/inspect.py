@@ -216,9 +216,7 @@ def edges(
     if picture is None and not as_json:
         _print_numbers({"picture": pixels[..., 0], **answers})
     said = f"learned from {learn}'s answers in {learned.steps} steps: error {learned.error:.2g} of their size, "
-    said += (
-        f"weights within {off:.2g} of {learn}'s:\n{np.array2string(learned.weights, precision=3, suppress_small=True)}"
-    )
+    said += f"weights within {off:.2g} of {learn}'s:\n{np.round(learned.weights, 3) + 0.0}"  # no "-0."
     facts = {
         "answers": {name: value if picture is None else value.shape for name, value in answers.items()},
         "learned": {"from": learn, "weights": learned.weights, "error": learned.error, "steps": learned.steps},
@@ -236,7 +234,14 @@ def _load(name: str, weights: str | None, size: int | None = None) -> Detector:
     if name in BACKBONES:
         from detkit.engine.inspect import published
 
-        return published(name, weights or "imagenet", size)
+        try:
+            return published(name, weights or "imagenet", size)
+        except DetkitError as error:  # which may speak of a config's keys
+            where, do = (
+                text.replace("model.backbone.weights", "--weights").replace("backbone.weights", "--weights")
+                for text in (error.where, error.do)
+            )
+            raise DetkitError(error.what, where, do, code=error.code) from None
     from detkit import api
     from detkit.detector import Detector
 

@@ -108,9 +108,7 @@ def test_output_sizes_are_floored(n: int, f: int, p: int, s: int, cells: int) ->
 
 def test_a_small_network_of_convolutions() -> None:
     layers = nn.Conv2d(3, 10, 3), nn.Conv2d(10, 20, 5, 2), nn.Conv2d(20, 40, 5, 2), nn.Flatten()
-    assert shape(39, *layers) == [(37, 37, 10), (17, 17, 20), (7, 7, 40)]
-    with torch.device("meta"):
-        assert nn.Sequential(*layers)(torch.zeros(1, 3, 39, 39)).shape == (1, 1960)
+    assert shape(39, *layers) == [(37, 37, 10), (17, 17, 20), (7, 7, 40), (1960,)]
     assert shape(7, nn.Conv2d(3, 1000, 1), nn.AvgPool2d(7)) == [(7, 7, 1000), (1, 1, 1000)]
     assert shape(28, nn.Conv2d(3, 192, 1), nn.Conv2d(192, 32, 1))[-1] == (28, 28, 32)
 
