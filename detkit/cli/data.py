@@ -46,7 +46,7 @@ class Distance(StrEnum):
 def _read(data: str, split: str | None, images: Path | None, *, tell: bool = True) -> Annotations:
     from detkit.data.dataset import read
 
-    annotations = read(data, split=split, images=images)
+    annotations = read(data, split=split, images=images, refuse=tell)
     if tell and annotations.findings:
         total = sum(f.count for f in annotations.findings)
         message(f"{total} findings while reading ({annotations.findings[0].name}, ...): see detkit data check {data}")

@@ -14,6 +14,7 @@ from detkit.errors import DetkitError
 from detkit.metrics.tables import GroundTruth, image_rank
 
 EXAMPLES = 5
+UNSAFE = "annotation file declares entities, which can exhaust the memory (never read, picture dropped)"
 ROUNDING = 0.1  # pixels; files round their coordinates, so a box this little outside is not worth a finding
 
 

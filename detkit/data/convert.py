@@ -39,7 +39,8 @@ def convert(
 
     out: folder; pictures are copied into it (``link``: as symbolic links). For COCO a name that ends in .json writes
     just that file, and the pictures stay where they are. Raises DetkitError if an output exists without ``overwrite``,
-    and for a picture that cannot be copied; then nothing is left of the output.
+    and for a picture that cannot be copied or lies outside the data's picture folder; then nothing is left of the
+    output.
     """
     if to not in WRITERS:
         raise DetkitError(f"unknown format {to!r}", "--to", f"the formats are {', '.join(WRITERS)}")
@@ -52,6 +53,8 @@ def convert(
         raise DetkitError("the output would replace the data set itself", str(out), "give another folder to --out")
     lost = Findings()
     for part in parts.values():
+        if not single:
+            _refuse_outside(part)
         count_lost(part, to, lost)
     if single:
         _write_single(next(iter(parts.values())), out, overwrite)
@@ -60,6 +63,17 @@ def convert(
             WRITERS[to](parts, folder, link, lost)
     boxes = sum(len(a.labels) - (int(a.crowd.sum()) if to == "yolo" else 0) for a in parts.values())
     return Converted(out, sum(map(len, parts.values())), boxes, lost.as_list())
+
+
+def _refuse_outside(a: Annotations) -> None:
+    """No label file brings a picture into the copy that is not the data set's own; YOLO's lists may name any folder."""
+    if a.source is None or a.source.images is None or a.source.format not in ("coco", "voc"):
+        return
+    root = os.path.join(os.path.abspath(a.source.images), "")
+    for file in a.files:
+        if not os.path.abspath(file).startswith(root):
+            do = f"give --images a folder that holds all pictures, which {root} does not, or write a single COCO .json"
+            raise DetkitError("a file_name points outside the picture folder", file, do)
 
 
 def count_lost(annotations: Annotations, to: str, lost: Findings) -> None:
@@ -216,9 +230,6 @@ def _write_coco(parts: dict[str, Annotations], out: Path, link: bool, lost: Find
         verbatim = a.source is not None and a.source.format == "coco"
         names = [os.path.relpath(f, a.source.images) for f in a.files] if verbatim else file_names(a.files)  # type: ignore[union-attr, type-var]
         for file, to in zip(a.files, names, strict=True):
-            if to.startswith("..") or os.path.isabs(to):
-                do = "write a single .json, which leaves the pictures where they are"
-                raise DetkitError("a file_name points outside the picture folder", file, do)
             copy_picture(file, out / name / to, link)
         write_coco_json(a, out / "annotations" / f"instances_{name}.json")
 

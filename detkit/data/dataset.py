@@ -10,7 +10,7 @@ from types import ModuleType
 
 import numpy as np
 
-from detkit.data.annotations import Annotations, Finding, Findings, Source, concat_annotations, fills
+from detkit.data.annotations import UNSAFE, Annotations, Finding, Findings, Source, concat_annotations, fills
 from detkit.errors import DetkitError
 from detkit.structures import Sample, Target
 
@@ -48,12 +48,15 @@ def splits(path: str | Path) -> list[str]:
     return list(format_of(path)[1].splits(Path(path)))
 
 
-def read(path: str | Path, *, split: str | None = None, images: str | Path | None = None) -> Annotations:
+def read(
+    path: str | Path, *, split: str | None = None, images: str | Path | None = None, refuse: bool = True
+) -> Annotations:
     """Reads a COCO json, a PASCAL VOC folder, a YOLO data.yaml or a folder of class folders, recognised by looking.
 
     split: one part; None reads all of them. images: folder of the pictures, if not where the format puts them.
-    Raises DetkitError for a path, part or picture folder that is not there, and for a file that cannot be read;
-    single bad records are counted in ``Annotations.findings``.
+    Raises DetkitError for a path, part or picture folder that is not there, for a file that cannot be read, and for
+    labels that are not safe to read (``refuse=False`` counts these only); single bad records are counted in
+    ``Annotations.findings``.
     """
     path = Path(path)
     module = format_of(path)[1]
@@ -61,6 +64,9 @@ def read(path: str | Path, *, split: str | None = None, images: str | Path | Non
     if folder is not None and not folder.is_dir():
         raise DetkitError("there is no such picture folder", str(folder), "give --images the folder of the pictures")
     result: Annotations = module.read(path, split, folder)
+    for unsafe in (found for found in result.findings if refuse and found.name == UNSAFE):
+        what = f"{unsafe.count} label files declare XML entities, which can exhaust the memory"
+        raise DetkitError(what, unsafe.examples[0], "remove such a file, or the <!DOCTYPE ...> at its top")
     return result
 
 

@@ -14,7 +14,7 @@ from xml.sax.handler import ContentHandler
 
 import numpy as np
 
-from detkit.data.annotations import Annotations, Findings, Objects, Source, assemble, size_of
+from detkit.data.annotations import UNSAFE, Annotations, Findings, Objects, Source, assemble, size_of
 from detkit.errors import DetkitError
 
 LOOKED_FOR = "a PASCAL VOC folder (with Annotations/*.xml)"
@@ -165,7 +165,7 @@ def _by_stem(folder: Path) -> dict[str, str]:
 
 
 def _parse(file: Path, findings: Findings) -> _Handler | None:
-    """The file's fields; None, counted, if it is not well-formed XML."""
+    """The file's fields; None, counted, if it is not well-formed XML or not safe to read."""
     from xml.sax import SAXException, SAXParseException
 
     import defusedxml
@@ -174,12 +174,9 @@ def _parse(file: Path, findings: Findings) -> _Handler | None:
     handler = _Handler()
     try:
         defusedxml.sax.parse(str(file), handler)
-    except defusedxml.DefusedXmlException as error:
-        raise DetkitError(
-            f"this XML declares entities ({type(error).__name__}), which can exhaust the memory",
-            str(file),
-            "remove the file, or the <!DOCTYPE ...> at its top",
-        ) from None
+    except defusedxml.DefusedXmlException:
+        findings.add(UNSAFE, str(file))
+        return None
     except (SAXException, UnicodeError) as error:
         line = error.getLineNumber() if isinstance(error, SAXParseException) else 1
         findings.add("annotation file is not XML (picture dropped)", f"{file}:{line}: {error}")

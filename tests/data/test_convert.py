@@ -85,8 +85,10 @@ def test_pictures_as_links(coco_file: Path, tmp_path: Path) -> None:
 def test_missing_picture_and_file_name_outside(coco_file: Path, tmp_path: Path) -> None:
     original = coco_file.read_text()
     coco_file.write_text(original.replace('"a.png"', '"../a.png"'))
-    with pytest.raises(DetkitError, match="outside the picture folder"):
-        convert({"train": read(coco_file)}, "coco", tmp_path / "o")
+    for to in WRITERS:
+        with pytest.raises(DetkitError, match="outside the picture folder"):
+            convert({"train": read(coco_file)}, to, tmp_path / "o")
+    assert convert({"train": read(coco_file)}, "coco", coco_file.parent / "copy.json").images == 3, "copies nothing"
     coco_file.write_text(original.replace('"a.png"', '"gone.png"'))
     for to in WRITERS:
         with pytest.raises(DetkitError, match="missing"):

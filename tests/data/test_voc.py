@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from detkit.data.annotations import UNSAFE
+from detkit.data.convert import convert
 from detkit.data.dataset import read
 from detkit.data.voc import CLASSES
 from detkit.errors import DetkitError
@@ -81,5 +83,19 @@ def test_broken_xml_costs_that_picture(voc_folder: Path) -> None:
 def test_entity_bomb_is_refused(voc_folder: Path) -> None:
     bomb = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]>\n<annotation><filename>&b;</filename></annotation>'
     (voc_folder / "Annotations" / "a.xml").write_text(bomb)
-    with pytest.raises(DetkitError, match="declares entities"):
+    with pytest.raises(DetkitError, match="declare XML entities") as error:
         read(voc_folder)
+    assert error.value.where.endswith("a.xml")
+    a = read(voc_folder, refuse=False)
+    assert a.image_ids == ["b ü", "empty"]
+    assert [(f.name, f.count) for f in a.findings] == [(UNSAFE, 1)]
+
+
+def test_a_file_outside_the_folder_is_not_copied(voc_folder: Path, tmp_path: Path) -> None:
+    file = voc_folder / "Annotations" / "a.xml"
+    shutil.move(voc_folder / "JPEGImages" / "a.png", voc_folder / "hidden.png")
+    file.write_text(file.read_text().replace("<filename>a.png<", "<filename>../hidden.png<"))
+    a = read(voc_folder)
+    assert Path(a.files[0]).is_file()
+    with pytest.raises(DetkitError, match="outside the picture folder"):
+        convert({"train": a}, "yolo", tmp_path / "out")
