@@ -13,7 +13,7 @@ from detkit.io.images import paths_in
 LOOKED_FOR = "a folder of class folders with pictures (or train/, val/ of those)"
 _PARTS = ("train", "val", "valid", "test")
 # Folders that detection sets keep beside each other.
-_NO_CLASSES = {*_PARTS, "images", "labels", "annotations", "masks"}
+_NO_CLASSES = {"images", "labels", "annotations", "masks"}
 
 
 def recognises(path: Path) -> bool:
@@ -23,15 +23,17 @@ def recognises(path: Path) -> bool:
 
 def splits(path: Path) -> list[str]:
     """Those of train, val, valid and test that hold class folders."""
-    return [name for name in _PARTS if _classes(path / name)]
+    return [name for name in _PARTS if _classes(path / name, part=True)]
 
 
-def _classes(path: Path) -> list[str]:
-    """Names of the folders in ``path`` that hold pictures and may be classes, sorted."""
+def _classes(path: Path, part: bool = False) -> list[str]:
+    """Names of the folders in ``path`` that hold pictures and may be classes, sorted; a ``part`` has no parts itself,
+    so a class of it may be called train."""
     if not path.is_dir():
         return []
     folders = [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
-    return sorted(p.name for p in folders if p.name.lower() not in _NO_CLASSES and paths_in(p))
+    others = _NO_CLASSES if part else {*_NO_CLASSES, *_PARTS}
+    return sorted(p.name for p in folders if p.name.lower() not in others and paths_in(p))
 
 
 def read(path: Path, split: str | None, images: Path | None) -> Annotations:
@@ -43,7 +45,8 @@ def read(path: Path, split: str | None, images: Path | None) -> Annotations:
         do = f"the parts are {', '.join(parts)}" if parts else "the folder has none: leave --split out"
         raise DetkitError(f"no part {split!r}", str(path), do)
     homes = [path / name for name in ([split] if split else parts)] or [path]
-    classes = tuple(sorted({name for home in [path / part for part in parts] or [path] for name in _classes(home)}))
+    found_in = [_classes(path / part, part=True) for part in parts] or [_classes(path)]
+    classes = tuple(sorted({name for names in found_in for name in names}))
     findings = Findings()
     files: list[Path] = []
     labels: list[int] = []

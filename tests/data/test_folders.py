@@ -56,6 +56,15 @@ def test_parts_have_the_classes_of_the_whole(tmp_path: Path) -> None:
         read(tmp_path, split="test")
 
 
+def test_a_class_of_a_part_may_be_called_train(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        fill(tmp_path / part / "train")
+        fill(tmp_path / part / "bus", 1)
+    assert splits(tmp_path) == ["train", "val"]
+    assert read(tmp_path, split="train").class_counts().tolist() == [1, 2]
+    assert read(tmp_path).classes == ("bus", "train")
+
+
 def test_folders_of_detection_sets_are_no_classes(tmp_path: Path) -> None:
     for name in ("train", "val", "images", "masks"):
         fill(tmp_path / name)
