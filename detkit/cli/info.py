@@ -129,6 +129,9 @@ def _print_layers(summary: Summary) -> None:
         print("  ".join(cells).rstrip())
     total = summary.total
     print(f"\n{total['parameters']:,} parameters, {total['multiply_adds']:,} multiply-adds")
+    if "regions" in total:
+        count = f"at most {total['regions']:,}" if total["regions"] else "any number of"
+        print(f"of which {total['region_multiply_adds']:,} for each of {count} regions; the table shows one")
     print(f"{total['layers']} layers with weights, {total['depth']} on the longest path")
 
 

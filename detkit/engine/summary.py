@@ -44,7 +44,9 @@ class Layer:
 class Summary:
     """input: (H, W, C); layers: those that have weights, or change the shape or the receptive field; total: parameters,
     multiply_adds, layers (those with weights, without normalisation), depth (convolutions and matrix products on the
-    longest path)."""
+    longest path); of a detector with proposals also regions (the most of a picture, 0: no limit) and
+    region_multiply_adds, of one of them: ``layers`` shows one, multiply_adds counts all (one where there is no limit).
+    """
 
     input: tuple[int, int, int]
     layers: list[Layer]
@@ -156,7 +158,7 @@ def facts(predictor: Any) -> dict[str, Any]:
 
 
 def of_detector(detector: Any, size: tuple[int, int] | None = None) -> Summary:
-    """A detector for a picture of ``size``, by default its own input's; what a head does to regions, for one region.
+    """A detector for a picture of ``size``, by default its own input's.
 
     Raises:
         DetkitError: a picture too small for it.
@@ -171,7 +173,13 @@ def of_detector(detector: Any, size: tuple[int, int] | None = None) -> Summary:
             regions = [pixels.new_tensor([[0, 0, width, height]])]
         detector.head.raw(features, regions)
 
-    return _checked(detector, size or detector.resize.input_size, run)
+    summary = _checked(detector, size or detector.resize.input_size, run)
+    if (proposals := detector.proposals) is not None:
+        regions = proposals.after[1] if isinstance(proposals, nn.Module) else proposals.max
+        each = sum(layer.multiply_adds for layer in summary.layers if layer.name.startswith("head."))
+        summary.total.update(regions=regions, region_multiply_adds=each)
+        summary.total["multiply_adds"] += max(regions - 1, 0) * each
+    return summary
 
 
 def _device(proposals: Any) -> str:

@@ -227,3 +227,13 @@ def test_info_prints_a_table_or_json(capsys):
 def test_wrong_words_for_info(capsys, words, said):
     assert main(["info", *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_regions_are_counted_as_often_as_a_picture_has_them():
+    total = of_config("fast_rcnn", num_classes=3).total
+    assert total["regions"] == 500
+    # Two fully connected layers of 512 on 7 x 7 x 128, then four scores and three boxes.
+    each = 7 * 7 * 128 * 512 + 512 * 512 + 512 * (4 + 3 * 4)
+    assert total["region_multiply_adds"] == each
+    assert total["multiply_adds"] > 500 * each
+    assert of_config("fast_rcnn", num_classes=4).total["multiply_adds"] - total["multiply_adds"] == 500 * 512 * 5
