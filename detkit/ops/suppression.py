@@ -64,7 +64,9 @@ def soft_nms(
     wide_boxes, wide_scores = same_dtype(as_numpy(boxes), as_numpy(scores))
     sound = _sound(wide_boxes, wide_scores)
     gaussian = method == "gaussian"
-    kept, lowered = soften(wide_boxes[sound], wide_scores[sound], gaussian, float(sigma), threshold, float(min_score))
+    left = wide_scores[sound] + 0  # of its own, and without a minus before a zero
+    bits = left.view(f"i{left.itemsize}")
+    kept, lowered = soften(wide_boxes[sound], left, bits, gaussian, float(sigma), threshold, max(0.0, float(min_score)))
     kept, lowered = np.flatnonzero(sound)[kept], lowered.astype(wide_scores.dtype, copy=False)
     if not is_tensor(boxes):
         return kept, lowered
