@@ -73,7 +73,9 @@ def grad_cam(detector: Detector, image: np.ndarray, label: int | None = None, st
     pairs = [(number, x, g) for (number, x), g in zip(outputs, gradients, strict=True) if g is not None and g.any()]
     if not pairs:
         what = f"the answer for {detector.classes[label]} does not come through stage {stage}"
-        raise DetkitError(what, "--stage", "leave it out, for the deepest that it does")
+        if stage is None:  # every unit between is off
+            what = f"the answer for {detector.classes[label]} does not depend on what this picture shows"
+        raise DetkitError(what, do="name another class" if stage is None else "leave --stage out, for the deepest")
     chosen = max(number for number, _, _ in pairs)
     height, width = (int(v) for v in batch.sizes[0])
     heat = torch.zeros(batch.pixels.shape[-2:], device=detector.device)

@@ -88,6 +88,10 @@ def test_the_stage_is_the_deepest_that_the_answer_comes_through() -> None:
             grad_cam(detector, image, 0, 2)
         detector.head.layers[1].bias[4] += 20
         assert grad_cam(detector, image, 0).stage == 2
+        for layer in detector.head.layers:
+            layer.weight.zero_()
+        with pytest.raises(DetkitError, match="circle does not depend on what"):
+            grad_cam(detector, image, 0)
 
 
 def test_pixels_that_are_only_handed_on() -> None:
