@@ -123,9 +123,11 @@ class Detector(nn.Module, Predicting):
     proposals: a source of candidate boxes, or None. classes: names by label; class_ids: the training data's own ids of
     the classes; resize: how a picture becomes an input, for training, evaluation, prediction and export alike; config:
     its ``model`` section is what ``detkit.config`` rebuilds these parts from; threshold: the score below which
-    ``predict`` shows nothing; scores, record: what was measured and how it was trained, kept in the file.
+    ``predict`` shows nothing; scores, record: what was measured and how it was trained, kept in the file. precision:
+    ``fp32`` or ``bf16``, of ``predict`` and of evaluation; not kept in the file.
     """
 
+    precision: str = "fp32"
     mean: Tensor
     std: Tensor
     backbone: Any
@@ -164,6 +166,10 @@ class Detector(nn.Module, Predicting):
     def device(self) -> torch.device:
         """Where the model's weights are."""
         return self.mean.device
+
+    def autocast(self) -> torch.autocast:
+        """Mixed precision in the block, where ``precision`` asks for it."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     @overload
     def forward(
@@ -264,7 +270,7 @@ class Detector(nn.Module, Predicting):
 
         batch = collate(samples, self.resize)[0].to(self.device)
         model = self if self.training else ready(self)
-        with _evaluating(self), torch.inference_mode():
+        with _evaluating(self), torch.inference_mode(), self.autocast():
             return [d.numpy() for d in model(batch, limits=limits)]
 
     def train(self, mode: bool = True) -> Detector:

@@ -16,6 +16,7 @@ from detkit import api
 from detkit.cli import main
 from detkit.data.toy import CLASSES, toy_sample, write_toy_data
 from detkit.engine.events import EpochDone
+from detkit.errors import DetkitError
 
 SMALL = ("model.size=64", "train.batch=4", "train.workers=0", "train.epochs=2", "train.device=cpu")
 
@@ -224,6 +225,7 @@ def test_report_of_a_model_has_its_times_and_size(
         (["--max-detections", "0"], "max_detections"),
         (["--device", "cuda:7"], "cuda:7"),
         (["--threads", "0"], "threads"),
+        (["--precision", "fp8"], "fp8"),
         (["--size", "5"], "5 pixels"),
         (["--batch", "0"], "batch"),
         (["--out", "x.gif"], "x.gif"),
@@ -237,6 +239,19 @@ def test_wrong_options(
     said = capsys.readouterr().err
     assert needle in said
     assert "Traceback" not in said
+
+
+def test_precision(run: Path, photos: Path, data: Path) -> None:
+    plain, halved = (detkit.load(run, device="cpu", precision=name) for name in ("fp32", "bf16"))
+    assert detkit.load(run, device="cpu").precision == plain.precision == "fp32"
+    assert detkit.load(run, device="cpu", precision="auto").precision in ("fp32", "bf16")
+    best = [model.predict(photos / "0.png", conf=0.001).scores[0] for model in (plain, halved)]
+    assert best[0] == pytest.approx(best[1], abs=0.05)
+    assert best[0] != best[1]
+    tables = [api.evaluate_model(model, data, split="val")[1] for model in (plain, halved)]
+    assert not np.array_equal(*(table.score[:20] for table in tables))
+    with pytest.raises(DetkitError, match="fp32"):
+        detkit.load("torchvision/ssdlite320_mobilenet_v3_large", precision="bf16")
 
 
 def test_another_input_size(run: Path, photos: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 from dataclasses import replace
@@ -88,6 +89,20 @@ def test_every_trainable_weight_gets_a_gradient_with_an_empty_picture_in_the_bat
     batch, targets = collate([samples()[1]] * 2, model.resize)
     sum(loss.sum / loss.count.clamp(min=1) for loss in model(batch, targets).values()).backward()
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_precision_is_a_matter_of_prediction_alone(detector, tmp_path):
+    twin, seen = copy.deepcopy(detector), []
+    twin.precision = "bf16"
+    twin.neck.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs[0].dtype))
+    found = twin.predict(picture(), conf=0.0)
+    assert seen == [torch.bfloat16]
+    assert found.boxes.dtype == found.scores.dtype == np.float32
+    np.testing.assert_allclose(found.scores[:10], detector.predict(picture(), conf=0.0).scores[:10], atol=0.02)
+    twin.raw(torch.zeros(1, 3, 64, 64))
+    assert seen[1] == torch.float32
+    twin.save(tmp_path / "m.safetensors")
+    assert load(tmp_path / "m.safetensors").precision == "fp32"
 
 
 def test_normalisation_is_the_models(detector):

@@ -33,6 +33,9 @@ TtaOption = Annotated[
     str | None, typer.Option("--tta", help="Also look at mirrored (flip) and resized (scales) views: flip,scales.")
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps (default: the best).")]
+PrecisionOption = Annotated[
+    str, typer.Option("--precision", help="fp32, bf16 (faster where the hardware has it, coarser) or auto.")
+]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads (default: torch's choice).")]
 
 
@@ -44,6 +47,7 @@ def load_predictor(
     device: str | None,
     threads: int | None,
     size: int | None = None,
+    precision: str = "fp32",
 ) -> Predicting:
     """What ``--model``, ``--ensemble``, ``--tta`` and their kind ask for.
 
@@ -59,7 +63,7 @@ def load_predictor(
     from detkit import api
 
     views = [] if tta is None else [name.strip() for name in tta.split(",")]
-    return api.load(models or None, device=device, threads=threads, size=size, tta=views)
+    return api.load(models or None, device=device, threads=threads, size=size, precision=precision, tta=views)
 
 
 def message(text: str) -> None:

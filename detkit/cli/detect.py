@@ -19,6 +19,7 @@ from detkit.cli.common import (
     ModelsOption,
     OutOption,
     OverwriteOption,
+    PrecisionOption,
     ThreadsOption,
     TtaOption,
     load_predictor,
@@ -48,6 +49,7 @@ def detect(
     ensemble: EnsembleOption = False,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures at a time.")] = 1,
     device: DeviceOption = None,
+    precision: PrecisionOption = "fp32",
     threads: ThreadsOption = None,
     out: OutOption = None,
     form: Annotated[
@@ -74,7 +76,9 @@ def detect(
         failures.append(first)
     else:
         return _finish(done, failures)
-    detector = load_predictor(model, ensemble=ensemble, tta=tta, device=device, threads=threads, size=size)
+    detector = load_predictor(
+        model, ensemble=ensemble, tta=tta, device=device, precision=precision, threads=threads, size=size
+    )
     limits = detector.limits(conf, iou, max_detections, _names(classes))
     with ExitStack() as stack:
         writer = (

@@ -16,6 +16,7 @@ from detkit.cli.common import (
     ImagesOption,
     JsonOption,
     OverwriteOption,
+    PrecisionOption,
     SeedOption,
     SplitOption,
     ThreadsOption,
@@ -80,6 +81,7 @@ def evaluate(
     ensemble: EnsembleOption = False,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures at a time.")] = 8,
     device: DeviceOption = None,
+    precision: PrecisionOption = "fp32",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> int:
@@ -99,7 +101,9 @@ def evaluate(
         annotations, results, timings = _from_file(predictions, data, split, images)
         protocol = protocol or ("classify" if annotations.labelled else "coco")
     else:
-        predictor = load_predictor(models, ensemble=ensemble, tta=tta, device=device, threads=threads)
+        predictor = load_predictor(
+            models, ensemble=ensemble, tta=tta, device=device, precision=precision, threads=threads
+        )
         annotations, results, timings = _from_model(predictor, data, split, images, iou, batch, max_detections or 100)
         protocol = protocol or str(getattr(predictor, "protocol", "coco"))
     if protocol == "classify" and match_iou is not None:

@@ -104,7 +104,7 @@ def infer(
 
     The model's mode is put back afterwards. With several processes each brings its share; every one gets the whole.
     """
-    runtime = runtime or Runtime(str(next(model.parameters()).device), "fp32")
+    runtime = runtime or Runtime(str(next(model.parameters()).device), getattr(model, "precision", "fp32"))
 
     def step(item: tuple[Batch, list[Target]]) -> tuple[list[Detections], dict[str, Any]]:
         batch = item[0].to(runtime.device, non_blocking=True)
