@@ -60,6 +60,17 @@ def test_bfloat16_is_within_its_rounding(name):
         torch.testing.assert_close(ours.float(), truth, rtol=0, atol=0.02 * truth.abs().max().item())
 
 
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("size", [(12, 10), (11, 10), (12, 9), (5, 5), (2, 4)])
+def test_inference_pads_the_filter_to_the_same_effect(kernel, size):
+    torch.manual_seed(0)
+    layer = SameConv2d(6, 6, kernel, 2, groups=6)
+    x = torch.randn(2, 6, *size)
+    wanted = layer(x).detach()
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), wanted, rtol=0, atol=1e-6)
+
+
 def test_one_cell_by_hand():
     x = torch.arange(1.0, 10).view(1, 1, 3, 3)
     gradient = torch.tensor([[[[1.0, 0.0], [0.0, 10.0]]]])
