@@ -46,7 +46,7 @@ class Row(NamedTuple):
     agree: str = "equal"
 
 
-def _rows() -> dict[str, Row]:
+def _rows(images: int = 5000) -> dict[str, Row]:
     rows = {
         "iou-1000": Row("iou", 1000, {"torchvision": 40}),
         "iou-10000": Row("iou", 10000, {"torchvision": 7}),
@@ -58,8 +58,8 @@ def _rows() -> dict[str, Row]:
     rows["soft-linear"] = Row("soft-linear", 1000, {"opencv-python-headless": 3}, "")
     rows["soft-gaussian"] = Row("soft-gaussian", 1000, {"opencv-python-headless": 3}, "")
     files = {"pycocotools": 150.0, "faster-coco-eval": 30.0, "ultrafast-pycocotools": 1.3}
-    rows["coco-files"] = Row("coco-files", 5000, files)
-    rows["coco-arrays"] = Row("coco-arrays", 5000, {"ultrafast-pycocotools": 1.5})
+    rows["coco-files"] = Row("coco-files", images, files)
+    rows["coco-arrays"] = Row("coco-arrays", images, {"ultrafast-pycocotools": 1.5})
     rows["kmeans"] = Row("kmeans", 36000, {"yolov5": 100, "scikit-learn": 0, "scipy": 0}, "average IoU")
     return rows
 
@@ -361,6 +361,7 @@ def main() -> None:
     parser.add_argument("--peer-python", default=sys.executable, help="Python of the environment that holds the peers")
     parser.add_argument("--yolov5", default="", help="a checkout's utils/autoanchor.py")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=5000, help="of the COCO rows, 100 detections each (goals: 5000)")
     parser.add_argument("--full", action="store_true", help="all rounds of slow calls too")
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -368,7 +369,7 @@ def main() -> None:
         name, kernel, size, out = options.worker
         worker(name, kernel, int(size), out)
         return
-    rows = _rows()
+    rows = _rows(options.images)
     if unknown := set(options.rows) - set(rows):
         parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(rows)}")
     options.absent = set() if options.yolov5 else {"yolov5"}
@@ -379,7 +380,7 @@ def main() -> None:
         os.environ["DETKIT_BENCH_COCO"] = name
         chosen = options.rows or list(rows)
         if any(title.startswith("coco") for title in chosen):
-            write_coco(folder, 5000)
+            write_coco(folder, options.images)
         for title in chosen:
             for line in compare(title, rows[title], options, folder):
                 print(line, flush=True)

@@ -51,6 +51,18 @@ def assign(
 
 
 @kernel
+def total_iou(w: np.ndarray, h: np.ndarray, centres: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(k,) float64: the sum of the IoU of each centre with the sizes that are labelled with it."""
+    total = np.zeros(centres.shape[0])
+    for i in range(w.shape[0]):
+        c = labels[i]
+        x, y = centres[c, 0], centres[c, 1]
+        inter = (w[i] if w[i] < x else x) * (h[i] if h[i] < y else y)
+        total[c] += inter / (w[i] * h[i] + x * y - inter)
+    return total
+
+
+@kernel
 def seed_centres(w: np.ndarray, h: np.ndarray, draws: np.ndarray, by_iou: bool) -> np.ndarray:
     """k-means++: each next centre is a sample drawn by its squared distance, from uniform draws (k,) in 0..1."""
     n = w.shape[0]

@@ -58,6 +58,14 @@ def test_more_anchors_fit_better_and_the_iou_distance_fits_best() -> None:
     assert fits[8] > average_iou(SIZES, kmeans_anchors(SIZES, 9, distance="euclidean", update="mean"))
 
 
+@pytest.mark.parametrize("k", [2, 5, 9])
+@pytest.mark.parametrize("count", [300, len(SIZES)])
+def test_steps_for_the_iou_itself_beat_the_medians(k: int, count: int) -> None:
+    wh = SIZES[:count]
+    fit = average_iou(wh, kmeans_anchors(wh, k))
+    assert fit > max(average_iou(wh, kmeans_anchors(wh, k, update=update)) for update in ("median", "mean"))
+
+
 def test_the_unit_does_not_matter() -> None:
     np.testing.assert_allclose(kmeans_anchors(SIZES / 1024, 5) * 1024, kmeans_anchors(SIZES, 5), rtol=1e-6)
 
