@@ -1,0 +1,54 @@
+"""What several models, and several looks at a picture, bring and cost, each against the first model alone.
+
+    python tools/ensemble_gain.py MODEL MODEL... --data DATA [--split val] [--tta flip,scales]
+
+One table: each model, the first one mirrored too (test-time augmentation), the first one with all of ``--tta``, all
+models together, and these mirrored; AP and AP50 with 95% intervals, milliseconds a picture (in batches, loading
+included), and the differences by paired bootstrap: whether they are more than noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from detkit import api
+from detkit.data.dataset import Dataset, read
+from detkit.engine.evaluator import evaluate
+from detkit.engine.summary import facts
+from detkit.report.comparison import Candidate, judge, table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", metavar="MODEL")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--tta", default="flip,scales")
+    parser.add_argument("--samples", type=int, default=1000, help="bootstrap draws")
+    options = parser.parse_args()
+    dataset = Dataset(read(options.data, split=options.split))
+    first, views = options.models[0], [["flip"], options.tta.split(",")]
+    asked = [(name, name, ()) for name in options.models]
+    asked += [(f"{first} --tta {','.join(view)}", first, view) for view in views if view]
+    if len(options.models) > 1:
+        asked += [("all together", options.models, ()), ("all together, --tta flip", options.models, ["flip"])]
+    candidates = []
+    for title, models, view in asked:
+        predictor = api.load(models, device="cpu", tta=view)
+        began = time.perf_counter()
+        _, results, _ = evaluate(predictor, dataset, workers=1)
+        seconds = (time.perf_counter() - began) / len(dataset)
+        candidates.append(Candidate(title, results, [seconds], None, facts(predictor)))
+        print(f"{title}: {1e3 * seconds:.0f} ms a picture", file=sys.stderr, flush=True)
+    compared = judge(dataset.annotations.ground_truth(), candidates, samples=options.samples)
+    compared["differences"] = [one for one in compared["differences"] if one["first"] == first]
+    print("\n".join(table(compared)))
+
+
+if __name__ == "__main__":
+    main()
