@@ -21,12 +21,13 @@ def doubts(results: Results, sizes: np.ndarray) -> list[str]:
     if len(results) < _FEW:
         return []
     notes = []
-    size = sizes[:, ::-1].astype(np.float64)
-    size[(size == 0).any(axis=1)] = np.inf  # unknown
-    ends = results.xywh[:, :2] + results.xywh[:, 2:]
-    if ends.max() <= 1.01 < size.min():
+    size = sizes.T[::-1].astype(np.float64)
+    size[:, (size == 0).any(axis=0)] = np.inf  # unknown
+    ends = [results.xywh[:, axis] + results.xywh[:, axis + 2] for axis in (0, 1)]
+    if max(end.max() for end in ends) <= 1.01 < size.min():
         notes.append("all boxes lie within one pixel: are they fractions of the picture? COCO's bbox is in pixels")
-    outside = int(np.count_nonzero((ends > size[results.image] + 1).any(axis=1)))
+    out = [end > (limit + 1)[results.image] for end, limit in zip(ends, size, strict=True)]
+    outside = int(np.count_nonzero(out[0] | out[1]))
     if outside > len(results) / 4:
         what = f"{outside} of {len(results)} boxes end outside their pictures"
         notes.append(f"{what}: are they x1, y1, x2, y2 instead of x, y, width, height, or of resized pictures?")
@@ -45,10 +46,10 @@ def _twice(results: Results) -> int:
     runs = 1 + np.count_nonzero(results.image[1:] != results.image[:-1])
     if runs == np.count_nonzero(np.bincount(results.image)):
         return 0
-    bits = np.ascontiguousarray(np.column_stack([results.xywh, results.score])).view(np.uint64)
-    odd = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93, 0xFF51AFD7ED558CCD])
-    keys = (bits * odd.astype(np.uint64)).sum(axis=1, dtype=np.uint64)
-    keys += (results.image * 1_000_003 + results.label).astype(np.uint64) * np.uint64(0x9FB21C651E98DF25)
+    keys = (results.image * 1_000_003 + results.label).view(np.uint64)
+    for column in (results.score, *np.ascontiguousarray(results.xywh).T):
+        keys *= np.uint64(0x9E3779B97F4A7C15)
+        keys += column.view(np.uint64)
     keys.sort()
     return int(np.count_nonzero(keys[1:] == keys[:-1]))
 
