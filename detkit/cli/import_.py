@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from detkit.cli.common import JsonOption, OutOption, OverwriteOption, print_json
+
+if TYPE_CHECKING:
+    from detkit.detector import Detector
 
 app = typer.Typer(help="Turn detectors of other programs into model files.", no_args_is_help=True)
 
@@ -30,14 +34,39 @@ def darknet(
 ) -> int:
     """Import a YOLO detector from Darknet (default --out: the name of CFG, ending in .safetensors, here)."""
     from detkit.importers.darknet import import_darknet
+
+    return _import(lambda: import_darknet(cfg, weights, names), cfg.stem, out, overwrite, as_json)
+
+
+@app.command()
+def torchvision(
+    source: Annotated[
+        str, typer.Argument(metavar="FILE|NAME", help="A state dict, or fasterrcnn_resnet50_fpn: the COCO weights.")
+    ],
+    names: Annotated[
+        Path | None, typer.Option("--names", help="Class names, one a line (default: COCO's for 91 outputs).")
+    ] = None,
+    out: OutOption = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Import torchvision's Faster R-CNN with ResNet-50 and FPN (default --out: FILE's name, ending in .safetensors,
+    here); a pickle is opened only if it holds nothing but tensors."""
+    from detkit.importers.torchvision import import_torchvision
+
+    return _import(lambda: import_torchvision(source, names), Path(source).stem, out, overwrite, as_json)
+
+
+def _import(make: Callable[[], Detector], stem: str, out: Path | None, overwrite: bool, as_json: bool) -> int:
+    """Saves what ``make`` returns and shows it."""
     from detkit.io.files import refuse_existing
 
-    path = out or Path(f"{cfg.stem}.safetensors")
+    path = out or Path(f"{stem}.safetensors")
     refuse_existing(path, overwrite)
-    detector = import_darknet(cfg, weights, names)
+    detector = make()
     detector.save(path, overwrite=overwrite)
     weight, size, resize = sum(p.numel() for p in detector.parameters()), path.stat().st_size, detector.resize
-    strides, classes = list(detector.head.strides), detector.classes
+    strides, classes = list(detector.neck.strides), detector.classes
     if as_json:
         print_json(
             {

@@ -87,7 +87,7 @@ class DenseHead(nn.Module):
         layers = [nn.Conv2d(c, len(level) * outputs, 1) for c, level in zip(channels, self.anchors, strict=True)]
         self.layers = nn.ModuleList(layers)
         stems = [_stem(c, stem) for c in (channels[:1] if share_stem else channels)]
-        self.stems = nn.ModuleList(stems * len(channels) if share_stem else stems)
+        self.stems = nn.ModuleList(stems)  # one where it is shared, so that a file holds it once
         self._start(layers, objectness_prior)
 
     def _start(self, layers: list[nn.Conv2d], objectness_prior: float) -> None:
@@ -142,7 +142,8 @@ class DenseHead(nn.Module):
         go level by level, row by row, cell by cell, anchor by anchor.
         """
         parts = []
-        for feature, stem, layer in zip(features, self.stems, self.layers, strict=True):
+        stems = list(self.stems) * (len(features) // len(self.stems))
+        for feature, stem, layer in zip(features, stems, self.layers, strict=True):
             feature = stem(feature)
             with full_precision(feature.device.type):
                 output = layer(feature.to(layer.weight.dtype))

@@ -22,15 +22,29 @@ class RegionPooling(nn.Module):
     strides: of the maps; pool: ``max`` (Girshick 2015), ``align`` (He et al. 2017) or ``crops``: each region warped to
     size x size with ``padding`` pixels of its surroundings on every side (Girshick et al. 2014, appendix A; what lies
     outside the input is 0, the mean colour of normalised pixels); sampling: samples along a side of align's bins,
-    0 for about one a cell.
+    0 for about one a cell; levels: only the finest so many maps are looked at, 0 for all; aligned: false puts align's
+    cells half a cell off, as it first was.
     """
 
-    def __init__(self, strides: Sequence[int], pool: Pool, size: int, sampling: int, padding: int) -> None:
+    def __init__(
+        self,
+        strides: Sequence[int],
+        pool: Pool,
+        size: int,
+        sampling: int,
+        padding: int,
+        levels: int = 0,
+        aligned: bool = True,
+    ) -> None:
         super().__init__()
-        self.strides, self.pool, self.size, self.sampling, self.padding = tuple(strides), pool, size, sampling, padding
+        if not 0 <= levels <= len(strides):
+            raise ValueError(f"levels must lie within 0..{len(strides)}, got {levels}")
+        self.strides, self.pool, self.size = tuple(strides[: levels or None]), pool, size
+        self.sampling, self.padding, self.aligned = sampling, padding, aligned
 
     def forward(self, features: list[Tensor], rois: Tensor) -> Tensor:
         """features: (B, C, H_l, W_l), of one C; rois: (R, 5), batch index and xyxy in input pixels."""
+        features = features[: len(self.strides)]
         if len(features) == 1:
             return self._pooled(features[0], rois, self.strides[0])
         level = level_of(rois[:, 1:], self.strides)
@@ -48,7 +62,7 @@ class RegionPooling(nn.Module):
         if self.pool == "max":
             return roi_pool(feature, rois, self.size, 1 / stride)
         if self.pool == "align":
-            return roi_align(feature, rois, self.size, 1 / stride, self.sampling)
+            return roi_align(feature, rois, self.size, 1 / stride, self.sampling, self.aligned)
         # Align with a sample a pixel is a resize that averages where it shrinks.
         return roi_align(feature, with_context(rois, self.size, self.padding), self.size, 1 / stride, 0)
 

@@ -41,8 +41,9 @@ class RoIHead(nn.Module):
     channels, strides: of the feature maps, equally many channels if they are several; num_classes: C; trunk: the rest
     of the backbone's classifier (``detkit.backbones.base.Classifier.split``), used with ``layers: backbone``.
 
-    pool, size, sampling, padding: how a region becomes size x size cells (``detkit.heads.pooling``); ``crops`` goes
-    with the backbone ``identity``. layers: the trunk, the ``backbone``'s or an ``mlp`` of two layers of ``width``.
+    pool, size, sampling, padding, levels, aligned: how a region becomes size x size cells (``detkit.heads.pooling``);
+    ``crops`` goes with the backbone ``identity``. layers: the trunk, the ``backbone``'s or an ``mlp`` of two layers of
+    ``width``.
     norm: its BatchNorm keeps its statistics (``fixed``, for pretrained ones) or is ``trained`` on the sampled regions.
     svd: ranks of the trunk's fully connected layers, see ``compress``. chunk: regions that pass the trunk at once; in
     training further chunks are computed again for the gradient, so that memory holds one.
@@ -74,6 +75,8 @@ class RoIHead(nn.Module):
         size: int = 7,
         sampling: int = 2,
         padding: int = 16,
+        levels: int = 0,
+        aligned: bool = True,
         layers: Literal["backbone", "mlp"] = "backbone",
         width: int = 1024,
         norm: Literal["fixed", "trained"] = "fixed",
@@ -123,7 +126,7 @@ class RoIHead(nn.Module):
         self.gains = {"classes": class_gain, "boxes": box_gain, "points": point_gain}
         self.points, self.flip_pairs, self.point_beta = points, tuple(flip_pairs), point_beta
         self.protocol = "points" if points else "coco"
-        self.pooling = RegionPooling(strides, pool, size, sampling, padding)
+        self.pooling = RegionPooling(strides, pool, size, sampling, padding, levels, aligned)
         if layers == "mlp" or trunk is None:
             self.trunk: nn.Module = two_layers(channels[0], size, width)
         else:

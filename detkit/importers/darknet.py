@@ -154,14 +154,23 @@ def _head(sections: list[Section]) -> dict[str, Any]:
 
 def _names(path: str | Path | None, section: Section) -> tuple[str, ...]:
     count = section.whole("classes", 20)
-    if path is None:
-        if count != len(COCO_CLASSES):
-            raise section.error(f"the {count} classes need names", "give --names FILE, a name a line", "classes")
-        return COCO_CLASSES
+    if path is not None:
+        return class_names(path, count, section.source)
+    if count != len(COCO_CLASSES):
+        raise section.error(f"the {count} classes need names", "give --names FILE, a name a line", "classes")
+    return COCO_CLASSES
+
+
+def class_names(path: str | Path, count: int, counted_in: str) -> tuple[str, ...]:
+    """The names in a file, one a line, of the ``count`` classes of the model file ``counted_in``.
+
+    Raises:
+        DetkitError: another number of names, a name that is there twice, or a file that cannot be read.
+    """
     names = tuple(line.strip() for line in _text(Path(path)).splitlines() if line.strip())
     if len(names) != count:
         what = f"{len(names)} names for {count} classes"
-        raise DetkitError(what, str(path), f"give a name a line; the classes are counted in {section.source}")
+        raise DetkitError(what, str(path), f"give a name a line; the classes are counted in {counted_in}")
     if len(set(names)) < count:
         twice = next(name for name in names if names.count(name) > 1)
         raise DetkitError(f"the class {twice!r} is there twice", str(path), "give each class a name of its own")

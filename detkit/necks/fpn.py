@@ -18,10 +18,12 @@ class FPN(nn.Module):
     channels, strides: of the maps that come in, finest first; out: channels of every map that goes out; kernel: width
     of the smoothing convolution (odd); depthwise: smooth each channel by itself and then mix with 1 x 1 (as light
     detectors do) instead of the paper's full convolution; bottom_up: add the second way. Unlike the papers', each
-    convolution has a BatchNorm.
+    convolution has a BatchNorm, and a ReLU comes last; plain: as in the paper, neither. extra: one more level, every
+    second cell of the coarsest, for the largest anchors of a proposal network (section 4.1).
 
     Raises:
-        ValueError: an even kernel, or bottom_up between strides that do not divide one another.
+        ValueError: an even kernel, plain with what is not in the paper, or bottom_up between strides that do not divide
+            one another.
     """
 
     def __init__(
@@ -33,13 +35,18 @@ class FPN(nn.Module):
         kernel: int = 5,
         depthwise: bool = True,
         bottom_up: bool = False,
+        plain: bool = False,
+        extra: bool = False,
     ) -> None:
         super().__init__()
         if kernel % 2 == 0:
             raise ValueError(f"kernel must be odd, got {kernel}")
-        self.channels, self.strides = [out] * len(channels), list(strides)
-        self.lateral = nn.ModuleList(_unit(width, out, 1) for width in channels)
-        self.smooth = nn.ModuleList(_smoothing(out, kernel, depthwise) for _ in channels)
+        self.channels, self.strides = [out] * (len(channels) + extra), [*strides, *[2 * strides[-1]] * extra]
+        self.plain, self.extra = plain, extra
+        self.lateral = nn.ModuleList(_unit(width, out, 1, plain=plain) for width in channels)
+        self.smooth = nn.ModuleList(_smoothing(out, kernel, depthwise, plain) for _ in channels)
+        if plain and (depthwise or bottom_up):
+            raise ValueError("plain goes with depthwise: false and without bottom_up")
         if bottom_up and any(coarse % fine for fine, coarse in pairwise(strides)):
             raise ValueError(f"bottom_up needs strides that divide one another, not {strides}")
         ratios = [coarse // fine for fine, coarse in pairwise(strides)] if bottom_up else []
@@ -53,20 +60,24 @@ class FPN(nn.Module):
         maps = [lateral(feature) for lateral, feature in zip(self.lateral, features, strict=True)]
         for level in range(len(maps) - 1, 0, -1):
             maps[level - 1] = maps[level - 1] + F.interpolate(maps[level], size=maps[level - 1].shape[-2:])
-        maps = [F.relu(smooth(x), inplace=True) for smooth, x in zip(self.smooth, maps, strict=True)]
+        maps = [smooth(x) for smooth, x in zip(self.smooth, maps, strict=True)]
+        if not self.plain:
+            maps = [F.relu(x, inplace=True) for x in maps]
         for level, (shrink, join) in enumerate(zip(self.shrink, self.join, strict=True)):
             maps[level + 1] = F.relu(join(maps[level + 1] + shrink(maps[level])), inplace=True)
-        return maps
+        return [*maps, maps[-1][..., ::2, ::2]] if self.extra else maps
 
 
-def _unit(inputs: int, outputs: int, kernel: int, groups: int = 1, stride: int = 1) -> nn.Sequential:
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs))
+def _unit(
+    inputs: int, outputs: int, kernel: int, groups: int = 1, stride: int = 1, plain: bool = False
+) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=plain)
+    return nn.Sequential(conv) if plain else nn.Sequential(conv, nn.BatchNorm2d(outputs))
 
 
-def _smoothing(channels: int, kernel: int, depthwise: bool) -> nn.Sequential:
+def _smoothing(channels: int, kernel: int, depthwise: bool, plain: bool = False) -> nn.Sequential:
     if not depthwise:
-        return _unit(channels, channels, kernel)
+        return _unit(channels, channels, kernel, plain=plain)
     return nn.Sequential(
         _unit(channels, channels, kernel, groups=channels), nn.ReLU(inplace=True), _unit(channels, channels, 1)
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from detkit.errors import DetkitError
 from detkit.heads.dense import DenseHead, select_detections
@@ -25,7 +25,8 @@ class RPN(DenseHead):
     box_gain, objectness_gain: weights of the terms, both divided by ``samples``.
     before, after: proposals an image of each level before NMS and of all after it, for training and prediction;
     iou: NMS drops boxes that overlap more.
-    stem, share_stem, objectness_prior: ``DenseHead``'s.
+    stem, share_stem, objectness_prior: ``DenseHead``'s; plain: the paper's own stem, a 3 x 3 convolution with ReLU, one
+    for all maps.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class RPN(DenseHead):
         objectness_prior: float = 0.1,
         stem: int = 1,
         share_stem: bool = False,
+        plain: bool = False,
     ) -> None:
         for name, value in (("samples", samples), ("before", min(before)), ("after", min(after)), ("beta", beta)):
             if not value > 0:
@@ -66,9 +68,12 @@ class RPN(DenseHead):
             box_gain=box_gain / samples,
             objectness_gain=objectness_gain / samples,
             objectness_prior=objectness_prior,
-            stem=stem,
-            share_stem=share_stem,
+            stem=0 if plain else stem,
+            share_stem=share_stem or plain,
         )
+        if plain:
+            convolution = nn.Conv2d(channels[0], channels[0], 3, padding=1)
+            self.stems = nn.ModuleList([nn.Sequential(convolution, nn.ReLU(inplace=True))])
         self.positive, self.negative, self.samples, self.beta = positive, negative, samples, beta
         self.before, self.after, self.iou = before, after, iou
         # On the CPU, whatever the model is on; the engine keeps its state in the checkpoint.

@@ -236,7 +236,7 @@ def test_arguments_that_do_not_fit(arguments: dict[str, Any], message: str) -> N
 
 def test_a_shared_stem_is_one_module() -> None:
     head = DenseHead([8, 8], STRIDES, 2, anchors=[[(1, 1)], [(2, 2)]], stem=2, share_stem=True)
-    assert head.stems[0] is head.stems[1]
+    assert len(head.stems) == 1  # so that a file holds it once
     maps = [f[:, :8] for f in features()]
     assert head.raw(maps)["objectness"].shape == (2, 16 + 4)
 

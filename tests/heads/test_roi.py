@@ -166,6 +166,15 @@ def test_regions_of_all_levels_come_back_in_their_order() -> None:
     assert pooled.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_a_coarse_level_may_be_left_to_the_proposals() -> None:
+    maps = [torch.randn(1, 4, 64 // s, 64 // s) for s in (8, 16, 32)]
+    rois = torch.tensor([[0.0, 0, 0, 64, 64], [0, 3, 5, 20, 30]])
+    for aligned in (True, False):
+        some = RegionPooling([8, 16, 32], "align", 3, 2, 0, levels=1, aligned=aligned)(maps, rois)
+        whole = torchvision.ops.roi_align(maps[0], rois, 3, 1 / 8, 2, aligned)
+        torch.testing.assert_close(some, whole)
+
+
 def test_crops_have_context_of_so_many_pixels() -> None:
     """Girshick et al. 2014, appendix A: the region fills the crop but for ``padding`` pixels; outside is the mean."""
     pixels = torch.zeros(1, 3, 40, 40)
@@ -271,6 +280,7 @@ def test_compressing_a_detector() -> None:
     ("arguments", "message"),
     [
         pytest.param({"size": 0}, "size must be above 0", id="no cells"),
+        pytest.param({"levels": 2}, "levels must lie within 0..1", id="more maps than there are"),
         pytest.param({"chunk": 0}, "chunk must be above 0", id="no regions at a time"),
         pytest.param({"positive_share": 2.0}, "positive_share must lie", id="more than all"),
         pytest.param({"pool": "crops"}, "does not fit", id="crops of a feature map"),

@@ -75,3 +75,22 @@ def test_a_second_way_needs_whole_steps() -> None:
     with pytest.raises(ValueError, match="bottom_up"):
         FPN([8, 8], [16, 22.5], out=8, bottom_up=True)  # type: ignore[list-item]
     assert FPN([8, 8], [16, 22.5], out=8).strides == [16, 22.5]  # type: ignore[list-item]
+
+
+def test_plain_is_the_papers_and_torchvisions_pyramid():
+    from torchvision.ops import FeaturePyramidNetwork
+    from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+    channels, strides = [4, 8, 16], [8, 16, 32]
+    theirs = FeaturePyramidNetwork(channels, 6, LastLevelMaxPool())
+    neck = FPN(channels, strides, out=6, kernel=3, depthwise=False, plain=True, extra=True)
+    assert (neck.channels, neck.strides) == ([6] * 4, [8, 16, 32, 64])
+    for ours, blocks in ((neck.lateral, theirs.inner_blocks), (neck.smooth, theirs.layer_blocks)):
+        for mine, block in zip(ours, blocks, strict=True):
+            mine.load_state_dict(block.state_dict())
+    features = [m.detach() for m in maps(channels, strides, 96)]  # 3 cells at stride 32: the extra level has 2
+    wanted = theirs({str(i): f for i, f in enumerate(features)}).values()
+    for ours, one in zip(neck(features), wanted, strict=True):
+        torch.testing.assert_close(ours, one)
+    with pytest.raises(ValueError, match="plain goes with"):
+        FPN(channels, strides, plain=True)
