@@ -146,8 +146,8 @@ def whole_head(x: dict[str, Tensor], rois: Tensor, scale: float, rounds: int) ->
 
         return call
 
-    def theirs(f: Tensor, boxes: Tensor, size: int, scale: float, sampling: int) -> Tensor:
-        return torchvision.ops.roi_align(f, boxes, size, scale, sampling or -1, True)
+    def theirs(f: Tensor, boxes: Tensor, size: int, scale: float, sampling: int, aligned: bool) -> Tensor:
+        return torchvision.ops.roi_align(f, boxes, size, scale, sampling or -1, aligned)
 
     candidates = {layout: step(theirs, f) for layout, f in x.items()}
     compare("RoIHead, forward + backward", candidates, step(roi_align, x["channels_last"]), rounds)
