@@ -1,0 +1,172 @@
+"""How much transfer brings, and how much to freeze for how many pictures: AP50 on test against training pictures.
+
+    python tools/transfer_curve.py data/bccd -o curve [--pictures 10,40,200] [--seeds 3] [--steps 400]
+
+Four ways to train the recipe's network, each with the same number of steps: from scratch, and from ImageNet weights
+with all stages of the backbone frozen, three of five, or none. A seed draws the pictures (those of 10 are among those
+of 40), the random weights and the order. It writes curve.csv, curve.json and curve.png (mean and 95 % interval over
+the seeds, by Student's t). Runs that are finished are not run again, one that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import t as student
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from detkit import api
+from detkit.data.dataset import read
+from detkit.data.split import write_split
+from detkit.engine.events import EpochDone
+from detkit.io.files import atomic_path, write_text
+
+EPOCHS, BATCH = 10, 8
+WAYS = {
+    "scratch": ["model.backbone.weights=none", "train.backbone_lr=2e-3"],
+    "all frozen": ["model.backbone.frozen=all"],
+    "half frozen": ["model.backbone.frozen=3"],
+    "free": ["model.backbone.frozen=0"],
+}
+
+
+def subset(data: Path, folder: Path, pictures: int, seed: int) -> Path:
+    """A data.yaml whose part train is so many of the training pictures, drawn with ``seed``."""
+    annotations = read(data, split="train")
+    if pictures > len(annotations):
+        raise SystemExit(f"{data}: {pictures} of {len(annotations)} training pictures cannot be drawn")
+    rows = np.sort(np.random.default_rng(seed).permutation(len(annotations))[:pictures])
+    return write_split(annotations, {"train": rows}, folder / f"data-{pictures}-{seed}", overwrite=True)[-1]
+
+
+def train(options: argparse.Namespace, way: str, pictures: int, seed: int) -> dict[str, Any]:
+    """Trains and tests one network, unless the folder holds its result."""
+    name = f"{way.replace(' ', '-')}-{pictures}-{seed}"
+    done, run = options.out / f"{name}.json", options.out / name
+    if done.is_file():
+        return dict(json.loads(done.read_text(encoding="utf-8")))
+
+    def show(event: object) -> None:
+        if isinstance(event, EpochDone):
+            print(f"{name}: {event}", file=sys.stderr, flush=True)
+
+    if (run / "state.pt").is_file():
+        result = api.train(resume=run, on_event=show)
+    else:
+        drawn = str(subset(options.data, options.out, pictures, seed).absolute())
+        # Few pictures are repeated within an epoch: all runs have as many epochs, and files are not written every step.
+        repeats = max(1, round(options.steps / EPOCHS * BATCH / pictures))
+        steps = max(1, repeats * pictures // BATCH)
+        val = {"path": str(options.data), "split": "val"}
+        overrides = [
+            f"data.train={json.dumps([{'path': drawn, 'split': 'train'}] * repeats)}",
+            f"data.val={json.dumps(val)}",
+            "data.test=null",
+            f"train.epochs={max(1, round(options.steps / steps))}",
+            f"train.validate_every={options.steps}",  # the last epoch: the weights are not chosen on validation
+            f"train.batch={BATCH}",
+            f"train.seed={seed}",
+            *WAYS[way],
+            *options.set,
+        ]
+        result = api.train(options.recipe, overrides=overrides, out=run, on_event=show)
+    test = api.evaluate(run / "last.safetensors", options.data, split="test").metrics
+    found = {"way": way, "pictures": pictures, "seed": seed, "AP50": test["AP50"], "AP": test["AP"],
+             "val_AP50": result.row["AP50"], "steps": result.row["step"], "minutes": result.minutes}  # fmt: skip
+    write_text(done, json.dumps(found) + "\n")
+    return found
+
+
+def summary(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row a way and number of pictures: mean AP50 and half its 95 % interval over the seeds (0 for one seed)."""
+    rows = []
+    for way, pictures in dict.fromkeys((one["way"], one["pictures"]) for one in found):
+        mine = [one for one in found if (one["way"], one["pictures"]) == (way, pictures)]
+        scores = np.array([one["AP50"] for one in mine])
+        n = len(scores)
+        half = student.ppf(0.975, n - 1) * scores.std(ddof=1) / np.sqrt(n) if n > 1 else 0.0
+        minutes = float(np.mean([one["minutes"] for one in mine]))
+        row = {"way": way, "pictures": pictures, "seeds": n, "AP50": float(scores.mean())}
+        rows.append({**row, "half": float(half), "minutes": minutes})
+    return rows
+
+
+def draw(path: Path, found: list[dict[str, Any]]) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    axes, rows = figure.subplots(), summary(found)
+    for number, way in enumerate(dict.fromkeys(row["way"] for row in rows)):
+        mine = sorted((row for row in rows if row["way"] == way), key=lambda row: row["pictures"])
+        aside = 1.03 ** (number - 1.5)  # so that intervals do not hide each other
+        at = [row["pictures"] * aside for row in mine]
+        axes.errorbar(at, [row["AP50"] for row in mine], [row["half"] for row in mine], fmt="o-", capsize=3, label=way)
+        dots = [(one["pictures"] * aside, one["AP50"]) for one in found if one["way"] == way]
+        axes.plot(*zip(*dots, strict=True), ".", color=f"C{number}", alpha=0.5, markersize=5)
+    counts = sorted({row["pictures"] for row in rows})
+    axes.set_xscale("log")
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.minorticks_off()
+    axes.set(xlabel="training pictures", ylabel="AP50 on test", ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with atomic_path(path, overwrite=True) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+
+
+def write(folder: Path, found: list[dict[str, Any]]) -> None:
+    """curve.csv, curve.json, curve.png of the runs so far."""
+    write_text(folder / "curve.json", json.dumps({"runs": found, "summary": summary(found)}, indent=1), overwrite=True)
+    with (folder / "curve.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(found[0]))
+        writer.writeheader()
+        writer.writerows(found)
+    draw(folder / "curve.png", found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="a YOLO data.yaml or its folder, in parts train, val and test")
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--recipe", default="yolo_bccd")
+    parser.add_argument("--pictures", default="10,40,200")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--steps", type=int, default=400, help=f"of {BATCH} pictures each; about 4 minutes on two cores"
+    )
+    parser.add_argument("--ways", default=",".join(WAYS), help="of " + ", ".join(WAYS))
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="more overrides for every run")
+    options = parser.parse_args()
+    if options.steps < EPOCHS or unknown(options.ways):
+        parser.error(f"--steps must be {EPOCHS} at least" if options.steps < EPOCHS else unknown(options.ways))
+    settings, known = json.dumps([options.recipe, options.steps, options.set]), options.out / "settings.json"
+    options.out.mkdir(parents=True, exist_ok=True)
+    if known.is_file() and known.read_text(encoding="utf-8") != settings:
+        parser.error(f"{options.out} holds runs with other --recipe, --steps or --set: give another folder")
+    write_text(known, settings, overwrite=True)
+    found = []
+    for seed in range(options.seeds):
+        for pictures in map(int, options.pictures.split(",")):
+            for way in options.ways.split(","):
+                found.append(train(options, way, pictures, seed))
+                write(options.out, found)
+    print("| from | pictures | AP50 on test | minutes a run |\n|---|---|---|---|")
+    for row in summary(found):
+        print(f"| {row['way']} | {row['pictures']} | {row['AP50']:.3f} ± {row['half']:.3f} | {row['minutes']:.1f} |")
+
+
+def unknown(ways: str) -> str:
+    """A sentence on the first name that is no way to train; empty if there is none."""
+    wrong = [way for way in ways.split(",") if way not in WAYS]
+    return f"--ways knows no {wrong[0]!r}: choose of {', '.join(WAYS)}" if wrong else ""
+
+
+if __name__ == "__main__":
+    main()
