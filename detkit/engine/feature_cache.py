@@ -238,8 +238,9 @@ class FrozenStages:
         for i, one in enumerate(kept):
             row, begin = _features(self.cache, one), 0
             for table in tables:
-                table[i].flat = row[begin : begin + table[i].size]
-                begin += table[i].size
+                end = begin + table[i].size
+                table[i] = row[begin:end].reshape(table.shape[1:])
+                begin = end
         pairs = zip(tables, self.dtypes, strict=True)
         return [torch.from_numpy(table).permute(0, 3, 1, 2).to(dtype) for table, dtype in pairs]
 
