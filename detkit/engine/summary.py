@@ -174,8 +174,9 @@ def of_detector(detector: Any, size: tuple[int, int] | None = None) -> Summary:
         detector.head.raw(features, regions)
 
     summary = _checked(detector, size or detector.resize.input_size, run)
-    if (proposals := detector.proposals) is not None:
-        regions = proposals.after[1] if isinstance(proposals, nn.Module) else proposals.max
+    proposals: Any = detector.proposals
+    if proposals is not None:
+        regions = proposals.max if hasattr(proposals, "max") else proposals.after[1]
         each = sum(layer.multiply_adds for layer in summary.layers if layer.name.startswith("head."))
         summary.total.update(regions=regions, region_multiply_adds=each)
         summary.total["multiply_adds"] += max(regions - 1, 0) * each
@@ -213,6 +214,10 @@ class Tracer(TorchDispatchMode):
         self.multiply_adds = self.depth = 0
         self._began: list[tuple[int, Field, int]] = []
         self._counted: set[int] = set()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # what torch does by default imports its compiler, which takes seconds
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

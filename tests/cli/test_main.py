@@ -14,7 +14,19 @@ import pytest
 
 from detkit.cli import Terminated, main
 
-VERBS = ("detect", "train", "evaluate", "config", "models", "info", "doctor", "quickstart")
+VERBS = (
+    "detect",
+    "train",
+    "evaluate",
+    "compare",
+    "compress",
+    "propose",
+    "config",
+    "models",
+    "info",
+    "doctor",
+    "quickstart",
+)
 
 
 def _said(capsys: pytest.CaptureFixture[str]) -> str:
