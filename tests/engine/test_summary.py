@@ -212,7 +212,7 @@ def test_info_prints_a_table_or_json(capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["resnet51"], "did you mean resnet50?"),
+        (["reset50"], "did you mean resnet50?"),
         (["no.yaml"], "no.yaml"),
         (["resnet18", "--input", "32"], "224x224x3"),
         (["resnet18", "--input", "32x32x1"], "224x224x3"),
