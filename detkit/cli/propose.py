@@ -60,6 +60,10 @@ def propose(
 
     if out is not None:
         refuse_existing(out, overwrite)
+    if out is not None and recall:
+        from detkit.data.stats import picture_format
+
+        picture_format(out)
     if method not in METHODS:
         raise DetkitError(f"no method {method!r}", "--method", f"choose one of {', '.join(METHODS)}")
     if (model is not None) != (method == "rpn"):
@@ -73,7 +77,7 @@ def propose(
     else:
         find = _model_proposals(model or "", device)
     if recall:
-        return _recall(find, source, split, images, limit, method, out, overwrite, as_json)
+        return _recall(find, source, split, images, limit, method, count, out, overwrite, as_json)
     return _propose(find, source, method, count, out, overwrite, as_json)
 
 
@@ -114,7 +118,7 @@ def _model_proposals(name: str, device: str | None) -> Source:
     from detkit import api
 
     detector = api.load(name, device=device)
-    if not hasattr(detector.proposals, "parameters"):
+    if not hasattr(getattr(detector, "proposals", None), "parameters"):
         raise DetkitError("this model has no region proposal network", name, "give a Faster R-CNN")
 
     def find(image: np.ndarray, path: str) -> np.ndarray:
@@ -161,6 +165,7 @@ def _recall(
     images: Path | None,
     limit: int,
     method: str,
+    count: int,
     out: Path | None,
     overwrite: bool,
     as_json: bool,
@@ -179,7 +184,7 @@ def _recall(
             failures.append(error)
             continue
         target = sample.target[~sample.target.ignore]
-        meter.add(target.boxes, target.labels, find(sample.image, sample.path))
+        meter.add(target.boxes, target.labels, find(sample.image, sample.path)[: count or None])
         if sys.stderr.isatty():
             print(f"\r{i + 1} of {total}", end="\n" if i + 1 == total else "", file=sys.stderr, flush=True)
     for failure in failures:
@@ -211,7 +216,7 @@ def _plot(rows: list[dict[str, Any]], title: str, counts: Sequence[int], path: P
     axes = figure.subplots()
     for name in list(rows[0])[2:]:
         axes.plot(counts, [row[name] for row in rows], "o-", label=name)
-    axes.set(xscale="log", ylim=(0, 1), xlabel="proposals of a picture", title=title)
+    axes.set(xscale="log", ylim=(0, 1.02), xlabel="proposals of a picture", title=title)
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.minorticks_off()
     axes.grid(alpha=0.3)

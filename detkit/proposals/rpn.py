@@ -140,9 +140,9 @@ def anchors(scales: list[float], ratios: list[float], strides: list[int]) -> lis
     Raises:
         DetkitError: no scales or ratios, or scales that the levels cannot share evenly.
     """
-    for name, values in (("scales", scales), ("ratios", ratios)):
+    for name, values, say in (("scales", scales, "[32, 64]"), ("ratios", ratios, "[0.5, 1, 2]")):
         if not values or min(values) <= 0:
-            raise DetkitError(f"the RPN needs {name} above 0, got {values}", f"proposals.{name}", "give [32, 64], say")
+            raise DetkitError(f"the RPN needs {name} above 0, got {values}", f"proposals.{name}", f"give {say}, say")
     each, rest = divmod(len(scales), len(strides))
     if rest:
         what = f"{len(scales)} scales cannot be dealt evenly to {len(strides)} feature maps"

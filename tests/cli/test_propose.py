@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -40,7 +41,7 @@ def test_json(picture: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert sorted(found["proposals"]) == [[0, 0, 32, 32], [32, 0, 64, 32]]
 
 
-def test_recall(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_toy_data(tmp_path / "toy", train=2, val=1)
     arguments = ["propose", str(data), "--split", "train", "--recall", "--cache", str(tmp_path / "cache")]
     assert main([*arguments, "--out", str(tmp_path / "recall.png")]) == 0
@@ -54,6 +55,23 @@ def test_recall(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recalls = [row["recall@0.5"] for row in rows]
     assert recalls == sorted(recalls)
     assert recalls[-1] > 0.8
+    assert main([*arguments, "--json", "--max", "7"]) == 0
+    assert {row["proposals"] for row in json.loads(capsys.readouterr().out)["recall"]} == {7}
+    with monkeypatch.context() as patch:  # nothing is searched for a plot that cannot be written
+        patch.setattr("detkit.data.dataset.Dataset.load", lambda *_: pytest.fail("searched"))
+        assert main([*arguments, "--out", str(tmp_path / "recall.doc")]) == 2
+        assert "plots cannot be written" in capsys.readouterr().err
+
+
+def test_a_model_without_an_rpn(
+    picture: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from detkit import api
+
+    for model in (SimpleNamespace(proposals=None), SimpleNamespace()):  # YOLO, torchvision's
+        monkeypatch.setattr(api, "load", lambda name, model=model, **_: model)
+        assert main(["propose", picture, "--method", "rpn", "-m", "some"]) == 2
+        assert "no region proposal network" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,22 @@ def test_proposals_are_the_best_after_nms_inside_the_picture() -> None:
             assert (boxes[:, 3] <= high).all()
 
 
+def test_the_likeliest_come_first_and_levels_do_not_suppress_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anchors of 16 pixels on both levels, answered as they are: 64 of stride 8, then 16 of stride 16."""
+    rpn = network(scales=[16, 16], ratios=[1.0], before=(3, 1), after=(9, 9), iou=0.3)
+    raw = rpn.raw(features(1))
+    raw |= {"boxes": torch.zeros_like(raw["boxes"]), "objectness": torch.full_like(raw["objectness"], -5)}
+    raw["objectness"][0, [9, 10, 20, 64]] = torch.tensor([2.0, 0, 1, 3])  # 9 overlaps 10 by 1/3, 64 by 0.39
+    monkeypatch.setattr(rpn, "raw", lambda maps: raw)
+    batch = Batch(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.tensor([[64, 64]]), (Geometry(64, 64),))
+    best = [[0, 0, 16, 16], [4, 4, 20, 20]]
+    (found,), _ = rpn.propose(batch, [], False)
+    assert found.tolist() == best  # one a level
+    (found,), _ = rpn.propose(batch, [], True)
+    assert found[:3].tolist() == [*best, [28, 12, 44, 28]]
+    assert [12, 4, 28, 20] not in found.tolist()
+
+
 def test_sampling_goes_on_from_the_generators_state() -> None:
     rpn = network(samples=4)
     raw, targets = rpn.raw(features()), [target((10, 10, 30, 28)), target()]
