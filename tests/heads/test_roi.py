@@ -64,10 +64,13 @@ def test_crowds_and_difficult_objects_are_neither() -> None:
     for kind in ("crowd", "difficult"):
         roi = head()
         aside = target(OBJECT, **{kind: torch.tensor([True])})
-        losses = roi.loss(roi.raw([torch.randn(1, 8, 8, 8)], regions), [aside], SIZES)
+        raw = roi.raw([torch.randn(1, 8, 8, 8)], regions)
+        losses = roi.loss(raw, [aside], SIZES)
         # A crowd covers what lies inside it, a difficult object what overlaps it.
         assert losses["classes"].count == (1 if kind == "crowd" else 2)
         assert losses["boxes"].sum == 0
+        background = -raw["classes"].log_softmax(1)[:, -1]
+        torch.testing.assert_close(losses["classes"].sum, background[[2] if kind == "crowd" else [1, 2]].sum())
         sampled = roi.sample(regions, [aside])[0].tolist()
         assert list(OBJECT[:4]) not in sampled
         assert list(FAR) in sampled
@@ -135,6 +138,14 @@ def test_prediction_undoes_what_the_loss_asks_for() -> None:
     assert only.labels.tolist() == [1]
     raw["classes"][0] = torch.tensor([0.0, 0, 0, 9])  # background is no class
     assert roi.predict(raw, SIZES, Limits(conf=0.5))[0].labels.tolist() == [2]
+
+
+@pytest.mark.parametrize(("labels", "iou", "left"), [((1, 1), 0.4, 1), ((1, 1), 0.5, 2), ((1, 2), 0.4, 2)])
+def test_a_class_suppresses_its_own_boxes_only(labels: tuple[int, ...], iou: float, left: int) -> None:
+    classes = 9.0 * nn.functional.one_hot(torch.tensor(labels), 4)
+    raw = {"rois": boxes(OBJECT[:4], LESS), "image": torch.zeros(2).long(), "classes": classes}
+    raw["boxes"] = torch.zeros(2, 3, 4)
+    assert len(head().predict(raw, SIZES, Limits(conf=0.5, iou=iou))[0]) == left
 
 
 def test_chunks_change_nothing() -> None:
