@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,8 +57,7 @@ class _Folding:
 
     def parts(self, detector: Detector) -> dict[str, nn.Module | None]:
         """The detector's children by name, folded."""
-        made = self.made
-        if made is not None:
+        if (made := self.made) is not None:
             values, numbers = _state(detector, made.folded, made.copied)
             known, same = made.state
             if numbers == same and len(values) == len(known) and all(map(operator.is_, values, known)):
@@ -134,13 +134,13 @@ def _bare(module: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
     return made[module]
 
 
+@dataclass
 class _Output:
     """What one call of a convolution computed: by whom it was read, and how often."""
 
-    def __init__(self, conv: nn.Conv2d) -> None:
-        self.conv = conv
-        self.norm: nn.Module | None = None
-        self.reads = 0
+    conv: nn.Conv2d
+    norm: nn.Module | None = None
+    reads: int = 0
 
 
 class _Reads(TorchDispatchMode):
@@ -151,7 +151,7 @@ class _Reads(TorchDispatchMode):
         self._convs, self._norms = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
         self._open = WeakTensorKeyDictionary()
         self._outputs: list[_Output] = []
-        self._inputs: list[tuple[nn.Module, _Output | None]] = []
+        self._sources: dict[nn.Module, set[nn.Module | None]] = {}  # what each BatchNorm has read
         for module in model.modules():
             if module.training or module._forward_hooks or module._forward_pre_hooks:
                 continue
@@ -171,9 +171,10 @@ class _Reads(TorchDispatchMode):
             if (output := self._open.get(tensor)) is not None:
                 output.reads += 1
             if (norm := self._norms.get(tensor)) is not None:
-                self._inputs.append((norm, output := self._open.get(args[0])))
-                if output is not None:
-                    output.norm = norm
+                source = self._open.get(args[0])
+                self._sources.setdefault(norm, set()).add(source and source.conv)
+                if source is not None:
+                    source.norm = norm
         result = func(*args, **(kwargs or {}))
         conv = self._convs.get(args[1]) if func is torch.ops.aten.convolution.default else None
         if conv is not None and args[2] is conv.bias:
@@ -184,14 +185,10 @@ class _Reads(TorchDispatchMode):
     def pairs(self) -> list[tuple[nn.Conv2d, Any]]:
         """Each convolution and BatchNorm that read only one another."""
         readers: dict[nn.Conv2d, set[nn.Module | None]] = {}
-        sources: dict[nn.Module, set[nn.Module | None]] = {}
         for output in self._outputs:
             readers.setdefault(output.conv, set()).add(output.norm if output.reads == 1 else None)
-        for norm, origin in self._inputs:
-            sources.setdefault(norm, set()).add(None if origin is None else origin.conv)
-        found: list[tuple[nn.Conv2d, Any]] = []
-        for conv, norms in readers.items():
-            first = next(iter(norms))
-            if len(norms) == 1 and first is not None and sources[first] == {conv}:
-                found.append((conv, first))
-        return found
+        return [
+            (conv, norm)
+            for conv, (norm, *others) in readers.items()
+            if norm is not None and not others and self._sources[norm] == {conv}
+        ]
