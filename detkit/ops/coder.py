@@ -27,6 +27,7 @@ GridCode = Literal["course", "darknet", "bounded"]
 
 # exp(10) = 22026 prior sizes: far beyond any picture, far below overflow.
 _LARGEST_EXPONENT = 10.0
+_LARGEST_LOG = math.log(1000 / 16)  # of R-CNN's sizes over their priors', as in Faster R-CNN's implementations
 # A sigmoid reaches 0 and 1 only at infinity; float32 keeps this distance from them exactly enough to come back.
 _SIGMOID_MARGIN = 1e-6
 
@@ -104,21 +105,13 @@ def encode_deltas(boxes: Tensor, priors: Tensor, weights: Sequence[float] = (1.0
     return deltas * deltas.new_tensor(weights)
 
 
-def decode_deltas(
-    deltas: Tensor,
-    priors: Tensor,
-    weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
-    largest_scale: float = 1000 / 16,
-) -> Tensor:
-    """The boxes (..., 4) xyxy that ``encode_deltas`` turned into ``deltas`` (..., 4).
-
-    Sizes grow at most by ``largest_scale`` (as in Faster R-CNN's implementations), so that an untrained network cannot
-    overflow.
-    """
+def decode_deltas(deltas: Tensor, priors: Tensor, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
+    """The boxes (..., 4) xyxy that ``encode_deltas`` turned into ``deltas`` (..., 4), at most 62.5 times their priors'
+    sizes, so that an untrained network cannot overflow."""
     deltas = deltas / deltas.new_tensor(weights)
     centres, sizes = _centre_form(priors)
     centres = centres + deltas[..., :2] * sizes
-    sizes = sizes * deltas[..., 2:].clamp(max=math.log(largest_scale)).exp()
+    sizes = sizes * deltas[..., 2:].clamp(max=_LARGEST_LOG).exp()
     return _corner_form(centres, sizes)
 
 
@@ -165,11 +158,6 @@ def from_fractions(fractions: Tensor, priors: Priors, kind: GridCode, xy_scale: 
     ratio = fractions[..., 2:] * priors.strides / priors.sizes
     size = ratio.log() if kind == "darknet" else _logit(ratio.sqrt() / 2)
     return torch.cat((midpoint, size), dim=-1)
-
-
-def encode_grid(boxes: Tensor, priors: Priors, kind: GridCode, xy_scale: float | Tensor | None = None) -> Tensor:
-    """Boxes (..., 4) xyxy as the grid code ``kind``: see ``to_fractions``."""
-    return from_fractions(encode_fractions(boxes, priors), priors, kind, xy_scale)
 
 
 def decode_grid(code: Tensor, priors: Priors, kind: GridCode, xy_scale: float | Tensor | None = None) -> Tensor:
