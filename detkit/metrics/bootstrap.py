@@ -53,10 +53,10 @@ class Draws:
         low, high = np.quantile(valid, [(1 - level) / 2, (1 + level) / 2]) - (valid.mean() - self.value)
         return max(float(low), self.lowest), min(float(high), 1.0)
 
-    def minus(self, other: Draws, level: float = 0.95) -> Difference:
+    def minus(self, other: Draws) -> Difference:
         """This metric less the other's on the same draws, so that what both find hard cancels out."""
         difference = Draws(self.value - other.value, self.drawn - other.drawn, lowest=-1.0)
-        return Difference(difference.value, *difference.interval(level))
+        return Difference(difference.value, *difference.interval())
 
 
 def draws(
@@ -93,10 +93,3 @@ def interval(
 ) -> tuple[float, float]:
     """``Draws.interval`` of ``draws(gt, dt, metric, **options)``."""
     return draws(gt, dt, metric, **options).interval(level)
-
-
-def paired_difference(
-    gt: GroundTruth, first: Results, second: Results, metric: str = "AP50", *, level: float = 0.95, **options: Any
-) -> Difference:
-    """Second minus first on the same draws of the images; options as for ``draws``."""
-    return draws(gt, second, metric, **options).minus(draws(gt, first, metric, **options), level)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from detkit.metrics import coco, evaluate, voc
-from detkit.metrics.bootstrap import Draws, interval, paired_difference
+from detkit.metrics.bootstrap import Draws, draws, interval
 from detkit.metrics.tables import GroundTruth, Results
 
 Make = Callable[..., Any]
@@ -98,13 +98,14 @@ def test_a_metric_of_identical_images_is_certain(ground_truth: Make, results: Ma
 
 def test_paired_differences(ground_truth: Make, results: Make) -> None:
     gt, dt = scene(ground_truth, results, 3, images=30)
-    same = paired_difference(gt, dt, dt, samples=20)
+    same = draws(gt, dt, samples=20).minus(draws(gt, dt, samples=20))
     assert (same.value, same.low, same.high, same.significant) == (0, 0, 0, False)
     exact = Results(gt.image, gt.label, gt.xywh, np.full(len(gt.image), 0.9))
-    better = paired_difference(gt, dt, exact, samples=50)
+    first, second = (draws(gt, one, samples=50) for one in (dt, exact))
+    better = second.minus(first)
     assert better.significant
     assert better.value == pytest.approx(1 - coco.evaluate(gt, dt).metrics["AP50"])
-    assert paired_difference(gt, exact, dt, samples=50).high < 0
+    assert first.minus(second).high < 0
 
 
 def test_nothing_to_find_is_nan_and_mistakes_are_refused(ground_truth: Make, results: Make) -> None:
