@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -23,11 +23,11 @@ def sha256_of(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fetch(url: str, sha256: str, to: str | Path, *, progress: Callable[[int, int | None], None] | None = None) -> Path:
+def fetch(url: str, sha256: str, to: str | Path) -> Path:
     """Makes sure that ``to`` holds the file with this SHA-256, downloading it from ``url`` if need be.
 
     sha256: hexadecimal, or as many of its first digits as are known. A file that is there and right is kept without
-    touching the network. progress(bytes so far, total or None) is called after every block.
+    touching the network.
 
     Raises:
         DetkitError: no connection, contents other than promised (nothing is kept), disk full.
@@ -39,14 +39,10 @@ def fetch(url: str, sha256: str, to: str | Path, *, progress: Callable[[int, int
         raise DetkitError("only https addresses are fetched", url, "give an https address")
     with atomic_path(to, overwrite=True) as temporary:
         digest = hashlib.sha256()
-        done = 0
         with open(temporary, "wb") as file:
-            for block, total in _blocks(url):
+            for block in _blocks(url):
                 file.write(block)
                 digest.update(block)
-                done += len(block)
-                if progress is not None:
-                    progress(done, total)
         if not digest.hexdigest().startswith(sha256):
             raise DetkitError(
                 "the downloaded file is not the one expected (its SHA-256 differs)",
@@ -56,13 +52,11 @@ def fetch(url: str, sha256: str, to: str | Path, *, progress: Callable[[int, int
     return to
 
 
-def _blocks(url: str) -> Iterator[tuple[bytes, int | None]]:
+def _blocks(url: str) -> Iterator[bytes]:
     try:
         with _opened(url) as response:
-            length = response.headers.get("Content-Length")
-            total = int(length) if length else None
             while block := response.read(1 << 20):
-                yield block, total
+                yield block
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise DetkitError(f"the download failed ({reason})", url, "check the connection and try again") from error
