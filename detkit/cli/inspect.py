@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -214,7 +215,10 @@ def edges(
     answers = {name: made_by.response(pixels, weights) for name, weights in table.items()}
     off = float(np.abs(learned.weights - made_by.FILTERS[learn]).max())
     if picture is None and not as_json:
-        _print_numbers({"picture": pixels[..., 0], **answers})
+        for name, values in {"picture": pixels[..., 0], **answers}.items():
+            print(name)
+            for row in values:
+                print("  " + " ".join(f"{value + 0.0:5.0f}" for value in row))
     said = f"learned from {learn}'s answers in {learned.steps} steps: error {learned.error:.2g} of their size, "
     said += f"weights within {off:.2g} of {learn}'s:\n{np.round(learned.weights, 3) + 0.0}"  # no "-0."
     facts = {
@@ -237,10 +241,7 @@ def _load(name: str, weights: str | None, size: int | None = None) -> Detector:
         try:
             return published(name, weights or "imagenet", size)
         except DetkitError as error:  # which may speak of a config's keys
-            where, do = (
-                text.replace("model.backbone.weights", "--weights").replace("backbone.weights", "--weights")
-                for text in (error.where, error.do)
-            )
+            where, do = (re.sub(r"(model\.)?backbone\.weights", "--weights", text) for text in (error.where, error.do))
             raise DetkitError(error.what, where, do, code=error.code) from None
     from detkit import api
     from detkit.detector import Detector
@@ -259,8 +260,7 @@ def _enlarged(tile: np.ndarray, side: int) -> np.ndarray:
 
     from detkit.io.images import scaled_to
 
-    longer = max(tile.shape[:2])
-    pixels = tile.astype(np.uint8)
+    pixels, longer = tile.astype(np.uint8), max(tile.shape[:2])
     if longer > 3 * side:
         return scaled_to(pixels, 3 * side)
     times = max(1, round(side / longer))
@@ -273,33 +273,21 @@ def _at_most(image: np.ndarray) -> np.ndarray:
     return scaled_to(image, _SIDE) if max(image.shape[:2]) > _SIDE else image
 
 
-def _print_numbers(tables: Mapping[str, np.ndarray]) -> None:
-    for name, values in tables.items():
-        print(name)
-        for row in values:
-            print("  " + " ".join(f"{value + 0.0:5.0f}" for value in row))
-
-
 def _write(
-    made: Mapping[str, np.ndarray],
-    out: Path | None,
-    overwrite: bool,
-    as_json: bool,
-    facts: dict[str, Any],
-    said: str,
+    made: Mapping[str, np.ndarray], out: Path | None, overwrite: bool, as_json: bool, facts: dict[str, Any], said: str
 ) -> int:
     """Writes the pictures; prints what is said and their paths, or the facts as JSON."""
     from detkit.io.files import numbered_folder, refuse_existing
     from detkit.io.images import write_image
 
-    folder = numbered_folder("runs", "inspect") if out is None else out
-    for name in made:  # all of them before the first is written
-        refuse_existing(folder / name, overwrite)
-    for name, picture in made.items():
-        write_image(folder / name, picture, overwrite=overwrite)
-    files = [str(folder / name) for name in made]
+    folder = out or numbered_folder("runs", "inspect")
+    files = {folder / name: picture for name, picture in made.items()}
+    for file in files:  # all of them before the first is written
+        refuse_existing(file, overwrite)
+    for file, picture in files.items():
+        write_image(file, picture, overwrite=overwrite)
     if as_json:
-        print_json({"files": files, **facts})
+        print_json({"files": list(files), **facts})
     else:
-        print("\n".join([said, *files]))
+        print(said, *files, sep="\n")
     return 0
