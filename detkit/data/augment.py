@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -280,20 +280,6 @@ def colour_shift(image: np.ndarray, added: Sequence[float] | np.ndarray) -> np.n
     table = np.arange(256)[:, None] + np.asarray(added)
     table = np.clip(np.rint(table), 0, 255).astype(np.uint8)
     return cv2.LUT(image, table.reshape(1, 256, 3))
-
-
-def rgb_covariance(images: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (3,) and covariance (3, 3), float64, of all RGB values (0..255) of uint8 (H, W, 3) pictures."""
-    count, total, products = 0, np.zeros(3), np.zeros((3, 3))
-    for image in images:
-        values = image.reshape(-1, 3).astype(np.float64)
-        count += len(values)
-        total += values.sum(axis=0)
-        products += values.T @ values
-    if not count:
-        raise ValueError("the covariance of no pictures is not defined")
-    mean = total / count
-    return mean, products / count - np.outer(mean, mean)
 
 
 def principal_axes(covariance: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:

@@ -13,7 +13,6 @@ from detkit.data.augment import (
     Augment,
     colour_shift,
     principal_axes,
-    rgb_covariance,
     turned,
     usable,
 )
@@ -164,8 +163,7 @@ def test_pca_changes_most_what_varies_most() -> None:
     rng = np.random.default_rng(0)
     values = rng.uniform(-100, 100, (64, 64))
     image = np.stack([128 + values, 128 + values / 20, 128 + values * 0.9], axis=-1).astype(np.uint8)
-    covariance = rgb_covariance([image])[1]
-    np.testing.assert_allclose(covariance, np.cov(image.reshape(-1, 3).T, bias=True), atol=1e-6)
+    covariance = np.cov(image.reshape(-1, 3).T)
     augment = Augment.off(pca=0.5, covariance=covariance.tolist())
     changes = []
     for seed in range(50):
