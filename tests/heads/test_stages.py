@@ -96,6 +96,19 @@ def test_probabilities_are_the_shares_of_regions_that_show_the_class() -> None:
     assert p == pytest.approx(np.full(33, 3 / 33), abs=0.02)
 
 
+def test_negatives_overlap_no_object_of_their_class_by_0_3(monkeypatch: pytest.MonkeyPatch) -> None:
+    item, taken, train = picture(0, labels=(0,)), set[int](), stages._train
+    item.boxes[3:5] = torch.tensor([[10.0, 10, 30, 18], [10, 10, 30, 15]])  # IoU 0.4 and 0.25
+
+    def noted(data: Any, one: Any, *rest: Any) -> None:
+        taken.update(row for _, rows in one.negative for row in rows.tolist())
+        train(data, one, *rest)
+
+    monkeypatch.setattr(stages, "_train", noted)
+    fit([item], 1)
+    assert taken == set(range(4, 33))
+
+
 def test_negatives_are_mined_in_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     data = [picture(seed) for seed in range(12)]
     every = fit(data)
