@@ -65,12 +65,14 @@ def selective_search(
     number, so large ones tend to come first, without one grouping ahead of the others.
 
     Raises:
-        TypeError, ValueError: not such an image, an unknown plan, a negative max.
+        TypeError, ValueError: not such an image, an unknown plan, a negative max, no threads.
     """
     if plan not in PLANS:
         raise ValueError(f"there is no plan {plan!r}: choose one of {', '.join(PLANS)}")
     if max < 0:
         raise ValueError(f"max must be 0 or more, got {max}")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
     image = _checked(image_rgb)
     spaces = PLANS[plan].spaces
     hierarchies: list[list[np.ndarray]] = [[] for _ in spaces]

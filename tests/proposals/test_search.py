@@ -189,6 +189,7 @@ def test_the_picture_is_left_alone_and_may_be_a_view() -> None:
         (NOISY[:0], {}, ValueError, "pixel"),
         (NOISY, {"plan": "best"}, ValueError, "fast, quality"),
         (NOISY, {"max": -1}, ValueError, "max"),
+        (NOISY, {"threads": 0}, ValueError, "threads"),
     ],
 )
 def test_bad_arguments(image: object, arguments: dict, kind: type[Exception], word: str) -> None:
