@@ -362,6 +362,7 @@ def main() -> None:
     parser.add_argument("--yolov5", default="", help="a checkout's utils/autoanchor.py")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=5000, help="of the COCO rows, 100 detections each (goals: 5000)")
+    parser.add_argument("--keep", default="", metavar="FOLDER", help="write the COCO rows' gt.json and dt.json here")
     parser.add_argument("--full", action="store_true", help="all rounds of slow calls too")
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -375,8 +376,9 @@ def main() -> None:
     options.absent = set() if options.yolov5 else {"yolov5"}
     os.environ["DETKIT_BENCH_YOLOV5"] = options.yolov5
     print("| kernel | peer | its time | detkit's | faster | in CPU time | result |\n|---|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as name:
+    with contextlib.nullcontext(options.keep) if options.keep else tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
         os.environ["DETKIT_BENCH_COCO"] = name
         chosen = options.rows or list(rows)
         if any(title.startswith("coco") for title in chosen):
