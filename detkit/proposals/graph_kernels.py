@@ -81,6 +81,33 @@ def find(parent: np.ndarray, x: int) -> int:
 
 
 @kernel
+def _joined(parent: np.ndarray, size: np.ndarray, a: int, b: int) -> int:
+    """Joins the smaller of two roots to the larger, and returns that."""
+    if size[a] < size[b]:
+        a, b = b, a
+    parent[b] = a
+    size[a] += size[b]
+    return a
+
+
+@kernel
+def _numbered(parent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The segment of each node (N,) int32, numbered by first nodes, and the root of each segment (S,) int32."""
+    numbers = np.full(parent.shape[0], -1, np.int32)
+    labels = np.empty(parent.shape[0], np.int32)
+    roots = np.empty(parent.shape[0], np.int32)
+    segments = 0
+    for p in range(parent.shape[0]):
+        root = find(parent, p)
+        if numbers[root] < 0:
+            numbers[root] = segments
+            roots[segments] = root
+            segments += 1
+        labels[p] = numbers[root]
+    return labels, roots[:segments].copy()
+
+
+@kernel
 def common_merges(
     names: np.ndarray, weights: np.ndarray, h: int, w: int, ks: np.ndarray, min_size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -116,10 +143,7 @@ def common_merges(
             continue
         weight = weights[q]
         if weight <= strict[a] and weight <= strict[b]:
-            if size[a] < size[b]:
-                a, b = b, a
-            parent[b] = a
-            size[a] += size[b]
+            a = _joined(parent, size, a, b)
             inner[a] = weight
             pixels = np.float32(size[a])
             strict[a] = weight + least / pixels
@@ -135,21 +159,7 @@ def common_merges(
             strict[b] = -1
         left[count] = q
         count += 1
-    numbers = np.full(nodes, -1, np.int32)
-    labels = np.empty(nodes, np.int32)
-    segments = 0
-    for p in range(nodes):
-        root = find(parent, p)
-        if numbers[root] < 0:
-            numbers[root] = segments
-            segments += 1
-        labels[p] = numbers[root]
-    sizes = np.empty(segments, np.int32)
-    heaviest = np.empty(segments, np.float32)
-    for p in range(nodes):
-        if parent[p] == p:
-            sizes[numbers[p]] = size[p]
-            heaviest[numbers[p]] = inner[p]
+    labels, roots = _numbered(parent)
     pairs = np.empty((count, 2), np.int32)
     pair_weights = np.empty(count, np.float32)
     n = 0
@@ -163,7 +173,7 @@ def common_merges(
             pairs[n, 1] = b
             pair_weights[n] = weights[left[z]]
             n += 1
-    return labels, sizes, heaviest, pairs[:n].copy(), pair_weights[:n].copy()
+    return labels, size[roots], inner[roots], pairs[:n].copy(), pair_weights[:n].copy()
 
 
 @kernel
@@ -188,10 +198,7 @@ def own_merges(
             continue
         weight = weights[q]
         if weight <= limit[a] and weight <= limit[b]:
-            if size[a] < size[b]:
-                a, b = b, a
-            parent[b] = a
-            size[a] += size[b]
+            a = _joined(parent, size, a, b)
             limit[a] = weight + scale / np.float32(size[a])
         elif size[a] < min_size or size[b] < min_size:
             waiting[n] = q
@@ -200,20 +207,8 @@ def own_merges(
         a = find(parent, pairs[waiting[z], 0])
         b = find(parent, pairs[waiting[z], 1])
         if a != b and (size[a] < min_size or size[b] < min_size):
-            if size[a] < size[b]:
-                a, b = b, a
-            parent[b] = a
-            size[a] += size[b]
-    labels = np.empty(count, np.int32)
-    numbers = np.full(count, -1, np.int32)
-    segments = 0
-    for s in range(count):
-        root = find(parent, s)
-        if numbers[root] < 0:
-            numbers[root] = segments
-            segments += 1
-        labels[s] = numbers[root]
-    return labels
+            _joined(parent, size, a, b)
+    return _numbered(parent)[0]
 
 
 @kernel
