@@ -291,14 +291,6 @@ class Loader:
         self.close()
 
 
-def make_loader(
-    dataset: Source, *, epoch: int = 0, start: int = 0, mosaic: bool = True, **options: Any
-) -> Iterator[tuple[Batch, list[Target]]]:
-    """One pass over ``dataset``: ``Loader(dataset, **options).epoch(epoch, start, mosaic)``, workers ended after it."""
-    with Loader(dataset, **options) as loader:
-        yield from loader.epoch(epoch, start, mosaic)
-
-
 @dataclass
 class _Now:
     """The sampler that torch's DataLoader sees: the tasks of the epoch that is under way."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from detkit.data.augment import Augment
-from detkit.data.loader import Loader, collate, make_loader
+from detkit.data.loader import Loader, collate
 from detkit.data.resize import Resize
 from detkit.errors import DetkitError
 from detkit.structures import Sample, Target
@@ -43,9 +43,12 @@ class Toys:
         return np.array([i % 2])
 
 
-def run(dataset: Toys, **options: Any) -> list[tuple[np.ndarray, tuple, list[np.ndarray]]]:
-    passes = make_loader(dataset, **{"resize": RESIZE, "batch": 4, **options})
-    return [(b.pixels.numpy().copy(), b.image_ids, [t.boxes.numpy() for t in ts]) for b, ts in passes]
+def run(
+    dataset: Toys, epoch: int = 0, start: int = 0, mosaic: bool = True, **options: Any
+) -> list[tuple[np.ndarray, tuple, list[np.ndarray]]]:
+    with Loader(dataset, **{"resize": RESIZE, "batch": 4, **options}) as loader:
+        passes = loader.epoch(epoch, start, mosaic)
+        return [(b.pixels.numpy().copy(), b.image_ids, [t.boxes.numpy() for t in ts]) for b, ts in passes]
 
 
 def same(first: list, second: list) -> bool:

@@ -14,7 +14,7 @@ from detkit.config import read_config
 from detkit.config.build import build_detector
 from detkit.data.augment import Augment
 from detkit.data.dataset import Dataset, read
-from detkit.data.loader import make_loader
+from detkit.data.loader import Loader
 from detkit.data.resize import Resize
 from detkit.data.toy import write_toy_data
 from detkit.detector import Detector
@@ -124,10 +124,8 @@ def test_augmented_proposals_stay_on_the_objects(data: Dataset, strengths: dict[
     """The objects' own boxes as proposals: wherever an object goes, its proposal goes."""
     boxes = {data.annotations.files[i]: data.load(i).target.boxes for i in range(len(data))}
     moved = data.with_proposals(lambda image, path: boxes[path])
-    loader = make_loader(
-        moved, resize=Resize(96), augment=Augment.off(min_visible=0, **strengths), batch=2, shuffle=True
-    )
-    for batch, targets in loader:
+    loader = Loader(moved, resize=Resize(96), augment=Augment.off(min_visible=0, **strengths), batch=2, shuffle=True)
+    for batch, targets in loader.epoch(0):
         assert batch.proposals is not None
         for proposals, target in zip(batch.proposals, targets, strict=True):
             for box in target.boxes:
