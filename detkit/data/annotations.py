@@ -123,10 +123,9 @@ class Annotations:
         alone = len(self.labels) == len(self) and bool((np.diff(self.offsets) == 1).all())
         return alone and bool(fills(self.xywh, self.sizes).all())
 
-    def class_counts(self, *, weight_ignored: bool = True) -> np.ndarray:
-        """(C,) int64 objects of each class; without crowd and difficult ones if ``weight_ignored`` is False."""
-        labels = self.labels if weight_ignored else self.labels[~(self.crowd | self.difficult)]
-        return np.bincount(labels, minlength=len(self.classes)).astype(np.int64)
+    def class_counts(self) -> np.ndarray:
+        """(C,) int64 objects of each class."""
+        return np.bincount(self.labels, minlength=len(self.classes)).astype(np.int64)
 
     def _with_objects(self, keep: np.ndarray) -> Annotations:
         """Only the objects of the (N,) bool mask; all images stay."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from inspect import signature
@@ -121,7 +121,6 @@ def peaks(
     pictures: int = 300,
     seed: int = 0,
     batch: int = 8,
-    on_picture: Callable[[int, int], None] | None = None,
 ) -> Peaks:
     """Where each channel of a stage answers most in each of ``pictures`` pictures, drawn with ``seed``.
 
@@ -146,8 +145,6 @@ def peaks(
                 values.append(value.cpu().numpy())
                 cells.append(torch.stack((place % one.shape[2], place // one.shape[2]), 1).cpu().numpy())
             samples = []
-        if on_picture:
-            on_picture(done, len(order))
     if not values:
         where = failed[0] if failed else "the data set is empty"
         raise DetkitError("none of the pictures could be read", where, "give --images the folder of the pictures")
