@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,15 +91,11 @@ def _quantiles(values: np.ndarray) -> dict[str, float]:
 
 def plot(annotations: Annotations, path: Path, *, overwrite: bool = False) -> None:
     """One picture of four plots: boxes a class, box sides, aspect, boxes an image."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with written_figure(path, 13, 9, overwrite=overwrite) as figure:
+        _draw(figure, annotations)
 
-    from detkit.io.files import atomic_path
 
-    a = annotations
-    # The Agg canvas by itself: no window system, and pyplot's global state is left alone.
-    figure = Figure(figsize=(13, 9), layout="constrained")
-    FigureCanvasAgg(figure)
+def _draw(figure: Any, a: Annotations) -> None:
     axes = figure.subplots(2, 2).ravel()
     counts = a.class_counts()
     order = np.argsort(-counts, kind="stable")[:40]
@@ -115,8 +113,6 @@ def plot(annotations: Annotations, path: Path, *, overwrite: bool = False) -> No
     axes[3].hist(per_image, bins=np.arange(min(top, 60) + 2) - 0.5 if top <= 60 else 60, color="#4477aa")
     axes[3].set(title="Boxes in a picture", xlabel="boxes", ylabel="pictures")
     figure.suptitle(f"{len(a)} pictures, {len(a.labels)} boxes, {len(a.classes)} classes")
-    with atomic_path(path, overwrite) as temporary:
-        figure.savefig(temporary, dpi=110, format=picture_format(path))
 
 
 def _log_histogram(axes: Any, values: np.ndarray, title: str, label: str) -> None:
@@ -125,6 +121,23 @@ def _log_histogram(axes: Any, values: np.ndarray, title: str, label: str) -> Non
         axes.hist(values, bins=list(np.geomspace(low * 0.99, high * 1.01, 50)), color="#4477aa")
         axes.set_xscale("log")
     axes.set(title=title, xlabel=label, ylabel="boxes")
+
+
+@contextmanager
+def written_figure(path: Path, width: float, height: float, *, overwrite: bool = False) -> Iterator[Any]:
+    """A matplotlib figure of so many inches to draw in; ``path`` holds it after the block.
+
+    Raises:
+        DetkitError: another ending than a picture's, a file that exists, a full disk.
+    """
+    from matplotlib.figure import Figure  # without pyplot: no window system, no global state
+
+    from detkit.io.files import atomic_path
+
+    kind, figure = picture_format(path), Figure(figsize=(width, height), layout="constrained")
+    yield figure
+    with atomic_path(path, overwrite) as temporary:
+        figure.savefig(temporary, dpi=110, format=kind)
 
 
 def picture_format(path: Path) -> str:

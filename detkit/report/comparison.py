@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from detkit.io.files import atomic_path
+from detkit.data.stats import written_figure
 from detkit.metrics.bootstrap import draws
 from detkit.metrics.tables import GroundTruth, Results
 
@@ -88,12 +88,11 @@ def draw(path: Path, compared: dict[str, Any], *, overwrite: bool = False) -> No
 
     Raises DetkitError for another ending than .png, .svg, .pdf or .jpg, a file that exists, a full disk.
     """
-    from matplotlib.figure import Figure  # without pyplot: no window system, no global state
+    with written_figure(path, 11, 4.6, overwrite=overwrite) as figure:
+        _draw(figure, compared)
 
-    from detkit.data.stats import picture_format
 
-    kind = picture_format(path)
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
+def _draw(figure: Any, compared: dict[str, Any]) -> None:
     panels = (
         ("milliseconds a picture", [1000 * run["seconds"]["median"] for run in compared["runs"]]),
         ("minutes of training", [math.nan if run["minutes"] is None else run["minutes"] for run in compared["runs"]]),
@@ -112,5 +111,3 @@ def draw(path: Path, compared: dict[str, Any], *, overwrite: bool = False) -> No
         axes.set(xlabel=title, ylabel="AP50, 95% interval")
         axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize="small")
-    with atomic_path(path, overwrite) as temporary:
-        figure.savefig(temporary, dpi=110, format=kind)
