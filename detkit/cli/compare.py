@@ -71,6 +71,7 @@ def compare(
             message(f"detkit: {name} was trained on these very pictures, so its numbers flatter it")
 
     from detkit import api
+    from detkit.data.names import explain_match
     from detkit.engine.evaluator import evaluate
     from detkit.engine.summary import facts
     from detkit.report.comparison import Candidate, draw, judge, table
@@ -82,6 +83,8 @@ def compare(
     candidates = []
     for name, model, spent, record in zip(runs, models, seconds, records, strict=True):
         message(f"detkit: {name} on {len(dataset)} pictures")
+        for note in explain_match(model.classes, dataset.classes):
+            message(f"detkit: {name}: {note}")
         _, results, _ = evaluate(model, dataset, batch=batch)
         candidates.append(Candidate(name, results, spent, record.get("minutes"), facts(model)))
     compared = judge(dataset.annotations.ground_truth(), candidates, samples=bootstrap, seed=seed)

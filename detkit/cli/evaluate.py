@@ -33,9 +33,10 @@ if TYPE_CHECKING:
     from detkit.metrics.tables import GroundTruth, Results
 
 PROTOCOLS = {
-    "coco": "COCO (IoU 0.50:0.95, 101 recall points, 100 detections an image and class; crowds and difficult ignored)",
-    "voc2007": "VOC2007 (11 recall points, all detections, difficult ignored)",
-    "voc2010": "VOC2010 (area under the curve, all detections, difficult ignored)",
+    "coco": "COCO (IoU 0.50:0.95, 101 recall points, {limit} detections an image and class; "
+    "crowds and difficult ignored)",
+    "voc2007": "VOC2007 (IoU {iou:g}, 11 recall points, all detections, difficult ignored)",
+    "voc2010": "VOC2010 (IoU {iou:g}, area under the curve, all detections, difficult ignored)",
     "classify": "classification (the picture's label is the best answer, or among the best five)",
     "points": "COCO's boxes; points: NME over the root of the box's area, PCK within a tenth of it (boxes at IoU 0.50)",
 }
@@ -150,6 +151,10 @@ def _check_words(models: list[str], predictions: Path | None, ensemble: bool, tt
         extra = models[0] if models else "--ensemble" if ensemble else "--tta"
         what = f"give a model or --predictions, not both ({extra})"
         raise DetkitError(what, do="detkit evaluate --predictions FILE DATA, or detkit evaluate MODEL DATA")
+    for name in models:
+        if Path(name).suffix in (".json", ".jsonl", ".gz", ".txt"):
+            do = "detections from a file: detkit evaluate --predictions FILE DATA"
+            raise DetkitError("this file is not a model", name, do)
 
 
 def _from_file(
@@ -209,8 +214,8 @@ def _write(path: Path, done: dict[str, Any], title: str, overwrite: bool) -> Non
 
 def _print(done: dict[str, Any], gt: GroundTruth, results: Results) -> None:
     found = int((~(gt.crowd | gt.difficult)).sum())
-    limit = done["settings"]["max_detections"]
-    lines = [PROTOCOLS[done["protocol"]].replace("100 detections", f"{limit} detections")]
+    rules = done["settings"]
+    lines = [PROTOCOLS[done["protocol"]].format(limit=rules["max_detections"], iou=rules["match_iou"])]
     lines.append(
         f"{gt.images} images, {found} objects, {len(gt.label) - found} ignored, {len(results)} detections",
     )
@@ -221,7 +226,8 @@ def _print(done: dict[str, Any], gt: GroundTruth, results: Results) -> None:
         between = "" if math.isnan(low) else f"   95% interval {low:.4f} .. {high:.4f}"
         lines.append(f"{name:<8} {_cell(value, 7, 4)}{between}")
     best = done["best_threshold"]
-    lines += ["", f"best F1 {best['f1']:.3f} at score >= {best['score']:.3f}", ""]
+    matched = "" if done["protocol"] == "classify" else f" (IoU {rules['match_iou']:g})"
+    lines += ["", f"best F1 {best['f1']:.3f} at score >= {best['score']:.3f}{matched}", ""]
     print("\n".join([*lines, *_table(done["per_class"])]), flush=True)
 
 

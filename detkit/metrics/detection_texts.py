@@ -80,10 +80,13 @@ class _Reader:
         return self._done(np.concatenate([values[:, :2] * size - wh / 2, wh], axis=1), values[:, 4], notes)
 
     def voc(self, files: list[Path]) -> Found:
-        named = []
+        named: dict[int, Path] = {}
         for file in files:
             label = self._class_of(file)
-            named.append(label)
+            if label in named:
+                what = f"two files of detections of {self.data.classes[label]}: {named[label].name} and {file.name}"
+                raise DetkitError(what, str(file.parent), "keep one competition and one part of the data in a folder")
+            named[label] = file
             for where, words in self._lines(file, 6):
                 self._add(self._image(words[0], where), label, words[1:], where)
         without = [name for k, name in enumerate(self.data.classes) if k not in named]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import gzip
+import io
 import mmap
 import os
 import re
@@ -102,7 +103,7 @@ def _read_json(path: Path, data: Labelled) -> Found:
         raise DetkitError("the detections file is empty", str(path), "if nothing was found, COCO's form is []")
     if first not in b"[{":
         raise DetkitError("this is not a detections file", f"{path}, byte 0", _FORMS)
-    return _read_coco(path, raw, start, data) if first == b"[" else _read_lines(path, raw[bom:], data)
+    return _read_coco(path, raw, start, data) if first == b"[" else _read_lines(path, raw, bom, data)
 
 
 def _content(path: Path) -> bytes | mmap.mmap:
@@ -151,7 +152,9 @@ def _read_coco(path: Path, raw: bytes | mmap.mmap, start: int, data: Labelled) -
             same_name(0, _one_entry(raw, raw.find(b"{", start)))
             same_name(len(results) - 1, _one_entry(raw, raw.rfind(b"{")))
     else:
-        entries: list[_Entry] = _decode(memoryview(raw)[start:], list[_Entry], path, start)
+        view = memoryview(raw)[start:]
+        _decode(view, msgspec.Raw, path, start)  # a large file that is cut off fails here, before it fills the memory
+        entries: list[_Entry] = _decode(view, list[_Entry], path, start)
         images = {key: i for i, key in reversed(list(enumerate(data.image_ids)))}
         labels = {key: k for k, key in reversed(list(enumerate(data.class_ids)))}
         pictures, image = _Pictures(data), np.full(len(entries), -1, np.int64)
@@ -171,7 +174,7 @@ def _read_coco(path: Path, raw: bytes | mmap.mmap, start: int, data: Labelled) -
     return results, where, notes
 
 
-def _read_lines(path: Path, raw: bytes, data: Labelled) -> Found:
+def _read_lines(path: Path, raw: bytes | mmap.mmap, offset: int, data: Labelled) -> Found:
     pictures = _Pictures(data)
     labels = {name: k for k, name in enumerate(data.classes)}
     image: list[int] = []
@@ -180,8 +183,9 @@ def _read_lines(path: Path, raw: bytes, data: Labelled) -> Found:
     scores: list[float] = []
     numbers: list[int] = []
     seen: dict[int, int] = {}
-    offset = 0
-    for number, text in enumerate(raw.splitlines(keepends=True), 1):
+    stream = io.BytesIO(raw) if isinstance(raw, bytes) else raw
+    stream.seek(offset)
+    for number, text in enumerate(iter(stream.readline, b""), 1):
         begin, offset = offset, offset + len(text)
         if not text.strip():
             continue

@@ -8,6 +8,7 @@ from detkit.metrics.matching import match
 from detkit.metrics.tables import GroundTruth, Results
 
 _FEW = 20  # detections that say nothing about a whole file
+_SEARCHED = 20_000  # detections among which repeated ones are looked for, in a file that is in order
 _SAMPLE = 500  # images, spread over the data, that classes are compared on
 _SURE = 5  # objects of a class, found, from which it is judged
 
@@ -36,16 +37,21 @@ def doubts(results: Results, sizes: np.ndarray) -> list[str]:
         notes.append(f"all detections have the score {low:g}: AP depends on their order in the file")
     elif low > 0.1:
         notes.append(f"no detection scores below {low:.2g}: AP counts those too (detkit detect --conf 0.001)")
-    if twice := _twice(results):
-        notes.append(f"{twice} detections stand in the file again, box, class and score: each one more is a false one")
+    if twice := _twice(some := _worth_searching(results)):
+        what = f"{'at least ' * (len(some) < len(results))}{twice} detections stand in the file again"
+        notes.append(f"{what}, box, class and score: each one more is a false one")
     return notes
 
 
-def _twice(results: Results) -> int:
-    """Detections that equal an earlier one. A file that keeps the detections of an image together is not searched."""
+def _worth_searching(results: Results) -> Results:
+    """All detections, but only the first ones of a file that keeps those of an image together."""
     runs = 1 + np.count_nonzero(results.image[1:] != results.image[:-1])
-    if runs == np.count_nonzero(np.bincount(results.image)):
-        return 0
+    in_order = runs == np.count_nonzero(np.bincount(results.image))
+    return results[np.arange(_SEARCHED)] if in_order and len(results) > _SEARCHED else results
+
+
+def _twice(results: Results) -> int:
+    """Detections that equal an earlier one."""
     keys = (results.image * 1_000_003 + results.label).view(np.uint64)
     for column in (results.score, *np.ascontiguousarray(results.xywh).T):
         keys *= np.uint64(0x9E3779B97F4A7C15)

@@ -39,12 +39,14 @@ def curves_chart(curves: Mapping[str, Any], iou: float) -> str:
     figure = _figure(10, 4.2)
     left, right = figure.subplots(1, 2)
     classes = sorted(curves["per_class"].items(), key=lambda item: -item[1]["objects"])[:_MANY]
-    for name, curve in classes:
-        for axes, x, y in ((left, "recall", "precision"), (right, "score", "f1")):
-            axes.plot(curve[x], curve[y], linewidth=0.9, alpha=0.7, label=_short(name))
+    for number, (name, curve) in enumerate(classes):
+        style = {"color": f"C{number % 10}", "linestyle": "-" if number < 10 else "--", "linewidth": 0.9, "alpha": 0.7}
+        left.plot(curve["recall"], curve["precision"], label=_short(name), **style)
+        right.plot(curve["score"], curve["f1"], drawstyle="steps-post", **style)
     whole = curves["overall"]
     left.plot(whole["recall"], whole["precision"], color="black", linewidth=2.2, label="all together")
-    right.plot(whole["score"], whole["f1"], color="black", linewidth=2.2)
+    # Down from one score to the next lower one a threshold keeps the same detections.
+    right.plot(whole["score"], whole["f1"], drawstyle="steps-post", color="black", linewidth=2.2)
     best = whole["best"]
     if best["f1"] > 0:
         right.axvline(best["score"], color="black", linestyle=":", linewidth=1)

@@ -142,14 +142,16 @@ def test_mistakes(
 
 
 def test_given_data_allows_other_runs_and_says_who_knows_it(
-    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(Finder, "classes", ("square", "disc"))
     data = tmp_path / "o" / "labels.json"
     words = ["compare", str(runs["whole"]), str(runs["other"]), "--data", str(data), "--bootstrap", "3", "--timed", "1"]
     assert main(words) == 0
     said = capsys.readouterr().err
     assert "other was trained on these very pictures" in said
     assert "whole was trained on" not in said
+    assert said.count("since the data does not have them: disc") == 2
 
 
 def test_a_config_stands_for_its_newest_run(

@@ -83,6 +83,10 @@ def test_voc_protocols(
     got = run_json(capsys, "--predictions", found, coco, "--protocol", protocol, "--match-iou", "0.7")
     assert got["metrics"] == pytest.approx({"AP": expected, "AP70": expected})
     assert got["protocol"] == protocol
+    assert main(["evaluate", "--predictions", str(found), str(coco), "--protocol", protocol, "--match-iou", "0.7"]) == 0
+    said = capsys.readouterr().out
+    assert "(IoU 0.7, " in said.splitlines()[0]
+    assert "(IoU 0.7)" in said
 
 
 def test_bootstrap_and_another_iou(coco: Path, found: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,6 +208,8 @@ def test_data_without_objects(coco: Path, tmp_path: Path, capsys: pytest.Capture
         (["DATA", "--predictions", "DATA"], "COCO results"),
         (["model", "DATA", "--predictions", "FOUND"], "not both"),
         (["a", "b", "DATA"], "--ensemble"),
+        (["DATA", "FOUND"], "--predictions FILE DATA"),
+        (["DATA", "--predictions", "FOUND", "--seed", "-1"], "--seed"),
         (["DATA", "--prediction", "FOUND"], "--prediction"),
     ],
 )

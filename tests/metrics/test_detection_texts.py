@@ -89,6 +89,7 @@ def test_voc_by_hand(tmp_path: Path, data: SimpleNamespace) -> None:
         ({"comp4_det_test_cow": "a 0.9 1 1 10 20"}, "class 'cow'", "comp4"),
         ({"comp4_det_test_cat": "z 0.9 1 1 10 20"}, "image z", "line 1"),
         ({"comp4_det_test_cat": "a 0.9 30 1 10 20"}, "negative size", "line 1"),
+        ({"comp3_det_test_cat": "", "comp4_det_test_cat": ""}, "comp3_det_test_cat.txt and comp4", ""),
     ],
 )
 def test_mistakes(tmp_path: Path, data: SimpleNamespace, files: dict[str, str], what: str, where: str) -> None:

@@ -35,7 +35,7 @@ def write(tmp_path: Path, text: str | bytes) -> Path:
     return path
 
 
-@pytest.mark.parametrize("text", [f"[{ENTRY}]", f"\ufeff [\n{ENTRY}]\n", LINE, f"\n{LINE}\r\n\n"])
+@pytest.mark.parametrize("text", [f"[{ENTRY}]", f"\ufeff [\n{ENTRY}]\n", LINE, f"\n{LINE}\r\n\n", f"\ufeff{LINE}"])
 def test_both_forms_give_the_same_table(tmp_path: Path, text: str) -> None:
     got, _ = read_detections(write(tmp_path, text), DATA)
     assert (got.image.tolist(), got.label.tolist(), got.score.tolist()) == ([0], [1], [0.5])
