@@ -108,7 +108,8 @@ def test_what_is_no_yaml(text, reason, line):
 def test_every_value_in_force_is_shown_and_reads_back(file, tmp_path):
     config = read(file)
     assert config.model["size"] == (64, 96)
-    assert config.model["neck"] == {"name": "fpn", "out": 16, "kernel": 5, "depthwise": True, "bottom_up": False}
+    off = {"bottom_up": False, "plain": False, "extra": False}
+    assert config.model["neck"] == {"name": "fpn", "out": 16, "kernel": 5, "depthwise": True, **off}
     assert (config.train.epochs, config.train.lr, config.train.optimizer) == (3, 1e-3, TrainOptions().optimizer)
     assert config.data["classes"] == ["cat", "no"]
     assert config.data["train"][0]["path"] == "things.json"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -76,19 +76,12 @@ class Config:
         return "\n".join(dump({name: section}) for name, section in self.to_dict().items())
 
 
-def read_config(
-    path_or_name: str | Path,
-    overrides: Sequence[str] = (),
-    *,
-    train_schema: type,
-    augment_schema: Callable[..., Any] | None = None,
-) -> Config:
+def read_config(path_or_name: str | Path, overrides: Sequence[str] = (), *, train_schema: type) -> Config:
     """The experiment in a YAML file, under a shipped name or of a model file, with ``a.b=value`` overrides.
 
     A model file (.safetensors) stands for training on from its weights, with its own parts and settings.
 
-    train_schema: the dataclass of the ``train`` section; augment_schema: what the ``augment`` section constructs,
-    ``detkit.data.augment.Augment`` by default.
+    train_schema: the dataclass of the ``train`` section.
 
     Raises:
         DetkitError: no such file or name, bad YAML, an unknown or missing key, a value of a wrong type, with file,
@@ -111,28 +104,21 @@ def read_config(
     changed: dict[Path_, str] = {}
     for override in overrides:
         changed[_override(values, override)] = override
-    return check_config(values, Place(str(path), lines, changed), train_schema, augment_schema)
+    return check_config(values, Place(str(path), lines, changed), train_schema)
 
 
-def check_config(
-    values: Mapping[str, Any],
-    place: Place,
-    train_schema: type,
-    augment_schema: Callable[..., Any] | None = None,
-) -> Config:
+def check_config(values: Mapping[str, Any], place: Place, train_schema: type) -> Config:
     """``Config`` of plain values; errors as ``read_config``'s."""
-    sections = check(dict(values), {name: Key(Any, None) for name in SECTIONS}, place, ())
-    if augment_schema is None:
-        from detkit.data.augment import Augment
+    from detkit.data.augment import Augment
 
-        augment_schema = Augment
-    augment = check(sections["augment"], keys_of(augment_schema), place, ("augment",))
+    sections = check(dict(values), {name: Key(Any, None) for name in SECTIONS}, place, ())
+    augment = check(sections["augment"], keys_of(Augment), place, ("augment",))
     train = check(sections["train"], keys_of(train_schema), place, ("train",))
     evaluate = check(sections["evaluate"], keys_of(EvaluateOptions), place, ("evaluate",))
     data, model = check_data(sections["data"], place), check_model(sections["model"], place)
     _check_joining(model, augment, place)
     with located(place, ("augment",), augment):
-        augment_schema(**augment)
+        Augment(**augment)
     with located(place, ("train",), train):
         options = train_schema(**train)
     with located(place, ("evaluate",), evaluate):
