@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,7 +86,7 @@ def _features(cache: Cache, kept: str | np.ndarray) -> np.ndarray:
     return features
 
 
-class Embeddings:
+class Embeddings(Sequence[Embedded]):
     """A sequence of ``Embedded``: the regions of one picture after the other, their features still on disk."""
 
     def __init__(self, cache: Cache) -> None:
@@ -101,12 +100,9 @@ class Embeddings:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def __getitem__(self, i: int) -> Embedded:
+    def __getitem__(self, i: int) -> Embedded:  # type: ignore[override]
         kept, boxes, target = self.entries[i]
         return Embedded(_features(self.cache, kept), boxes, target)
-
-    def __iter__(self) -> Iterator[Embedded]:
-        return (self[i] for i in range(len(self)))
 
 
 def _half(x: Tensor) -> Tensor:
@@ -168,7 +164,7 @@ def refuse_uncacheable(model: Any, options: TrainOptions, augment: Any | None, w
     backbone = getattr(model, "backbone", None)
     stages = list(getattr(backbone, "stages", ()))[: getattr(backbone, "frozen", 0)]
     key, views = "train.cache_features", options.cache_views
-    if not any(True for stage in stages for _ in stage.parameters()):
+    if not any(list(stage.parameters()) for stage in stages):
         do = "set model.backbone.frozen to all or to a number of stages, or leave cache_features out"
         raise DetkitError("no stage of the backbone is frozen, so none can be cached", key, do)
     if options.unfreeze:
@@ -220,7 +216,9 @@ class FrozenStages:
     def keep(self, pixels: Tensor) -> list[str | np.ndarray]:
         """Sees to it that the cache has these (B, 3, H, W) uint8 pictures, and returns what ``maps`` finds them by."""
         keys = [feature_key(picture) for picture in pixels]
-        with _warnings_told(self.tell):
+        # What the cache warns of: damaged entries, a folder that cannot be written.
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", RuntimeWarning)
             found = [self.cache.find(key) for key in keys]
             missing = [i for i, features in enumerate(found) if features is None]
             if missing:
@@ -229,6 +227,8 @@ class FrozenStages:
                 rows = torch.cat([_half(x).permute(0, 2, 3, 1).flatten(1) for x in maps], dim=1).cpu().numpy()
                 for i, row in zip(missing, rows, strict=True):
                     found[i] = self.cache.put(keys[i], row)
+        for warning in caught:
+            self.tell(str(warning.message))
         self.computed += len(missing)
         return [_reference(key, features) for key, features in zip(keys, found, strict=True) if features is not None]
 
@@ -243,16 +243,6 @@ class FrozenStages:
                 begin = end
         pairs = zip(tables, self.dtypes, strict=True)
         return [torch.from_numpy(table).permute(0, 3, 1, 2).to(dtype) for table, dtype in pairs]
-
-
-@contextmanager
-def _warnings_told(tell: Callable[[str], None]) -> Iterator[None]:
-    """Hands what the cache warns of (damaged entries, a folder that cannot be written) to ``tell``."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", RuntimeWarning)
-        yield
-    for warning in caught:
-        tell(str(warning.message))
 
 
 class _Picture(NamedTuple):
