@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from detkit.data.annotations import Annotations
+from detkit.data.stats import written_figure
 from detkit.errors import DetkitError
 from detkit.ops.anchors import average_iou, kmeans_anchors, slot_collisions
 
@@ -68,20 +69,11 @@ def curve(wh: np.ndarray, counts: range = range(1, 13), seed: int = 0) -> dict[s
 
 def plot_curve(values: dict[str, list[float]], path: Path, *, overwrite: bool = False) -> None:
     """Average IoU against the number of anchors, one line a distance."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from detkit.data.stats import picture_format
-    from detkit.io.files import atomic_path
-
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
     labels = {"iou": "1 - IoU distance", "euclidean": "Euclidean distance"}
-    for (name, line), colour in zip(values.items(), ("#4477aa", "#aa3377"), strict=True):
-        axes.plot(range(1, len(line) + 1), line, "o-", label=labels[name], color=colour)
-    axes.set(xlabel="anchors", ylabel="average IoU with the best anchor", title="Anchors by k-means")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with atomic_path(path, overwrite) as temporary:
-        figure.savefig(temporary, dpi=110, format=picture_format(path))
+    with written_figure(path, 7, 5, overwrite=overwrite) as figure:
+        axes = figure.subplots()
+        for (name, line), colour in zip(values.items(), ("#4477aa", "#aa3377"), strict=True):
+            axes.plot(range(1, len(line) + 1), line, "o-", label=labels[name], color=colour)
+        axes.set(xlabel="anchors", ylabel="average IoU with the best anchor", title="Anchors by k-means")
+        axes.grid(alpha=0.3)
+        axes.legend()

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 import detkit
+from detkit.data.stats import written_figure
 from detkit.engine.events import (
     BatchDone,
     BatchValidated,
@@ -27,7 +28,7 @@ from detkit.engine.events import (
     TrainStarted,
 )
 from detkit.io.draw import draw_target
-from detkit.io.files import atomic_path, write_text
+from detkit.io.files import write_text
 from detkit.io.images import write_image
 from detkit.structures import Batch, Target
 
@@ -116,25 +117,21 @@ def _tensorboard(run: Path) -> Any:
 
 def draw_curves(path: Path, rows: Sequence[Row]) -> None:
     """Losses (training, validation) and scores over the epochs as a picture; ``rows`` as in metrics.csv."""
-    from matplotlib.figure import Figure  # without pyplot: no window system, no global state
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    losses, scores = figure.subplots(1, 2)
-    for axes, names, title in (
-        (losses, ("loss", "val_loss"), "loss"),
-        (scores, ("AP", "AP50", "AP75", "top1", "top5", "PCK"), "scores (validation)"),
-    ):
-        for name in names:
-            points = [(row["epoch"], row[name]) for row in rows if name in row]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 30 else "")
-        axes.set(title=title, xlabel="epoch")
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend()
-    scores.set_ylim(0, 1)
-    with atomic_path(path, overwrite=True) as temporary:
-        figure.savefig(temporary, dpi=100)
+    with written_figure(path, 10, 4, overwrite=True) as figure:
+        losses, scores = figure.subplots(1, 2)
+        for axes, names, title in (
+            (losses, ("loss", "val_loss"), "loss"),
+            (scores, ("AP", "AP50", "AP75", "top1", "top5", "PCK"), "scores (validation)"),
+        ):
+            for name in names:
+                points = [(row["epoch"], row[name]) for row in rows if name in row]
+                if points:
+                    axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 30 else "")
+            axes.set(title=title, xlabel="epoch")
+            axes.grid(alpha=0.3)
+            if axes.lines:
+                axes.legend()
+        scores.set_ylim(0, 1)
 
 
 def save_first_batch(path: Path, batch: Batch, targets: Sequence[Target], classes: Sequence[str]) -> None:
