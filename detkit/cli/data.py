@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -86,8 +87,8 @@ def check(
     annotations = _read(data, split, images, tell=False)
     findings = check_data(annotations, decode=not headers)
     if as_json:
-        rows = [{"name": f.name, "count": f.count, "examples": list(f.examples)} for f in findings]
-        print_json({"images": len(annotations), "boxes": len(annotations.labels), "findings": rows})
+        found = [asdict(f) for f in findings]
+        print_json({"images": len(annotations), "boxes": len(annotations.labels), "findings": found})
     else:
         classes = len(annotations.classes)
         print(f"{len(annotations)} images, {len(annotations.labels)} boxes, {classes} classes")
@@ -199,7 +200,7 @@ def convert(
     parts = _read_parts(data, split, images) or {"train": _read(data, None, images)}
     done = convert_data(parts, to.value, out, overwrite=overwrite, link=link)
     if as_json:
-        lost = [{"name": f.name, "count": f.count, "examples": list(f.examples)} for f in done.lost]
+        lost = [asdict(f) for f in done.lost]
         print_json({"out": done.out, "images": done.images, "boxes": done.boxes, "lost": lost})
     else:
         print(f"{done.images} images and {done.boxes} boxes written to {done.out}")
@@ -274,8 +275,7 @@ def crops(
     )
     found = findings.as_list()
     if as_json:
-        left = [{"name": f.name, "count": f.count, "examples": list(f.examples)} for f in found]
-        print_json({"out": out, "parts": counts, "left_out": left})
+        print_json({"out": out, "parts": counts, "left_out": [asdict(f) for f in found]})
         return 0
     for part, table in counts.items():
         print(f"{out / part}: {sum(table.values())} crops")
