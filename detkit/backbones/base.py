@@ -22,8 +22,8 @@ class Backbone(nn.Module):
     channels, strides: of the tapped outputs, finest first; strides in input pixels. offsets: the centre of cell 0 in
     input pixels, half a stride for padded nets, whose cells tile the picture. mean, std: a triple each, in units of
     0..255 pixels, by which ``Detector`` normalises. size: of the square pictures that the network was published for.
-    frozen: how many stages, from the input on, neither train nor
-    update their BatchNorm, whatever ``.train()`` says; ``"all"`` freezes the whole backbone.
+    frozen: how many stages, from the input on, neither train nor update their BatchNorm, whatever ``.train()`` says;
+    ``"all"`` freezes the whole backbone.
 
     A family's constructor makes a ``Classifier`` of all stages when it is given a number of classes; heads that need
     the family's classifier trunk get it from there, by ``Classifier.split``.
@@ -67,18 +67,14 @@ class Backbone(nn.Module):
         self.frozen = count
         self.train(self.training)
 
-    def forward(self, x: Tensor, start: int = 0) -> list[Tensor]:
-        """Tapped outputs (B, channels[i], H / strides[i], W / strides[i]) of normalised pixels (B, 3, H, W).
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Tapped outputs (B, channels[i], H / strides[i], W / strides[i]) of normalised pixels (B, 3, H, W)."""
+        return self._tapped(x, 0)
 
-        With ``start`` > 0, ``x`` is the output of stage ``start - 1`` and the chain continues from there.
-
-        Raises:
-            ValueError: a tap lies before ``x``, so its output cannot be known.
-        """
-        if start and self.taps[0] < start - 1:
-            raise ValueError(f"stage {self.taps[0]} is tapped but the chain starts after stage {start - 1}")
-        outputs = [x] if start and self.taps[0] == start - 1 else []
-        for index in range(start, len(self.stages)):
+    def _tapped(self, x: Tensor, first: int) -> list[Tensor]:
+        """The tapped outputs of stage ``first`` and those after it; ``x`` is what that one reads."""
+        outputs = []
+        for index in range(first, len(self.stages)):
             x = self.stages[index](x)
             if index in self.taps:
                 outputs.append(x)
@@ -95,13 +91,7 @@ class Backbone(nn.Module):
 
     def from_frozen(self, maps: list[Tensor]) -> list[Tensor]:
         """The rest of ``forward``, which is ``from_frozen(frozen_maps(x))``."""
-        outputs = maps[: sum(tap < self.frozen for tap in self.taps)]
-        x = maps[-1]
-        for index in range(self.frozen, len(self.stages)):
-            x = self.stages[index](x)
-            if index in self.taps:
-                outputs.append(x)
-        return outputs
+        return maps[: sum(tap < self.frozen for tap in self.taps)] + self._tapped(maps[-1], self.frozen)
 
     def train(self, mode: bool = True) -> Backbone:
         """As usual, but frozen stages stay in evaluation mode."""

@@ -106,7 +106,7 @@ class Darknet(Backbone):
 
     layers: what ``plan`` makes of the graph; outputs: numbers of the layers that are returned, in this order; layers
     after the last of them are not built. A stage begins where the stride grows and where a neck begins, that is, where
-    it first shrinks. Stages may read layers of earlier ones, so the chain cannot continue from every stage.
+    it first shrinks. Stages may read layers of earlier ones.
     """
 
     def __init__(self, layers: Sequence[Layer], *, outputs: Sequence[int], frozen: Frozen = 0) -> None:
@@ -133,17 +133,10 @@ class Darknet(Backbone):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, a=0.1)
 
-    def forward(self, x: Tensor, start: int = 0) -> list[Tensor]:
-        """As ``Backbone``'s. Raises ValueError also where a later layer reads one from before ``x``."""
-        stages: list[Any] = list(self.stages[start:])
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """As ``Backbone``'s."""
         saved: dict[int, Tensor] = {}
-        if start:
-            first = self._firsts[start] if stages else max(self.outputs) + 1
-            read = {i for stage in stages for _, inputs, _ in stage.layers for i in inputs}
-            if any(i < first - 1 for i in read | set(self.outputs)):
-                raise ValueError(f"a layer before stage {start} is tapped or read later: the chain cannot go on here")
-            saved[first - 1] = x
-        for stage in stages:
+        for stage in self.stages:
             x = stage(x, saved)
         return [saved[number] for number in self.outputs]
 

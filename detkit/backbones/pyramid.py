@@ -47,14 +47,8 @@ class Pyramid(Backbone):
         self.strides = [int(s) if s == int(s) else s for s in exact]  # type: ignore[misc]
         self.train(backbone.training)
 
-    def forward(self, x: Tensor, start: int = 0) -> list[Tensor]:
-        """Maps (B, channels[i], H / strides[i], W / strides[i]) of normalised pixels (B, 3, H, W).
-
-        Raises:
-            ValueError: ``start`` is not 0.
-        """
-        if start:
-            raise ValueError("a pyramid starts from pixels: several scales have no common stage to start after")
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Maps (B, channels[i], H / strides[i], W / strides[i]) of normalised pixels (B, 3, H, W)."""
         maps: list[Tensor] = []
         for scale in self.scales:
             maps += super().forward(_scaled(x, scale))

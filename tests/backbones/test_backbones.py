@@ -148,17 +148,6 @@ def test_the_frozen_part_and_the_rest_are_the_whole(name):
         assert all(torch.equal(a, b) for a, b in zip(net(x), net.from_frozen(maps), strict=True))
 
 
-def test_the_chain_continues_from_any_stage():
-    net = make("mobilenet_v3_small", taps=(2, 4)).eval()
-    x = torch.rand(1, 3, 64, 64)
-    whole = net(x)
-    middle = net.stages[2](net.stages[1](net.stages[0](x)))
-    for resumed in (net(middle, start=3), net(net.stages[1](net.stages[0](x)), start=2)):
-        assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
-    with pytest.raises(ValueError, match="tapped"):
-        net(middle, start=4)
-
-
 @pytest.mark.parametrize(
     ("keys", "reason"),
     [

@@ -82,16 +82,6 @@ def test_stages_begin_where_the_stride_grows_and_where_the_neck_begins() -> None
     assert net.std == (255, 255, 255)
 
 
-def test_the_chain_goes_on_where_nothing_reaches_further_back() -> None:
-    net = darknet(graph=GRAPH, outputs=(5,)).eval()
-    x = torch.rand(1, 3, 32, 32)
-    whole = net(x)[0]
-    middle = net.stages[1](net.stages[0](x))
-    assert torch.equal(net(middle, start=2)[0], whole)
-    with pytest.raises(ValueError, match="read later"):
-        net(net.stages[2](middle), start=3)
-
-
 @torch.no_grad()
 @pytest.mark.parametrize(("frozen", "outputs", "kept"), [(2, (5,), 1), (3, (5,), 2), (3, (2, 5), 3), (4, (5, 2), 2)])
 def test_the_frozen_part_and_the_rest_are_the_whole(frozen: int, outputs: tuple[int, ...], kept: int) -> None:
