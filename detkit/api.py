@@ -106,13 +106,9 @@ def _placed(model: Any, device: str | None) -> Any:
     """The module on this device, the best where it is None, in the order of pixels that is fastest there."""
     import torch
 
-    name = device or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        model.to(torch.device(name))
-    except (RuntimeError, AssertionError) as error:
-        reason = (str(error) or "unknown").splitlines()[0]
-        raise DetkitError(f"the device {name!r} cannot be used", reason, "choose cpu, or see detkit doctor") from None
-    return model.to(memory_format=torch.channels_last).eval()
+    from detkit.engine.runtime import pick_device
+
+    return model.to(pick_device(device or "auto")).to(memory_format=torch.channels_last).eval()
 
 
 def set_threads(threads: int) -> None:
@@ -260,27 +256,24 @@ def evaluate_model(
     iou: float = 0.5,
     max_detections: int = 100,
     batch: int = 8,
-    workers: int = 0,
-    device: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Annotations, Results, Mapping[str, float]]:
     """A model's detections on labelled data, under the limits that AP is defined with, and the times it took.
 
-    iou: the NMS threshold; max_detections: of a picture; workers: loading processes; on_progress(done, total) counts
-    batches. Labels are matched by class name: classes that the model does not know have no detections.
+    iou: the NMS threshold; max_detections: of a picture; on_progress(done, total) counts batches. Labels are matched
+    by class name: classes that the model does not know have no detections.
     """
     from detkit.data.dataset import Dataset, read
     from detkit.engine.evaluator import evaluate as run
     from detkit.structures import Limits
 
-    predictor = load(model, device=device) if isinstance(model, (str, Path)) else model
+    predictor = load(model) if isinstance(model, (str, Path)) else model
     annotations = read(data, split=split, images=images)
     _, results, timings = run(
         predictor,
         Dataset(annotations),
         batch=batch,
         limits=replace(Limits.evaluation(iou), max_detections=max_detections),
-        workers=workers,
         on_batch=on_progress,
     )
     return annotations, results, asdict(timings)
