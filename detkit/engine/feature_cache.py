@@ -129,7 +129,8 @@ def embed_regions(
         DetkitError: the disk has no room.
     """
     head = model.head
-    preprocessing = {name: getattr(head.pooling, name) for name in ("pool", "size", "sampling", "padding", "strides")}
+    parts = ("pool", "size", "sampling", "padding", "aligned", "strides")
+    preprocessing = {name: getattr(head.pooling, name) for name in parts}
     preprocessing |= {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
     preprocessing |= {"resize": model.resize.to_dict(), "precision": runtime.precision}
     cache = feature_cache([model.backbone, model.neck, head.trunk], preprocessing)

@@ -101,6 +101,14 @@ def test_features_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         embedded(model, data)
 
 
+def test_each_way_of_pooling_has_features_of_its_own(tmp_path: Path) -> None:
+    data = pictures(tmp_path, 1)
+    first = np.array(embedded(detector().eval(), data)[0].features)
+    for change in ({"aligned": False}, {"sampling": 1}, {"pool": "max"}):
+        other = detector(**change).eval()  # the same weights
+        assert not np.array_equal(first, embedded(other, data)[0].features), change
+
+
 def test_features_are_what_the_head_embeds(tmp_path: Path) -> None:
     model, data = detector().eval(), pictures(tmp_path, 1)
     item = embedded(model, data)[0]
