@@ -61,8 +61,9 @@ def compare(
 
         picture_format(out)
         refuse_existing(out, overwrite)
-    if len(runs) < 2 or len(set(runs)) < len(runs):
-        raise DetkitError(f"{len(runs)} runs, {len(set(runs))} different", "RUN RUN...", "name two or more")
+    different = len({str(Path(name)) for name in runs})
+    if len(runs) < 2 or different < len(runs):
+        raise DetkitError(f"{len(runs)} runs, {different} different", "RUN RUN...", "name two or more")
     paths = [_folder(name, data is not None) for name in runs]
     records = [_record(path) for path in paths]
     dataset = _common_data(runs, paths, records, split) if data is None else _given_data(data, split, images)

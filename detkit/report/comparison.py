@@ -93,11 +93,13 @@ def draw(path: Path, compared: dict[str, Any], *, overwrite: bool = False) -> No
 
 
 def _draw(figure: Any, compared: dict[str, Any]) -> None:
-    panels = (
+    panels = [
         ("milliseconds a picture", [1000 * run["seconds"]["median"] for run in compared["runs"]]),
         ("minutes of training", [math.nan if run["minutes"] is None else run["minutes"] for run in compared["runs"]]),
-    )
-    for axes, (title, places) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
+    ]
+    panels = [panel for panel in panels if any(x > 0 for x in panel[1])]  # shipped models do not say how long it took
+    table = figure.subplots(1, len(panels), sharey=True, squeeze=False)
+    for axes, (title, places) in zip(table[0], panels, strict=True):
         for number, (run, x) in enumerate(zip(compared["runs"], places, strict=True)):
             low, high = run["intervals"]["AP50"]
             reach = [[max(run["AP50"] - low, 0)], [max(high - run["AP50"], 0)]]

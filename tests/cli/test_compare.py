@@ -123,6 +123,7 @@ def test_table_picture_and_json(runs: dict[str, Path], tmp_path: Path, capsys: p
         (["whole", "half", "-o", "c.doc"], "c.doc"),
         (["whole", "half", "-o", "data"], "plots cannot be written"),
         (["whole", "half", "--bootstrap", "0"], "--bootstrap"),
+        (["runs/a", "runs/a/"], "2 runs, 1 different"),
         (["whole", "half", "--data", "nowhere"], "nowhere"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 from detkit.errors import DetkitError
 from detkit.metrics import evaluate
 from detkit.metrics.tables import GroundTruth, Results
-from detkit.report.comparison import Candidate, draw, judge, table
+from detkit.report.comparison import Candidate, _draw, draw, judge, table
 
 N = 60
 
@@ -71,3 +71,13 @@ def test_picture(compared: dict, tmp_path: Path) -> None:
         draw(tmp_path / "c.png", compared)
     with pytest.raises(DetkitError):
         draw(tmp_path / "c.txt", compared)
+
+
+def test_a_panel_for_what_is_known(compared: dict) -> None:
+    from matplotlib.figure import Figure
+
+    untimed = {**compared, "runs": [{**run, "minutes": None} for run in compared["runs"]]}
+    for table, count in ((compared, 2), (untimed, 1)):
+        figure = Figure()
+        _draw(figure, table)
+        assert len(figure.axes) == count
