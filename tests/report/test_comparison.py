@@ -77,7 +77,7 @@ def test_a_panel_for_what_is_known(compared: dict) -> None:
     from matplotlib.figure import Figure
 
     untimed = {**compared, "runs": [{**run, "minutes": None} for run in compared["runs"]]}
-    for table, count in ((compared, 2), (untimed, 1)):
+    for one, count in ((compared, 2), (untimed, 1)):
         figure = Figure()
-        _draw(figure, table)
+        _draw(figure, one)
         assert len(figure.axes) == count
