@@ -198,7 +198,7 @@ def test_offline_is_told_with_its_reason_and_a_way_out(monkeypatch, tmp_path):
 
 
 def test_a_damaged_download_is_not_kept(monkeypatch, tmp_path):
-    monkeypatch.setattr("detkit.io.download._blocks", lambda url: iter([(b"not weights", None)]))
+    monkeypatch.setattr("detkit.io.download._blocks", lambda url: iter([b"not weights"]))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(DetkitError, match="not the one expected"):
         make("resnet18", weights="imagenet")

@@ -185,7 +185,7 @@ def test_bad_files(nowhere: Path, content: Any, needle: str, capsys: pytest.Capt
 
 
 def test_a_download_is_checked_and_kept(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("detkit.io.download._blocks", lambda url: iter([(b"something else", None)]))
+    monkeypatch.setattr("detkit.io.download._blocks", lambda url: iter([b"something else"]))
     with pytest.raises(DetkitError, match="SHA-256 differs"):
         detkit.load(NAME)
     assert not list(nowhere.rglob("*.pth"))
