@@ -26,13 +26,21 @@ from detkit.errors import DetkitError
 if TYPE_CHECKING:
     import numpy as np
 
-METHODS = ("selective-search", "sliding-window", "rpn")
+METHODS = SEARCH, WINDOWS, RPN = "selective-search", "sliding-window", "rpn"
+# Options that say nothing to the other methods; and without --recall.
+OF_METHOD = {
+    SEARCH: ("plan", "seed", "cache"),
+    WINDOWS: ("windows", "aspects", "stride", "seed"),
+    RPN: ("model", "device"),
+}
+OF_RECALL = ("limit", "cache", "split", "images")
 Source: TypeAlias = "Callable[[np.ndarray, str], np.ndarray]"
 
 
 def propose(
+    context: typer.Context,
     source: Annotated[str, typer.Argument(metavar="IMAGE|DATA", help="A picture, or labelled data with --recall.")],
-    method: Annotated[str, typer.Option("--method", help=f"{', '.join(METHODS)}.")] = METHODS[0],
+    method: Annotated[str, typer.Option("--method", help=f"{', '.join(METHODS)}.")] = SEARCH,
     plan: Annotated[str, typer.Option("--plan", help="Of selective search: fast or quality.")] = "fast",
     windows: Annotated[str, typer.Option("--windows", help="Window sizes in pixels.")] = "64,128,256",
     aspects: Annotated[str, typer.Option("--aspects", help="Window widths / heights.")] = "0.5,1,2",
@@ -66,12 +74,12 @@ def propose(
         picture_format(out)
     if method not in METHODS:
         raise DetkitError(f"no method {method!r}", "--method", f"choose one of {', '.join(METHODS)}")
-    if (model is not None) != (method == "rpn"):
-        what = "rpn needs a model that has one" if model is None else f"{method} uses no model"
-        raise DetkitError(what, "--model", "give -m RUN --method rpn, or another method without -m")
-    if method == "selective-search":
+    _check_options(context, method, recall)
+    if method == RPN and model is None:
+        raise DetkitError("rpn needs a model that has one", "--model", "give -m RUN, or another method")
+    if method == SEARCH:
         find = _selective_search(plan, seed, cache)
-    elif method == "sliding-window":
+    elif method == WINDOWS:
         sizes = _numbers(windows, "--windows"), _numbers(aspects, "--aspects")
         find = _sliding_window(*sizes, stride, seed)
     else:
@@ -79,6 +87,19 @@ def propose(
     if recall:
         return _recall(find, source, split, images, limit, method, count, out, overwrite, as_json)
     return _propose(find, source, method, count, out, overwrite, as_json)
+
+
+def _check_options(context: typer.Context, method: str, recall: bool) -> None:
+    """Refuses what was given and would not be looked at."""
+    for name in context.params:
+        if getattr(context.get_parameter_source(name), "name", "") != "COMMANDLINE":
+            continue
+        methods = [which for which, names in OF_METHOD.items() if name in names]
+        if methods and method not in methods:
+            do = f"leave it out, or take --method {' or '.join(methods)}"
+            raise DetkitError(f"{method} does not look at --{name}", f"--{name}", do)
+        if name in OF_RECALL and not recall:
+            raise DetkitError(f"only --recall looks at --{name}", f"--{name}", "leave it out, or add --recall")
 
 
 def _numbers(text: str, option: str) -> tuple[float, ...]:
