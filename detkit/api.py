@@ -154,6 +154,7 @@ def train(
         config = Path(resume) / "config.yaml"
         if not config.is_file():
             raise DetkitError("this folder holds no run to go on with", str(resume), "give a folder that train made")
+        changes = [*_anchors_of_run(Path(resume)), *changes]
     elif data is not None:
         # An override of a path may hold any character: JSON strings are YAML too.
         changes = [f"data.train={json.dumps(str(data))}", "data.val=null", "data.test=null", *changes]
@@ -166,7 +167,7 @@ def train(
     notes.append(f"classes: {', '.join(train_set.classes)}")
     for note in notes:
         on_event(Notice(note))
-    detector = build(checked, train_set)
+    detector = build(checked, train_set, (lambda text: None) if resume else (lambda text: on_event(Notice(text))))
     if "started" in detector.record and resume is None:
         on_event(Notice(detector.record["started"]))
     if resume is not None:
@@ -190,14 +191,23 @@ def train(
     )
 
 
-def build(checked: Config, train_set: Dataset) -> Detector:
-    """The untrained detector of a config, with anchors from the training set where it asks for them."""
+def _anchors_of_run(run: Path) -> list[str]:
+    """The override that gives a run that goes on the anchors it has, whatever they would be chosen from today."""
+    from detkit import zoo
+
+    file = run / "last.safetensors"
+    head = zoo.read_header(file)["config"]["model"]["head"] if file.is_file() else {}
+    return [f"model.head.anchors={json.dumps(head['anchors'])}"] if "anchors" in head else []
+
+
+def build(checked: Config, train_set: Dataset, tell: Callable[[str], None] = lambda text: None) -> Detector:
+    """The untrained detector of a config, with anchors where it asks for them; tell: see ``anchors_for``."""
     import torch
 
     from detkit.config import anchors_for, build_detector
 
     torch.manual_seed(checked.train.seed)
-    anchors = anchors_for(checked, train_set)
+    anchors = anchors_for(checked, train_set, tell)
     return build_detector(checked, train_set.classes, class_ids=train_set.class_ids, anchors=anchors)
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from detkit.config import build_detector
+from detkit import api
+from detkit.config import anchors_for, build_detector, read_config
 from detkit.config.experiment import Config, EvaluateOptions, check_model
 from detkit.config.schema import Place
 from detkit.config.transfer import with_rows
+from detkit.data.dataset import Dataset, read
+from detkit.data.toy import write_toy_data
 from detkit.detector import Detector
+from detkit.engine.events import Event
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
 
@@ -86,6 +91,62 @@ def test_another_head_takes_the_backbone(saved: tuple[Detector, str]) -> None:
         model(("cat", "dog"), 1, path, backbone={"name": "resnet18", "taps": [2]})
 
 
+def boxes(folder: Path, count: int, *sides: float) -> Dataset:
+    """A picture of 32 x 32 pixels with ``count`` boxes of about each of these sides."""
+    found = [[0, 0, side + 0.02 * k, side + 0.01 * k] for side in sides for k in range(count)]
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 32, "height": 32}],
+        "annotations": [
+            {"id": i, "image_id": 1, "category_id": 1, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+            for i, box in enumerate(found, 1)
+        ],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (folder / "data.json").write_text(json.dumps(content), encoding="utf-8")
+    (folder / "a.png").touch()
+    return Dataset(read(folder / "data.json"))
+
+
+@pytest.mark.parametrize(
+    ("sides", "head", "kept", "said"),
+    [
+        ((8, 20), {}, True, "are kept, mean best IoU 0.9"),
+        ((8.1, 20.2), {}, True, "(computed anew: 0.9"),
+        ((5, 14), {}, False, "anchors: computed anew, mean best IoU 0.9"),
+        ((8, 20), {"anchors_per_level": 3}, False, None),  # another number of them
+        ((30,), {}, True, "too few boxes"),
+    ],
+)
+def test_anchors_of_the_weights_are_kept_where_they_fit(
+    saved: tuple[Detector, str],
+    tmp_path: Path,
+    sides: tuple[float, ...],
+    head: dict[str, Any],
+    kept: bool,
+    said: str | None,
+) -> None:
+    values = {"size": 32, "weights": saved[1], "backbone": {"name": "lenet5", "taps": [1]}}
+    parts = {"head": {"name": "yolo", "anchors_per_level": 2, **head}}
+    config = Config({}, check_model({**values, **parts}, Place()), {}, TrainOptions(), EvaluateOptions())
+    dataset, told = boxes(tmp_path, 20 if len(sides) > 1 else 1, *sides), list[str]()
+    found = anchors_for(config, dataset, told.append)
+    assert found is not None
+    assert (found == ANCHORS) is kept
+    if kept:
+        second = build_detector(config, ("cat", "dog", "cow"), anchors=found)
+        assert torch.equal(second.head.layers[0].weight, saved[0].head.layers[0].weight)
+    assert len(told) == (said is not None)
+    assert said is None or said in told[0]
+    assert said is None or "first.safetensors" in told[0]
+
+
+def test_too_few_boxes_are_an_error_where_no_anchors_can_be_kept(saved: tuple[Detector, str], tmp_path: Path) -> None:
+    values = {"size": 32, "weights": saved[1], "backbone": {"name": "lenet5", "taps": [1]}, "head": "yolo"}
+    config = Config({}, check_model(values, Place()), {}, TrainOptions(), EvaluateOptions())
+    with pytest.raises(DetkitError, match="3 anchors cannot be found from 2 boxes of 2 different sizes"):
+        anchors_for(config, boxes(tmp_path, 2, 9))
+
+
 def test_rows_before_between_and_after_the_classes() -> None:
     old = torch.arange(9.0)[:, None]  # one group: 1 row before, 3 classes of 2 rows, 2 after
     own = -torch.ones(7, 1)  # the same for 2 classes
@@ -108,3 +169,25 @@ def test_windows_keep_their_background(tmp_path: Path, boxes: bool) -> None:
     assert torch.equal(new[:code], old[:code])
     assert torch.equal(new[code], old[code + 2])
     assert torch.equal(new[-1], old[-1])
+
+
+def test_a_run_that_goes_on_keeps_its_anchors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("detkit.engine.loop.train", lambda detector, *sets, **keys: detector)
+    data, run, told = write_toy_data(tmp_path / "toys", train=6, val=2, size=64), tmp_path / "run", list[Event]()
+    small = ["model.size=64", "model.head.anchors_per_level=2", "train.device=cpu"]
+    first = api.train("toy", data=data, overrides=small)
+    first.save(tmp_path / "first.safetensors")
+    started = [*small, f"model.weights={json.dumps(str(tmp_path / 'first.safetensors'))}"]
+    second = api.train("toy", data=data, overrides=started, on_event=told.append)
+    assert all(torch.equal(a, b) for a, b in zip(first.head.anchors, second.head.anchors, strict=True))
+    assert sum("those of first.safetensors are kept" in str(event) for event in told) == 1
+    # What it started from may change, or what is chosen.
+    run.mkdir()
+    overrides = [*started, f"data.train={json.dumps(str(data))}", "data.val=null"]
+    (run / "config.yaml").write_text(read_config("toy", overrides, train_schema=TrainOptions).to_yaml(), "utf-8")
+    other = [[5.0, 5.0], [9.0, 9.0], [20.0, 20.0], [40.0, 40.0]]
+    second.config["model"]["head"]["anchors"] = other
+    second.save(run / "last.safetensors")
+    again = api.train(resume=run, on_event=told.append)
+    assert [pair for level in again.head.anchors for pair in level.tolist()] == other
+    assert sum("anchors" in str(event) for event in told) == 1

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ from detkit.data.dataset import Dataset
 from detkit.data.resize import Resize
 from detkit.detector import Detector, read_weights
 from detkit.errors import DetkitError
+from detkit.heads.yolo import split_anchors
+from detkit.ops.anchors import average_iou, kmeans_anchors
 
 ANCHORS_PER_LEVEL = 3
+_NEARLY = 0.95  # of the best anchors' IoU
 
 
 def build_detector(
@@ -68,25 +72,63 @@ def build_detector(
     return detector
 
 
-def anchors_for(config: Config, dataset: Dataset) -> list[list[float]] | None:
-    """Anchors for ``build_detector`` by k-means on the training set; None where the config does not ask for any."""
-    head = config.model["head"]
-    if head.get("anchors") != "auto":
+def anchors_for(
+    config: Config, dataset: Dataset, tell: Callable[[str], None] = lambda text: None
+) -> list[list[float]] | None:
+    """Anchors for ``build_detector``; None where the config does not ask for any.
+
+    By k-means on the training set. But where ``model.weights`` has as many on each level, and the boxes' mean best IoU
+    with them is within 5 % of that, or there are too few boxes to compute any, those are kept: its head has learned to
+    answer from them. tell: gets a sentence on which of the two it is.
+
+    Raises:
+        DetkitError: as ``auto_anchors``, where there is nothing to keep, or ``model.weights`` cannot be had.
+    """
+    model = config.model
+    if model["head"].get("anchors") != "auto":
         return None
     with torch.device("meta"):
-        _, neck, _ = _body(config.model, config.place, "none")
-    resize = _resize(config.model, neck)
-    return auto_anchors(dataset, resize, head.get("anchors_per_level", ANCHORS_PER_LEVEL) * len(neck.strides))
+        _, neck, _ = _body(model, config.place, "none")
+    resize, each = _resize(model, neck), model["head"].get("anchors_per_level", ANCHORS_PER_LEVEL)
+    file = None if model["weights"] == "none" else zoo.resolve(model["weights"])
+    kept = None if file is None else _anchors_of(file, model["head"]["name"], neck.strides, each)
+    wh = _input_sizes(dataset, resize)
+    try:
+        new = auto_anchors(dataset, resize, each * len(neck.strides))
+    except DetkitError:
+        if file is None or kept is None:
+            raise
+        tell(f"anchors: those of {file.name} are kept, since there are too few boxes to compute others")
+        return kept
+    if file is None or kept is None:
+        return new
+    old_iou, new_iou = (average_iou(wh, np.asarray(anchors)) for anchors in (kept, new))
+    if old_iou >= _NEARLY * new_iou:
+        tell(f"anchors: those of {file.name} are kept, mean best IoU {old_iou:.3f} (computed anew: {new_iou:.3f})")
+        return kept
+    tell(f"anchors: computed anew, mean best IoU {new_iou:.3f} (those of {file.name}: {old_iou:.3f})")
+    return new
 
 
 def auto_anchors(dataset: Dataset, resize: Resize, k: int) -> list[list[float]]:
     """k anchors (w, h) in input pixels, sorted by area: k-means with 1 - IoU on the boxes as ``resize`` scales them.
 
     Raises:
-        DetkitError: fewer than k boxes that are neither crowds nor empty.
+        DetkitError: fewer than k different boxes that are neither crowds nor empty.
     """
-    from detkit.ops.anchors import kmeans_anchors
+    wh = _input_sizes(dataset, resize)
+    try:
+        anchors = kmeans_anchors(wh, k)
+    except ValueError:
+        different = len(np.unique(wh, axis=0))
+        what = f"{k} anchors cannot be found from {len(wh)} boxes of {different} different sizes"
+        do = "label more objects, or give model.head.anchors as [[w, h], ...]"
+        raise DetkitError(what, "model.head.anchors: auto", do) from None
+    return [[round(float(w), 2), round(float(h), 2)] for w, h in anchors]
 
+
+def _input_sizes(dataset: Dataset, resize: Resize) -> np.ndarray:
+    """(N, 2) width and height in input pixels of the boxes that are neither crowds nor empty."""
     annotations = dataset.annotations
     keep = ~annotations.crowd
     image = annotations.image_index[keep]
@@ -100,11 +142,24 @@ def auto_anchors(dataset: Dataset, resize: Resize, k: int) -> list[list[float]]:
         geometry = resize.geometry(height, width)
         scales[i] = geometry.scale_x, geometry.scale_y
     wh = annotations.xywh[keep, 2:] * scales[image]
-    wh = wh[(wh > 0).all(axis=1)]
-    if len(wh) < k:
-        do = "label more objects, or give model.head.anchors as [[w, h], ...]"
-        raise DetkitError(f"{k} anchors cannot be found from {len(wh)} boxes", "model.head.anchors: auto", do)
-    return [[round(float(w), 2), round(float(h), 2)] for w, h in kmeans_anchors(wh, k)]
+    return wh[(wh > 0).all(axis=1)]
+
+
+def _anchors_of(file: Path, head: str, strides: Sequence[int], each: int) -> list[list[float]] | None:
+    """Those of a model file, all levels' together; None if its head is none called ``head`` with ``each`` a level."""
+    header = zoo.read_header(file)
+    other = header["config"].get("model", {}).get("head", {})
+    layers = sum(re.fullmatch(r"head\.layers\.\d+\.weight", key) is not None for key in header["tensors"])
+    if other.get("name") != head or layers != len(strides):
+        return None
+    try:
+        levels = split_anchors(other["anchors"], strides)
+    except (DetkitError, KeyError):
+        return None
+    pairs = [[w, h] for level in levels for w, h in level]
+    # Those that a file deals to the levels itself may lie otherwise than by area.
+    fits = all(len(level) == each for level in levels) and split_anchors(pairs, strides) == levels
+    return pairs if fits else None
 
 
 def load(path_or_name: str | Path) -> Detector:
