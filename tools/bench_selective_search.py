@@ -14,13 +14,10 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from detkit.data.dataset import Dataset, read
 from detkit.metrics.proposals import best_overlaps

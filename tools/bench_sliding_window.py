@@ -16,14 +16,10 @@ import argparse
 import copy
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from detkit.backbones.vgg import vgg16
 from detkit.data.dataset import Dataset, read

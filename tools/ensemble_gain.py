@@ -12,9 +12,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from detkit import api
 from detkit.data.dataset import Dataset, read
@@ -32,9 +29,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1000, help="bootstrap draws")
     options = parser.parse_args()
     dataset = Dataset(read(options.data, split=options.split))
-    first, views = options.models[0], [["flip"], options.tta.split(",")]
+    first = options.models[0]
     asked = [(name, name, ()) for name in options.models]
-    asked += [(f"{first} --tta {','.join(view)}", first, view) for view in views if view]
+    asked += [(f"{first} --tta {views}", first, views.split(",")) for views in dict.fromkeys(["flip", options.tta])]
     if len(options.models) > 1:
         asked += [("all together", options.models, ()), ("all together, --tta flip", options.models, ["flip"])]
     candidates = []

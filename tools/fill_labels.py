@@ -13,14 +13,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from detkit import api, ops
 from detkit.data.annotations import Annotations, Findings, Objects, Source, assemble
@@ -32,14 +29,7 @@ SAME, INSIDE = 0.4, 0.7
 
 
 def corners(xywh: np.ndarray) -> np.ndarray:
-    return np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), axis=1).astype(np.float32)
-
-
-def inside(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(N, M): the share of the area of each box of ``a`` (N, 4) xyxy that lies in each of ``b`` (M, 4)."""
-    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
-    area = np.prod(a[:, 2:] - a[:, :2], axis=1)
-    return np.prod(np.clip(high - low, 0, None), axis=2) / np.maximum(area, 1e-9)[:, None]
+    return np.asarray(ops.convert(xywh, "xywh", "xyxy"), np.float32)
 
 
 def added(boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, known: np.ndarray, kinds: np.ndarray, sure: float):
@@ -55,8 +45,8 @@ def added(boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, known: np.n
     doubtful = []
     for i in taken:
         mates = known[kinds == labels[i]]
-        part = bool(len(mates)) and inside(boxes[i : i + 1], mates).max() > INSIDE
-        group = bool(len(mates)) and (inside(mates, boxes[i : i + 1]) > INSIDE).sum() > 0
+        part = (ops.crowd_iou(boxes[i : i + 1], mates) > INSIDE).any()
+        group = (ops.crowd_iou(mates, boxes[i : i + 1]) > INSIDE).any()
         doubtful.append(bool(scores[i] < sure or part or group))
     return taken, doubtful
 

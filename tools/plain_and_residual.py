@@ -18,11 +18,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from detkit import api
+from detkit.data.stats import written_figure
 from detkit.engine.events import EpochDone
-from detkit.io.files import atomic_path
+from detkit.io.files import write_text
 
 AUGMENT = (
     "augment={mosaic: 0, scale: null, aspect: 0, shift: 0, brightness: 0, contrast: 0, saturation: 0, hue: 0, pca: 0}"
@@ -63,15 +62,11 @@ def train(data: Path, folder: Path, depth: int, residual: bool, epochs: int, see
         "minutes": float(rows[-1]["minutes"]),
         "error": errors,
     }
-    with atomic_path(done) as temporary:
-        temporary.write_text(json.dumps(found), encoding="utf-8")
+    write_text(done, json.dumps(found))
     return found
 
 
-def draw(path: Path, found: list[dict[str, Any]]) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+def draw(figure: Any, found: list[dict[str, Any]]) -> None:
     course, last = figure.subplots(1, 2)
     depths = sorted({one["depth"] for one in found})
     for one in found:
@@ -88,8 +83,6 @@ def draw(path: Path, found: list[dict[str, Any]]) -> None:
     for axes in (course, last):
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-    with atomic_path(path, overwrite=True) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
 
 
 def main() -> None:
@@ -103,9 +96,9 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     kinds = [(int(depth), residual) for depth in options.depths.split(",") for residual in (False, True)]
     found = [train(options.data, options.out, *kind, options.epochs, options.seed) for kind in kinds]
-    with atomic_path(options.out / "study.json", overwrite=True) as temporary:
-        temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
-    draw(options.out / "study.png", found)
+    write_text(options.out / "study.json", json.dumps(found, indent=1), overwrite=True)
+    with written_figure(options.out / "study.png", 10, 4.2, overwrite=True) as figure:
+        draw(figure, found)
     print("| layers | shortcuts | last training loss | error on train | error on val | minutes |\n" + "|---" * 6 + "|")
     for one in found:
         errors = f"{one['error']['train']:.1%} | {one['error']['val']:.1%}"

@@ -20,13 +20,12 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from detkit import api
 from detkit.data.dataset import read
 from detkit.data.split import write_split
+from detkit.data.stats import written_figure
 from detkit.engine.events import EpochDone
-from detkit.io.files import atomic_path, write_text
+from detkit.io.files import write_text
 
 EPOCHS, BATCH = 10, 8
 WAYS = {
@@ -98,10 +97,7 @@ def summary(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def draw(path: Path, found: list[dict[str, Any]]) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+def draw(figure: Any, found: list[dict[str, Any]]) -> None:
     axes, rows = figure.subplots(), summary(found)
     for number, way in enumerate(dict.fromkeys(row["way"] for row in rows)):
         mine = sorted((row for row in rows if row["way"] == way), key=lambda row: row["pictures"])
@@ -117,8 +113,6 @@ def draw(path: Path, found: list[dict[str, Any]]) -> None:
     axes.set(xlabel="training pictures", ylabel="AP50 on test", ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend()
-    with atomic_path(path, overwrite=True) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
 
 
 def write(folder: Path, found: list[dict[str, Any]]) -> None:
@@ -128,7 +122,8 @@ def write(folder: Path, found: list[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, list(found[0]))
         writer.writeheader()
         writer.writerows(found)
-    draw(folder / "curve.png", found)
+    with written_figure(folder / "curve.png", 7.5, 4.8, overwrite=True) as figure:
+        draw(figure, found)
 
 
 def main() -> None:
