@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -44,7 +44,7 @@ def confusion_matrix(
     free[found[~gt.crowd[found]]] = False
     found = gt.label[found[~ignore[found]]]
 
-    left, rest = _objects(gt, free), dt[np.sort(same.row[same.taken < 0])]
+    left, rest = gt[free], dt[np.sort(same.row[same.taken < 0])]
     other = match(left, rest, thresholds=np.array([iou]), max_detections=len(rest) + 1, by_class=False)
     on_object = other.taken >= 0
     objects = other.taken[on_object]
@@ -58,8 +58,3 @@ def confusion_matrix(
     size = background + 1
     cells = np.concatenate(rows) * size + np.concatenate(columns)
     return Confusion(np.bincount(cells, minlength=size * size).reshape(size, size), gt.classes)
-
-
-def _objects(gt: GroundTruth, keep: np.ndarray) -> GroundTruth:
-    columns = {n: getattr(gt, n)[keep] for n in ("image", "label", "xywh", "area", "crowd", "difficult", "ids")}
-    return replace(gt, **columns)

@@ -54,6 +54,7 @@ def _twice(results: Results) -> int:
     """Detections that equal an earlier one."""
     keys = (results.image * 1_000_003 + results.label).view(np.uint64)
     for column in (results.score, *np.ascontiguousarray(results.xywh).T):
+        keys ^= keys >> np.uint64(32)  # whole numbers have all their bits at the top, where products lose them
         keys *= np.uint64(0x9E3779B97F4A7C15)
         keys += column.view(np.uint64)
     keys.sort()
@@ -68,11 +69,7 @@ def swapped_classes(gt: GroundTruth, dt: Results) -> list[str]:
     if len(gt.classes) < 2:
         return []
     step = max(1, gt.images // _SAMPLE)
-    rows = np.flatnonzero((gt.image % step == 0) & ~gt.crowd & ~gt.difficult)
-    columns = {
-        name: getattr(gt, name)[rows] for name in ("image", "label", "xywh", "area", "crowd", "difficult", "ids")
-    }
-    objects = GroundTruth(images=gt.images, classes=gt.classes, **columns)
+    objects = gt[(gt.image % step == 0) & ~gt.crowd & ~gt.difficult]
     found = match(objects, dt[dt.image % step == 0], thresholds=np.array([0.5]), by_class=False)
     taken = found.taken >= 0
     size = len(gt.classes)

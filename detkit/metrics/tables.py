@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -30,6 +30,12 @@ class GroundTruth:
     classes: tuple[str, ...]
     rank: np.ndarray | None = None
     points: np.ndarray | None = None
+
+    def __getitem__(self, rows: np.ndarray) -> GroundTruth:
+        """Some objects: a mask or indices; the images stay."""
+        names = ("image", "label", "xywh", "area", "crowd", "difficult", "ids")
+        points = None if self.points is None else self.points[rows]
+        return replace(self, points=points, **{name: getattr(self, name)[rows] for name in names})
 
 
 @dataclass(slots=True, frozen=True, eq=False)

@@ -29,6 +29,12 @@ def repeated(rows: np.ndarray) -> Results:
     return table()[rows]
 
 
+def squares(n: int = 3000) -> Results:
+    """All different, with whole numbers and one score, in one picture."""
+    k, none = np.arange(n, dtype=np.float64), np.zeros(n, np.int64)
+    return Results(none, none, np.stack((k % 10, k // 10 % 10, 1 + k // 100 % 10, 1 + k // 1000), axis=1), none + 0.5)
+
+
 CORNERS = table().xywh + np.pad(table().xywh[:, :2] + 60, ((0, 0), (2, 0)))
 
 
@@ -40,6 +46,7 @@ CORNERS = table().xywh + np.pad(table().xywh[:, :2] + 60, ((0, 0), (2, 0)))
         (changed(xywh=CORNERS), "boxes end outside their pictures: are they x1, y1, x2, y2"),
         (changed(xywh=table().xywh / 200), "all boxes lie within one pixel"),
         (changed(score=np.full(40, 0.5)), "all detections have the score 0.5"),
+        (squares(), "all detections have the score 0.5"),
         (changed(score=table().score / 2 + 0.25), "no detection scores below 0.2"),
         (repeated(np.tile(np.arange(40), 2)), "40 detections stand in the file again"),
         (repeated(np.repeat(np.arange(40), 2)), "40 detections stand in the file again"),

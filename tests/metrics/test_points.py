@@ -37,6 +37,7 @@ def test_objects_that_are_not_to_be_found_count_for_nothing(tables: tuple[Ground
     gt, dt = tables
     found = evaluate(replace(gt, difficult=np.array([False, True])), dt, "points")
     assert found.metrics["PCK"] == pytest.approx(0.5)
+    assert evaluate(gt[np.array([True, False])], dt, "points").metrics["PCK"] == pytest.approx(0.5)
 
 
 def test_without_points_there_is_nothing_to_measure(tables: tuple[GroundTruth, Results]) -> None:
