@@ -238,16 +238,22 @@ class DenseHead(nn.Module):
         # No score exceeds its prior's objectness: most priors need no more than that looked at.
         image, prior = (raw["objectness"].sigmoid() >= conf).nonzero(as_tuple=True)
         scores = self.scores({name: raw[name][image, prior] for name in ("objectness", "classes") if name in raw})
-        if limits.classes is not None:
-            allowed = torch.zeros(scores.shape[-1], dtype=torch.bool, device=scores.device)
-            allowed[list(limits.classes)] = True
-            scores = scores.masked_fill(~allowed, -1)
+        scores = of_wanted_classes(scores, limits)
         row, label = (scores >= conf).nonzero(as_tuple=True)
         image, prior, score = image[row], prior[row], scores[row, label]
         kept = _best(score, torch.bincount(image, minlength=len(sizes)).tolist(), self.candidates)
         image, prior, label, score = image[kept], prior[kept], label[kept], score[kept]
         boxes = self.decode(raw["boxes"][image, prior], self.priors(raw).rows(prior))
         return select_detections(boxes, score, label, image, sizes, scores.shape[-1], limits)
+
+
+def of_wanted_classes(scores: Tensor, limits: Limits) -> Tensor:
+    """Scores (..., C), -1 for the classes that ``limits`` does not ask for."""
+    if limits.classes is None:
+        return scores
+    allowed = torch.zeros(scores.shape[-1], dtype=torch.bool, device=scores.device)
+    allowed[list(limits.classes)] = True
+    return scores.masked_fill(~allowed, -1)
 
 
 def select_detections(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkit.errors import DetkitError
-from detkit.heads.dense import full_precision
+from detkit.heads.dense import full_precision, of_wanted_classes
 from detkit.heads.trunk import output_width
 from detkit.ops.losses import class_loss
 from detkit.structures import Detections, Limits, Loss, Target
@@ -91,11 +91,7 @@ class PictureHead(nn.Module):
         One a class with a score of at least ``limits.conf``, all at the picture's one box.
         """
         scores, boxes, more = self.answers(raw, sizes)
-        scores = torch.nan_to_num(scores, nan=-1)
-        if limits.classes is not None:
-            allowed = torch.zeros(self.num_classes, dtype=torch.bool, device=scores.device)
-            allowed[list(limits.classes)] = True
-            scores = scores.masked_fill(~allowed, -1)
+        scores = of_wanted_classes(torch.nan_to_num(scores, nan=-1), limits)
         boxes = boxes.clamp(min=0).minimum(sizes[:, [1, 0, 1, 0]].to(boxes))
         ordered, labels = scores.sort(dim=1, descending=True, stable=True)
         counts = (ordered >= max(self.lowest(limits.conf), 0.0)).sum(1).clamp(max=limits.max_detections).tolist()

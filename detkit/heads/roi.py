@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from detkit.errors import DetkitError
-from detkit.heads.dense import full_precision, gather_objects, select_detections
+from detkit.heads.dense import full_precision, gather_objects, of_wanted_classes, select_detections
 from detkit.heads.points import check_points, points_loss, points_table
 from detkit.heads.pooling import RegionPooling
 from detkit.heads.stages import Embedded, fit_stages
@@ -29,8 +29,9 @@ from detkit.heads.trunk import (
     two_layers,
     without_pooling,
 )
-from detkit.ops.assign import Objects, Regions, label_regions
+from detkit.ops.assign import Objects, Regions, draw, label_regions
 from detkit.ops.coder import decode_deltas, encode_deltas
+from detkit.ops.inputs import check_positive, check_shares
 from detkit.ops.roi import roi_table
 from detkit.structures import Detections, Limits, Loss, Target
 
@@ -99,17 +100,8 @@ class RoIHead(nn.Module):
         ridge: float = 1000.0,
     ) -> None:
         super().__init__()
-        above = {"size": size, "width": width, "chunk": chunk, "rois": rois, "beta": beta}
-        for name, value in {**above, "svm_cost": svm_cost, "ridge": ridge}.items():
-            if not value > 0:
-                raise ValueError(f"{name} must be above 0, got {value}")
-        for name, value in (
-            ("positive_share", positive_share),
-            ("positive", positive),
-            ("background", min(background)),
-        ):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must lie between 0 and 1, got {value}")
+        check_positive(size=size, width=width, chunk=chunk, rois=rois, beta=beta, svm_cost=svm_cost, ridge=ridge)
+        check_shares(positive_share=positive_share, positive=positive, background=min(background))
         if len(set(channels)) > 1:
             raise ValueError(f"a RoI head needs equally many channels on all maps, not {channels}: take neck fpn")
         if (pool == "crops") != (list(strides) == [1]):
@@ -160,8 +152,7 @@ class RoIHead(nn.Module):
         chosen = []
         for boxes, target in zip(proposals, targets, strict=True):
             objects = gather_objects([target], boxes.device)
-            wanted = ~target.ignore & (objects.areas > 0)
-            boxes = torch.cat((boxes, objects.boxes[wanted].to(boxes)))
+            boxes = torch.cat((boxes, objects.boxes[objects.real].to(boxes)))
             shown = label_regions(boxes, objects, self.positive)
             low, high = self.background
             inside = ~shown.ignore
@@ -170,16 +161,11 @@ class RoIHead(nn.Module):
                 inside & (shown.iou < high) & (shown.iou >= low),
                 inside & (shown.iou < low),
             )
-            positive = self._draw(groups[0], round(self.rois * self.positive_share))
-            background = self._draw(groups[1], self.rois - len(positive))
-            others = self._draw(groups[2], self.rois - len(positive) - len(background))
+            positive = draw(groups[0], round(self.rois * self.positive_share), self.generator)
+            background = draw(groups[1], self.rois - len(positive), self.generator)
+            others = draw(groups[2], self.rois - len(positive) - len(background), self.generator)
             chosen.append(boxes[torch.cat((positive, background, others))])
         return chosen
-
-    def _draw(self, among: Tensor, count: int) -> Tensor:
-        """Indices of at most ``count`` of the rows that are true, drawn without replacement."""
-        places = among.nonzero().squeeze(1)
-        return places[torch.randperm(len(places), generator=self.generator)[:count].to(places.device)]
 
     def raw(self, features: list[Tensor], proposals: list[Tensor] | None = None) -> dict[str, Tensor]:
         """Everything that loss and prediction need, from maps (B, C_l, H_l, W_l) and proposals, (R_i, 4) a picture.
@@ -273,11 +259,7 @@ class RoIHead(nn.Module):
         in NMS, class by class; then ``limits.max_detections``.
         """
         scores = raw["margins"].sigmoid() if "margins" in raw else raw["classes"].softmax(1)[:, :-1]
-        scores = torch.nan_to_num(scores, nan=-1)
-        if limits.classes is not None:
-            allowed = torch.zeros(self.num_classes, dtype=torch.bool, device=scores.device)
-            allowed[list(limits.classes)] = True
-            scores = scores.masked_fill(~allowed, -1)
+        scores = of_wanted_classes(scores, limits)
         row, label = (scores >= max(limits.conf, 0.0)).nonzero(as_tuple=True)
         boxes = decode_deltas(raw["boxes"][row, label], raw["rois"][row], self.weights)
         more = {"points": _placed(raw, row)} if self.points else {}

@@ -117,13 +117,12 @@ def _label(
         length += float(np.linalg.norm(item.features.astype(np.float32), axis=1).sum())
         count, width = count + len(item.features), item.features.shape[1]
         objects = gather_objects([item.target], "cpu")
-        real = ~item.target.ignore & (objects.areas > 0)
         overlaps.append({})
         for label in objects.labels.unique().tolist():
             mine = objects.labels == label
             shown = label_regions(item.boxes, objects.rows(mine), positive)
             overlaps[i][label] = shown.iou.masked_fill(shown.ignore, -1).half().numpy()
-            own = (real & mine).nonzero().squeeze(1)
+            own = (objects.real & mine).nonzero().squeeze(1)
             if len(own):
                 table[label].positive.append((i, own.numpy()))
             near = (shown.iou >= NEAR).nonzero().squeeze(1)
@@ -204,6 +203,7 @@ def _probabilities(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(C,) a and b of the logits a margin + b, for each class, with Platt's smoothed targets."""
     from scipy.optimize import minimize
+    from scipy.special import expit
 
     counts = np.zeros((2, len(model), len(_BINS) - 1))
     for i, item in enumerate(data):
@@ -223,7 +223,7 @@ def _probabilities(
         def loss(pair: np.ndarray, wanted: np.ndarray = wanted, total: np.ndarray = total) -> tuple[float, np.ndarray]:
             logits = pair[0] * centres + pair[1]
             value = (total * np.logaddexp(0, logits) - wanted * logits).sum()
-            error = total / (1 + np.exp(-logits)) - wanted
+            error = total * expit(logits) - wanted
             scaled = max(total.sum(), 1)
             return value / scaled, np.array([(error * centres).sum(), error.sum()]) / scaled
 

@@ -50,6 +50,11 @@ class Objects(NamedTuple):
         """(T,) float32."""
         return (self.boxes[:, 2] - self.boxes[:, 0]) * (self.boxes[:, 3] - self.boxes[:, 1])
 
+    @property
+    def real(self) -> Tensor:
+        """(T,) bool: to be found, that is neither crowd nor difficult, and of some area."""
+        return ~(self.crowd | self.difficult) & (self.areas > 0)
+
 
 class Assignment(NamedTuple):
     """positive (P, 3) int64: image, prior, object (a row of ``Objects``), sorted by image and prior, every slot once;
@@ -119,7 +124,7 @@ def assign_iou(
 
     best: an object's best priors are positive at any IoU above 0, so that no object goes unanswered.
     """
-    real = _real(objects)
+    real = objects.real
     wanted = objects.rows(real)
     highest = priors.new_zeros(images, len(priors))
     for rows in _chunks(len(wanted.labels), len(priors)):
@@ -147,7 +152,7 @@ def label_regions(boxes: Tensor, objects: Objects, positive: float = 0.5) -> Reg
     positive: the IoU from which a box shows an object. Of objects of equal IoU the first counts.
     """
     iou, row = boxes.new_zeros(len(boxes)), torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
-    real = _real(objects).nonzero().squeeze(1)
+    real = objects.real.nonzero().squeeze(1)
     for rows in _chunks(len(real), len(boxes)):
         best, at = _overlap(objects.boxes[real[rows], None], boxes[None]).max(dim=0)
         better = best > iou
@@ -158,8 +163,10 @@ def label_regions(boxes: Tensor, objects: Objects, positive: float = 0.5) -> Reg
     return Regions(iou, row, ignore & (iou < positive))
 
 
-def _real(objects: Objects) -> Tensor:
-    return ~(objects.crowd | objects.difficult) & (objects.areas > 0)
+def draw(among: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Indices of at most ``count`` of the rows that are true, drawn without replacement; ``generator``: on the CPU."""
+    places = among.nonzero().squeeze(1)
+    return places[torch.randperm(len(places), generator=generator)[:count].to(places.device)]
 
 
 def _grid_claims(
@@ -218,7 +225,7 @@ def _settle(claims: tuple[Tensor, Tensor], levels: Sequence[Level], objects: Obj
     """Gives each claimed slot to one object and marks what is ignored."""
     prior, row = claims
     total = sum(level.total for level in levels)
-    real = _real(objects)[row]
+    real = objects.real[row]
     positive, lost = _resolve(prior[real], row[real], objects, total)
     regions = objects.rows((objects.crowd | objects.difficult) & (objects.areas > 0))
     ignore = torch.zeros((images, total), dtype=torch.bool, device=objects.boxes.device)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from detkit.arrays import as_numpy, is_tensor
-from detkit.ops.inputs import behaved, box_array, check_same_kind, label_array, same_dtype, score_array
+from detkit.ops.inputs import behaved, box_array, check_same_kind, check_shares, label_array, same_dtype, score_array
 
 
 def weighted_boxes_fusion(
@@ -41,8 +41,7 @@ def weighted_boxes_fusion(
     factors = np.ones(models) if weights is None else np.asarray(weights, np.float64)
     if factors.shape != (models,) or not (np.isfinite(factors) & (factors >= 0)).all() or not factors.sum() > 0:
         raise ValueError(f"weights must be {models} numbers >= 0, not all 0, got {weights}")
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must lie between 0 and 1, got {threshold}")
+    check_shares(threshold=threshold)
     check_same_kind(*boxes_list, *scores_list, *labels_list)
 
     columns = [_columns(*parts, min_score) for parts in zip(boxes_list, scores_list, labels_list, strict=True)]

@@ -2,6 +2,7 @@
 
 float32 and float64 stay as they are; half precision and integers become float32; bool, complex and everything that is
 not a number is a TypeError; a wrong shape is a ValueError. Nothing here changes or aliases-and-writes its argument.
+Plain numbers out of their range are a ValueError too, here and in the networks that are made of them.
 """
 
 from __future__ import annotations
@@ -99,6 +100,20 @@ def host_arrays(*tensors: Any) -> list[np.ndarray] | None:
         return [tensor.detach().numpy() for tensor in tensors]
     except (RuntimeError, TypeError):  # inside vmap, or under a mode that makes every tensor a fake one
         return None
+
+
+def check_positive(**values: float) -> None:
+    """ValueError where one is not above 0."""
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be above 0, got {value}")
+
+
+def check_shares(**values: float) -> None:
+    """ValueError where one does not lie between 0 and 1."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must lie between 0 and 1, got {value}")
 
 
 def behaved(array: np.ndarray) -> np.ndarray:

@@ -16,7 +16,17 @@ from typing import Any, Literal
 import numpy as np
 
 from detkit.arrays import as_numpy, is_tensor
-from detkit.ops.inputs import behaved, box_array, check_same_kind, host_arrays, label_array, same_dtype, score_array
+from detkit.ops.inputs import (
+    behaved,
+    box_array,
+    check_positive,
+    check_same_kind,
+    check_shares,
+    host_arrays,
+    label_array,
+    same_dtype,
+    score_array,
+)
 
 
 def nms(boxes: Any, scores: Any, threshold: float) -> Any:
@@ -55,9 +65,8 @@ def soft_nms(
 
     if method not in ("gaussian", "linear"):
         raise ValueError(f"method must be gaussian or linear, got {method!r}")
-    if sigma <= 0:
-        raise ValueError(f"sigma must be above 0, got {sigma}")
-    _check_threshold(threshold)
+    check_positive(sigma=sigma)
+    check_shares(threshold=threshold)
     check_same_kind(boxes, scores)
     boxes = box_array(boxes)
     scores = score_array(scores, len(boxes))
@@ -74,19 +83,14 @@ def soft_nms(
     return torch.from_numpy(kept).to(boxes.device), torch.from_numpy(lowered).to(boxes.device)
 
 
-def _check_threshold(threshold: float) -> float:
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must lie between 0 and 1, got {threshold}")
-    return float(threshold)
-
-
 def _sound(boxes: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """(N,) bool: no NaN among coordinates and score."""
     return ~(np.isnan(boxes).any(1) | np.isnan(scores))
 
 
 def _nms(boxes: Any, scores: Any, labels: Any, threshold: float) -> Any:
-    threshold = _check_threshold(threshold)
+    check_shares(threshold=threshold)
+    threshold = float(threshold)
     check_same_kind(boxes, scores, *(() if labels is None else (labels,)))
     boxes = box_array(boxes)
     scores = score_array(scores, len(boxes))

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from detkit.errors import DetkitError
 from detkit.heads.dense import DenseHead, select_detections
 from detkit.ops import boxes as box_ops
-from detkit.ops.assign import Assignment, Objects, assign_iou
+from detkit.ops.assign import Assignment, Objects, assign_iou, draw
 from detkit.ops.coder import Priors, decode_deltas, encode_deltas
+from detkit.ops.inputs import check_positive, check_shares
 from detkit.structures import Batch, Limits
 
 
@@ -50,12 +51,8 @@ class RPN(DenseHead):
         share_stem: bool = False,
         plain: bool = False,
     ) -> None:
-        for name, value in (("samples", samples), ("before", min(before)), ("after", min(after)), ("beta", beta)):
-            if not value > 0:
-                raise ValueError(f"{name} must be above 0, got {value}")
-        for name, value in (("positive", positive), ("negative", negative), ("iou", iou)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must lie between 0 and 1, got {value}")
+        check_positive(samples=samples, before=min(before), after=min(after), beta=beta)
+        check_shares(positive=positive, negative=negative, iou=iou)
         super().__init__(
             channels,
             strides,
@@ -87,18 +84,13 @@ class RPN(DenseHead):
         candidates[found.positive[:, 0], found.positive[:, 1]] = False
         kept, ignore = [], torch.ones_like(found.ignore)
         for image in range(images):
-            positive = self._draw(found.positive[:, 0] == image, self.samples // 2)
-            negative = self._draw(candidates[image], self.samples - len(positive))
-            kept.append(positive)
+            positive = draw(found.positive[:, 0] == image, self.samples // 2, self.generator)
+            negative = draw(candidates[image], self.samples - len(positive), self.generator)
+            kept.append(positive.sort().values)
             ignore[image, negative] = False
         rows = found.positive[torch.cat(kept)]
         ignore[rows[:, 0], rows[:, 1]] = False
         return Assignment(rows, ignore, found.lost)
-
-    def _draw(self, among: Tensor, count: int) -> Tensor:
-        """Sorted indices of at most ``count`` of the rows that are true, drawn without replacement."""
-        places = among.nonzero().squeeze(1)
-        return places[torch.randperm(len(places), generator=self.generator)[:count].sort().values.to(places.device)]
 
     def decode(self, code: Tensor, priors: Priors) -> Tensor:
         """Deltas (..., 4) as boxes (..., 4) xyxy in input pixels."""
