@@ -19,6 +19,7 @@ from detkit.errors import DetkitError
 from detkit.heads.dense import DenseHead, full_precision
 from detkit.ops.assign import Assignment, Objects, assign_iou
 from detkit.ops.coder import Level, Priors, decode_deltas
+from detkit.ops.inputs import check_positive, check_shares
 from detkit.structures import Loss, Target
 
 
@@ -69,11 +70,8 @@ class SlidingWindow(DenseHead):
     ) -> None:
         if cells < 1 or width < 1:
             raise ValueError(f"cells and width must be at least 1, got {cells} and {width}")
-        if span is not None and not span > 0:
-            raise ValueError(f"span must be above 0, got {span}")
-        for name, value in (("positive", positive), ("negative", negative)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must lie between 0 and 1, got {value}")
+        check_positive(span=cells if span is None else span)
+        check_shares(positive=positive, negative=negative)
         if len(set(channels)) > 1:
             raise ValueError(f"sliding windows need equally many channels on all maps, not {channels}: take neck fpn")
         if layers == "backbone" and trunk is None:
@@ -270,11 +268,11 @@ def _step(network: nn.Module, shape: tuple[int, int, int]) -> int:
     Raises:
         ValueError: the network sees the whole map at once.
     """
-    more = 64
+    more = 4096  # so many that the cells that are left over at the end do not count
     windows = _meta(network, torch.zeros(2, shape[0], shape[1] + more, shape[2] + more, device="meta")).shape[-1]
     if windows < 2:
         raise ValueError("this classifier pools the whole picture, so it has no windows")
-    return more // (windows - 1)
+    return round(more / (windows - 1))
 
 
 def _meta(layer: nn.Module, x: Tensor) -> Tensor:

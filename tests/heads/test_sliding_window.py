@@ -144,6 +144,8 @@ def test_the_backbones_poolings_make_larger_steps() -> None:
     assert sliding.step == 2
     assert sliding.priors(raw).boxes[:2].tolist() == [[0, 0, 48, 48], [16, 0, 64, 48]]
     assert sliding.backbone_trunk is sliding.trunk
+    by_three = nn.Sequential(nn.MaxPool2d(3), nn.Flatten(), nn.Linear(36, 5))  # of 11 cells, 2 are left over
+    assert head(trunk=by_three, layers="backbone", cells=11).step == 3
     with pytest.raises(ValueError, match="pools to 3 x 3"):
         head(trunk=trunk, layers="backbone", cells=4)
     with pytest.raises(DetkitError, match="no trunk"):
