@@ -20,9 +20,9 @@ def chosen_object(target: Target) -> int | None:
     the first; None if there is none."""
     if not len(target):
         return None
-    sides = (target.boxes[:, 2:] - target.boxes[:, :2]).prod(1).masked_fill(target.ignore, -1)
-    best = int(sides.argmax())
-    return best if sides[best] > 0 else None
+    areas = (target.boxes[:, 2:] - target.boxes[:, :2]).prod(1).masked_fill(target.ignore, -1)
+    best = int(areas.argmax())
+    return best if areas[best] > 0 else None
 
 
 def localization_target(target: Target, size: tuple[int, int], num_classes: int) -> Tensor:

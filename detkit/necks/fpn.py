@@ -41,14 +41,14 @@ class FPN(nn.Module):
         super().__init__()
         if kernel % 2 == 0:
             raise ValueError(f"kernel must be odd, got {kernel}")
-        self.channels, self.strides = [out] * (len(channels) + extra), [*strides, *[2 * strides[-1]] * extra]
-        self.plain, self.extra = plain, extra
-        self.lateral = nn.ModuleList(_unit(width, out, 1, plain=plain) for width in channels)
-        self.smooth = nn.ModuleList(_smoothing(out, kernel, depthwise, plain) for _ in channels)
         if plain and (depthwise or bottom_up):
             raise ValueError("plain goes with depthwise: false and without bottom_up")
         if bottom_up and any(coarse % fine for fine, coarse in pairwise(strides)):
             raise ValueError(f"bottom_up needs strides that divide one another, not {strides}")
+        self.channels, self.strides = [out] * (len(channels) + extra), [*strides, *[2 * strides[-1]] * extra]
+        self.plain, self.extra = plain, extra
+        self.lateral = nn.ModuleList(_unit(width, out, 1, plain=plain) for width in channels)
+        self.smooth = nn.ModuleList(_smoothing(out, kernel, depthwise, plain) for _ in channels)
         ratios = [coarse // fine for fine, coarse in pairwise(strides)] if bottom_up else []
         self.shrink = nn.ModuleList(
             _unit(out, out, max(3, ratio | 1), groups=out if depthwise else 1, stride=ratio) for ratio in ratios
