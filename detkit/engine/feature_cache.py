@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -30,13 +29,16 @@ from detkit.structures import Batch, Geometry, Target
 VERSION = 1  # of what is kept: a higher one makes entries stale
 
 
-def feature_cache(networks: Iterable[nn.Module], preprocessing: Mapping[str, Any]) -> Cache:
+def feature_cache(
+    networks: Iterable[nn.Module], preprocessing: Mapping[str, Any], tell: Callable[[str], None] | None = None
+) -> Cache:
     """The cache of what these networks, with their present weights, make of pictures.
 
-    preprocessing: plain values that decide how pixels become the networks' input (size, mean, pooling, ...).
+    preprocessing: plain values that decide how pixels become the networks' input (size, mean, pooling, ...); tell: see
+    ``Cache``.
     """
     parameters = {"network": network_hash(networks), "preprocessing": dict(preprocessing)}
-    return Cache("features", parameters, VERSION, mapped=True)
+    return Cache("features", parameters, VERSION, mapped=True, tell=tell)
 
 
 def network_hash(networks: Iterable[nn.Module]) -> str:
@@ -123,7 +125,7 @@ def embed_regions(
     proposals, in this order; computed where the cache does not have it yet.
 
     loader: the pictures, as evaluation sees them; pictures: how many it has in all; tell: gets a sentence about the
-    size before anything is computed; on_batch(done, total): counts batches.
+    size before anything is computed, and what the cache has to say; on_batch(done, total): counts batches.
 
     Raises:
         DetkitError: the disk has no room.
@@ -133,7 +135,7 @@ def embed_regions(
     preprocessing = {name: getattr(head.pooling, name) for name in parts}
     preprocessing |= {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
     preprocessing |= {"resize": model.resize.to_dict(), "precision": runtime.precision}
-    cache = feature_cache([model.backbone, model.neck, head.trunk], preprocessing)
+    cache = feature_cache([model.backbone, model.neck, head.trunk], preprocessing, tell)
     found = Embeddings(cache)
     model.eval()
     for number, (batch, targets) in enumerate(loader.epoch(0)):
@@ -205,7 +207,7 @@ class FrozenStages:
         decides = {name: getattr(backbone, name, None) for name in ("taps", "outputs", "scales")}
         decides |= {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
         decides |= {"maps": self.shapes, "precision": runtime.precision}
-        self.cache = feature_cache(backbone.stages[: backbone.frozen], decides)
+        self.cache = feature_cache(backbone.stages[: backbone.frozen], decides, tell)
 
     def announce(self, pictures: int) -> None:
         """Says what so many pictures take on the disk. Raises DetkitError, code 4, if that has no room."""
@@ -217,19 +219,14 @@ class FrozenStages:
     def keep(self, pixels: Tensor) -> list[str | np.ndarray]:
         """Sees to it that the cache has these (B, 3, H, W) uint8 pictures, and returns what ``maps`` finds them by."""
         keys = [feature_key(picture) for picture in pixels]
-        # What the cache warns of: damaged entries, a folder that cannot be written.
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", RuntimeWarning)
-            found = [self.cache.find(key) for key in keys]
-            missing = [i for i, features in enumerate(found) if features is None]
-            if missing:
-                with self.runtime.autocast():
-                    maps = self.model.frozen_maps(pixels[missing].to(self.runtime.device))
-                rows = torch.cat([_half(x).permute(0, 2, 3, 1).flatten(1) for x in maps], dim=1).cpu().numpy()
-                for i, row in zip(missing, rows, strict=True):
-                    found[i] = self.cache.put(keys[i], row)
-        for warning in caught:
-            self.tell(str(warning.message))
+        found = [self.cache.find(key) for key in keys]
+        missing = [i for i, features in enumerate(found) if features is None]
+        if missing:
+            with self.runtime.autocast():
+                maps = self.model.frozen_maps(pixels[missing].to(self.runtime.device))
+            rows = torch.cat([_half(x).permute(0, 2, 3, 1).flatten(1) for x in maps], dim=1).cpu().numpy()
+            for i, row in zip(missing, rows, strict=True):
+                found[i] = self.cache.put(keys[i], row)
         self.computed += len(missing)
         return [_reference(key, features) for key, features in zip(keys, found, strict=True) if features is not None]
 

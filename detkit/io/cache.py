@@ -44,10 +44,11 @@ class Cache:
     name: the folder's name, what is kept; parameters: plain values that decide what is computed, part of the file's
     name; version: of the code that computes: entries of another are stale. folder: where the folder is made,
     ``cache_folder()`` by default. mapped: arrays lie in their files as they are, not compressed, and come back as
-    read-only memory maps, so that all of them together may be larger than the memory.
+    read-only memory maps, so that all of them together may be larger than the memory. tell: gets a sentence about an
+    entry that is damaged or stale, and is computed again, and one, once, where nothing can be written; by default they
+    are RuntimeWarnings.
 
-    Files appear whole or not at all, so that processes may share a cache. An entry that is damaged or stale is computed
-    again, with a warning that says so; where nothing can be written a warning says that, once.
+    Files appear whole or not at all, so that processes may share a cache.
     """
 
     def __init__(
@@ -58,11 +59,12 @@ class Cache:
         *,
         folder: str | Path | None = None,
         mapped: bool = False,
+        tell: Callable[[str], None] | None = None,
     ) -> None:
         self.folder = (cache_folder() if folder is None else Path(folder)) / name
         text = json.dumps(dict(parameters), sort_keys=True)
         self._ending = "-" + hashlib.sha256(text.encode()).hexdigest()[:16] + ".bin"
-        self._version, self._mapped = version, mapped
+        self._version, self._mapped, self._tell = version, mapped, tell or _warn
         self._writes = True
         self._sound: set[Path] = set()  # mapped files whose sum was checked
 
@@ -83,7 +85,7 @@ class Cache:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
-            warnings.warn(f"{path}: the cached entry is {error}; it is computed again", RuntimeWarning, stacklevel=3)
+            self._tell(f"{path}: the cached entry is {error}; it is computed again")
             return None
 
     def put(self, key: str, array: np.ndarray) -> np.ndarray:
@@ -95,7 +97,7 @@ class Cache:
             write_bytes(path, self._encoded(array), overwrite=True)
         except DetkitError as error:
             self._writes = False
-            warnings.warn(f"{error.where}: nothing is cached: {error.what}", RuntimeWarning, stacklevel=3)
+            self._tell(f"{error.where}: nothing is cached: {error.what}")
             return array
         self._sound.add(path)
         return self._map(path) if self._mapped else array
@@ -154,6 +156,10 @@ class Cache:
         if header["version"] != self._version:
             raise _Stale("stale")
         return header, end + 1
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, RuntimeWarning, stacklevel=4)  # whoever called ``Cache.get``
 
 
 class _Stale(ValueError):
