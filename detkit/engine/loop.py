@@ -24,7 +24,6 @@ from detkit.engine.events import (
     EpochDone,
     EpochStarted,
     Listener,
-    Notice,
     Row,
     TrainFinished,
 )
@@ -90,7 +89,7 @@ class Trainer(Session):
             self.cache_frozen()
         for epoch in range(progress.epoch, options.epochs):
             if options.patience and progress.waited >= options.patience:
-                self.tell(Notice(f"stopped early: {progress.waited} validations without a better {self.best_by}"))
+                self.say(f"stopped early: {progress.waited} validations without a better {self.best_by}")
                 break
             self.tell(EpochStarted(epoch, options.epochs, self.steps, epoch < options.mosaic_epochs))
             self.thaw(epoch)
@@ -103,7 +102,7 @@ class Trainer(Session):
             progress.epoch, progress.batch, progress.sums = epoch + 1, 0, {}
             self.save_weights("last.safetensors", row)
             self.save_state()
-            left = progress.seconds / (epoch + 1) * (options.epochs - epoch - 1)
+            left = (progress.seconds - self.caching) / (epoch + 1) * (options.epochs - epoch - 1)
             self.tell(EpochDone(epoch, options.epochs, row, better, left))
         if fits:
             self._fit_head()
@@ -192,15 +191,11 @@ class Trainer(Session):
         name = "last.safetensors" if progress.best_epoch is None else "best.safetensors"
         model.load_state_dict(read_weights(self.run / name))
 
-        def done(step: int, steps: int) -> None:
-            self.tell(BatchValidated(step - 1, steps))
-            self.stop_if_asked()
-
         self.started = time.perf_counter()
         loader = self._loader(self.train_set, None, shuffle=False)
         try:
             pictures = len(self.train_set)
-            data = embed_regions(model, loader, pictures, self.runtime, lambda text: self.tell(Notice(text)), done)
+            data = embed_regions(model, loader, pictures, self.runtime, self.say, self._looked)
         finally:
             loader.close()
         model.head.fit(data)
@@ -212,17 +207,18 @@ class Trainer(Session):
             self._validate(place, row)
             scores = ", ".join(f"{score} {row[score]:.4f}" for score in ("AP", "AP50") if score in row)
             was = ", ".join(f"{before[score]:.4f}" for score in ("AP", "AP50") if score in before)
-            self.tell(Notice(f"the head's stages are fitted: {scores}; before {was}"))
+            self.say(f"the head's stages are fitted: {scores}; before {was}")
         progress.rows[place], progress.fitted = row, True
         self.count_time()
         self.save_state()
         data.cache.clear()  # no other run has this trunk
 
-    def _infer(self) -> Inference:
-        def done(step: int, steps: int) -> None:
-            self.tell(BatchValidated(step - 1, steps))
-            self.stop_if_asked()
+    def _looked(self, done: int, batches: int) -> None:
+        """After each batch that is only looked at."""
+        self.tell(BatchValidated(done - 1, batches))
+        self.stop_if_asked()
 
+    def _infer(self) -> Inference:
         return infer(
             self.average.model,
             self.val_set,
@@ -230,13 +226,13 @@ class Trainer(Session):
             limits=self.limits,
             runtime=self.runtime,
             losses=True,
-            on_batch=done,
+            on_batch=self._looked,
         )
 
     def try_out(self) -> DryRun:
         """Two steps, of which the second is measured: what a run would take."""
         if self.options.cache_features:
-            self.tell(Notice("this looks at two steps and an epoch that compute the frozen stages, not at cached ones"))
+            self.say("this looks at two steps and an epoch that compute the frozen stages, not at cached ones")
         times: list[float] = []
         losses: dict[str, float] = {}
         for window, _ in itertools.islice(self._windows(0), 2):

@@ -70,6 +70,7 @@ class Session:
             self.model, self.average, self.optimizer, self.runtime, options, data_hash(self.train_set), Progress()
         )
         self.started = time.perf_counter()
+        self.caching = 0.0  # seconds that ``cache_frozen`` took
         self.record: dict[str, Any] = {}
         self.folder: RunFolder | None = None
         if options.cache_features:
@@ -111,7 +112,7 @@ class Session:
             world=self.runtime.world,
             balance=self.options.balance,
             pin=self.runtime.device.type == "cuda",
-            on_bad_image=lambda error: self.tell(Notice(f"left out: {error.where}: {error.what}")),
+            on_bad_image=lambda error: self.say(f"left out: {error.where}: {error.what}"),
         )
 
     def begin(self, config: str, resume: bool) -> None:
@@ -144,16 +145,18 @@ class Session:
 
     def cache_frozen(self) -> None:
         """Lets the frozen stages look at every picture, and the loaders hand out what these have made of them."""
-        begun, views = time.perf_counter(), self.options.cache_views or 1
-        stages = FrozenStages(self.model, self.runtime, lambda text: self.tell(Notice(text)))
+        self.count_time()
+        begun, views = self.state.progress.seconds, self.options.cache_views or 1
+        stages = FrozenStages(self.model, self.runtime, self.say)
         pictures = views * len(self.train_set) + (0 if self.val_loader is None else len(self.val_set))  # type: ignore[arg-type]
         stages.announce(pictures)
         self.loader = self._cached(stages, self.train_set, self.augment, views, self.loader.sampler)
         if self.val_loader is not None:
             self.val_loader = self._cached(stages, self.val_set, None, 1, self.val_loader.sampler)
-        seconds = time.perf_counter() - begun
+        self.count_time()
+        self.caching = self.state.progress.seconds - begun
         rest = f", {pictures - stages.computed} were in the cache" if stages.computed < pictures else ""
-        self.tell(Notice(f"the frozen stages looked at {stages.computed} pictures in {seconds:.0f} s{rest}"))
+        self.say(f"the frozen stages looked at {stages.computed} pictures in {self.caching:.0f} s{rest}")
 
     def _cached(
         self, stages: FrozenStages, dataset: Any, augment: Any | None, views: int, sampler: Sampler
@@ -220,6 +223,10 @@ class Session:
             if self.folder is not None:
                 self.folder(event)
             self.listener(event)
+
+    def say(self, text: str) -> None:
+        """Tells a sentence for the user."""
+        self.tell(Notice(text))
 
     def close(self) -> None:
         """Ends the loading processes."""

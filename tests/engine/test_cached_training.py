@@ -25,9 +25,9 @@ from detkit.data.sampler import Sampler
 from detkit.data.toy import CLASSES, write_toy_data
 from detkit.detector import Detector
 from detkit.engine import feature_cache as module
-from detkit.engine import loggers
+from detkit.engine import loggers, loop, session
 from detkit.engine.errors import Interrupted
-from detkit.engine.events import BatchValidated, EpochDone, EpochStarted, Notice
+from detkit.engine.events import BatchDone, BatchValidated, EpochDone, EpochStarted, Notice
 from detkit.engine.feature_cache import CachedLoader, FrozenStages
 from detkit.engine.loop import train
 from detkit.engine.options import TrainOptions
@@ -289,6 +289,23 @@ def test_without_a_place_to_write_the_maps_stay_in_memory(tmp_path: Path, toys: 
     train(detector(), *sets(toys), CACHED, run=tmp_path / "run", on_event=lambda event: heard.append(str(event)))
     assert sum("nothing is cached" in text for text in heard) == 1
     assert len(rows(tmp_path / "run")) == 3
+
+
+def test_the_time_left_is_that_of_epochs_alone(tmp_path: Path, toys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, steps, left, looking = [0.0], [0], list[float](), [True]
+    monkeypatch.setattr(session, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(loop, "time", session.time)
+
+    def tick(event: Any) -> None:
+        looking[0] &= not isinstance(event, EpochStarted)
+        now[0] += 1000 if looking[0] and isinstance(event, BatchValidated) else isinstance(event, BatchDone)
+        steps[0] += isinstance(event, BatchDone)
+        if isinstance(event, EpochDone):
+            left.append(event.remaining)
+
+    train(detector(), *sets(toys), CACHED, run=tmp_path / "run", on_event=tick)
+    each = steps[0] / 3
+    assert left == pytest.approx([2 * each, each, 0])
 
 
 def test_an_entry_that_vanishes_in_training_stops_the_run(tmp_path: Path, toys: Path) -> None:
