@@ -73,7 +73,8 @@ def _cut(
     findings.add(f"a side below {min_size} pixels (left out)", count=int(small.sum()))
     wanted = np.flatnonzero(chosen & ~(ignored | small))
     if not len(wanted):
-        raise DetkitError(f"no object has sides of {min_size} pixels", str(folder.name), "give a smaller --min-size")
+        where = f"{a.source.path} {a.source.split or ''}".strip() if a.source else ""
+        raise DetkitError(f"no object has sides of {min_size} pixels", where, "give a smaller --min-size")
     empty = _empty_windows(a, background, a.xywh[wanted, 2:], rng)
     if len(empty) < background:
         findings.add("background crops that found no room", count=background - len(empty))

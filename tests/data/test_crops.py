@@ -85,7 +85,9 @@ def test_the_command(toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["--split", "test"], "no part 'test'"),
     ):
         assert main(["data", "crops", str(toys), "--out", str(tmp_path / "new"), *wrong]) == 2
-        assert words in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert words in said
+        assert str(toys) in said
         assert not (tmp_path / "new").exists()
 
 
