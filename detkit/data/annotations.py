@@ -120,7 +120,7 @@ class Annotations:
     @property
     def labelled(self) -> bool:
         """True if each picture has one object, which fills it: a set for classification."""
-        alone = len(self.labels) == len(self) and bool((np.diff(self.offsets) == 1).all())
+        alone = 0 < len(self) == len(self.labels) and bool((np.diff(self.offsets) == 1).all())
         return alone and bool(fills(self.xywh, self.sizes).all())
 
     def class_counts(self) -> np.ndarray:

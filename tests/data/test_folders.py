@@ -97,6 +97,7 @@ def test_an_object_that_does_not_fill_its_picture_is_no_label(pets: Path) -> Non
     found = read(pets)
     found.xywh[0] = [1, 0, 9, 40]
     assert not found.labelled
+    assert not found.subset([]).labelled
     assert Dataset(found).load(0).target.image_label is None
     assert Dataset(found).load(1).target.image_label == 0
     assert Dataset(found).target(1).image_label is None  # of unknown size
