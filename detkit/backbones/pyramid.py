@@ -16,7 +16,7 @@ class Pyramid(Backbone):
     """``backbone`` on the picture enlarged or reduced by each of ``scales``; its maps of all of them, finest first.
 
     strides and offsets are told in pixels of the picture itself: a map of stride 16 at scale 0.5 has a stride of 32.
-    Stages, weights and their names are the backbone's; the chain cannot be continued from a stage's output.
+    Stages, weights and their names are the backbone's.
 
     Raises:
         ValueError: no scales, or one that is not above 0.
