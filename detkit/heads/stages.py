@@ -25,6 +25,7 @@ BIAS = 10.0  # a feature of this value in place of an offset that is not regular
 POSITIVE_WEIGHT = 2.0  # of positive examples in the SVM's loss
 HARD, EASY = -1.0, -1.2  # margins from which a negative is taken as hard, and below which it is put back
 RETRAIN = 2000  # new hard negatives after which a class's SVM is trained again
+TOLERANCE, PASSES = 0.1, 1000  # at which training an SVM ends, as in LIBLINEAR
 _BINS = np.linspace(-8, 8, 1025)  # of margins, for their probabilities
 _NEVER = -20.0  # the logit of a class without examples
 
@@ -74,7 +75,8 @@ def fit_stages(
     positive: float,
     weights: tuple[float, float, float, float],
 ) -> Stages:
-    """Trains the stages of ``classes`` classes on ``data``, which is read four times.
+    """Trains the stages of ``classes`` classes on ``data``, which is read four times, and a class's examples once more
+    each time that its SVM is trained.
 
     Section 2.3 and appendix B: an SVM a class, its positives the labelled objects, its negatives the regions that
     overlap none of the class by ``NEGATIVE``, mined in one pass over the pictures; cost: C. Margins leave as logits of
@@ -178,7 +180,7 @@ def _train(data: Sequence[Embedded], one: _Class, model: np.ndarray, scale: floa
     alpha = np.zeros(len(x), np.float32)
     alpha[: len(one.alpha)] = one.alpha
     model[:] = (alpha * signs) @ x
-    descend(x, signs, limits, alpha, model, one.rounds, 0.1, 1000)
+    descend(x, signs, limits, alpha, model, one.rounds, TOLERANCE, PASSES)
     one.rounds, one.fresh = one.rounds + 1, 0
     kept = np.ones(len(x), bool)
     kept[len(positives) :] = (x[len(positives) :] @ model >= EASY) | (alpha[len(positives) :] > 0)
