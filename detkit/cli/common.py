@@ -15,6 +15,7 @@ from detkit.errors import DetkitError
 if TYPE_CHECKING:
     from detkit.detector import Predicting
 
+DataArgument = Annotated[str, typer.Argument(metavar="DATA", help="COCO json, VOC folder, data.yaml or class folders.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random choice.")]
@@ -62,8 +63,26 @@ def load_predictor(
         raise DetkitError("an ensemble needs two or more models", "--ensemble", "name another one")
     from detkit import api
 
-    views = [] if tta is None else [name.strip() for name in tta.split(",")]
+    views = [] if tta is None else names_in(tta)
     return api.load(models or None, device=device, threads=threads, size=size, precision=precision, tta=views)
+
+
+def names_in(text: str) -> list[str]:
+    """The names of a list such as ``cat, dog``."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def is_config(name: str) -> bool:
+    """Whether a word means a config: a YAML file, or a shipped one's name."""
+    from detkit.config import shipped_configs
+
+    return name in shipped_configs() or Path(name).suffix in (".yaml", ".yml")
+
+
+def progress(done: int, total: int, unit: str = "batches") -> None:
+    """How far a long task is, on one line of stderr, for a person who is watching."""
+    if sys.stderr.isatty():
+        print(f"\r{done} of {total} {unit}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
 def message(text: str) -> None:

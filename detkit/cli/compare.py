@@ -22,6 +22,7 @@ from detkit.cli.common import (
     SeedOption,
     SplitOption,
     ThreadsOption,
+    is_config,
     message,
     print_json,
 )
@@ -67,8 +68,9 @@ def compare(
     paths = [_folder(name, data is not None) for name in runs]
     records = [_record(path) for path in paths]
     dataset = _common_data(runs, paths, records, split) if data is None else _given_data(data, split, images)
+    judged_on = _hash(dataset)
     for name, record in zip(runs, records, strict=True):
-        if _hash(dataset) == record.get("data_hash"):
+        if judged_on == record.get("data_hash"):
             message(f"detkit: {name} was trained on these very pictures, so its numbers flatter it")
 
     from detkit import api
@@ -101,13 +103,10 @@ def compare(
 
 def _folder(name: str, any_model: bool) -> str:
     """The run folder that a word means: itself, or the newest that ``detkit train`` made of this config."""
-    from detkit.config import shipped_configs
-
-    path = Path(name)
-    if path.is_dir() or (any_model and path.is_file() and path.suffix not in (".yaml", ".yml")):
+    if Path(name).is_dir():
         return name
-    if path.suffix in (".yaml", ".yml") or name in shipped_configs():
-        numbered = re.compile(re.escape(path.stem) + "[0-9]*")
+    if is_config(name):
+        numbered = re.compile(re.escape(Path(name).stem) + "[0-9]*")
         made = [p for p in Path("runs").glob("*/best.safetensors") if numbered.fullmatch(p.parent.name)]
         made.sort(key=lambda file: file.stat().st_mtime)
         if made:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from detkit.cli.common import (
+    DataArgument,
     ImagesOption,
     JsonOption,
     OutOption,
@@ -17,6 +18,7 @@ from detkit.cli.common import (
     SeedOption,
     SplitOption,
     message,
+    names_in,
     print_json,
 )
 from detkit.errors import DetkitError
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
     from detkit.data.annotations import Annotations, Finding
 
 app = typer.Typer(help="Check, describe, show, convert and split labelled pictures.", no_args_is_help=True)
-
-DataArgument = Annotated[str, typer.Argument(metavar="DATA", help="COCO json, VOC folder, data.yaml or class folders.")]
 
 
 class Format(StrEnum):
@@ -269,7 +269,7 @@ def crops(
 
     parts = _read_parts(data, split, images)
     parts = {"": next(iter(parts.values()))} if split else parts or {"": _read(data, None, images)}
-    chosen = None if classes is None else [name.strip() for name in classes.split(",")]
+    chosen = None if classes is None else names_in(classes)
     counts, findings = cut(
         parts, out, classes=chosen, background=background, min_size=min_size, seed=seed, overwrite=overwrite
     )

@@ -24,6 +24,7 @@ from detkit.cli.common import (
     TtaOption,
     load_predictor,
     message,
+    names_in,
 )
 from detkit.errors import DetkitError
 
@@ -79,7 +80,7 @@ def detect(
     detector = load_predictor(
         model, ensemble=ensemble, tta=tta, device=device, precision=precision, threads=threads, size=size
     )
-    limits = detector.limits(conf, iou, max_detections, _names(classes))
+    limits = detector.limits(conf, iou, max_detections, None if classes is None else names_in(classes))
     with ExitStack() as stack:
         writer = (
             stack.enter_context(open_writer(kind, out, detector.classes, detector.class_ids, overwrite=overwrite))
@@ -116,10 +117,6 @@ def _format_of(out: Path | None, form: str | None) -> str | None:
             do="end it in .jsonl, .json or .csv, or name a folder and --format yolo|voc; for pictures use --save",
         )
     return kind
-
-
-def _names(classes: str | None) -> tuple[str, ...] | None:
-    return None if classes is None else tuple(name.strip() for name in classes.split(",") if name.strip())
 
 
 def _print(frame: Frame, found: Detections, as_json: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +23,7 @@ from detkit.cli.common import (
     load_predictor,
     message,
     print_json,
+    progress,
 )
 from detkit.errors import DetkitError
 
@@ -193,16 +193,11 @@ def _from_model(
         iou=iou,
         batch=batch,
         max_detections=max(max_detections, 100),
-        on_progress=_progress,
+        on_progress=progress,
     )
     for note in explain_match(predictor.classes, done[0].classes):
         message(f"detkit: {note}")
     return done
-
-
-def _progress(done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{done} of {total} batches", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
 def _write(path: Path, done: dict[str, Any], title: str, overwrite: bool) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detkit.cli.common import JsonOption, print_json
+from detkit.cli.common import JsonOption, is_config, print_json
 
 if TYPE_CHECKING:
     from detkit.engine.summary import Summary
@@ -33,7 +33,7 @@ def info(
 
     facts, summary = {}, None
     pixels = None if size is None else _pixels(size)
-    if name in BACKBONES or _is_config(name):
+    if name in BACKBONES or is_config(name):
         from detkit.engine import summary as made_of
 
         of = made_of.of_backbone if name in BACKBONES else made_of.of_config
@@ -62,14 +62,6 @@ def _pixels(text: str) -> tuple[int, int]:
     if len(parts) != 3 or not all(part.isdigit() and int(part) for part in parts) or parts[2] != "3":
         raise DetkitError(f"no size of a picture: {text}", "--input", "give height x width x 3 channels, as 224x224x3")
     return int(parts[0]), int(parts[1])
-
-
-def _is_config(name: str) -> bool:
-    from pathlib import Path
-
-    from detkit.config import shipped_configs
-
-    return name in shipped_configs() or Path(name).suffix in (".yaml", ".yml")
 
 
 def _header(name: str) -> dict[str, Any]:

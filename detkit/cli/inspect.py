@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from detkit.cli.common import (
+    DataArgument,
     ImagesOption,
     JsonOption,
     OverwriteOption,
     SeedOption,
     SplitOption,
     message,
+    names_in,
     print_json,
 )
 from detkit.errors import DetkitError
@@ -100,7 +102,7 @@ def maps(
 @app.command()
 def patches(
     model: ModelArgument,
-    data: Annotated[str, typer.Argument(metavar="DATA", help="COCO json, VOC folder, data.yaml or class folders.")],
+    data: DataArgument,
     stage: Annotated[int, typer.Option("--stage", help="Stage of the backbone, from 0.")] = 2,
     channels: Annotated[
         str | None, typer.Option("--channels", help="0,5,17 (default: eight that stand out most).")
@@ -127,7 +129,7 @@ def patches(
     from detkit.engine.inspect import peaks
     from detkit.io.draw import sheet
 
-    words = [word.strip() for word in (channels or "").split(",") if word.strip()]
+    words = names_in(channels or "")
     if not all(word.isdecimal() for word in words):
         raise DetkitError(f"no list of channels: {channels}", "--channels", "give numbers, as 0,5,17")
     dataset = Dataset(read(data, split=split, images=images))
@@ -170,10 +172,9 @@ def cam(
 
     image = read_image(picture)
     detector = _load(model, weights, size)
-    names = [name.strip() for name in (classes or "").split(",") if name.strip()]
-    labels = detector.limits(classes=names).classes if names else (None,)
+    labels = detector.limits(classes=names_in(classes or "")).classes or (None,)
     drawn, rows = [_at_most(image)], []
-    for label in labels or ():
+    for label in labels:
         found = grad_cam(detector, image, label, stage)
         if not found.heat.any():
             message(f"nothing in this picture speaks for {detector.classes[found.label]} at stage {found.stage}")

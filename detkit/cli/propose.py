@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
@@ -20,6 +19,7 @@ from detkit.cli.common import (
     SplitOption,
     message,
     print_json,
+    progress,
 )
 from detkit.errors import DetkitError
 
@@ -199,6 +199,7 @@ def _recall(
     total = min(limit or len(dataset), len(dataset))
     failures = []
     for i in range(total):
+        progress(i, total, "pictures")
         try:
             sample = dataset.load(i)
         except DetkitError as error:
@@ -206,8 +207,7 @@ def _recall(
             continue
         target = sample.target[~sample.target.ignore]
         meter.add(target.boxes, target.labels, find(sample.image, sample.path)[: count or None])
-        if sys.stderr.isatty():
-            print(f"\r{i + 1} of {total}", end="\n" if i + 1 == total else "", file=sys.stderr, flush=True)
+    progress(total, total, "pictures")
     for failure in failures:
         message(f"detkit: {failure.where}: {failure.what}")
     if total == len(failures):
@@ -228,19 +228,14 @@ def _recall(
 
 
 def _plot(rows: list[dict[str, Any]], title: str, counts: Sequence[int], path: Path, overwrite: bool) -> None:
-    from matplotlib.figure import Figure
+    from detkit.data.stats import written_figure
 
-    from detkit.data.stats import picture_format
-    from detkit.io.files import atomic_path
-
-    figure = Figure(figsize=(7, 5), layout="constrained")  # without pyplot: no window system, no global state
-    axes = figure.subplots()
-    for name in list(rows[0])[2:]:
-        axes.plot(counts, [row[name] for row in rows], "o-", label=name)
-    axes.set(xscale="log", ylim=(0, 1.02), xlabel="proposals of a picture", title=title)
-    axes.set_xticks(counts, [str(count) for count in counts])
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with atomic_path(path, overwrite) as temporary:
-        figure.savefig(temporary, dpi=110, format=picture_format(path))
+    with written_figure(path, 7, 5, overwrite=overwrite) as figure:
+        axes = figure.subplots()
+        for name in list(rows[0])[2:]:
+            axes.plot(counts, [row[name] for row in rows], "o-", label=name)
+        axes.set(xscale="log", ylim=(0, 1.02), xlabel="proposals of a picture", title=title)
+        axes.set_xticks(counts, [str(count) for count in counts])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.legend()
