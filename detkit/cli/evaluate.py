@@ -105,7 +105,6 @@ def evaluate(
         predictor = load_predictor(
             models, ensemble=ensemble, tta=tta, device=device, precision=precision, threads=threads
         )
-        annotations, results, timings = _from_model(predictor, data, split, images, iou, batch, max_detections or 100)
         protocol = protocol or str(getattr(predictor, "protocol", "coco"))
     if protocol == "classify" and match_iou is not None:
         raise DetkitError("classification matches no boxes", "--match-iou", "leave it out")
@@ -113,6 +112,8 @@ def evaluate(
         raise DetkitError(f"{protocol} counts all detections", "--max-detections", "leave it out")
     if report is not None and protocol == "classify":
         raise DetkitError("there is no report of classification", "--report", "leave it out")
+    if predictor is not None:
+        annotations, results, timings = _from_model(predictor, data, split, images, iou, batch, max_detections or 100)
     from detkit.report.content import Settings, content, latency, numbers
 
     gt = annotations.ground_truth()

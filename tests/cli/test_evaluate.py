@@ -221,6 +221,18 @@ def test_mistakes(coco: Path, found: Path, capsys: pytest.CaptureFixture[str], w
     assert not said.out
 
 
+@pytest.mark.parametrize("words", [["--match-iou", "0.6"], ["--max-detections", "9"], ["--report", "new.html"]])
+def test_what_a_model_cannot_be_asked_is_said_before_it_runs(
+    coco: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    from detkit import api
+
+    monkeypatch.setattr(api, "load", lambda *_, **__: SimpleNamespace(protocol="classify"))
+    monkeypatch.setattr(api, "evaluate_model", lambda *_, **__: pytest.fail("ran"))
+    assert main(["evaluate", "model", str(coco), *words]) == 2
+    assert words[0] in capsys.readouterr().err
+
+
 def test_the_file_path_needs_no_torch(coco: Path, found: Path) -> None:
     code = (
         "import sys; from detkit.cli import main\n"
