@@ -93,14 +93,14 @@ def _tell(event: Any) -> None:
 
 def _side_by_side(pictures: list[tuple[np.ndarray, Detections]]) -> np.ndarray:
     """One picture of all, scaled to the first one's height and then drawn on, so that all labels are of one size."""
-    import cv2
     import numpy as np
 
     from detkit.io.draw import draw_detections
+    from detkit.io.images import scaled_to
 
     height, drawn = pictures[0][0].shape[0], []
     for image, found in pictures:
         factor = height / image.shape[0]
-        scaled = cv2.resize(image, (max(1, round(image.shape[1] * factor)), height), interpolation=cv2.INTER_AREA)
+        scaled = scaled_to(image, round(factor * max(image.shape[:2])))
         drawn.append(draw_detections(scaled, replace(found, boxes=found.boxes * np.float32(factor))))
     return np.concatenate(drawn, axis=1)
