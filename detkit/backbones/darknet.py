@@ -186,7 +186,7 @@ def darknet(
 
     taps: the stages returned, parts of the graph of one stride; outputs: numbers of the layers returned, from 0, in
     place of taps, finest stride first; frozen: the first stages that do not train, or "all"; num_classes: return a
-    ``Classifier`` on the last stage instead. Pixels come as 0..1.
+    ``Classifier`` on the last stage instead, of ImageNet's 1000 where it is 0. Pixels come as 0..1.
 
     Raises:
         DetkitError: a layer that is unknown or does not fit. ValueError: taps, outputs or frozen outside the graph.
@@ -200,7 +200,9 @@ def darknet(
             raise ValueError(f"taps must rise within 0..{len(lasts) - 1}, got {list(taps)}")
         outputs = tuple(lasts[tap] for tap in taps)
     net = Darknet(layers, outputs=outputs, frozen=frozen)
-    return net if num_classes is None else Classifier(net, nn.Sequential(*_logits(net.channels[-1], num_classes)))
+    if num_classes is None:
+        return net
+    return Classifier(net, nn.Sequential(*_logits(net.channels[-1], num_classes or 1000)))
 
 
 def _logits(channels: int, num_classes: int) -> list[nn.Module]:

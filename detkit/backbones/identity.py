@@ -21,7 +21,7 @@ def identity(
     """One stage of stride 1 that does nothing; what follows it, for heads that ask, is the whole of ``cnn``.
 
     cnn: another backbone's name, whose normalisation is this one's too; weights: that one's; num_classes: return its
-    ``Classifier``, the CNN behind the one stage.
+    ``Classifier``, the CNN behind the one stage, of as many classes as published where it is 0.
 
     Raises:
         ValueError: no such backbone. DetkitError: the weights cannot be had.
@@ -32,8 +32,9 @@ def identity(
         raise ValueError(f"cnn must be another backbone's name, not {cnn!r}")
     module, attribute = BACKBONES[cnn].split(":")
     make = getattr(import_module(module), attribute)
-    whole = cast(Classifier, make(num_classes or 1, weights=weights if num_classes else "none"))
+    body_only = num_classes is None
+    whole = cast(Classifier, make(1 if body_only else num_classes, weights="none" if body_only else weights))
     body = Backbone([nn.Identity()], [3], [1], taps=taps, frozen=frozen, mean=whole.mean, std=whole.std)
-    if num_classes is None:
+    if body_only:
         return body
     return Classifier(body, nn.Sequential(*whole.backbone.stages, *whole.classifier))

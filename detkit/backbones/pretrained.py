@@ -72,7 +72,7 @@ def read_state(path: Path) -> dict[str, Any]:
         raise DetkitError("the file holds more than tensors, so it is not opened", where, "save a state dict") from None
     except Exception as error:  # each reader has its own errors for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DetkitError(f"the backbone's weights cannot be read: {reason}", where, "fetch the file again") from error
+        raise DetkitError(f"the weights cannot be read: {reason}", where, "fetch the file again") from error
     if not isinstance(state, dict):
         raise DetkitError("the file holds no state dict", where, "save model.state_dict()")
     return state

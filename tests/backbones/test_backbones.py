@@ -168,6 +168,7 @@ def test_as_a_classifier(name):
         net = make(name, 7)
         assert isinstance(net, Classifier)
         assert net.eval()(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
+        assert make(name, 0).eval()(torch.zeros(2, 3, 64, 64)).shape[1] in (10, 1000)  # as published
 
 
 def test_no_weights_ask_for_no_network(monkeypatch):
