@@ -80,14 +80,14 @@ def maps(
     """Draw what each stage makes of a picture, a file a stage; each map from its lowest (black) to its highest."""
     import numpy as np
 
-    from detkit.engine.inspect import stage_maps
+    from detkit.engine.inspect import stage_maps, stages_of
     from detkit.io.draw import sheet
     from detkit.io.images import read_image
 
     image = read_image(picture)
     detector = _load(model, weights, size)
     made, shapes = {}, {}
-    for number in range(len(detector.backbone.stages)) if stage is None else [stage]:
+    for number in range(len(stages_of(detector))) if stage is None else [stage]:
         found = stage_maps(detector, image, number)
         shapes[f"stage {number}"] = found.shape
         channels = np.sort(np.argsort(-found.std(axis=(1, 2)), kind="stable")[:count])
@@ -244,15 +244,18 @@ def _load(name: str, weights: str | None, size: int | None = None) -> Detector:
         except DetkitError as error:  # which may speak of a config's keys
             where, do = (re.sub(r"(model\.)?backbone\.weights", "--weights", text) for text in (error.where, error.do))
             raise DetkitError(error.what, where, do, code=error.code) from None
-    from detkit import api
-    from detkit.detector import Detector
-
     if weights is not None:
         raise DetkitError("--weights is for a backbone; a model has its own", name, "leave it out")
-    detector = api.load(name, size=size)
-    if not isinstance(detector, Detector):
-        raise DetkitError("only detkit's own models can be looked into", name, "give a model file or a backbone's name")
-    return detector
+    if name.startswith("torchvision/") and not Path(name).exists():
+        from detkit.importers.torchvision import NAME, import_torchvision
+
+        if name != f"torchvision/{NAME}":
+            do = f"give torchvision/{NAME}, a model file or a backbone's name"
+            raise DetkitError(f"of torchvision's detectors only {NAME} can be looked into", name, do)
+        return import_torchvision(name, size=(size, size)) if size else import_torchvision(name)
+    from detkit import api
+
+    return api.load(name, size=size)
 
 
 def _enlarged(tile: np.ndarray, side: int) -> np.ndarray:

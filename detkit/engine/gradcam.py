@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from detkit.data.loader import collate
 from detkit.detector import Detector
-from detkit.engine.inspect import check_stage
+from detkit.engine.inspect import stages_of
 from detkit.errors import DetkitError
+from detkit.heads.pooling import with_context
+from detkit.ops.roi import roi_table
 from detkit.structures import Sample
 
 
@@ -34,30 +37,17 @@ def grad_cam(detector: Detector, image: np.ndarray, label: int | None = None, st
     off below 0. Of a detector it is the logit of the place (prior or region) that answers most for the class.
     label: None for the class of the highest score; stage: None for the deepest one that the answer comes through.
 
+    In R-CNN it is the CNN inside the head that looks, at that one region.
+
     Raises:
-        DetkitError: no such stage, or the answer does not come through it; a backbone that only hands pixels on.
+        DetkitError: no such stage, or the answer does not come through it.
     """
-    stages = detector.backbone.stages
-    if not any(True for _ in detector.backbone.parameters()):
-        raise DetkitError("this model's backbone only hands the pixels on", do="inspect the CNN that its head holds")
-    if stage is not None:
-        check_stage(detector, stage)
+    stages = stages_of(detector, stage)
     source = detector.of_image
     sample = Sample(image, proposals=None if source is None else source(image, ""))
     batch = collate([sample], detector.resize)[0].to(detector.device)
-    outputs: list[tuple[int, Tensor]] = []
-
-    def noted(number: int) -> Callable[[Any, Any, Tensor], None]:
-        return lambda module, inputs, output: outputs.append((number, output))
-
-    # A pyramid calls its stages once a scale.
-    handles = [module.register_forward_hook(noted(k)) for k, module in enumerate(stages) if stage in (None, k)]
-    try:
-        with torch.enable_grad():  # the weights may be frozen: gradients start at the pixels
-            features = detector.features(batch.pixels.float().requires_grad_())
-    finally:
-        for handle in handles:
-            handle.remove()
+    with _noted(stages, stage) as outputs, torch.enable_grad():  # weights may be frozen: gradients start at the pixels
+        features = detector.features(batch.pixels.float().requires_grad_())
     boxes = detector.propose(batch, features)[0]
     with torch.no_grad():
         scores = _scores(detector, detector.head.raw(features, boxes))
@@ -67,8 +57,12 @@ def grad_cam(detector: Detector, image: np.ndarray, label: int | None = None, st
     place, score = int(scores[:, label].argmax()), float(scores[:, label].max())
     if boxes is not None:  # the others need no gradient
         boxes, place = [boxes[0][place : place + 1]], 0
-    with torch.enable_grad():
+    with _noted(stages, stage) as in_region, torch.enable_grad():
         logit = _logits(detector, detector.head.raw(features, boxes))[place, label]
+    outputs, window = outputs + in_region, None
+    if boxes is not None and in_region:
+        pooling = detector.head.pooling
+        window = with_context(roi_table(boxes), pooling.size, pooling.padding)[0, 1:]
     gradients = torch.autograd.grad(logit, [output for _, output in outputs], allow_unused=True)
     pairs = [(number, x, g) for (number, x), g in zip(outputs, gradients, strict=True) if g is not None and g.any()]
     if not pairs:
@@ -82,9 +76,37 @@ def grad_cam(detector: Detector, image: np.ndarray, label: int | None = None, st
     for number, x, gradient in pairs:
         if number == chosen:
             weighted = (x.detach() * gradient.mean((2, 3), keepdim=True)).sum(1, keepdim=True).relu()
-            heat += F.interpolate(weighted, heat.shape, mode="bilinear")[0, 0]
+            heat += _spread(weighted, heat.shape, window)
     heat = F.interpolate(heat[None, None, :height, :width], image.shape[:2], mode="bilinear")[0, 0]
     return Cam((heat / heat.max().clamp(min=1e-12)).cpu().numpy(), label, score, chosen)
+
+
+@contextmanager
+def _noted(stages: list[nn.Module], stage: int | None) -> Iterator[list[tuple[int, Tensor]]]:
+    """Number and output of each of the stages (of ``stage`` alone) that is called in the block."""
+    outputs: list[tuple[int, Tensor]] = []
+
+    def note(number: int) -> Callable[[Any, Any, Tensor], None]:
+        return lambda module, inputs, output: outputs.append((number, output))
+
+    # A pyramid calls its stages once a scale.
+    handles = [module.register_forward_hook(note(k)) for k, module in enumerate(stages) if stage in (None, k)]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _spread(cells: Tensor, shape: Sequence[int], window: Tensor | None) -> Tensor:
+    """``cells`` (1, 1, h, w), which saw the whole input or its part ``window`` (xyxy), as ``shape`` (H, W) pixels."""
+    if window is None:
+        return F.interpolate(cells, tuple(shape), mode="bilinear")[0, 0]
+    pixels = (torch.arange(side, device=cells.device) + 0.5 for side in shape)
+    ends = zip(pixels, window[:2].flip(0), window[2:].flip(0), strict=True)
+    grid = torch.meshgrid(*((2 * at - low - high) / (high - low) for at, low, high in ends), indexing="ij")
+    spread = F.grid_sample(cells, torch.stack(grid[::-1], -1)[None], padding_mode="border", align_corners=False)[0, 0]
+    return spread * (grid[0].abs() <= 1) * (grid[1].abs() <= 1)
 
 
 def overlaid(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
@@ -100,6 +122,8 @@ def _scores(detector: Detector, raw: dict[str, Tensor]) -> Tensor:
     if raw["classes"].ndim == 3:
         scores: Tensor = detector.head.scores(raw)[0]
         return scores
+    if "margins" in raw:  # of R-CNN's linear SVMs
+        return raw["margins"].sigmoid()
     return raw["classes"].softmax(-1)[:, : len(detector.classes)]
 
 
@@ -107,4 +131,4 @@ def _logits(detector: Detector, raw: dict[str, Tensor]) -> Tensor:
     """(A, C), of one picture, as ``_scores``: before softmax; a prior's objectness and class added up."""
     if raw["classes"].ndim == 3:
         return (raw["objectness"][..., None] + raw["classes"])[0]
-    return raw["classes"][:, : len(detector.classes)]
+    return raw.get("margins", raw["classes"])[:, : len(detector.classes)]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from inspect import signature
+from itertools import takewhile
 from typing import NamedTuple
 
 import numpy as np
@@ -203,18 +204,28 @@ def _batch(detector: Detector, samples: Sequence[Sample]) -> Batch:
     return collate(samples, detector.resize)[0].to(detector.device)
 
 
-def check_stage(detector: Detector, stage: int) -> None:
-    """Raises DetkitError where the detector's backbone has no such stage."""
-    count = len(detector.backbone.stages)
-    if not 0 <= stage < count:
-        raise DetkitError(f"there is no stage {stage}", "--stage", f"this backbone has stages 0 to {count - 1}")
+def stages_of(detector: Detector, stage: int | None = None) -> list[nn.Module]:
+    """The backbone's stages; of one that only hands pixels on (R-CNN's) those of the CNN that the head holds, and what
+    comes between them and its pooling.
+
+    Raises:
+        DetkitError: there are none, or none of the number ``stage``.
+    """
+    stages: list[nn.Module] = list(detector.backbone.stages)
+    if not any(True for _ in detector.backbone.parameters()):
+        trunk = getattr(detector.head, "trunk", None)
+        stages = list(takewhile(lambda m: not isinstance(m, (nn.AdaptiveAvgPool2d, nn.Flatten)), trunk or ()))
+        if not any(isinstance(layer, nn.Conv2d) for part in stages for layer in part.modules()):
+            raise DetkitError("this model has no convolutions to look into", do="give another one")
+    if stage is not None and not 0 <= stage < len(stages):
+        raise DetkitError(f"there is no stage {stage}", "--stage", f"this model has stages 0 to {len(stages) - 1}")
+    return stages
 
 
 def _after(detector: Detector, pixels: Tensor, stage: int) -> Tensor:
     """(B, C, h, w): a stage's output, at the picture's own scale, of pixels (B, 3, H, W) in 0..255."""
-    check_stage(detector, stage)
     x = (pixels - detector.mean) / detector.std
-    for module in detector.backbone.stages[: stage + 1]:
+    for module in stages_of(detector, stage)[: stage + 1]:
         x = module(x)
     return x
 

@@ -10,6 +10,8 @@ import pytest
 
 from detkit.cli import main
 from detkit.data.toy import toy_sample, write_toy_data
+from detkit.detector import Detector
+from detkit.engine.inspect import published
 from detkit.io.images import read_image, write_image
 
 LENET = ["lenet5", "--weights", "none"]
@@ -43,6 +45,17 @@ def test_a_shipped_detector(photo: str, tmp_path: Path, capsys: pytest.CaptureFi
     assert [row["class"] for row in found["cam"]] == ["dog", "car"]
     assert all(0 < row["score"] < 1 and row["stage"] in range(5) for row in found["cam"])
     assert [Path(file).name for file in found["files"]] == ["photo-cam.jpg"]
+
+
+def test_torchvisions_faster_rcnn_is_looked_into_as_detkits_own(
+    photo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stand_in(name: str, size: tuple[int, int] = (800, 1333)) -> Detector:
+        return published("lenet5", "none", size[0])
+
+    monkeypatch.setattr("detkit.importers.torchvision.import_torchvision", stand_in)
+    words = ["maps", "torchvision/fasterrcnn_resnet50_fpn", photo, "--size", "48", "--stage", "0"]
+    assert run(words, tmp_path / "m", capsys)["maps"] == {"stage 0": [6, 44, 44]}
 
 
 def test_patches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,6 +92,7 @@ def test_edges(photo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
         (["filters", "default", "--weights", "none"], "--weights is for a backbone"),
         (["filters", "lenet5", "--weights", "nowhere.pth"], "nowhere.pth"),
         (["filters", "torchvision/nonsense"], "torchvision/nonsense"),
+        (["filters", "torchvision/ssd300_vgg16"], "only fasterrcnn_resnet50_fpn"),
         (["maps", *LENET, "PHOTO", "--stage", "7"], "stages 0 to 2"),
         (["maps", *LENET, "nowhere.jpg"], "nowhere.jpg"),
         (["maps", *LENET, "PHOTO", "--size", "12"], "--size"),

@@ -94,16 +94,46 @@ def test_the_stage_is_the_deepest_that_the_answer_comes_through() -> None:
             grad_cam(detector, image, 0)
 
 
-def test_pixels_that_are_only_handed_on() -> None:
+def rcnn(**head: Any) -> Detector:
     parts = {
         "backbone": {"name": "identity", "cnn": "lenet5", "taps": [0]},
         "proposals": {"name": "windows", "windows": [30], "aspects": [1.0]},
-        "head": {"name": "roi", "pool": "crops", "size": 32, "padding": 4},
+        "head": {"name": "roi", "pool": "crops", "size": 64, "padding": 8, **head},
     }
-    detector = model("faster", **parts)
-    with pytest.raises(DetkitError, match="hands the pixels on"):
-        grad_cam(detector, toy_sample(0, 64).image)
+    return model("faster", **parts)
+
+
+def test_where_pixels_are_only_handed_on_the_heads_network_is_looked_into() -> None:
+    detector, image = rcnn(), toy_sample(3, 64).image
     assert first_filters(detector).shape == (6, 5, 5, 3)
+    assert [len(stage_maps(detector, image, stage)) for stage in range(3)] == [6, 16, 120]
+    with pytest.raises(DetkitError, match="no stage 3"):
+        grad_cam(detector, image, stage=3)
+    sample = Sample(image)
+    with torch.no_grad():
+        best = detector(collate([sample], detector.resize)[0], limits=Limits(conf=0, iou=1))[0]
+    found = grad_cam(detector, image)
+    assert (found.stage, found.score) == (2, pytest.approx(float(best.scores.max()), abs=1e-5))
+    assert found.heat.max() == pytest.approx(1)
+    # All that was looked at is one window, a third larger than 30 pixels.
+    rows, columns = found.heat.any(1).nonzero()[0], found.heat.any(0).nonzero()[0]
+    assert max(np.ptp(rows), np.ptp(columns)) <= 40
+    with pytest.raises(DetkitError, match="no convolutions"):
+        grad_cam(rcnn(layers="mlp", width=8), image)
+
+
+def test_a_region_is_looked_at_as_a_picture_of_its_own() -> None:
+    detector, image = rcnn(padding=0), toy_sample(3, 64).image
+    boxes = torch.tensor([[10.0, 20.0, 42.0, 52.0]])
+    detector.proposals.propose = lambda *words: ([boxes], None)
+    found = grad_cam(detector, image, 2, 1)
+    detector.proposals.propose = lambda *words: ([torch.tensor([[0.0, 0.0, 64.0, 64.0]])], None)
+    crop = torch.from_numpy(image[20:52, 10:42]).permute(2, 0, 1)[None].float()
+    whole = F.interpolate(crop, (64, 64), mode="bilinear")[0].permute(1, 2, 0).round().byte().numpy()
+    other = grad_cam(detector, whole, 2, 1)
+    assert other.score == pytest.approx(found.score, abs=1e-3)
+    shrunk = F.interpolate(torch.from_numpy(other.heat)[None, None], (32, 32), mode="area")[0, 0].numpy()
+    assert np.corrcoef(shrunk.ravel(), found.heat[20:52, 10:42].ravel())[0, 1] > 0.99
 
 
 def test_maps_end_where_the_picture_does() -> None:
