@@ -77,7 +77,7 @@ def test_another_number_of_anchors_starts_anew(saved: tuple[Detector, str]) -> N
     head = {"name": "yolo", "anchors": [*ANCHORS, [30.0, 30.0]]}
     second, fresh = model(("cow", "pig"), 1, path, head=head), model(("cow", "pig"), 1, head=head)
     assert torch.equal(second.head.layers[0].weight, fresh.head.layers[0].weight)
-    assert "2 of another shape start anew" in second.record["started"]
+    assert "2 of another shape start anew (head.layers.0.weight, head.layers.0.bias)" in second.record["started"]
 
 
 def test_another_head_takes_the_backbone(saved: tuple[Detector, str]) -> None:
@@ -145,6 +145,40 @@ def test_too_few_boxes_are_an_error_where_no_anchors_can_be_kept(saved: tuple[De
     config = Config({}, check_model(values, Place()), {}, TrainOptions(), EvaluateOptions())
     with pytest.raises(DetkitError, match="3 anchors cannot be found from 2 boxes of 2 different sizes"):
         anchors_for(config, boxes(tmp_path, 2, 9))
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_the_backbone_alone_starts_from_a_run_or_its_file(tmp_path: Path, folder: bool) -> None:
+    head = {"name": "classify", "layers": "backbone"}
+    first = model(("cat", "dog"), head=head, backbone={"name": "lenet5", "taps": [2]})
+    first.save(tmp_path / "best.safetensors")
+    backbone = {"name": "lenet5", "taps": [2], "weights": str(tmp_path if folder else tmp_path / "best.safetensors")}
+    second = model(("cat", "dog"), 1, head=head, backbone=backbone)
+    for part in ("backbone", "head.trunk"):
+        pairs = zip(first.get_submodule(part).parameters(), second.get_submodule(part).parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    assert not torch.equal(first.head.last.weight, second.head.last.weight)
+    said = second.record["started"]
+    assert said.startswith("backbone weights from best.safetensors: ")
+    assert said.endswith("tensors taken as they are")
+    assert second.config["model"]["backbone"]["weights"] == Path(backbone["weights"]).name
+    third = model(("cow",), 1, backbone=backbone)  # a head that has nothing of the backbone
+    assert torch.equal(first.backbone.stages[1][1].weight, third.backbone.stages[1][1].weight)
+    assert "of the file not used" not in third.record["started"]
+    with pytest.raises(DetkitError, match="none of these weights fits") as caught:
+        model(("cow",), backbone={**backbone, "name": "resnet18", "taps": [2]})
+    assert "model.backbone.weights: none" in caught.value.do
+
+
+def test_weights_that_would_not_be_used_are_refused(saved: tuple[Detector, str]) -> None:
+    overrides = [
+        f"model.weights={json.dumps(saved[1])}",
+        "model.backbone.weights=resnet.pth",
+        "model.head.anchors=[[9, 9]]",
+    ]
+    with pytest.raises(DetkitError, match="would not be used") as caught:
+        build_detector(read_config("toy", overrides, train_schema=TrainOptions), ("cat",))
+    assert "resnet.pth" in caught.value.where
 
 
 def test_rows_before_between_and_after_the_classes() -> None:

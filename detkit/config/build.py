@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from detkit.ops.anchors import average_iou, kmeans_anchors
 
 ANCHORS_PER_LEVEL = 3
 _NEARLY = 0.95  # of the best anchors' IoU
+_NOT_A_FILE = (None, "none", "imagenet")  # weights of a backbone
 
 
 def build_detector(
@@ -38,7 +40,8 @@ def build_detector(
     """The detector of ``config.model`` for ``classes`` (names by label; class_ids: the data's own ids).
 
     anchors: (w, h) pairs in input pixels that take the place of ``anchors: auto``, see ``anchors_for``. Weights of the
-    backbone and of a detector to start from are loaded as the config says; "none" loads and fetches nothing.
+    backbone and of a detector to start from are loaded as the config says; "none" loads and fetches nothing. The
+    backbone's may be those in a run folder or model file of detkit's too. ``record["started"]`` says what was taken.
 
     Raises:
         DetkitError: parts that do not fit together, anchors still ``auto``, weights that cannot be had.
@@ -53,12 +56,17 @@ def build_detector(
         model["head"]["anchors"] = [[float(w), float(h)] for w, h in anchors]
     start = None if model["weights"] == "none" else zoo.resolve(model["weights"])
     # The weights of a detector to start from hold the backbone's, so those need not be fetched.
-    parts = _parts(model, len(classes), config.place, "none" if start else model["backbone"].get("weights"))
+    weights, key = model["backbone"].get("weights"), ("model", "backbone", "weights")
+    if start and weights not in _NOT_A_FILE and key in config.place.overrides:
+        what = "model.weights brings a backbone's weights too, so these would not be used"
+        raise DetkitError(what, config.place.at(key), "add model.weights=none")
+    body = None if start or weights in _NOT_A_FILE else _model_file(Path(weights))
+    parts = _parts(model, len(classes), config.place, "none" if start or body else weights)
     # Everything goes into the model's file but the data and the folders of weights: those are nobody else's business.
     known = {name: section for name, section in config.to_dict().items() if name != "data"}
     shared = {**model, "weights": Path(model["weights"]).name}
-    if isinstance(file := model["backbone"].get("weights"), str):
-        shared["backbone"] = {**model["backbone"], "weights": Path(file).name}
+    if isinstance(weights, str):
+        shared["backbone"] = {**model["backbone"], "weights": Path(weights).name}
     with located(config.place, ("model",), MODEL_KEYS):
         detector = Detector(
             *parts,
@@ -67,9 +75,20 @@ def build_detector(
             resize=_resize(model, parts[1]),
             config={**known, "model": shared},
         )
-    if start:
-        detector.record["started"] = start_from(detector, start)
+    if file := start or body:
+        detector.record["started"] = start_from(detector, file, backbone_only=start is None)
     return detector
+
+
+def _model_file(path: Path) -> Path | None:
+    """That of a run folder, or of a detkit model; None for tensors in the layout that the backbone was published in."""
+    if path.is_dir():
+        return zoo.resolve(path)
+    if path.suffix == ".safetensors" and path.is_file():
+        with suppress(DetkitError):
+            zoo.read_header(path)
+            return path
+    return None
 
 
 def anchors_for(

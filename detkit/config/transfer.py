@@ -16,8 +16,10 @@ from detkit.errors import DetkitError
 Layout = tuple[int, int, int]  # rows before the classes', rows of each class, rows after them
 
 
-def start_from(detector: Detector, path: str | Path) -> str:
+def start_from(detector: Detector, path: str | Path, *, backbone_only: bool = False) -> str:
     """Copies into ``detector`` the tensors of a model file that have the same name and shape; says what it did.
+
+    backbone_only: the backbone's, and of the head only what is the rest of that (``backbone_trunk``).
 
     Where the classes differ, the head's prediction layers (its ``class_rows``) are made anew, but the rows of a class
     that both know by name, and those that belong to no class (box, objectness), are kept, if only the number of
@@ -28,6 +30,9 @@ def start_from(detector: Detector, path: str | Path) -> str:
     """
     weights, classes = read_weights(path), tuple(zoo.read_header(path)["classes"])
     own = detector.state_dict()
+    if backbone_only:
+        parts = ["backbone.", "head.trunk."][: 1 + (getattr(detector.head, "backbone_trunk", None) is not None)]
+        own, weights = ({k: v for k, v in each.items() if k.startswith(tuple(parts))} for each in (own, weights))
     layouts: dict[str, Layout] = {}
     if classes != detector.classes:
         rows = getattr(detector.head, "class_rows", {})
@@ -44,7 +49,7 @@ def start_from(detector: Detector, path: str | Path) -> str:
         elif own[key].shape == value.shape:
             taken[key] = value
     if not any(key.startswith(("backbone.", "head.trunk.")) for key in taken):
-        do = "start from a model with the same backbone, or set model.weights: none"
+        do = f"start from a model with the same backbone, or set model.{'backbone.' * backbone_only}weights: none"
         raise DetkitError("none of these weights fits the model", str(path), do)
     detector.load_state_dict(taken, strict=False)
     known = [name for name, place in zip(detector.classes, table, strict=True) if place >= 0]
@@ -53,15 +58,17 @@ def start_from(detector: Detector, path: str | Path) -> str:
         names = f" ({', '.join(known[:5])}{', ...' * (len(known) > 5)})" if known else ""
         kept = f"the rows of {len(known)} of {len(detector.classes)} classes kept{names}"
         said.append(f"{remade} made anew for other classes, {kept}")
-    lacking = len(own.keys() - weights.keys())
-    other = len(own) - len(taken) - lacking
-    unused = len(weights.keys() - own.keys())
-    for count, words in ((other, "of another shape"), (lacking, "that the file lacks")):
-        if count:
-            said.append(f"{count} {words} start anew")
-    if unused:
-        said.append(f"{unused} of the file not used")
-    return f"weights from {Path(path).name}: {'; '.join(said)}"
+    lacking = [key for key in own if key not in weights]
+    other = [key for key in own if key in weights and key not in taken]
+    unused = [key for key in weights if key not in own]
+    for keys, words in (
+        (other, "of another shape start anew"),
+        (lacking, "that the file lacks start anew"),
+        (unused, "of the file not used"),
+    ):
+        if keys:
+            said.append(f"{len(keys)} {words} ({', '.join(keys[:3])}{', ...' * (len(keys) > 3)})")
+    return f"{'backbone ' * backbone_only}weights from {Path(path).name}: {'; '.join(said)}"
 
 
 def with_rows(own: Tensor, other: Tensor, layout: Layout, table: Sequence[int], classes: int) -> Tensor | None:
