@@ -59,7 +59,7 @@ def load(
     size in pixels instead of the model's own. precision: of the arithmetic, "fp32"; "bf16", faster on CPUs and GPUs
     made for it; or "auto", which takes bf16 there and fp32 elsewhere. Nothing but your word chooses bf16: it moves
     scores in the second or third digit, and a model should find and measure the same on every machine. tta: views to
-    add at test time, "flip" and, or, "scales".
+    add at test time: "flip", "scales" and, for a classifier, "crops".
 
     Raises:
         DetkitError: no such file or name, a damaged or too new file, a device that this machine lacks, models of an

@@ -31,7 +31,10 @@ EnsembleOption = Annotated[
     bool, typer.Option("--ensemble", help="Fuse the boxes of two or more models (their weights are never averaged).")
 ]
 TtaOption = Annotated[
-    str | None, typer.Option("--tta", help="Also look at mirrored (flip) and resized (scales) views: flip,scales.")
+    str | None,
+    typer.Option(
+        "--tta", help="Look again: flip (mirrored), scales (resized); a classifier: crops. Several by commas."
+    ),
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps (default: the best).")]
 PrecisionOption = Annotated[
@@ -63,7 +66,7 @@ def load_predictor(
         raise DetkitError("an ensemble needs two or more models", "--ensemble", "name another one")
     from detkit import api
 
-    views = [] if tta is None else names_in(tta)
+    views = [] if tta is None else names_in(tta) or [tta]
     return api.load(models or None, device=device, threads=threads, size=size, precision=precision, tta=views)
 
 

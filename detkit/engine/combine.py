@@ -1,4 +1,5 @@
-"""Several looks at one picture: mirrored and rescaled views (test-time augmentation), several models (an ensemble).
+"""Several looks at one picture: mirrored, rescaled and cropped views (test-time augmentation), several models (an
+ensemble).
 
 All looks are fused in one pass, by weighted boxes fusion (Solovyev, Wang and Gabruseva 2021). A look that finds
 nothing at a place counts as a score of 0 there, so a score is the mean over all looks and stays comparable with those
@@ -8,6 +9,7 @@ of a single model.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,14 +22,17 @@ from detkit.ops.boxes import iou
 from detkit.ops.fusion import weighted_boxes_fusion
 from detkit.structures import Detections, Limits, Sample
 
-TTA = ("flip", "scales")
+TTA = ("flip", "scales", "crops")
 SCALES = (0.8, 1.25)  # of the model's own input size, besides it
+CROP = 0.875  # of the picture's sides: AlexNet's 224 of 256 (Krizhevsky et al. 2012, section 4.1), besides the whole
+_CORNERS = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.5, 0.5))
 # Above the usual 0.5 of the looks' own NMS, so that two boxes of one look seldom meet in a cluster and dilute it.
 _SAME = 0.6
 
 
 class _Look(NamedTuple):
     predictor: Predicting
+    corner: tuple[float, float] | None  # of a crop: the shares of what it leaves out that lie above and left of it
     mirrored: bool
     labels: np.ndarray  # (C,) the ensemble's label by the model's own
 
@@ -41,14 +46,19 @@ class Combined(Predicting):
 
     def __init__(self, models: Sequence[Predicting], tta: Sequence[str] = ()) -> None:
         """models: one or more, of the same class names (in any order); tta: of ``TTA``: "flip" adds mirrored views,
-        "scales" larger and smaller ones, both together every pair of them.
+        "scales" larger and smaller ones, "crops" a classifier's looks at the four corners and the centre; several
+        together every combination of them.
 
         Raises:
-            DetkitError: the models know different classes, an unknown kind of view, or a model of fixed input size.
+            DetkitError: the models know different classes, an unknown kind of view, a model of fixed input size, or
+                crops for a model that answers with boxes.
         """
         for name in tta:
             if name not in TTA:
                 raise DetkitError(f"there is no test-time augmentation {name!r}", "--tta", f"choose {', '.join(TTA)}")
+        if "crops" in tta and any(model.protocol != "classify" for model in models):
+            do = "take scales: larger views show small objects as well"
+            raise DetkitError("crops are for classifiers: they would cut objects in two", "--tta", do)
         if not models:
             raise DetkitError("no model is named", do="name one or more")
         first = models[0]
@@ -59,8 +69,9 @@ class Combined(Predicting):
         for model in models:
             labels = _labels_by_name(first, model)
             views = [model, *(model.rescaled(scale) for scale in SCALES if "scales" in tta)]
+            corners = (None, *(_CORNERS if "crops" in tta else ()))
             mirrored = (False, True) if "flip" in tta else (False,)
-            self._looks += [_Look(view, flip, labels) for view in views for flip in mirrored]
+            self._looks += [_Look(*one, labels) for one in product(views, corners, mirrored)]
 
     def __len__(self) -> int:
         """How often each picture is looked at."""
@@ -78,24 +89,25 @@ class Combined(Predicting):
         # as evaluation takes them, and conf is asked of the mean.
         many = max(limits.max_detections, Limits.evaluation().max_detections)
         conf = min(limits.conf, Limits.evaluation().conf)
-        mirrored = [_mirrored(sample) for sample in samples] if any(look.mirrored for look in self._looks) else []
         found: list[list[Detections]] = [[] for _ in samples]
         for look in self._looks:
             own = None
             if limits.classes is not None:
                 own = tuple(np.flatnonzero(np.isin(look.labels, limits.classes)).tolist())
             asked = Limits(conf, limits.iou, many, own)
-            seen = look.predictor.predict_samples(mirrored if look.mirrored else samples, asked)
+            seen = look.predictor.predict_samples([_view(sample, look) for sample in samples], asked)
             for i, detections in enumerate(seen):
-                found[i].append(self._put_back(detections, look, samples[i].image.shape[1]))
+                found[i].append(self._put_back(detections, look, samples[i].image.shape[:2]))
         return [self._fused(looks, limits) for looks in found]
 
-    def _put_back(self, found: Detections, look: _Look, width: int) -> Detections:
+    def _put_back(self, found: Detections, look: _Look, size: Sequence[int]) -> Detections:
         if other := [name for name in found.extra if name != "points"]:
             what = f"{', '.join(other)} of several views cannot be fused"
             raise DetkitError(what, "--tta, --ensemble", "only boxes and points can: use this model by itself")
-        boxes, extra = found.boxes, dict(found.extra)
-        if look.mirrored:
+        (height, width), boxes, extra = size, found.boxes, dict(found.extra)
+        if look.corner is not None:  # a classifier's answer is for the whole picture
+            boxes = np.tile(np.array([0, 0, width, height], np.float32), (len(found), 1))
+        elif look.mirrored:
             boxes = _mirrored_boxes(boxes, width)
             if "points" in extra:
                 points = swapped(extra["points"], look.predictor.flip_pairs)
@@ -125,10 +137,17 @@ def _fused_points(boxes: np.ndarray, labels: np.ndarray, looks: list[Detections]
     return np.einsum("nm,mkc->nkc", weight / weight.sum(axis=1, keepdims=True), points).astype(np.float32)
 
 
-def _mirrored(sample: Sample) -> Sample:
-    image = np.ascontiguousarray(sample.image[:, ::-1])
-    proposals = None if sample.proposals is None else _mirrored_boxes(sample.proposals, image.shape[1])
-    return sample.replace(image=image, proposals=proposals)
+def _view(sample: Sample, look: _Look) -> Sample:
+    """What of the picture the model is shown."""
+    image, proposals = sample.image, sample.proposals
+    if look.corner is not None:
+        sides = [max(round(side * CROP), 1) for side in image.shape[:2]]
+        top, left = (round(at * (all_ - side)) for at, all_, side in zip(look.corner, image.shape, sides, strict=False))
+        image = image[top : top + sides[0], left : left + sides[1]]
+    if look.mirrored:
+        image = image[:, ::-1]
+        proposals = None if proposals is None else _mirrored_boxes(proposals, image.shape[1])
+    return sample.replace(image=np.ascontiguousarray(image), proposals=proposals)
 
 
 def _mirrored_boxes(boxes: np.ndarray, width: int) -> np.ndarray:

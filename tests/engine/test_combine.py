@@ -111,11 +111,39 @@ def test_masks_are_refused() -> None:
         Combined([Sees(masks=np.zeros((1, 3, 3)))], ["flip"]).predict_samples([picture()], Limits())
 
 
+class Names(Predicting):
+    """A classifier that calls a picture bright by the mean of its pixels."""
+
+    classes, class_ids, threshold, protocol = ("bright", "dark"), (0, 1), 0.5, "classify"
+
+    def predict_samples(self, samples: list[Sample], limits: Limits) -> list[Detections]:
+        found = []
+        for sample in samples:
+            height, width = sample.image.shape[:2]
+            mean = sample.image.mean() / 255
+            whole = np.array([[0, 0, width, height]] * 2, np.float32)
+            found.append(Detections(whole, np.array([mean, 1 - mean]), np.arange(2), self.classes))
+        return found
+
+
+def test_a_classifier_looks_at_corners_and_centre() -> None:
+    image = np.zeros((64, 80, 3), np.uint8)
+    image[:8, :10] = 255  # the upper left crop has all of it, the centre a quarter
+    views = Combined([Names()], ["crops", "flip"])
+    assert len(views) == 12
+    (found,) = views.predict_samples([Sample(image)], Limits(conf=0))
+    assert found.names == ["dark", "bright"]
+    np.testing.assert_array_equal(found.boxes, [[0, 0, 80, 64]] * 2)
+    assert found.scores[1] == pytest.approx((80 / (64 * 80) + (80 + 4 * 5) / (56 * 70)) / 6)
+
+
 def test_wrong_views() -> None:
     with pytest.raises(DetkitError, match="no test-time augmentation 'flipp'"):
         Combined([Sees()], ["flipp"])
     with pytest.raises(DetkitError, match="input size is fixed"):
         Combined([Sees()], ["scales"])
+    with pytest.raises(DetkitError, match="crops are for classifiers"):
+        Combined([Sees()], ["crops"])
 
 
 @pytest.fixture(scope="module")
