@@ -9,8 +9,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 from detkit.errors import DetkitError
 
@@ -35,7 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     signal.signal(signal.SIGTERM, _on_terminate)
     try:
-        code = _run(words)
+        with warnings.catch_warnings():
+            if not debug:
+                warnings.showwarning = _note
+            code = _run(words)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -85,6 +91,21 @@ def _closed_pipe() -> int:
 def _say(error: DetkitError) -> None:
     lines = [line for line in (error.what, error.where, error.do) if line]
     print("\n".join([f"detkit: {lines[0]}", *(f"  {line}" for line in lines[1:])]), file=sys.stderr)
+
+
+def _note(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning of detkit's as a note, without the code's place; those of others as Python shows them."""
+    text = f"detkit: {message}\n"
+    if not filename.startswith(str(Path(__file__).parents[1])):
+        text = warnings.formatwarning(message, category, filename, lineno, line)
+    sys.stderr.write(text)
 
 
 def _unforeseen(error: Exception) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -181,6 +182,10 @@ class SelectiveSearch:
         self.plan, self.max, self.seed = plan, max, seed
         self.cache, self.folder = cache, folder
 
+    @cached_property
+    def _kept(self) -> Cache:
+        return Cache("selective-search", {"plan": self.plan, "seed": self.seed}, VERSION, folder=self.folder)
+
     def of_image(self, image: np.ndarray, path: str = "") -> np.ndarray:
         """(R, 4) float32 xyxy in the pixels of ``image`` (uint8 (H, W, 3) RGB).
 
@@ -190,11 +195,7 @@ class SelectiveSearch:
         def search() -> np.ndarray:
             return selective_search(image, self.plan, seed=self.seed).astype(np.int32)
 
-        if self.cache and path:
-            kept = Cache("selective-search", {"plan": self.plan, "seed": self.seed}, VERSION, folder=self.folder)
-            boxes = kept.get(image_hash(image), search)
-        else:
-            boxes = search()
+        boxes = self._kept.get(image_hash(image), search) if self.cache and path else search()
         return boxes[: self.max or None].astype(np.float32)
 
     def propose(self, batch: Batch, features: list[Tensor], training: bool) -> tuple[list[Tensor], None]:

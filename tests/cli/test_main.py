@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from detkit.cli import Terminated, main
 
@@ -176,3 +177,22 @@ def test_config_prints_every_value_or_the_file(capsys: pytest.CaptureFixture[str
     values = json.loads(capsys.readouterr().out)
     assert values["train"]["epochs"] == 7
     assert values["model"]["head"]["ratio"] == 3.5
+
+
+def test_warnings_are_told_as_notes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "annotations").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    image, box = {"id": 1, "file_name": "a.png", "width": 40, "height": 30}, {"id": 1, "image_id": 1, "category_id": 1}
+    kinds = [{"id": 1, "name": "cat"}]
+    boxes = [{**box, "bbox": [2, 2, 20, 20], "area": 400, "iscrowd": 0}]
+    data = tmp_path / "annotations" / "all.json"
+    data.write_text(json.dumps({"images": [image], "annotations": boxes, "categories": kinds}))
+    (tmp_path / "file").write_bytes(b"")
+    words = ["propose", str(data), "--images", str(tmp_path), "--recall", "--cache", str(tmp_path / "file")]
+    assert main(words) == 0
+    told = [line for line in _said(capsys).splitlines() if "nothing is cached" in line]
+    assert len(told) == 1
+    assert told[0].startswith("detkit: ")
+    assert "Warning" not in told[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -210,6 +211,15 @@ def test_source_caches_pictures_of_data_sets_only(tmp_path, monkeypatch: pytest.
     monkeypatch.setattr(search, "selective_search", lambda *_, **__: pytest.fail("searched again"))
     assert np.array_equal(source.of_image(NOISY, "b.jpg"), expected)
     assert np.array_equal(pickle.loads(pickle.dumps(source)).of_image(NOISY, "b.jpg"), expected)
+
+
+def test_a_source_says_once_that_it_cannot_cache(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    source = SelectiveSearch(folder=tmp_path / "file")
+    with pytest.warns(RuntimeWarning, match="nothing is cached") as told:
+        for name in ("a.jpg", "b.jpg"):
+            assert len(source.of_image(NOISY, name))
+    assert len(told) == 1
 
 
 def test_source_hands_on_what_the_batch_brought() -> None:
