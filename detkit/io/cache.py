@@ -44,9 +44,9 @@ class Cache:
     name: the folder's name, what is kept; parameters: plain values that decide what is computed, part of the file's
     name; version: of the code that computes: entries of another are stale. folder: where the folder is made,
     ``cache_folder()`` by default. mapped: arrays lie in their files as they are, not compressed, and come back as
-    read-only memory maps, so that all of them together may be larger than the memory. tell: gets a sentence about an
-    entry that is damaged or stale, and is computed again, and one, once, where nothing can be written; by default they
-    are RuntimeWarnings.
+    read-only memory maps, so that all of them together may be larger than the memory. tell: gets a sentence about each
+    entry that is damaged and computed again, and one, once, where entries are stale or nothing can be written; by
+    default they are RuntimeWarnings.
 
     Files appear whole or not at all, so that processes may share a cache.
     """
@@ -65,7 +65,7 @@ class Cache:
         text = json.dumps(dict(parameters), sort_keys=True)
         self._ending = "-" + hashlib.sha256(text.encode()).hexdigest()[:16] + ".bin"
         self._version, self._mapped, self._tell = version, mapped, tell or _warn
-        self._writes = True
+        self._writes, self._outdated = True, False
         self._sound: set[Path] = set()  # mapped files whose sum was checked
 
     def path(self, key: str) -> Path:
@@ -83,6 +83,11 @@ class Cache:
         try:
             return self._map(path) if self._mapped else self._decoded(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
+            return None
+        except _Stale:
+            if not self._outdated:  # all of them are, as a rule
+                self._tell(f"{self.folder}: cached entries are stale, of another version; they are computed again")
+            self._outdated = True
             return None
         except (OSError, ValueError) as error:
             self._tell(f"{path}: the cached entry is {error}; it is computed again")
@@ -154,7 +159,7 @@ class Cache:
         end = data.index(b"\n", len(_MAGIC))
         header = json.loads(data[len(_MAGIC) : end])
         if header["version"] != self._version:
-            raise _Stale("stale")
+            raise _Stale
         return header, end + 1
 
 

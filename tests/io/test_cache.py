@@ -11,6 +11,7 @@ import pytest
 from detkit.io.cache import Cache, cache_folder, cache_size, clear_cache, image_hash
 
 KEY = image_hash(np.zeros((2, 3, 3), np.uint8))
+OTHER = image_hash(np.ones((2, 3, 3), np.uint8))
 ARRAY = np.arange(12, dtype=np.int32).reshape(3, 4)
 
 
@@ -72,9 +73,13 @@ def test_damage_is_mended_and_said(tmp_path: Path, damage, mapped: bool) -> None
 
 
 def test_an_entry_of_older_code_is_stale(tmp_path: Path) -> None:
-    quiet(Cache("boxes", {}, version=1, folder=tmp_path), lambda: ARRAY)
-    with pytest.warns(RuntimeWarning, match="stale"):
-        assert len(Cache("boxes", {}, version=2, folder=tmp_path).get(KEY, lambda: ARRAY[:1])) == 1
+    for key in (KEY, OTHER):
+        Cache("boxes", {}, version=1, folder=tmp_path).put(key, ARRAY)
+    cache = Cache("boxes", {}, version=2, folder=tmp_path)
+    with pytest.warns(RuntimeWarning, match="boxes: cached entries are stale"):
+        assert len(cache.get(KEY, lambda: ARRAY[:1])) == 1
+    with warnings.catch_warnings(action="error"):  # said once
+        assert len(cache.get(OTHER, lambda: ARRAY[:1])) == 1
     assert len(quiet(Cache("boxes", {}, version=2, folder=tmp_path))) == 1
 
 
