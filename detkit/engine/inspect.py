@@ -205,17 +205,16 @@ def _batch(detector: Detector, samples: Sequence[Sample]) -> Batch:
 
 
 def stages_of(detector: Detector, stage: int | None = None) -> list[nn.Module]:
-    """The backbone's stages; of one that only hands pixels on (R-CNN's) those of the CNN that the head holds, and what
-    comes between them and its pooling.
+    """The backbone's stages; of one that only hands pixels on (R-CNN's) those of the CNN that the head holds.
 
     Raises:
         DetkitError: there are none, or none of the number ``stage``.
     """
     stages: list[nn.Module] = list(detector.backbone.stages)
     if not any(True for _ in detector.backbone.parameters()):
-        trunk = getattr(detector.head, "trunk", None)
-        stages = list(takewhile(lambda m: not isinstance(m, (nn.AdaptiveAvgPool2d, nn.Flatten)), trunk or ()))
-        if not any(isinstance(layer, nn.Conv2d) for part in stages for layer in part.modules()):
+        # Behind them are the classifier's single layers.
+        stages = list(takewhile(lambda part: any(True for _ in part.children()), getattr(detector.head, "trunk", ())))
+        if not stages:
             raise DetkitError("this model has no convolutions to look into", do="give another one")
     if stage is not None and not 0 <= stage < len(stages):
         raise DetkitError(f"there is no stage {stage}", "--stage", f"this model has stages 0 to {len(stages) - 1}")
