@@ -93,6 +93,8 @@ def draw(path: Path, compared: dict[str, Any], *, overwrite: bool = False) -> No
 
 
 def _draw(figure: Any, compared: dict[str, Any]) -> None:
+    from matplotlib.ticker import LogLocator
+
     panels = [
         ("milliseconds a picture", [1000 * run["seconds"]["median"] for run in compared["runs"]]),
         ("minutes of training", [math.nan if run["minutes"] is None else run["minutes"] for run in compared["runs"]]),
@@ -107,7 +109,9 @@ def _draw(figure: Any, compared: dict[str, Any]) -> None:
         known = [x for x in places if x > 0]
         if known and max(known) > 5 * min(known):
             axes.set_xscale("log")
-            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))  # more numbers would run into each other
+            for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+                which("{x:g}")
         elif known:
             axes.set_xlim(0, 1.15 * max(known))
         axes.set(xlabel=title, ylabel="AP50, 95% interval")
