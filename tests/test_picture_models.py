@@ -21,7 +21,7 @@ from detkit.data.loader import collate
 from detkit.data.toy import CLASSES, toy_sample, write_toy_data
 from detkit.detector import Detector, Predicting
 from detkit.engine.combine import Combined
-from detkit.engine.events import Event, Notice
+from detkit.engine.events import EpochDone, Event, Notice
 from detkit.engine.optimizer import parameter_groups
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
@@ -112,6 +112,98 @@ def test_a_classifier_from_crops_to_scores(run: Path, capsys: pytest.CaptureFixt
     assert main(["evaluate", str(run / "run"), data, "--split", "val", "--match-iou", "0.6"]) == 2
     assert main(["evaluate", str(run / "run"), str(run / "toys"), "--split", "val", "--device", "cpu"]) == 2
     assert "do not have exactly one label" in capsys.readouterr().err
+
+
+SIDES = {"name": "googlenet", "side_branches": True, "taps": [4]}
+
+
+@pytest.mark.parametrize("head", [{"layers": "pool"}, {"layers": "backbone", "smoothing": 0.1}])
+def test_googlenets_side_branches_teach_its_middle_and_change_no_answer(head: dict[str, Any], tmp_path: Path) -> None:
+    detector = model(("a", "b"), backbone=SIDES, head={"name": "classify", **head}).train()
+    samples = [toy_sample(seed, 48, most=1) for seed in range(2)]
+    targets = [Target(s.target.boxes, s.target.labels, image_label=k) for k, s in enumerate(samples)]
+    samples = [s.replace(target=t) for s, t in zip(samples, targets, strict=True)]
+    batch, targets = collate(samples, detector.resize)
+    losses = detector(batch, targets)
+    assert list(losses) == ["classes", "side1", "side2"]
+    blocks = detector.backbone.stages[3]
+    for name, reached in (("side1", [True, False, False]), ("side2", [True, True, False])):
+        detector.zero_grad()
+        losses[name].sum.backward(retain_graph=True)
+        side = detector.head.sides[int(name[-1]) - 1]
+        assert all(p.grad is not None and p.grad.any() for p in side[-1].parameters())
+        got = [any(p.grad is not None and bool(p.grad.any()) for p in blocks[k].parameters()) for k in (1, 4, 5)]
+        assert got == reached
+    detector.save(tmp_path / "sides.safetensors")
+    again = load(tmp_path / "sides.safetensors")
+    assert torch.equal(again.head.sides[1][-1].weight, detector.head.sides[1][-1].weight)
+    plain = model(("a", "b"), backbone={**SIDES, "side_branches": False}, head={"name": "classify", **head})
+    assert not any("sides" in name for name in plain.state_dict())
+    plain.load_state_dict({k: v for k, v in again.state_dict().items() if "sides" not in k})
+    answers = [m.eval().predict_samples(samples, Limits(conf=0.0)) for m in (detector, again, plain)]
+    for other in answers[1:]:
+        for one, two in zip(answers[0], other, strict=True):
+            np.testing.assert_array_equal(one.scores, two.scores)
+    with torch.no_grad():
+        losses, found = again(batch, targets, detections=True)
+    assert list(losses) == ["classes"]
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("parts", "words", "where"),
+    [
+        ({"head": {"name": "localize"}}, "head.name classify alone, not with localize", "side_branches"),
+        ({"head": {"name": "yolo", "anchors": [[9, 9]]}}, "not with yolo", "side_branches"),
+        ({"neck": "fpn"}, "neck.name identity", "side_branches"),
+        ({"backbone": {**SIDES, "scales": [1.0, 0.5]}}, "scales", "side_branches"),
+        ({"backbone": {**SIDES, "frozen": 4}}, "frozen must be at most 3, got 4", "frozen"),
+        ({"backbone": {**SIDES, "frozen": "all"}}, "frozen must be at most 3", "frozen"),
+        ({"backbone": {**SIDES, "taps": [2]}}, "taps must reach it", "taps"),
+    ],
+)
+def test_side_branches_that_nothing_would_learn_from_are_refused(parts: dict[str, Any], words: str, where: str) -> None:
+    with torch.device("meta"), pytest.raises(DetkitError, match=words) as caught:
+        model(("a", "b"), **{"backbone": SIDES, "head": {"name": "classify"}, **parts})
+    assert caught.value.where.endswith(f"model.backbone.{where}")
+
+
+def test_a_run_with_side_branches_stops_and_goes_on(run: Path, tmp_path: Path) -> None:
+    overrides = [
+        *(f"data.{part}={json.dumps({'path': str(run / 'crops'), 'split': part})}" for part in ("train", "val")),
+        f"model.backbone={json.dumps({**SIDES, 'frozen': 3})}",
+        "model.size=32",
+        "model.head={name: classify}",
+        "augment={mosaic: 0}",
+        "train.batch=16",
+        "train.epochs=2",
+        "train.cache_features=true",
+        "train.cache_views=1",
+        "train.workers=0",
+        "train.device=cpu",
+    ]
+
+    def stop(event: Event) -> None:
+        if isinstance(event, EpochDone):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        api.train("classify", overrides=overrides, out=tmp_path / "run", on_event=stop)
+    api.train(resume=tmp_path / "run")
+    header, *rows = (line.split(",") for line in (tmp_path / "run" / "metrics.csv").read_text().splitlines())
+    assert len(rows) == 2
+    assert {"loss_side1", "loss_side2", "val_loss_classes"} <= set(header)
+    assert "val_loss_side1" not in header
+    assert all(float(row[header.index(f"loss_side{k}")]) > 0 for row in rows for k in (1, 2))
+
+
+@pytest.mark.parametrize("taps", [[0], [1], [2]])
+@pytest.mark.parametrize("head", ["classify", "localize"])
+def test_the_rest_of_lenet_from_any_stage(taps: list[int], head: str) -> None:
+    backbone = {"name": "lenet5", "taps": taps}
+    detector = model(("a", "b"), size=32, backbone=backbone, head={"name": head, "layers": "backbone", "hidden": []})
+    assert detector.head.last.in_features == 84
+    assert detector.raw(torch.rand(2, 3, 32, 32))["classes"].shape == (2, 2)
 
 
 def test_views_of_a_classifier_are_averaged(run: Path) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_type_hints
+from typing import Any, ClassVar, Literal, get_type_hints
 
 from torch import Tensor, nn
 
@@ -104,6 +104,8 @@ class Backbone(nn.Module):
 class Classifier(nn.Module):
     """A backbone with a classifier on its last stage: (B, 3, H, W) normalised pixels to (B, num_classes) logits."""
 
+    body: ClassVar[type[Backbone]] = Backbone  # what ``split`` makes
+
     def __init__(self, backbone: Backbone, classifier: nn.Sequential) -> None:
         super().__init__()
         self.backbone, self.classifier = backbone, classifier
@@ -123,7 +125,7 @@ class Classifier(nn.Module):
         """
         whole = self.backbone
         channels, strides, offsets = whole.every
-        body = Backbone(
+        body = self.body(
             list(whole.stages),
             channels,
             strides,
@@ -137,10 +139,11 @@ class Classifier(nn.Module):
         del layers[_place_of_logits(layers)]
         return body, nn.Sequential(*whole.stages[len(body.stages) :], *layers)
 
-    def logits(self, x: Tensor) -> list[Tensor]:
-        """``forward``'s, and after them those of side branches, where the family has some: they help only to train,
-        with a weight of 0.3 in the loss."""
-        return [self(x)]
+    def branches(self, body: Backbone) -> Mapping[int, nn.Sequential]:
+        """Side branches, which only help to train: each by the place, among what ``body`` (from ``split``) hands out
+        while it trains, of the map (B, C, h, w) that it makes logits of. Their last layer is to be made for the classes
+        (``set_logits``)."""
+        return {}
 
 
 def _place_of_logits(layers: Sequence[nn.Module]) -> int:

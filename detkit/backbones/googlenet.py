@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor, nn
 from torchvision.models.googlenet import BasicConv2d, GoogLeNet, Inception, InceptionAux
 
-from detkit.backbones.base import Backbone, Classifier, Parts, family, he_init, set_logits
+from detkit.backbones.base import Backbone, Classifier, Parts, family, he_init
 from detkit.backbones.pretrained import load_weights, refuse_imagenet
 
 
@@ -20,33 +21,62 @@ class Inception5x5(Inception):
         self.branch3[1] = BasicConv2d(widths[4], widths[5], kernel_size=5, padding=2)
 
 
+_MIDDLE = 3  # the stage inside which the side branches begin, after these of its layers: blocks 4a and 4d
+_READ = ("1", "4")
+
+
+class SideBackbone(Backbone):
+    """While it trains it hands out the maps of 4a and 4d too, in order of depth.
+
+    Raises:
+        ValueError: taps that end before that stage, or frozen that reaches it.
+    """
+
+    def freeze(self, count: int) -> None:
+        if self.taps[-1] < _MIDDLE:
+            raise ValueError(f"side_branches begin in stage {_MIDDLE}, so taps must reach it, got {list(self.taps)}")
+        if count > _MIDDLE:
+            raise ValueError(f"side_branches teach stage {_MIDDLE}, so frozen must be at most {_MIDDLE}, got {count}")
+        super().freeze(count)
+
+    def _tapped(self, x: Tensor, first: int) -> list[Tensor]:
+        if not self.training:
+            return super()._tapped(x, first)
+        outputs = []
+        for index in range(first, len(self.stages)):
+            stage = self.stages[index]
+            for name, layer in stage.named_children() if index == _MIDDLE else [("", stage)]:
+                x = layer(x)
+                if name in _READ:
+                    outputs.append(x)
+            if index in self.taps:
+                outputs.append(x)
+        return outputs
+
+
 class SideClassifier(Classifier):
-    """With the paper's side branches on 4a and 4d, which push gradients into the middle while training."""
+    """With the paper's side branches on 4a and 4d (section 5), which push gradients into the middle while training."""
 
-    def __init__(self, backbone: Backbone, classifier: nn.Sequential, sides: dict[int, InceptionAux]) -> None:
+    body = SideBackbone
+
+    def __init__(self, backbone: Backbone, classifier: nn.Sequential, sides: Sequence[InceptionAux]) -> None:
         super().__init__(backbone, classifier)
-        last: Any = classifier[-1]
-        for side in sides.values():
-            side.fc2 = set_logits(nn.Sequential(side.fc2), last.out_features)[0]
-        self.sides = nn.ModuleDict({str(block): side for block, side in sides.items()})
+        parts = [
+            (nn.AdaptiveAvgPool2d(4), s.conv, nn.Flatten(), s.fc1, nn.ReLU(inplace=True), s.dropout, s.fc2)
+            for s in sides
+        ]
+        self.sides = nn.ModuleList(nn.Sequential(*part) for part in parts)
 
-    def logits(self, x: Tensor) -> list[Tensor]:
-        *before, middle, last = self.backbone.stages
-        for stage in before:
-            x = stage(x)
-        answers = []
-        for name, block in middle.named_children():
-            x = block(x)
-            if name in self.sides:
-                answers.append(self.sides[name](x))
-        return [self.classifier(last(x)), *answers]
+    def branches(self, body: Backbone) -> Mapping[int, nn.Sequential]:
+        before = sum(tap < _MIDDLE for tap in body.taps)
+        return {before + k: side for k, side in enumerate(self.sides) if isinstance(side, nn.Sequential)}
 
 
 def _parts(name: str, weights: str | None, *, kernel: Literal[3, 5] = 3, side_branches: bool = False) -> Parts:
     """Five stages of strides 2 to 32: convolution, two more, blocks 3a and 3b, 4a to 4e, 5a and 5b.
 
-    kernel: of each block's third branch, torchvision's 3 or the paper's 5; side_branches: the classifier's
-    ``Classifier.logits`` answers at 4a and 4d too (a detector has no use for them, and gets none).
+    kernel: of each block's third branch, torchvision's 3 or the paper's 5; side_branches: two more classifiers, on 4a
+    and 4d, whose loss times 0.3 is added in training, for the head ``classify`` alone: detection has no use for them.
     """
     if kernel != 3:
         refuse_imagenet(weights, "kernel")
@@ -64,7 +94,7 @@ def _parts(name: str, weights: str | None, *, kernel: Literal[3, 5] = 3, side_br
         nn.Sequential(net.maxpool4, net.inception5a, net.inception5b),
     ]
     classifier = [net.avgpool, nn.Flatten(), net.dropout, net.fc]
-    make = partial(SideClassifier, sides={1: net.aux1, 4: net.aux2}) if side_branches else Classifier
+    make = partial(SideClassifier, sides=(net.aux1, net.aux2)) if side_branches else Classifier
     # The weights came from TensorFlow with inputs in -1..1.
     half = (127.5,) * 3
     return Parts(stages, (64, 192, 480, 832, 1024), classifier, mean=half, std=half, make=make)

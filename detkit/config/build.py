@@ -224,20 +224,36 @@ def _parts(
     return backbone, neck, head, _part(model, "proposals", place, neck.channels, neck.strides)
 
 
-def _body(model: dict[str, Any], place: Place, weights: str | None) -> tuple[Any, Any, tuple[nn.Module, ...]]:
-    """Backbone and neck, and the trunk of the backbone's family for a head that asks for it (``layers: backbone``)."""
+def _body(model: dict[str, Any], place: Place, weights: str | None) -> tuple[Any, Any, tuple[Any, ...]]:
+    """Backbone and neck, and the trunk of the backbone's family for a head that asks for it (``layers: backbone``).
+
+    Where there are side branches, these come after the trunk.
+    """
     arguments = {**model["backbone"], **({"weights": weights} if "weights" in model["backbone"] else {})}
-    trunk: tuple[nn.Module, ...] = ()
-    if model["head"].get("layers") == "backbone":
+    trunk: list[Any] = []
+    sides = arguments.get("side_branches", False)
+    if sides:
+        _check_sides(model, place)
+    if sides or model["head"].get("layers") == "backbone":
         ends = {key: arguments.pop(key) for key in ("taps", "frozen")}
         scales = arguments.pop("scales", (1.0,))
         classifier = _part({"backbone": arguments}, "backbone", place, 1)
         with located(place, ("model", "backbone"), [*ends, "scales"]):
             backbone, *trunk = classifier.split(**ends)
             backbone = at_scales(backbone, scales)
+        trunk += [classifier.branches(backbone)] if sides else []
     else:
         backbone = _part({"backbone": arguments}, "backbone", place)
     return backbone, _part(model, "neck", place, backbone.channels, backbone.strides), tuple(trunk)
+
+
+def _check_sides(model: dict[str, Any], place: Place) -> None:
+    """Side branches help a classifier to learn, and read the backbone's own maps of the picture at its own scale."""
+    path = ("model", "backbone", "side_branches")
+    for part, key, only in (("head", "name", "classify"), ("neck", "name", "identity"), ("backbone", "scales", (1.0,))):
+        if model[part][key] != only:
+            what = f"side_branches go with {part}.{key} {only} alone, not with {model[part][key]}"
+            raise DetkitError(what, place.at(path), "leave side_branches out")
 
 
 def _part(model: dict[str, Any], kind: str, place: Place, *wired: Any) -> Any:

@@ -81,7 +81,7 @@ class Localize(PictureHead):
     ) -> None:
         check_points(points, flip_pairs, beta)
         before = 5 + 2 * points
-        super().__init__(channels, num_classes, before + num_classes, trunk, layers, cells, hidden, dropout)
+        super().__init__(channels, strides, num_classes, before + num_classes, trunk, layers, cells, hidden, dropout)
         self.class_rows = {"last.": (before, 1, 0)}
         self.box_loss, self.squared_scores = box_loss, score_loss == "squared"
         self.points, self.flip_pairs, self.beta = points, tuple(flip_pairs), beta

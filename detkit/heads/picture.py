@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detkit.backbones.base import set_logits
 from detkit.errors import DetkitError
 from detkit.heads.dense import full_precision, of_wanted_classes
 from detkit.heads.trunk import output_width
 from detkit.ops.losses import class_loss
 from detkit.structures import Detections, Limits, Loss, Target
 
-_TRUNK_SIZE = 7  # cells along a side, of the published classifiers' last maps
+SIDE_GAIN = 0.3  # of side branches (Szegedy et al. 2014, arXiv 1409.4842, section 5)
+_CELLS, _PICTURE = 7, 224  # of the published classifiers: cells along a side of the last map, pixels of the picture
 
 
 class PictureHead(nn.Module):
@@ -31,6 +34,7 @@ class PictureHead(nn.Module):
     def __init__(
         self,
         channels: Sequence[int],
+        strides: Sequence[int],
         num_classes: int,
         outputs: int,
         trunk: nn.Module | None,
@@ -51,7 +55,8 @@ class PictureHead(nn.Module):
         self.trunk = trunk if layers == "backbone" else None
         width = channels[-1] * cells * cells
         if self.trunk is not None:
-            width = output_width(self.trunk, channels[-1], _TRUNK_SIZE)
+            # A trunk that begins early may pool before it looks at as many cells as the last map has.
+            width = output_width(self.trunk, channels[-1], max(_CELLS, math.ceil(_PICTURE / strides[-1])))
         parts: list[nn.Module] = []
         for size in hidden:
             parts += [nn.Linear(width, size), nn.ReLU(inplace=True)]
@@ -113,11 +118,11 @@ class Classify(PictureHead):
 
     layers: the last map averaged (``pool``), or the rest of the backbone's own classifier up to its logits
     (``backbone``: EfficientNet's last convolution, VGG's fc6 and fc7); hidden: widths of fully connected layers with
-    ReLU after that; dropout: before the last layer; smoothing: of the labels.
+    ReLU after that; dropout: before the last layer; smoothing: of the labels. sides: branches that end in logits
+    (``detkit.backbones.base.Classifier.branches``), by the place of their map in training.
     """
 
     protocol = "classify"
-    class_rows: ClassVar = {"last.": (0, 1, 0)}
 
     def __init__(
         self,
@@ -125,28 +130,41 @@ class Classify(PictureHead):
         strides: Sequence[int],
         num_classes: int,
         trunk: nn.Module | None = None,
+        sides: Mapping[int, nn.Sequential] | None = None,
         *,
         layers: Literal["pool", "backbone"] = "pool",
         hidden: tuple[int, ...] = (),
         dropout: float = 0.2,
         smoothing: float = 0.0,
     ) -> None:
-        super().__init__(channels, num_classes, num_classes, trunk, layers, 1, hidden, dropout)
+        super().__init__(channels, strides, num_classes, num_classes, trunk, layers, 1, hidden, dropout)
         if not 0 <= smoothing < 1:
             raise ValueError(f"smoothing must be at least 0 and below 1, got {smoothing}")
-        self.smoothing = smoothing
+        self.smoothing, self._places = smoothing, tuple(sides or ())
+        self.sides = nn.ModuleList(set_logits(side, num_classes) for side in (sides or {}).values())
+        lasts = ["last.", *(f"sides.{k}.{len(side) - 1}." for k, side in enumerate((sides or {}).values()))]
+        self.class_rows = dict.fromkeys(lasts, (0, 1, 0))
 
     def raw(self, features: list[Tensor], proposals: list[Tensor] | None = None) -> dict[str, Tensor]:
-        """classes (B, C) float32 logits, of maps (B, C_l, H_l, W_l)."""
-        return {"classes": self.table(features)}
+        """classes (B, C) float32 logits, of maps (B, C_l, H_l, W_l); in training mode also the branches': side1, ..."""
+        raw = {"classes": self.table(features)}
+        if self.training:
+            for k, (place, side) in enumerate(zip(self._places, self.sides, strict=True), 1):
+                raw[f"side{k}"] = side(features[place]).float()
+        return raw
 
     def loss(self, raw: dict[str, Tensor], targets: list[Target], sizes: Tensor) -> dict[str, Loss]:
-        """The term ``classes``: minus log-likelihood of each picture's label, counted by labelled pictures."""
+        """The term ``classes``: minus log-likelihood of each picture's label, counted by labelled pictures; ``side1``,
+        ``side2``: the same of the branches that ``raw`` has, times ``SIDE_GAIN``."""
         given = [-1 if target.image_label is None else target.image_label for target in targets]
         labels = torch.tensor(given, device=raw["classes"].device)
         known = labels >= 0
-        each = class_loss(raw["classes"][known], labels[known], "softmax", smoothing=self.smoothing)
-        return {"classes": Loss(each.sum(), known.sum().to(each.dtype))}
+        terms = {}
+        for name, logits in raw.items():
+            each = class_loss(logits[known], labels[known], "softmax", smoothing=self.smoothing)
+            gain = 1.0 if name == "classes" else SIDE_GAIN
+            terms[name] = Loss(each.sum() * gain, known.sum().to(each.dtype))
+        return terms
 
     def lowest(self, conf: float) -> float:
         """Under the limits of evaluation every class answers, however unlikely: top-5 asks for all ranks."""

@@ -349,18 +349,24 @@ def test_shortcuts_that_pad_with_zeros():
     assert make("resnet50", shortcut="zero").eval()(torch.rand(1, 3, 64, 64))[-1].shape == (1, 2048, 2, 2)
 
 
-def test_googlenet_with_side_branches():
+def test_googlenet_hands_out_the_maps_of_its_side_branches_while_it_trains():
     net = make("googlenet", 5, side_branches=True)
+    body, trunk = net.split((2, 4), 3)
+    assert len(trunk)
     x = torch.rand(2, 3, 64, 64)
-    answers = net.logits(x)
-    assert [a.shape for a in answers] == [(2, 5)] * 3
-    sum(a.square().sum() * w for a, w in zip(answers, (1, 0.3, 0.3), strict=True)).backward()
-    assert all(p.grad is not None for p in net.parameters())
-    net.eval()
-    assert torch.equal(net.logits(x)[0], net(x))
-    plain = make("googlenet", 5)
-    assert len(plain.logits(x)) == 1
-    assert not any("side" in name for name, _ in plain.named_parameters())
+    maps = body(x)
+    assert [m.shape[1:] for m in maps] == [(480, 8, 8), (512, 4, 4), (528, 4, 4), (1024, 2, 2)]
+    branches = net.branches(body)
+    assert [branches[place](maps[place]).shape for place in (1, 2)] == [(2, 1000)] * 2
+    again = body.from_frozen(body.frozen_maps(x))
+    assert all(torch.equal(a, b) for a, b in zip(maps, again, strict=True))
+    body.eval()
+    assert [m.shape[1] for m in body(x)] == body.channels == [480, 1024]
+    for keys, words in (({"taps": (2,)}, "taps must reach it"), ({"taps": (4,), "frozen": "all"}, "frozen must be")):
+        with pytest.raises(ValueError, match=words):
+            net.split(**keys)
+    assert list(net.branches(net.split((4,))[0])) == [0, 1]
+    assert not make("googlenet", 5).branches(body)
     assert not any("aux" in name for name, _ in make("googlenet", side_branches=True).named_parameters())
 
 

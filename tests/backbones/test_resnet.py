@@ -24,7 +24,7 @@ def test_plain_and_residual_small_networks():
     x = torch.rand(2, 3, 32, 32)
     for keys, projections in (({}, 0), ({"shortcut": "projection"}, 2)):
         net = resnet.resnet20(10, **keys).eval()
-        assert net.logits(x)[0].shape == (2, 10)
+        assert net(x).shape == (2, 10)
         assert sum(isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) for m in net.modules()) == projections
     plain = resnet.resnet20(taps=(0,), residual=False).eval()
     residual = resnet.resnet20(taps=(0,)).eval()

@@ -69,6 +69,27 @@ def test_hidden_layers_and_the_backbones_own_trunk() -> None:
     assert Classify([4], [32], 3, trunk).backbone_trunk is None
 
 
+def test_the_probe_of_a_trunk_is_as_large_as_its_maps_are() -> None:
+    # LeNet-5's C5 looks at 5 x 5 cells of a pooled map: 7 x 7 before pooling would be too few.
+    trunk = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(16, 120, 5), nn.AdaptiveAvgPool2d(1))
+    assert Classify([16], [2], 3, trunk, layers="backbone").last.in_features == 120
+
+
+def test_the_branches_losses_are_their_cross_entropies_times_0_3() -> None:
+    sides = {k: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(k + 2, 9)) for k in (0, 1)}
+    head = Classify([4], [32], 3, None, sides, smoothing=0.1)
+    maps = [torch.randn(3, channels, 2, 2) for channels in (2, 3, 4)]
+    labels = torch.tensor([2, 0])
+    losses = head.loss(head.raw(maps), [target(image_label=2), target(image_label=0), target()], SIZES.expand(3, 2))
+    assert list(losses) == ["classes", "side1", "side2"]
+    for (place, side), name in zip(enumerate(head.sides), ("side1", "side2"), strict=True):
+        wanted = 0.3 * nn.functional.cross_entropy(side(maps[place])[:2], labels, label_smoothing=0.1, reduction="sum")
+        torch.testing.assert_close(losses[name].sum, wanted)
+        assert losses[name].count.item() == 2
+    assert list(head.class_rows) == ["last.", "sides.0.2.", "sides.1.2."]
+    assert list(head.eval().raw(maps[2:])) == ["classes"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
