@@ -4,7 +4,8 @@
 
 One table: each model, the first one mirrored too (test-time augmentation), the first one with all of ``--tta``, all
 models together, and these mirrored; AP and AP50 with 95% intervals, milliseconds a picture (in batches, loading
-included), and the differences by paired bootstrap: whether they are more than noise.
+included), and the differences by paired bootstrap: whether they are more than noise. Objects of classes that the first
+model does not know are left out.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from detkit import api
 from detkit.data.dataset import Dataset, read
 from detkit.engine.evaluator import evaluate
 from detkit.engine.summary import facts
-from detkit.report.comparison import Candidate, judge, table
+from detkit.report.comparison import METRICS, Candidate, judge, table
 
 
 def main() -> None:
@@ -28,8 +29,9 @@ def main() -> None:
     parser.add_argument("--tta", default="flip,scales")
     parser.add_argument("--samples", type=int, default=1000, help="bootstrap draws")
     options = parser.parse_args()
-    dataset = Dataset(read(options.data, split=options.split))
     first = options.models[0]
+    annotations, known = read(options.data, split=options.split), api.load(first, device="cpu").classes
+    dataset = Dataset(annotations.select_classes([name for name in annotations.classes if name in known]))
     asked = [(name, name, ()) for name in options.models]
     asked += [(f"{first} --tta {views}", first, views.split(",")) for views in dict.fromkeys(["flip", options.tta])]
     if len(options.models) > 1:
@@ -44,7 +46,7 @@ def main() -> None:
         print(f"{title}: {1e3 * seconds:.0f} ms a picture", file=sys.stderr, flush=True)
     compared = judge(dataset.annotations.ground_truth(), candidates, samples=options.samples)
     compared["differences"] = [one for one in compared["differences"] if one["first"] == first]
-    print("\n".join(table(compared)))
+    print("\n".join(table(compared, METRICS)))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 PlanName = Literal["fast", "quality"]
 SIGMA, MIN_SIZE = 0.6, 100  # of the blur, in pixels (0.8 in the first paper finds less); pixels of a segment
-MIN_SIDE, SAME = 8, 0.95  # narrower boxes, in pixels, and those that overlap a likelier one more, are left out
+MIN_SIDE, SAME = 8, 0.96  # narrower boxes, in pixels, and those that overlap a likelier one more, are left out
 VERSION = 2  # of what is found: a higher one makes cached boxes stale
 
 
@@ -43,10 +43,10 @@ class Plan:
 
 _ALL, _NO_COLOUR = (True, True, True, True), (False, True, True, True)
 PLANS = {
-    "fast": Plan(("hsv", "lab"), (135, 330, 930), (_ALL, _NO_COLOUR)),
+    "fast": Plan(("hsv", "lab"), (130, 325, 1020), (_ALL, _NO_COLOUR)),
     "quality": Plan(
         ("hsv", "lab", "grey", "hue", "rg-intensity"),
-        (150, 300, 510, 800, 1230),
+        (146, 292, 500, 790, 1220),
         (_ALL, _NO_COLOUR, (False, False, False, True), (False, False, True, False)),
     ),
 }

@@ -53,8 +53,8 @@ def judge(gt: GroundTruth, candidates: Sequence[Candidate], *, samples: int = 10
     return {"images": gt.images, "samples": samples, "runs": runs, "differences": differences}
 
 
-def table(compared: dict[str, Any]) -> list[str]:
-    """Lines for the terminal."""
+def table(compared: dict[str, Any], differences: Sequence[str] = ("AP50",)) -> list[str]:
+    """Lines for the terminal; differences: of which metrics."""
     head = ("run", "parameters", "multiply-adds", *METRICS, "AP50's 95% interval", "ms/picture", "95%", "training min")
     rows = [head]
     for run in compared["runs"]:
@@ -72,10 +72,10 @@ def table(compared: dict[str, Any]) -> list[str]:
         for row in rows
     ]
     for one in compared["differences"]:
-        if one["metric"] == "AP50":
+        if (metric := one["metric"]) in differences:
             verdict = "more than noise" if one["significant"] else "may be noise"
             between = f"95% interval {one['low']:+.3f} .. {one['high']:+.3f}"
-            lines.append(f"{one['second']} against {one['first']}: AP50 {one['value']:+.3f}, {between}: {verdict}")
+            lines.append(f"{one['second']} against {one['first']}: {metric} {one['value']:+.3f}, {between}: {verdict}")
     return [*lines[: len(rows)], "", *lines[len(rows) :]]
 
 
