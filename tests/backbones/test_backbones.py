@@ -13,7 +13,6 @@ import torch
 
 from detkit.backbones import BACKBONES, pretrained
 from detkit.backbones.base import Backbone, Classifier, set_logits
-from detkit.backbones.resnet import ZeroPaddedShortcut
 from detkit.engine.summary import Field, Tracer
 from detkit.errors import DetkitError
 
@@ -311,42 +310,6 @@ def test_old_names_in_densenets_files(tmp_path):
     torch.save(old, tmp_path / "old.pth")
     net = make("densenet121", taps=(1,), weights=str(tmp_path / "old.pth"))
     assert torch.equal(net.stages[1][1].denselayer1.conv1.weight, old["features.denseblock1.denselayer1.conv.1.weight"])
-
-
-def test_a_plain_network_has_no_way_around_its_layers():
-    plain, residual = make("resnet18", residual=False).eval(), make("resnet18").eval()
-    for net in (plain, residual):
-        for module in net.modules():
-            if isinstance(module, torch.nn.BatchNorm2d) and module is not net.stages[0][1]:
-                torch.nn.init.zeros_(module.weight)
-    x = torch.rand(1, 3, 64, 64)
-    assert not any(o.any() for o in plain(x))
-    projections = [m for m in residual.modules() if isinstance(m, torch.nn.Sequential) and len(m) == 2]
-    assert len([m for m in projections if isinstance(m[0], torch.nn.Conv2d) and m[0].kernel_size == (1, 1)]) == 3
-    assert len([p for p in plain.parameters() if p.ndim == 4]) == 17
-
-
-def test_a_block_whose_last_weights_are_0_is_the_identity():
-    # COURSE: for activations >= 0.
-    block = make("resnet18", taps=(1,)).stages[1][1][0].eval()
-    torch.nn.init.zeros_(block.bn2.weight)
-    x = torch.rand(1, 64, 8, 8)
-    assert torch.equal(block(x), x)
-
-
-def test_shortcuts_that_pad_with_zeros():
-    x = torch.rand(1, 128, 6, 6)
-    y = ZeroPaddedShortcut(256, 2)(x)
-    assert torch.equal(y[:, :128], x[..., ::2, ::2])
-    assert y.shape == (1, 256, 3, 3)
-    assert not y[:, 128:].any()
-    with torch.device("meta"):
-        projection, zero = (
-            sum(p.numel() for p in make("resnet34", 1000, shortcut=s).parameters()) for s in ("projection", "zero")
-        )
-    # 1 x 1 weights from 64, 128, 256 channels to twice as many, and their BatchNorm.
-    assert projection - zero == sum(c * 2 * c + 2 * 2 * c for c in (64, 128, 256))
-    assert make("resnet50", shortcut="zero").eval()(torch.rand(1, 3, 64, 64))[-1].shape == (1, 2048, 2, 2)
 
 
 def test_googlenet_hands_out_the_maps_of_its_side_branches_while_it_trains():
