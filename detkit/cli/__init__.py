@@ -114,6 +114,9 @@ def _unforeseen(error: Exception) -> int:
         do = "lower --size, --batch or train.batch, or close other programs"
         _say(DetkitError("not enough memory", text, do))
         return 4
+    if "Kernel size can't be greater" in text or "Output size is too small" in text:  # of a net that does not pad
+        _say(DetkitError("the pictures are too small for this network", text, "give a larger --size or model.size"))
+        return 2
     if isinstance(error, OSError):
         where = str(error.filename or "")
         _say(DetkitError(error.strerror or text, where, "check the path, its permissions and the free space"))

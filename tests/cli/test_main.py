@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
 from detkit.cli import Terminated, main
 
@@ -117,6 +119,18 @@ def test_failures_of_the_machine(
     monkeypatch.setattr("detkit.cli.app.app", broken)
     assert main(["models"]) == code
     assert needle in _said(capsys)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(1, 1, 5), nn.MaxPool2d(3)])
+def test_pictures_smaller_than_a_kernel_are_the_users(
+    layer: nn.Module, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def small(*_: object, **__: object) -> None:
+        layer(torch.zeros(1, 1, 2, 2))
+
+    monkeypatch.setattr("detkit.cli.app.app", small)
+    assert main(["models"]) == 2
+    assert "too small" in _said(capsys)
 
 
 @pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
