@@ -17,6 +17,7 @@ from detkit.engine.errors import StopRequest
 from detkit.engine.events import BatchValidated, Event, Listener, Notice, Row, Saved, TrainStarted
 from detkit.engine.feature_cache import CachedLoader, FrozenStages, refuse_uncacheable
 from detkit.engine.loggers import RunFolder, data_hash, machine_record, save_first_batch
+from detkit.engine.norms import begin_averages
 from detkit.engine.optimizer import make_optimizer
 from detkit.engine.options import TrainOptions
 from detkit.engine.runtime import Runtime
@@ -124,6 +125,7 @@ class Session:
         elif path.exists():
             what = "this folder holds another run"
             raise DetkitError(what, str(self.run), "choose another folder, or go on with that run (--resume)")
+        begin_averages(self.model)
         self.record = {"seed": self.options.seed, "data_hash": self.state.data_hash, **machine_record()}
         if self.runtime.main:
             if config and not resume:

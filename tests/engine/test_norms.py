@@ -1,0 +1,86 @@
+"""Running averages of BatchNorm: what young ones hold, and that trained ones are left alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from detkit.backbones.efficientnet_lite import efficientnet_lite0
+from detkit.engine.norms import begin_averages
+
+BATCHES = [torch.full((4, 1, 2, 2), 3.0 + k) + torch.arange(16.0).reshape(4, 1, 2, 2) for k in range(200)]
+
+
+def test_the_first_batches_make_a_plain_mean():
+    layer = nn.BatchNorm2d(1, momentum=0.01)
+    begin_averages(layer)
+    for batch in BATCHES[:5]:
+        layer(batch)
+    assert layer.running_mean.item() == 12.5
+    torch.testing.assert_close(layer.running_var, BATCHES[0].var(unbiased=True)[None])
+
+
+def test_after_enough_batches_the_layers_own_momentum_counts():
+    layer = nn.BatchNorm2d(1, momentum=0.1)
+    begin_averages(layer)
+    for batch in BATCHES[:10]:
+        layer(batch)
+    torch.testing.assert_close(layer.running_mean.item(), 15.0)
+    layer(BATCHES[10])
+    torch.testing.assert_close(layer.running_mean, torch.tensor([0.9 * 15.0 + 0.1 * BATCHES[10].mean()]))
+    assert layer.momentum == 0.1
+    assert not layer._forward_pre_hooks
+
+
+def test_a_state_that_is_restored_half_way_goes_on_the_same():
+    whole, part, rest = (nn.BatchNorm2d(1, momentum=0.01) for _ in range(3))
+    begin_averages(whole)
+    begin_averages(part)
+    for batch in BATCHES[:20]:
+        whole(batch)
+    for batch in BATCHES[:7]:
+        part(batch)
+    rest.load_state_dict(part.state_dict())
+    begin_averages(rest)
+    for batch in BATCHES[7:20]:
+        rest(batch)
+    assert torch.equal(whole.running_mean, rest.running_mean)
+    assert torch.equal(whole.running_var, rest.running_var)
+
+
+def test_trained_averages_move_by_their_own_momentum():
+    """With the count that training left, and without, as some weights are published."""
+    for count in (0, 5000):
+        layer = nn.BatchNorm2d(1, momentum=0.01)
+        layer.running_mean.fill_(2.0)
+        layer.num_batches_tracked.fill_(count)
+        for _ in range(2):  # the second time as after a restored state
+            begin_averages(layer)
+            before = layer.running_mean.clone()
+            layer(BATCHES[0])
+            torch.testing.assert_close(layer.running_mean, 0.99 * before + 0.01 * BATCHES[0].mean())
+
+
+def test_evaluation_does_not_count():
+    layer = nn.BatchNorm2d(1, momentum=0.01)
+    begin_averages(layer)
+    layer(BATCHES[0])
+    layer.eval()
+    for batch in BATCHES[1:9]:
+        layer(batch)
+    layer.train()
+    layer(BATCHES[9])
+    assert layer.running_mean.item() == (BATCHES[0].mean() + BATCHES[9].mean()).item() / 2
+
+
+def test_a_deep_network_from_nothing_says_in_evaluation_what_it_says_in_training():
+    """Twenty batches into a run; without the correction its last map is ten times too small."""
+    torch.manual_seed(0)
+    net = efficientnet_lite0(taps=[4])
+    begin_averages(net)
+    pixels = torch.randn(4, 3, 96, 96)
+    with torch.no_grad():
+        for _ in range(20):
+            trained = net(torch.randn(4, 3, 96, 96))[0]
+        answer = net.eval()(pixels)[0]
+    assert 0.7 < (answer.std() / trained.std()).item() < 1.4
