@@ -220,6 +220,7 @@ def test_report_of_a_model_has_its_times_and_size(
     [
         (["--model", "nowhere.safetensors"], "nowhere.safetensors"),
         (["--classes", "sqare"], "did you mean square"),
+        (["--classes", ","], "no class ','"),
         (["--conf", "7"], "conf"),
         (["--iou", "-1"], "iou"),
         (["--max-detections", "0"], "max_detections"),

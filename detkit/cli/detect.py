@@ -80,7 +80,7 @@ def detect(
     detector = load_predictor(
         model, ensemble=ensemble, tta=tta, device=device, precision=precision, threads=threads, size=size
     )
-    limits = detector.limits(conf, iou, max_detections, None if classes is None else names_in(classes))
+    limits = detector.limits(conf, iou, max_detections, None if classes is None else names_in(classes) or [classes])
     with ExitStack() as stack:
         writer = (
             stack.enter_context(open_writer(kind, out, detector.classes, detector.class_ids, overwrite=overwrite))
