@@ -17,7 +17,6 @@ _NAMES = {
     "build_dataset": "detkit.config.datasets",
     "train_val_datasets": "detkit.config.datasets",
     "anchors_for": "detkit.config.build",
-    "auto_anchors": "detkit.config.build",
     "build_detector": "detkit.config.build",
     "load": "detkit.config.build",
 }
@@ -26,7 +25,6 @@ __all__ = list(_NAMES)
 
 if TYPE_CHECKING:
     from detkit.config.build import anchors_for as anchors_for
-    from detkit.config.build import auto_anchors as auto_anchors
     from detkit.config.build import build_detector as build_detector
     from detkit.config.build import load as load
     from detkit.config.datasets import build_dataset as build_dataset

@@ -25,7 +25,6 @@ from detkit.errors import DetkitError
 from detkit.heads.yolo import split_anchors
 from detkit.ops.anchors import average_iou, kmeans_anchors
 
-ANCHORS_PER_LEVEL = 3
 _NEARLY = 0.95  # of the best anchors' IoU
 _NOT_A_FILE = (None, "none", "imagenet")  # weights of a backbone
 
@@ -94,33 +93,30 @@ def _model_file(path: Path) -> Path | None:
 def anchors_for(
     config: Config, dataset: Dataset, tell: Callable[[str], None] = lambda text: None
 ) -> list[list[float]] | None:
-    """Anchors for ``build_detector``; None where the config does not ask for any.
+    """Anchors (w, h) for ``build_detector``; None where the config does not ask for any.
 
-    By k-means on the training set. But where ``model.weights`` has as many on each level, and the boxes' mean best IoU
-    with them is within 5 % of that, or there are too few boxes to compute any, those are kept: its head has learned to
-    answer from them. tell: gets a sentence on which of the two it is.
+    By k-means with 1 - IoU on the training set's boxes, but crowds. Where ``model.weights`` has as many on each level,
+    and the boxes' mean best IoU with them is within 5 % of that, or there are too few boxes to compute any, those are
+    kept: its head has learned to answer from them. tell: gets a sentence on which of the two it is.
 
     Raises:
-        DetkitError: as ``auto_anchors``, where there is nothing to keep, or ``model.weights`` cannot be had.
+        DetkitError: too few boxes and nothing to keep, or ``model.weights`` cannot be had.
     """
     model = config.model
     if model["head"].get("anchors") != "auto":
         return None
     with torch.device("meta"):
         _, neck, _ = _body(model, config.place, "none")
-    resize, each = _resize(model, neck), model["head"].get("anchors_per_level", ANCHORS_PER_LEVEL)
+    wh, each = _input_sizes(dataset, _resize(model, neck)), model["head"]["anchors_per_level"]
     file = None if model["weights"] == "none" else zoo.resolve(model["weights"])
     kept = None if file is None else _anchors_of(file, model["head"]["name"], neck.strides, each)
-    wh = _input_sizes(dataset, resize)
+    if file is None or kept is None:
+        return _best_anchors(wh, each * len(neck.strides))
     try:
-        new = auto_anchors(dataset, resize, each * len(neck.strides))
+        new = _best_anchors(wh, each * len(neck.strides))
     except DetkitError:
-        if file is None or kept is None:
-            raise
         tell(f"anchors: those of {file.name} are kept, since there are too few boxes to compute others")
         return kept
-    if file is None or kept is None:
-        return new
     old_iou, new_iou = (average_iou(wh, np.asarray(anchors)) for anchors in (kept, new))
     if old_iou >= _NEARLY * new_iou:
         tell(f"anchors: those of {file.name} are kept, mean best IoU {old_iou:.3f} (computed anew: {new_iou:.3f})")
@@ -129,13 +125,8 @@ def anchors_for(
     return new
 
 
-def auto_anchors(dataset: Dataset, resize: Resize, k: int) -> list[list[float]]:
-    """k anchors (w, h) in input pixels, sorted by area: k-means with 1 - IoU on the boxes as ``resize`` scales them.
-
-    Raises:
-        DetkitError: fewer than k different boxes that are neither crowds nor empty.
-    """
-    wh = _input_sizes(dataset, resize)
+def _best_anchors(wh: np.ndarray, k: int) -> list[list[float]]:
+    """k anchors for sizes (N, 2), sorted by area, rounded. Raises DetkitError for fewer than k different sizes."""
     try:
         anchors = kmeans_anchors(wh, k)
     except ValueError:
