@@ -50,8 +50,8 @@ class Combined(Predicting):
         together every combination of them.
 
         Raises:
-            DetkitError: the models know different classes, an unknown kind of view, a model of fixed input size, or
-                crops for a model that answers with boxes.
+            DetkitError: the models know different classes or answer differently (boxes, points, the picture's class),
+                an unknown kind of view, a model of fixed input size, or crops for a model that answers with boxes.
         """
         for name in tta:
             if name not in TTA:
@@ -62,6 +62,10 @@ class Combined(Predicting):
         if not models:
             raise DetkitError("no model is named", do="name one or more")
         first = models[0]
+        if len({model.protocol for model in models}) > 1:
+            kinds, what = {"coco": "boxes", "points": "box and points"}, "the models of an ensemble must answer alike"
+            answers = ", ".join(kinds.get(model.protocol, "classes of whole pictures") for model in models)
+            raise DetkitError(what, f"they give, in this order: {answers}", "name models of one kind, or one at a time")
         self.classes, self.class_ids = first.classes, first.class_ids
         self.threshold = sum(model.threshold for model in models) / len(models)
         self.protocol, self.flip_pairs = first.protocol, first.flip_pairs
@@ -90,12 +94,16 @@ class Combined(Predicting):
         many = max(limits.max_detections, Limits.evaluation().max_detections)
         conf = min(limits.conf, Limits.evaluation().conf)
         found: list[list[Detections]] = [[] for _ in samples]
+        views: dict[tuple[Any, ...], list[Sample]] = {}  # models and scales look at the same ones
         for look in self._looks:
             own = None
             if limits.classes is not None:
                 own = tuple(np.flatnonzero(np.isin(look.labels, limits.classes)).tolist())
             asked = Limits(conf, limits.iou, many, own)
-            seen = look.predictor.predict_samples([_view(sample, look) for sample in samples], asked)
+            view = look.corner, look.mirrored
+            if view not in views:
+                views[view] = [_view(sample, *view) for sample in samples]
+            seen = look.predictor.predict_samples(views[view], asked)
             for i, detections in enumerate(seen):
                 found[i].append(self._put_back(detections, look, samples[i].image.shape[:2]))
         return [self._fused(looks, limits) for looks in found]
@@ -137,14 +145,14 @@ def _fused_points(boxes: np.ndarray, labels: np.ndarray, looks: list[Detections]
     return np.einsum("nm,mkc->nkc", weight / weight.sum(axis=1, keepdims=True), points).astype(np.float32)
 
 
-def _view(sample: Sample, look: _Look) -> Sample:
-    """What of the picture the model is shown."""
+def _view(sample: Sample, corner: tuple[float, float] | None, mirrored: bool) -> Sample:
+    """What of the picture the model is shown; see ``_Look``."""
     image, proposals = sample.image, sample.proposals
-    if look.corner is not None:
-        sides = [max(round(side * CROP), 1) for side in image.shape[:2]]
-        top, left = (round(at * (all_ - side)) for at, all_, side in zip(look.corner, image.shape, sides, strict=False))
-        image = image[top : top + sides[0], left : left + sides[1]]
-    if look.mirrored:
+    if corner is not None:
+        height, width = (max(round(side * CROP), 1) for side in image.shape[:2])
+        top, left = round(corner[0] * (image.shape[0] - height)), round(corner[1] * (image.shape[1] - width))
+        image = image[top : top + height, left : left + width]
+    if mirrored:
         image = image[:, ::-1]
         proposals = None if proposals is None else _mirrored_boxes(proposals, image.shape[1])
     return sample.replace(image=np.ascontiguousarray(image), proposals=proposals)
