@@ -165,11 +165,15 @@ def train(
     if config is None:
         notes.insert(0, f"recipe: {DEFAULT_RECIPE} (detkit config {DEFAULT_RECIPE} shows it)")
     notes.append(f"classes: {', '.join(train_set.classes)}")
+
+    def tell(text: str) -> None:
+        on_event(Notice(text))
+
     for note in notes:
-        on_event(Notice(note))
-    detector = build(checked, train_set, (lambda text: None) if resume else (lambda text: on_event(Notice(text))))
+        tell(note)
+    detector = build(checked, train_set, tell)
     if "started" in detector.record and resume is None:
-        on_event(Notice(detector.record["started"]))
+        tell(detector.record["started"])
     if resume is not None:
         run = Path(resume)
     elif out is not None:

@@ -31,8 +31,9 @@ def start_from(detector: Detector, path: str | Path, *, backbone_only: bool = Fa
     weights, classes = read_weights(path), tuple(zoo.read_header(path)["classes"])
     own = detector.state_dict()
     if backbone_only:
-        parts = ["backbone.", "head.trunk."][: 1 + (getattr(detector.head, "backbone_trunk", None) is not None)]
-        own, weights = ({k: v for k, v in each.items() if k.startswith(tuple(parts))} for each in (own, weights))
+        trunk = getattr(detector.head, "backbone_trunk", None)
+        parts = ("backbone.",) if trunk is None else ("backbone.", "head.trunk.")
+        own, weights = ({k: v for k, v in each.items() if k.startswith(parts)} for each in (own, weights))
     layouts: dict[str, Layout] = {}
     if classes != detector.classes:
         rows = getattr(detector.head, "class_rows", {})

@@ -140,9 +140,10 @@ class Classify(PictureHead):
         super().__init__(channels, strides, num_classes, num_classes, trunk, layers, 1, hidden, dropout)
         if not 0 <= smoothing < 1:
             raise ValueError(f"smoothing must be at least 0 and below 1, got {smoothing}")
-        self.smoothing, self._places = smoothing, tuple(sides or ())
-        self.sides = nn.ModuleList(set_logits(side, num_classes) for side in (sides or {}).values())
-        lasts = ["last.", *(f"sides.{k}.{len(side) - 1}." for k, side in enumerate((sides or {}).values()))]
+        sides = sides or {}
+        self.smoothing, self._places = smoothing, tuple(sides)
+        self.sides = nn.ModuleList(set_logits(side, num_classes) for side in sides.values())
+        lasts = ["last.", *(f"sides.{k}.{len(side) - 1}." for k, side in enumerate(sides.values()))]
         self.class_rows = dict.fromkeys(lasts, (0, 1, 0))
 
     def raw(self, features: list[Tensor], proposals: list[Tensor] | None = None) -> dict[str, Tensor]:
