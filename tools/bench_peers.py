@@ -136,7 +136,6 @@ def write_coco(folder: Path, images: int) -> None:
 
 def own(kernel: str, n: int) -> Call:
     """detkit's call."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from detkit import ops
 
     if kernel == "iou":
