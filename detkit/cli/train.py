@@ -23,7 +23,7 @@ def train(
         typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="A YAML file, a shipped name, or a model to train on."),
     ] = None,
     data: Annotated[
-        str | None, typer.Option("--data", help="Data to train on: COCO json, VOC folder, data.yaml.")
+        str | None, typer.Option("--data", help="Data to train on: COCO json, VOC folder, data.yaml or class folders.")
     ] = None,
     resume: Annotated[Path | None, typer.Option("--resume", help="Go on with this run folder.")] = None,
     device: DeviceOption = None,
