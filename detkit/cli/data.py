@@ -265,6 +265,7 @@ def crops(
     as_json: JsonOption = False,
 ) -> int:
     """Cut the objects out: a folder of class folders, to train a classifier on."""
+    from detkit.data.crops import UNREADABLE
     from detkit.data.crops import crops as cut
 
     parts = _read_parts(data, split, images)
@@ -274,15 +275,16 @@ def crops(
         parts, out, classes=chosen, background=background, min_size=min_size, seed=seed, overwrite=overwrite
     )
     found = findings.as_list()
+    code = 3 if any(finding.name == UNREADABLE for finding in found) else 0
     if as_json:
         print_json({"out": out, "parts": counts, "left_out": [asdict(f) for f in found]})
-        return 0
+        return code
     for part, table in counts.items():
         print(f"{out / part}: {sum(table.values())} crops")
         for name, count in table.items():
             print(f"  {name}: {count}")
     _print_findings(found)
-    return 0
+    return code
 
 
 @app.command()

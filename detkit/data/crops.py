@@ -14,6 +14,7 @@ from detkit.io.files import atomic_folder
 from detkit.io.images import read_image, write_image
 
 BACKGROUND = "background"
+UNREADABLE = "picture that cannot be read (its objects are left out)"
 _QUALITY = 95  # of the JPEGs
 _TRIES = 100  # draws of a picture and a window for a crop without objects
 
@@ -43,7 +44,8 @@ def crops(
     the crops of each class in each part, and the findings.
 
     Raises:
-        DetkitError: no object is large enough, the data has a class called background, or OUT cannot be written.
+        DetkitError: a part without an object of these classes that is large enough, no picture that can be read, the
+            data has a class called background, two classes whose folders would be one, or OUT cannot be written.
     """
     counts: dict[str, dict[str, int]] = {}
     findings = Findings()
@@ -53,7 +55,12 @@ def crops(
                 raise DetkitError(f"the data has a class {BACKGROUND!r} of its own", "--background", "leave it out")
             rng = np.random.default_rng([seed, number])
             names = annotations.select_classes(classes).classes  # an unknown one is an error
+            _refuse_one_folder_for_two(names)
             counts[part] = _cut(annotations, names, folder / part, background, min_size, rng, findings)
+        if not any(sum(table.values()) for table in counts.values()):
+            unread = next(found.examples[0] for found in findings.as_list() if found.name == UNREADABLE)
+            do = "give --images the folder of the pictures"
+            raise DetkitError("none of the pictures could be read", unread, do)
     return counts, findings
 
 
@@ -74,6 +81,8 @@ def _cut(
     wanted = np.flatnonzero(chosen & ~(ignored | small))
     if not len(wanted):
         where = f"{a.source.path} {a.source.split or ''}".strip() if a.source else ""
+        if not chosen.any():
+            raise DetkitError("no object of these classes", where, "name other --classes, or one --split")
         raise DetkitError(f"no object has sides of {min_size} pixels", where, "give a smaller --min-size")
     empty = _empty_windows(a, background, a.xywh[wanted, 2:], rng)
     if len(empty) < background:
@@ -89,7 +98,7 @@ def _cut(
         try:
             pixels = read_image(a.files[image])
         except DetkitError as error:
-            findings.add("picture that cannot be read (its objects are left out)", f"{error.where}: {error.what}")
+            findings.add(UNREADABLE, f"{error.where}: {error.what}")
             continue
         for _, xywh, name, row in group:
             height, width = pixels.shape[:2]
@@ -119,6 +128,15 @@ def _empty_windows(
                 found.append((image, np.concatenate([corner, wh]).astype(np.float64)))
                 break
     return found
+
+
+def _refuse_one_folder_for_two(names: Sequence[str]) -> None:
+    taken: dict[str, str] = {}
+    for name in names:
+        other = taken.setdefault(_folder_name(name), name)
+        if other != name:
+            what = f"the classes {other!r} and {name!r} would share the folder {_folder_name(name)}"
+            raise DetkitError(what, "--classes", "name one of them, or rename it in the data")
 
 
 def _folder_name(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,6 +90,30 @@ def test_the_command(toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert words in said
         assert str(toys) in said
         assert not (tmp_path / "new").exists()
+
+
+def test_pictures_that_cannot_be_read(toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "toys"
+    shutil.copytree(toys, data)
+    pictures = [Path(file) for file in read(data, split="val").files]
+    words = ["data", "crops", str(data), "--split", "val", "--min-size", "10", "--out"]
+    pictures[0].write_bytes(b"no picture")
+    assert main([*words, str(tmp_path / "some")]) == 3
+    assert f"cannot be read (its objects are left out)\n         {pictures[0]}" in capsys.readouterr().out
+    for picture in pictures:
+        picture.write_bytes(b"no picture")
+    assert main([*words, str(tmp_path / "none")]) == 2
+    assert "none of the pictures could be read" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_classes_without_objects_and_of_one_folder_are_refused(toys: Path, tmp_path: Path) -> None:
+    a = read(toys, split="val")
+    only = a.subset([i for i in range(len(a)) if 0 not in a.labels[a.offsets[i] : a.offsets[i + 1]]])
+    with pytest.raises(DetkitError, match="no object of these classes"):
+        crops({"": only}, tmp_path / "out", classes=a.classes[:1], min_size=1)
+    with pytest.raises(DetkitError, match="would share the folder a_b"):
+        crops({"": a.select_classes(rename={"circle": "a/b", "square": "a:b"})}, tmp_path / "out", min_size=1)
 
 
 def test_a_class_called_background_is_refused(toys: Path, tmp_path: Path) -> None:
