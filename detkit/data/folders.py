@@ -32,8 +32,10 @@ def _classes(path: Path, part: bool = False) -> list[str]:
     if not path.is_dir():
         return []
     folders = [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
-    others = _NO_CLASSES if part else {*_NO_CLASSES, *_PARTS}
-    return sorted(p.name for p in folders if p.name.lower() not in others and paths_in(p))
+    names = {p.name for p in folders if p.name.lower() not in _NO_CLASSES and paths_in(p)}
+    classes = names if part else {name for name in names if name.lower() not in _PARTS}
+    # Beside several others "train" with pictures in it is VOC's and COCO's class: as a part it would hold folders.
+    return sorted(classes | ({"train"} & names if len(classes) > 1 else set()))
 
 
 def read(path: Path, split: str | None, images: Path | None) -> Annotations:

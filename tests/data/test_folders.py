@@ -65,6 +65,14 @@ def test_a_class_of_a_part_may_be_called_train(tmp_path: Path) -> None:
     assert read(tmp_path).classes == ("bus", "train")
 
 
+def test_a_class_may_be_called_train_where_there_are_no_parts(pets: Path) -> None:
+    fill(pets / "train", 4)
+    fill(pets / "test")
+    assert splits(pets) == []
+    assert read(pets).classes == ("a dog", "cat", "train")
+    assert len(read(pets)) == 9
+
+
 def test_folders_of_detection_sets_are_no_classes(tmp_path: Path) -> None:
     for name in ("train", "val", "images", "masks"):
         fill(tmp_path / name)
