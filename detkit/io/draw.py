@@ -109,8 +109,8 @@ def sheet(pictures: Sequence[np.ndarray], captions: Sequence[str] = (), columns:
     columns: 0 for somewhat more columns than rows.
     """
     columns = columns or min(len(pictures), max(1, round(len(pictures) ** 0.5 * 1.2)))
-    high, wide = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
-    tabs = [_tab(caption, 13, (255, 255, 255))[:, :wide] for caption in captions]
+    tabs = [_tab(caption, 13, (255, 255, 255)) for caption in captions]
+    high, wide = max(picture.shape[0] for picture in pictures), max(part.shape[1] for part in (*pictures, *tabs))
     above = max((tab.shape[0] for tab in tabs), default=0)
     step = high + above + GAP, wide + GAP
     canvas = np.full((-(-len(pictures) // columns) * step[0] + GAP, columns * step[1] + GAP, 3), 255, np.uint8)

@@ -104,8 +104,9 @@ def test_a_sheet_of_pictures() -> None:
     assert plain.shape == (2 * (12 + draw.GAP) + draw.GAP, 2 * (20 + draw.GAP) + draw.GAP, 3)
     assert (plain[draw.GAP : draw.GAP + 10, draw.GAP : draw.GAP + 20] == 0).all()
     assert (plain[-draw.GAP - 12 : -draw.GAP, draw.GAP : draw.GAP + 20] == 100).all()
-    named = draw.sheet(pictures, ["a", "b", "a name that is much too long for its picture"])
+    named = draw.sheet(pictures, ["a", "b", "a name that is longer than its picture is wide"], columns=3)
     assert named.shape[0] > plain.shape[0] / 2
+    assert (named[:, -30:] < 128).any()  # its end
     assert (named == 100).all(2).sum() == 12 * 20
 
 
