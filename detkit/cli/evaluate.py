@@ -166,8 +166,7 @@ def _from_file(
     from detkit.metrics.doubts import swapped_classes
 
     annotations = read(data, split=split, images=images)
-    for finding in annotations.findings:
-        message(f"detkit: {data}: {finding.name}: {finding.count} (detkit data check lists them)")
+    _tell_of_data(annotations, data, split)
     results, notes = read_detections(path, annotations)
     for note in [*notes, *swapped_classes(annotations.ground_truth(), results)]:
         message(f"detkit: {note}")
@@ -196,9 +195,20 @@ def _from_model(
         max_detections=max(max_detections, 100),
         on_progress=progress,
     )
+    _tell_of_data(done[0], data, split)
     for note in explain_match(predictor.classes, done[0].classes):
         message(f"detkit: {note}")
     return done
+
+
+def _tell_of_data(annotations: Annotations, data: str, split: str | None) -> None:
+    """What reading the data found, and that several parts of it (training pictures too) are judged as one."""
+    from detkit.data.dataset import splits
+
+    for finding in annotations.findings:
+        message(f"detkit: {data}: {finding.name}: {finding.count} (detkit data check lists them)")
+    if split is None and len(parts := splits(data)) > 1:
+        message(f"detkit: {data}: all of {', '.join(parts)} together; --split takes one part")
 
 
 def _write(path: Path, done: dict[str, Any], title: str, overwrite: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -65,7 +66,8 @@ def evaluate(
     matched by name. ``on_batch(done, total)`` counts batches.
 
     Raises:
-        DetkitError: no class name of the model is one of the data's, or no picture could be read.
+        DetkitError: no class name of the model is one of the data's, or no picture could be read. A warning tells of
+            those that could not, where others could.
     """
     limits = limits or Limits.evaluation()
     if isinstance(predictor, nn.Module):
@@ -87,6 +89,9 @@ def evaluate(
         done.failures = failures
     if not done.timings.images:
         raise done.failures[0] if done.failures else DetkitError("the data set holds no pictures")
+    if done.failures:
+        first, said = done.failures[0], f"{len(done.failures)} of {len(dataset)} pictures cannot be read"
+        warnings.warn(f"{said}, and count as if nothing was found: {first.where}: {first.what}", stacklevel=1)
     return done.truth, done.results, done.timings
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from detkit.cli import main
@@ -231,6 +232,31 @@ def test_what_a_model_cannot_be_asked_is_said_before_it_runs(
     monkeypatch.setattr(api, "evaluate_model", lambda *_, **__: pytest.fail("ran"))
     assert main(["evaluate", "model", str(coco), *words]) == 2
     assert words[0] in capsys.readouterr().err
+
+
+def test_parts_judged_together_and_pictures_left_out_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from detkit import api
+    from detkit.data.toy import CLASSES, write_toy_data
+    from detkit.detector import Predicting
+    from detkit.structures import Detections
+
+    class Blind(Predicting):
+        classes = CLASSES
+
+        def predict_samples(self, samples: list, limits: object) -> list[Detections]:
+            return [Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64), CLASSES) for _ in samples]
+
+    monkeypatch.setattr(api, "load", lambda *_, **__: Blind())
+    data = write_toy_data(tmp_path / "toy", train=2, val=2, size=48)
+    next((data / "val").iterdir()).write_bytes(b"no picture")
+    assert main(["evaluate", "model", str(data)]) == 0
+    said = capsys.readouterr().err
+    assert "all of train, val together; --split takes one part" in said
+    assert "1 of 4 pictures cannot be read, and count as if nothing was found: " in said
+    assert main(["evaluate", "model", str(data), "--split", "train"]) == 0
+    assert not capsys.readouterr().err
 
 
 def test_the_file_path_needs_no_torch(coco: Path, found: Path) -> None:
