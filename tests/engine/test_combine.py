@@ -106,6 +106,13 @@ def test_models_of_other_classes_are_refused() -> None:
         Combined([Sees(), Sees(classes=("cat", "cow"))])
 
 
+def test_models_that_answer_otherwise_are_refused() -> None:
+    """A classifier's box is the whole picture: with a detector's it would come to nonsense, quietly."""
+    with pytest.raises(DetkitError, match="must answer alike") as told:
+        Combined([Sees(classes=Names.classes), Names()])
+    assert told.value.where == "they give, in this order: boxes, classes of whole pictures"
+
+
 def test_masks_are_refused() -> None:
     with pytest.raises(DetkitError, match="masks of several views cannot be fused"):
         Combined([Sees(masks=np.zeros((1, 3, 3)))], ["flip"]).predict_samples([picture()], Limits())
