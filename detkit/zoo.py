@@ -169,7 +169,7 @@ def read_header(path: str | Path) -> dict[str, Any]:
         metadata = tensors.pop("__metadata__", {})
     except (ValueError, AttributeError):
         raise cut from None
-    if metadata.get("format") != "detkit" or not str(metadata.get("version")).isdigit():
+    if metadata.get("format") != "detkit" or not str(metadata.get("version")).isdecimal():
         raise DetkitError("this safetensors file was not written by detkit", where, _RETRY)
     version = int(metadata["version"])
     if version > FORMAT_VERSION:

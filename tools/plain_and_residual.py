@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from detkit import api
-from detkit.data.stats import written_figure
 from detkit.engine.events import EpochDone
+from detkit.io.figures import written_figure
 from detkit.io.files import write_text
 
 AUGMENT = (

@@ -23,8 +23,8 @@ from scipy.stats import t as student
 from detkit import api
 from detkit.data.dataset import read
 from detkit.data.split import write_split
-from detkit.data.stats import written_figure
 from detkit.engine.events import EpochDone
+from detkit.io.figures import written_figure
 from detkit.io.files import write_text
 
 EPOCHS, BATCH = 10, 8

@@ -57,7 +57,7 @@ def compare(
     Runs that were trained or validated on other data are refused.
     """
     if out is not None:
-        from detkit.data.stats import picture_format
+        from detkit.io.figures import picture_format
         from detkit.io.files import refuse_existing
 
         picture_format(out)

@@ -25,7 +25,7 @@ def compress(
     from detkit.io.files import refuse_existing
 
     words = [word.strip() for word in ranks.split(",")]
-    if not all(word.isdigit() for word in words):
+    if not all(word.isdecimal() for word in words):
         raise DetkitError(f"ranks are whole numbers, got {ranks!r}", "--ranks", "give a number a layer, as 1024,256")
     path = out or Path(f"{Path(model).resolve().stem}-svd.safetensors")
     refuse_existing(path, overwrite)

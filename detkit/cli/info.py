@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from detkit.cli.common import JsonOption, is_config, print_json
+from detkit.errors import DetkitError
 
 if TYPE_CHECKING:
     from detkit.engine.summary import Summary
@@ -40,6 +41,8 @@ def info(
         summary = of(name, pixels, num_classes)
     else:
         facts = _header(name)
+        if num_classes is not None:
+            raise DetkitError("a model file has classes of its own", "--num-classes", "leave it out")
         if layers or pixels:
             from detkit.engine.summary import of_file
 
@@ -54,12 +57,10 @@ def info(
 
 
 def _pixels(text: str) -> tuple[int, int]:
-    from detkit.errors import DetkitError
-
     parts = text.lower().split("x")
     if len(parts) == 2:
         parts.append("3")
-    if len(parts) != 3 or not all(part.isdigit() and int(part) for part in parts) or parts[2] != "3":
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) for part in parts) or parts[2] != "3":
         raise DetkitError(f"no size of a picture: {text}", "--input", "give height x width x 3 channels, as 224x224x3")
     return int(parts[0]), int(parts[1])
 
@@ -68,7 +69,6 @@ def _header(name: str) -> dict[str, Any]:
     from detkit.backbones import BACKBONES
     from detkit.config import shipped_configs
     from detkit.config.schema import nearest
-    from detkit.errors import DetkitError
     from detkit.zoo import WEIGHTS, read_header, resolve
 
     try:

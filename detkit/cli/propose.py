@@ -69,7 +69,7 @@ def propose(
     if out is not None:
         refuse_existing(out, overwrite)
     if out is not None and recall:
-        from detkit.data.stats import picture_format
+        from detkit.io.figures import picture_format
 
         picture_format(out)
     if method not in METHODS:
@@ -228,7 +228,7 @@ def _recall(
 
 
 def _plot(rows: list[dict[str, Any]], title: str, counts: Sequence[int], path: Path, overwrite: bool) -> None:
-    from detkit.data.stats import written_figure
+    from detkit.io.figures import written_figure
 
     with written_figure(path, 7, 5, overwrite=overwrite) as figure:
         axes = figure.subplots()

@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 
 from detkit.data.annotations import Annotations
-from detkit.data.stats import written_figure
 from detkit.errors import DetkitError
+from detkit.io.figures import written_figure
 from detkit.ops.anchors import average_iou, kmeans_anchors, slot_collisions
 
 Distance = Literal["iou", "euclidean"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import numpy as np
 
 from detkit.data.annotations import Annotations
 from detkit.errors import DetkitError
+from detkit.io.figures import written_figure
 
 SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, np.inf)}  # COCO's, square pixels
 PICTURES = 300
@@ -121,29 +120,3 @@ def _log_histogram(axes: Any, values: np.ndarray, title: str, label: str) -> Non
         axes.hist(values, bins=list(np.geomspace(low * 0.99, high * 1.01, 50)), color="#4477aa")
         axes.set_xscale("log")
     axes.set(title=title, xlabel=label, ylabel="boxes")
-
-
-@contextmanager
-def written_figure(path: Path, width: float, height: float, *, overwrite: bool = False) -> Iterator[Any]:
-    """A matplotlib figure of so many inches to draw in; ``path`` holds it after the block.
-
-    Raises:
-        DetkitError: another ending than a picture's, a file that exists, a full disk.
-    """
-    from matplotlib.figure import Figure  # without pyplot: no window system, no global state
-
-    from detkit.io.files import atomic_path
-
-    kind, figure = picture_format(path), Figure(figsize=(width, height), layout="constrained")
-    yield figure
-    with atomic_path(path, overwrite) as temporary:
-        figure.savefig(temporary, dpi=110, format=kind)
-
-
-def picture_format(path: Path) -> str:
-    """The suffix of ``path`` as matplotlib names it; DetkitError if it cannot write that."""
-    suffix = path.suffix.lower().removeprefix(".")
-    if suffix not in ("png", "jpg", "jpeg", "pdf", "svg", "webp"):
-        raise DetkitError(f"plots cannot be written as {path.suffix or 'a file without suffix'}", str(path),
-                          "use .png, .jpg, .pdf or .svg")  # fmt: skip
-    return suffix

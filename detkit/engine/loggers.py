@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 import detkit
-from detkit.data.stats import written_figure
 from detkit.engine.events import (
     BatchDone,
     BatchValidated,
@@ -28,6 +27,7 @@ from detkit.engine.events import (
     TrainStarted,
 )
 from detkit.io.draw import draw_target
+from detkit.io.figures import written_figure
 from detkit.io.files import write_text
 from detkit.io.images import write_image
 from detkit.structures import Batch, Target

@@ -95,7 +95,7 @@ def _open_one(
         yield Frame(image, name)
     elif name == "-":
         yield _picture(_all_bytes(stdin), name)
-    elif isinstance(source, int) or (name.isascii() and name.isdigit() and not Path(name).exists()):
+    elif isinstance(source, int) or (name.isascii() and name.isdecimal() and not Path(name).exists()):
         yield from _video(int(name), camera)
     else:
         yield from _files(Path(source), name)

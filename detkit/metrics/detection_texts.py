@@ -64,7 +64,7 @@ class _Reader:
         for file in files:
             image = self._image(file.stem, str(file))
             for where, words in self._lines(file, 6):
-                label = int(words[0]) if words[0].isdigit() else -1
+                label = int(words[0]) if words[0].isdecimal() else -1
                 if label < 0 or label >= len(names):
                     what = f"class {words[0]} is not one of the {len(names)}, 0 to {len(names) - 1}"
                     raise DetkitError(what, where, "put the names, one a line, into classes.txt beside the files")

@@ -88,7 +88,7 @@ def thread_count() -> int:
         return int(get_num_threads())
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return min(cores, int(wanted)) if wanted.isdigit() and int(wanted) > 0 else cores
+    return min(cores, int(wanted)) if wanted.isdecimal() and int(wanted) > 0 else cores
 
 
 def run_chunks(work: Callable[[int, int], Any], count: int, threads: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from detkit.data.stats import written_figure
+from detkit.io.figures import written_figure
 from detkit.metrics.bootstrap import draws
 from detkit.metrics.tables import GroundTruth, Results
 
@@ -100,8 +100,8 @@ def _draw(figure: Any, compared: dict[str, Any]) -> None:
         ("minutes of training", [math.nan if run["minutes"] is None else run["minutes"] for run in compared["runs"]]),
     ]
     panels = [panel for panel in panels if any(x > 0 for x in panel[1])]  # shipped models do not say how long it took
-    table = figure.subplots(1, len(panels), sharey=True, squeeze=False)
-    for axes, (title, places) in zip(table[0], panels, strict=True):
+    plots = figure.subplots(1, len(panels), sharey=True, squeeze=False)
+    for axes, (title, places) in zip(plots[0], panels, strict=True):
         for number, (run, x) in enumerate(zip(compared["runs"], places, strict=True)):
             low, high = run["intervals"]["AP50"]
             reach = [[max(run["AP50"] - low, 0)], [max(high - run["AP50"], 0)]]

@@ -56,6 +56,7 @@ def test_a_smaller_model_of_nearly_the_same_answers(
         (["--ranks", "-3"], "whole numbers"),
         (["--ranks", "1.5"], "whole numbers"),
         (["--ranks", ""], "whole numbers"),
+        (["--ranks", "²"], "whole numbers"),
         (["--ranks", "0"], "does not lie within"),
         (["--ranks", "65"], "does not lie within"),
         (["--ranks", "4,4,4"], "a rank for each of the 2 layers"),

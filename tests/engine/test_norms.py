@@ -8,14 +8,18 @@ from torch import nn
 from detkit.backbones.efficientnet_lite import efficientnet_lite0
 from detkit.engine.norms import begin_averages
 
-BATCHES = [torch.full((4, 1, 2, 2), 3.0 + k) + torch.arange(16.0).reshape(4, 1, 2, 2) for k in range(200)]
+BATCHES = [torch.full((4, 1, 2, 2), 3.0 + k) + torch.arange(16.0).reshape(4, 1, 2, 2) for k in range(20)]
+
+
+def feed(layer, batches):
+    for batch in batches:
+        layer(batch)
 
 
 def test_the_first_batches_make_a_plain_mean():
     layer = nn.BatchNorm2d(1, momentum=0.01)
     begin_averages(layer)
-    for batch in BATCHES[:5]:
-        layer(batch)
+    feed(layer, BATCHES[:5])
     assert layer.running_mean.item() == 12.5
     torch.testing.assert_close(layer.running_var, BATCHES[0].var(unbiased=True)[None])
 
@@ -23,8 +27,7 @@ def test_the_first_batches_make_a_plain_mean():
 def test_after_enough_batches_the_layers_own_momentum_counts():
     layer = nn.BatchNorm2d(1, momentum=0.1)
     begin_averages(layer)
-    for batch in BATCHES[:10]:
-        layer(batch)
+    feed(layer, BATCHES[:10])
     torch.testing.assert_close(layer.running_mean.item(), 15.0)
     layer(BATCHES[10])
     torch.testing.assert_close(layer.running_mean, torch.tensor([0.9 * 15.0 + 0.1 * BATCHES[10].mean()]))
@@ -36,14 +39,11 @@ def test_a_state_that_is_restored_half_way_goes_on_the_same():
     whole, part, rest = (nn.BatchNorm2d(1, momentum=0.01) for _ in range(3))
     begin_averages(whole)
     begin_averages(part)
-    for batch in BATCHES[:20]:
-        whole(batch)
-    for batch in BATCHES[:7]:
-        part(batch)
+    feed(whole, BATCHES[:20])
+    feed(part, BATCHES[:7])
     rest.load_state_dict(part.state_dict())
     begin_averages(rest)
-    for batch in BATCHES[7:20]:
-        rest(batch)
+    feed(rest, BATCHES[7:20])
     assert torch.equal(whole.running_mean, rest.running_mean)
     assert torch.equal(whole.running_var, rest.running_var)
 
@@ -66,8 +66,7 @@ def test_evaluation_does_not_count():
     begin_averages(layer)
     layer(BATCHES[0])
     layer.eval()
-    for batch in BATCHES[1:9]:
-        layer(batch)
+    feed(layer, BATCHES[1:9])
     layer.train()
     layer(BATCHES[9])
     assert layer.running_mean.item() == (BATCHES[0].mean() + BATCHES[9].mean()).item() / 2

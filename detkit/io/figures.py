@@ -1,0 +1,35 @@
+"""Plots as files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from detkit.errors import DetkitError
+from detkit.io.files import atomic_path
+
+
+@contextmanager
+def written_figure(path: Path, width: float, height: float, *, overwrite: bool = False) -> Iterator[Any]:
+    """A matplotlib figure of so many inches to draw in; ``path`` holds it after the block.
+
+    Raises:
+        DetkitError: another ending than a picture's, a file that exists, a full disk.
+    """
+    from matplotlib.figure import Figure  # without pyplot: no window system, no global state
+
+    kind, figure = picture_format(path), Figure(figsize=(width, height), layout="constrained")
+    yield figure
+    with atomic_path(path, overwrite) as temporary:
+        figure.savefig(temporary, dpi=110, format=kind)
+
+
+def picture_format(path: Path) -> str:
+    """The suffix of ``path`` as matplotlib names it; DetkitError if it cannot write that."""
+    suffix = path.suffix.lower().removeprefix(".")
+    if suffix not in ("png", "jpg", "jpeg", "pdf", "svg", "webp"):
+        raise DetkitError(f"plots cannot be written as {path.suffix or 'a file without suffix'}", str(path),
+                          "use .png, .jpg, .pdf or .svg")  # fmt: skip
+    return suffix
