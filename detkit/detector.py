@@ -113,7 +113,9 @@ class Predicting:
             return name
         near = get_close_matches(str(name), self.classes, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise DetkitError(f"the model knows no class {name!r}", "classes", f"{hint}it knows {', '.join(self.classes)}")
+        many = len(self.classes) > 100  # ImageNet's would fill the screen
+        known = ", ".join(self.classes[:10] if many else self.classes) + f", ... ({len(self.classes)} in all)" * many
+        raise DetkitError(f"the model knows no class {name!r}", "classes", f"{hint}it knows {known}")
 
 
 class Detector(nn.Module, Predicting):

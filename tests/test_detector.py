@@ -18,6 +18,7 @@ from detkit.config import build_detector, load
 from detkit.config.experiment import Config, EvaluateOptions, check_model
 from detkit.config.schema import Place
 from detkit.data.loader import collate
+from detkit.detector import Predicting
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
 from detkit.structures import Limits, Predictor, Sample, Target
@@ -161,6 +162,16 @@ def test_classes_by_name_or_label(detector):
         detector.limits(classes=["dgo"])
     with pytest.raises(DetkitError, match="no class 3"):
         detector.limits(classes=[3])
+
+
+def test_of_many_classes_a_few_are_named():
+    class Names(Predicting):
+        classes, threshold = tuple(f"number {k}" for k in range(1000)), 0.5
+
+    with pytest.raises(DetkitError, match="knows no class 'numbr 7'") as told:
+        Names().limits(classes=["numbr 7"])
+    assert told.value.do.startswith("did you mean number 7")
+    assert told.value.do.endswith("number 9, ... (1000 in all)")
 
 
 def test_stream(detector, tmp_path):
