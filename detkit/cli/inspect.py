@@ -38,7 +38,7 @@ WeightsOption = Annotated[
 ]
 SizeOption = Annotated[int | None, typer.Option("--size", min=1, help="Input size in pixels (default: the model's).")]
 FolderOption = Annotated[
-    Path | None, typer.Option("--out", "-o", help="Folder for the pictures (default: a new one, runs/inspect-N).")
+    Path | None, typer.Option("--out", "-o", help="Folder for the pictures (default: a new one in runs/).")
 ]
 _SIDE = 360  # pixels along the longer side of what is drawn over or filtered
 
