@@ -220,6 +220,7 @@ def test_info_prints_a_table_or_json(capsys):
         (["resnet18", "--input", "-1x32x3"], "224x224x3"),
         (["lenet5", "--input", "20x20x3"], "larger"),
         (["resnet18", "--num-classes", "0"], "--num-classes"),
+        (["default", "--num-classes", "3"], "--num-classes"),
         (["resnet18", "--size", "32"], "--size"),
         ([], "FILE|NAME"),
     ],
