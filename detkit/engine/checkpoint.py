@@ -27,7 +27,8 @@ _FREE = {"device", "workers", "save_minutes", "tensorboard"}
 class Progress:
     """How far a run is: the next batch of the next epoch, steps taken, sums of this epoch's losses, the rows so far.
 
-    fitted: the head's stages after the loop are done.
+    seconds: of all; caching: those of them in which frozen stages looked at pictures for the cache. fitted: the head's
+    stages after the loop are done.
     """
 
     epoch: int = 0
@@ -40,6 +41,7 @@ class Progress:
     threshold: float | None = None
     waited: int = 0
     seconds: float = 0.0
+    caching: float = 0.0
     fitted: bool = False
 
 

@@ -102,7 +102,7 @@ class Trainer(Session):
             progress.epoch, progress.batch, progress.sums = epoch + 1, 0, {}
             self.save_weights("last.safetensors", row)
             self.save_state()
-            left = (progress.seconds - self.caching) / (epoch + 1) * (options.epochs - epoch - 1)
+            left = (progress.seconds - progress.caching) / (epoch + 1) * (options.epochs - epoch - 1)
             self.tell(EpochDone(epoch, options.epochs, row, better, left))
         if fits:
             self._fit_head()

@@ -71,7 +71,6 @@ class Session:
             self.model, self.average, self.optimizer, self.runtime, options, data_hash(self.train_set), Progress()
         )
         self.started = time.perf_counter()
-        self.caching = 0.0  # seconds that ``cache_frozen`` took
         self.record: dict[str, Any] = {}
         self.folder: RunFolder | None = None
         if options.cache_features:
@@ -148,17 +147,17 @@ class Session:
     def cache_frozen(self) -> None:
         """Lets the frozen stages look at every picture, and the loaders hand out what these have made of them."""
         self.count_time()
-        begun, views = self.state.progress.seconds, self.options.cache_views or 1
+        begun, views = self.state.progress.caching, self.options.cache_views or 1
         stages = FrozenStages(self.model, self.runtime, self.say)
         pictures = views * len(self.train_set) + (0 if self.val_loader is None else len(self.val_set))  # type: ignore[arg-type]
         stages.announce(pictures)
         self.loader = self._cached(stages, self.train_set, self.augment, views, self.loader.sampler)
         if self.val_loader is not None:
             self.val_loader = self._cached(stages, self.val_set, None, 1, self.val_loader.sampler)
-        self.count_time()
-        self.caching = self.state.progress.seconds - begun
+        self.count_time(caching=True)
+        seconds = self.state.progress.caching - begun
         rest = f", {pictures - stages.computed} were in the cache" if stages.computed < pictures else ""
-        self.say(f"the frozen stages looked at {stages.computed} pictures in {self.caching:.0f} s{rest}")
+        self.say(f"the frozen stages looked at {stages.computed} pictures in {seconds:.0f} s{rest}")
 
     def _cached(
         self, stages: FrozenStages, dataset: Any, augment: Any | None, views: int, sampler: Sampler
@@ -176,7 +175,7 @@ class Session:
                         save_first_batch(self.run / "first_batch.jpg", *item, self.model.classes)
                     cached.add(view, *item)
                     self.tell(BatchValidated(step, len(loader)))
-                    self.count_time()
+                    self.count_time(caching=True)
                     self.stop_if_asked()
         finally:
             loader.close()
@@ -213,10 +212,11 @@ class Session:
             self.save_state()
             raise self.stop.interrupted(self.run)
 
-    def count_time(self) -> None:
-        """Adds the time since the last call to the run's."""
-        now = time.perf_counter()
-        self.state.progress.seconds += now - self.started
+    def count_time(self, caching: bool = False) -> None:
+        """Adds the time since the last call to the run's; caching: and to that of ``cache_frozen``."""
+        now, progress = time.perf_counter(), self.state.progress
+        progress.seconds += now - self.started
+        progress.caching += caching * (now - self.started)
         self.started = now
 
     def tell(self, event: Event) -> None:

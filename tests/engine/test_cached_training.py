@@ -302,8 +302,13 @@ def test_the_time_left_is_that_of_epochs_alone(tmp_path: Path, toys: Path, monke
         steps[0] += isinstance(event, BatchDone)
         if isinstance(event, EpochDone):
             left.append(event.remaining)
+            if len(left) == 1:
+                raise KeyboardInterrupt
 
-    train(detector(), *sets(toys), CACHED, run=tmp_path / "run", on_event=tick)
+    with pytest.raises(KeyboardInterrupt):
+        train(detector(), *sets(toys), CACHED, run=tmp_path / "run", on_event=tick)
+    looking[0] = True
+    train(detector(), *sets(toys), CACHED, run=tmp_path / "run", on_event=tick, resume=True)
     each = steps[0] / 3
     assert left == pytest.approx([2 * each, each, 0])
 
