@@ -24,19 +24,19 @@ def begin_averages(model: nn.Module) -> None:
         if not count and not (torch.all(mean == 0) and torch.all(var == 1)):
             count.fill_(round(1 / own))  # trained, but published without the count
         elif count * own < 1:
-            _Young(layer, own, int(count))
+            _Young(layer, own)
 
 
 class _Young:
-    """Counts the batches of a layer and sets its momentum before each, for as long as that is more than its own."""
+    """Sets a layer's momentum before each batch, by the layer's own count, for as long as that is more than its own."""
 
-    def __init__(self, layer: nn.Module, own: float, count: int) -> None:
-        self.own, self.count = own, count
+    def __init__(self, layer: nn.Module, own: float) -> None:
+        self.own = own
         self.hook = layer.register_forward_pre_hook(self)
 
     def __call__(self, layer: Any, inputs: Any) -> None:
         if layer.training:
-            self.count += 1
-            layer.momentum = max(self.own, 1 / self.count)
-            if layer.momentum == self.own:
+            layer.momentum = max(self.own, 1 / (int(layer.num_batches_tracked) + 1))
+            # A pass without gradients may be put back, and the count with it.
+            if layer.momentum == self.own and torch.is_grad_enabled():
                 self.hook.remove()

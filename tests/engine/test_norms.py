@@ -48,6 +48,24 @@ def test_a_state_that_is_restored_half_way_goes_on_the_same():
     assert torch.equal(whole.running_var, rest.running_var)
 
 
+def test_passes_that_are_put_back_do_not_count():
+    """Gradient accumulation looks at its batches beforehand."""
+    layer, once = (nn.BatchNorm2d(1, momentum=0.1) for _ in range(2))
+    begin_averages(layer)
+    begin_averages(once)
+    for batch in BATCHES[:15]:
+        before = [buffer.clone() for buffer in layer.buffers()]
+        with torch.no_grad():
+            layer(batch)
+            layer(batch)
+        for buffer, value in zip(layer.buffers(), before, strict=True):
+            buffer.copy_(value)
+        layer(batch)
+        once(batch)
+    assert torch.equal(layer.running_mean, once.running_mean)
+    assert torch.equal(layer.running_var, once.running_var)
+
+
 def test_trained_averages_move_by_their_own_momentum():
     """With the count that training left, and without, as some weights are published."""
     for count in (0, 5000):
