@@ -19,7 +19,7 @@ from detkit.config import (
     shipped_configs,
     train_val_datasets,
 )
-from detkit.config.schema import Key, Place, check, keys_of
+from detkit.config.schema import Key, Place, check, keys_of, located
 from detkit.config.yaml_file import dump, parse
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
@@ -119,6 +119,13 @@ def test_every_value_in_force_is_shown_and_reads_back(file, tmp_path):
     assert read(again).to_dict() == config.to_dict()
     for key in ("kernel: 5", "mosaic:", "weight_decay:", "protocol: coco", "weights: none", "val_share: 0.1"):
         assert key in config.to_yaml()
+
+
+def test_of_several_keys_that_an_error_names_the_first_is_meant():
+    place = Place("file.yaml", {("head", "points"): 3, ("head", "flip_pairs"): 4})
+    with pytest.raises(DetkitError) as caught, located(place, ("head",), ["points", "flip_pairs"]):
+        raise ValueError("flip_pairs names each of the 2 points at most once")
+    assert caught.value.where == "file.yaml, line 4, head.flip_pairs"
 
 
 @pytest.mark.parametrize("name", shipped_configs())

@@ -129,8 +129,9 @@ def located(place: Place, path: Path_, names: Iterable[str]) -> Iterator[None]:
 
 
 def _named(names: Iterable[str], text: str) -> str:
-    """The first of ``names`` that ``text`` mentions, or ""."""
-    return next((name for name in names if re.search(rf"\b{re.escape(name)}\b", text)), "")
+    """That of ``names`` which ``text`` mentions first, or ""."""
+    found = [(told.start(), name) for name in names if (told := re.search(rf"\b{re.escape(name)}\b", text))]
+    return min(found)[1] if found else ""
 
 
 def find_part(table: Mapping[str, str], kind: str, name: Any, place: Place, path: Path_) -> Callable[..., Any]:
