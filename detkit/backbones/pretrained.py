@@ -69,6 +69,10 @@ def read_state(path: Path) -> dict[str, Any]:
             return dict(load_file(path))
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
+        with path.open("rb") as file:
+            pickled = file.read(1) in (b"P", b"\x80")  # torch's zip, or a bare pickle
+        if not pickled:
+            raise DetkitError("the file holds no weights", where, "give a .pth or .safetensors file") from None
         raise DetkitError("the file holds more than tensors, so it is not opened", where, "save a state dict") from None
     except Exception as error:  # each reader has its own errors for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -229,6 +229,7 @@ class Evil:
     [
         (None, "not there"),
         (b"hello", "cannot be read"),
+        (b"\xff\xd8\xff\xe0 a photo", "holds no weights"),
         ({"other": torch.zeros(3)}, "not resnet18's"),
         ({"conv1.weight": Evil()}, "not opened"),
     ],

@@ -156,7 +156,7 @@ def broken(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path, Path], No
     [
         (lambda source, path: None, "no such file"),
         (lambda source, path: path.write_bytes(source.read_bytes()[:5000]), "cannot be read"),
-        (lambda source, path: path.write_text("weights"), "more than tensors|cannot be read"),
+        (lambda source, path: path.write_text("weights"), "holds no weights|cannot be read"),
         (lambda source, path: torch.save({"net": Path("x")}, path), "more than tensors"),
         (broken(lambda state: {"model": state}), "it has no roi_heads"),
         (broken(lambda state: {k: v for k, v in state.items() if "fc7" not in k}), "not that of fasterrcnn"),
