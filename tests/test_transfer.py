@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from detkit import api
+from detkit.backbones.lenet import lenet5
 from detkit.config import anchors_for, build_detector, read_config
 from detkit.config.experiment import Config, EvaluateOptions, check_model
 from detkit.config.schema import Place
@@ -168,6 +169,15 @@ def test_the_backbone_alone_starts_from_a_run_or_its_file(tmp_path: Path, folder
     with pytest.raises(DetkitError, match="none of these weights fits") as caught:
         model(("cow",), backbone={**backbone, "name": "resnet18", "taps": [2]})
     assert "model.backbone.weights: none" in caught.value.do
+
+
+def test_a_published_file_is_taken_whole_and_that_is_said(tmp_path: Path) -> None:
+    published = lenet5(10)
+    state = {key.removeprefix("backbone."): value for key, value in published.state_dict().items()}
+    torch.save(state, tmp_path / "lenet.pth")
+    found = model(("cat",), backbone={"name": "lenet5", "taps": [1], "weights": str(tmp_path / "lenet.pth")})
+    assert torch.equal(found.backbone.stages[0][1].weight, published.backbone.stages[0][1].weight)
+    assert found.record["started"] == "backbone weights from lenet.pth: all of the published network's"
 
 
 def test_weights_that_would_not_be_used_are_refused(saved: tuple[Detector, str]) -> None:

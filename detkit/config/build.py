@@ -76,6 +76,8 @@ def build_detector(
         )
     if file := start or body:
         detector.record["started"] = start_from(detector, file, backbone_only=start is None)
+    elif weights not in _NOT_A_FILE:
+        detector.record["started"] = f"backbone weights from {Path(weights).name}: all of the published network's"
     return detector
 
 
