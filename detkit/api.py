@@ -276,13 +276,20 @@ def evaluate_model(
 
     iou: the NMS threshold; max_detections: of a picture; on_progress(done, total) counts batches. Labels are matched
     by class name: classes that the model does not know have no detections.
+
+    Raises:
+        DetkitError: as ``detkit.data.dataset.read`` and ``detkit.engine.evaluator.evaluate``; a classifier on pictures
+            that do not have exactly one label.
     """
     from detkit.data.dataset import Dataset, read
     from detkit.engine.evaluator import evaluate as run
+    from detkit.metrics.classification import refuse_other_than_one_label
     from detkit.structures import Limits
 
     predictor = load(model) if isinstance(model, (str, Path)) else model
     annotations = read(data, split=split, images=images)
+    if getattr(predictor, "protocol", "coco") == "classify":
+        refuse_other_than_one_label(annotations.ground_truth())  # before a long run
     _, results, timings = run(
         predictor,
         Dataset(annotations),

@@ -44,6 +44,15 @@ def evaluate(gt: GroundTruth, dt: Results, *, iou: float | None = None) -> Class
     return ClassificationResult(metrics, per_class)
 
 
+def refuse_other_than_one_label(gt: GroundTruth) -> None:
+    """Raises DetkitError for pictures that do not have exactly one label."""
+    counts = np.bincount(gt.image, minlength=gt.images)
+    if (wrong := np.flatnonzero(counts != 1)).size:
+        what = f"{len(wrong)} of {gt.images} pictures do not have exactly one label"
+        do = "detkit data crops DATA --out FOLDER cuts out the objects of a detection set"
+        raise DetkitError(what, f"picture {int(wrong[0])} has {int(counts[wrong[0]])} objects", do)
+
+
 def ranks(gt: GroundTruth, dt: Results) -> tuple[np.ndarray, np.ndarray]:
     """Of each picture: the place (images,) int64 of its label among its answers, best first from 0 (of equal scores the
     one that is named first); the number of all answers, plus five, where it is not among them. And its label (images,).
@@ -51,11 +60,7 @@ def ranks(gt: GroundTruth, dt: Results) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         DetkitError: pictures that do not have exactly one label.
     """
-    counts = np.bincount(gt.image, minlength=gt.images)
-    if (wrong := np.flatnonzero(counts != 1)).size:
-        what = f"{len(wrong)} of {gt.images} pictures do not have exactly one label"
-        do = "detkit data crops DATA --out FOLDER cuts out the objects of a detection set"
-        raise DetkitError(what, f"picture {int(wrong[0])} has {int(counts[wrong[0]])} objects", do)
+    refuse_other_than_one_label(gt)
     label = np.empty(gt.images, np.int64)
     label[gt.image] = gt.label
     order = np.lexsort((-dt.score, dt.image))

@@ -259,6 +259,17 @@ def test_parts_judged_together_and_pictures_left_out_are_told(
     assert not capsys.readouterr().err
 
 
+def test_a_classifier_is_refused_several_objects_a_picture_before_it_runs(
+    coco: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from detkit import api
+
+    ran = SimpleNamespace(protocol="classify", classes=("cat",), predict_samples=lambda *_: pytest.fail("ran"))
+    monkeypatch.setattr(api, "load", lambda *_, **__: ran)
+    assert main(["evaluate", "model", str(coco)]) == 2
+    assert "2 of 3 pictures do not have exactly one label" in capsys.readouterr().err
+
+
 def test_the_file_path_needs_no_torch(coco: Path, found: Path) -> None:
     code = (
         "import sys; from detkit.cli import main\n"
