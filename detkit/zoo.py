@@ -85,7 +85,7 @@ def find(name: str) -> Weights:
         name = DEFAULT
     if name not in WEIGHTS:
         near = get_close_matches(name, [*WEIGHTS, *TORCHVISION], n=1)
-        known = f"choose one of {', '.join(WEIGHTS)}"
+        known = f"give a run folder, a model file or one of {', '.join(WEIGHTS)}"
         raise DetkitError(f"there is no model {name!r}", name, f"did you mean {near[0]}?" if near else known)
     return WEIGHTS[name]
 

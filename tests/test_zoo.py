@@ -31,7 +31,7 @@ def test_an_unknown_name_shows_the_nearest(monkeypatch):
     monkeypatch.setitem(zoo.WEIGHTS, "toy", entry())
     with pytest.raises(DetkitError, match="did you mean toy"):
         zoo.find("toi")
-    with pytest.raises(DetkitError, match="choose one of"):
+    with pytest.raises(DetkitError, match="a model file or one of"):
         zoo.find("zzzzz")
 
 

@@ -28,7 +28,7 @@ ModelsOption = Annotated[
     typer.Option("--model", "-m", help="Weights file, run folder, shipped name or torchvision/NAME; see --ensemble."),
 ]
 EnsembleOption = Annotated[
-    bool, typer.Option("--ensemble", help="Fuse the boxes of two or more models (their weights are never averaged).")
+    bool, typer.Option("--ensemble", help="Fuse the answers of two or more models (their weights are never averaged).")
 ]
 TtaOption = Annotated[
     str | None,
@@ -61,7 +61,7 @@ def load_predictor(
     models = list(models or ())
     if len(models) > 1 and not ensemble:
         what = f"{len(models)} models without --ensemble: {', '.join(models)}"
-        raise DetkitError(what, do="add --ensemble to fuse their boxes, or name one model at a time")
+        raise DetkitError(what, do="add --ensemble to fuse their answers, or name one model at a time")
     if ensemble and len(models) < 2:
         raise DetkitError("an ensemble needs two or more models", "--ensemble", "name another one")
     from detkit import api
