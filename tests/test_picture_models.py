@@ -251,7 +251,8 @@ def test_a_detector_starts_from_a_classifier_and_says_so(run: Path, tmp_path: Pa
         (["augment.mixup=0.5"], "mixup joins pictures"),
         (["train.best_by=AP"], "not measured by AP"),
         (["data.train={path: TOYS, split: train}", "data.val={path: TOYS, split: val}"], "detkit data crops"),
-        (["train.stage_lr=[0.1, 0.2, 0.3, 1]"], "the backbone has 3"),
+        (["train.stage_lr=[0.1, 0.2, 0.3, 1]"], "the backbone has 3 name 3 at most"),
+        (["model.head={name: localize, points: 2}", "train.best_by=null"], "no points to learn"),
         (["train.unfreeze=[1]"], "the backbone has 0 frozen"),
         (["train.unfreeze=[3, 2]"], "unfreeze must be"),
     ],
@@ -263,6 +264,14 @@ def test_what_does_not_fit_is_said_before_the_first_step(
     with pytest.raises(DetkitError) as error:
         api.train(run / "run" / "config.yaml", overrides=changed, out=tmp_path / "new")
     assert words in f"{error.value.what} {error.value.do}"
+
+
+def test_one_that_looks_for_boxes_in_class_folders_is_told(run: Path, tmp_path: Path) -> None:
+    said: list[Event] = []
+    overrides = ["model.head={name: localize, cells: 1}", "train.best_by=null", "train.workers=0"]
+    config = run / "run" / "config.yaml"
+    api.train(config, overrides=overrides, out=tmp_path / "new", dry_run=True, on_event=said.append)
+    assert any("to name pictures, train classify" in str(event) for event in said)
 
 
 @pytest.mark.parametrize("name", ["classify", "localize"])
@@ -299,7 +308,9 @@ def test_a_stage_moves_from_its_epoch_on(run: Path, tmp_path: Path) -> None:
     moved = []
     for epochs in (1, 2):
         overrides = [*changes, f"train.epochs={epochs}"]
-        api.train(run / "run" / "config.yaml", overrides=overrides, out=tmp_path / str(epochs))
+        said: list[Event] = []
+        api.train(run / "run" / "config.yaml", overrides=overrides, out=tmp_path / str(epochs), on_event=said.append)
+        assert any("the run ends before epoch 2" in str(event) for event in said) == (epochs == 1)
         after = load(tmp_path / str(epochs) / "last.safetensors").backbone.stages
         checked = read_config(run / "run" / "config.yaml", overrides, train_schema=TrainOptions)
         before = api.build(checked, read_dataset(run)).backbone.stages

@@ -34,7 +34,8 @@ def parameter_groups(model: nn.Module, options: TrainOptions) -> list[dict[str, 
         ):
             if count > most:
                 what = f"{name} names {count} stages, and the backbone has {most}{' frozen' * (name == 'unfreeze')}"
-                raise DetkitError(what, f"train.{name}", "name fewer, or change model.backbone.frozen")
+                do = f"name {most} at most" + ", or freeze more (model.backbone.frozen)" * (name == "unfreeze")
+                raise DetkitError(what, f"train.{name}", do)
         later = {id(p) for stage in stages[frozen - len(options.unfreeze) : frozen] for p in stage.parameters()}
         place |= {id(p): i for i, stage in enumerate(stages[: len(factors)]) for p in stage.parameters()}
     groups: dict[tuple[bool, int, bool], list[nn.Parameter]] = {}

@@ -81,6 +81,10 @@ class Session:
         if val_set is not None and len(val_set):
             self.val_loader = self._loader(val_set, None, shuffle=False)
         self.steps = -(-len(self.loader) // options.accumulate)  # of an epoch
+        if late := [epoch for epoch in options.unfreeze if epoch > options.epochs]:
+            self.say(f"train.unfreeze: the run ends before epoch {late[0]}, so {len(late)} more stages stay frozen")
+        if self.protocol != "classify" and getattr(self.train_set.annotations, "labelled", False):
+            self.say("every picture has one object, which fills it: to name pictures, train classify")
 
     def _best_by(self) -> str:
         """The score that chooses the best weights. Raises DetkitError where model, data and options do not fit."""
@@ -89,6 +93,9 @@ class Session:
         if chosen not in possible:
             do = f"choose {', '.join(possible)}"
             raise DetkitError(f"this model's answers are not measured by {chosen}", "train.best_by", do)
+        if self.protocol == "points" and self.train_set.annotations.points is None:
+            do = "give COCO key points, as many of each object, or set model.head.points to 0"
+            raise DetkitError("the data has no points to learn", "data.train", do)
         for name, dataset in (("train", self.train_set), ("val", self.val_set)):
             if self.protocol == "classify" and dataset is not None and not dataset.annotations.labelled:
                 do = "give class folders; detkit data crops DATA --out FOLDER makes them of a detection set"
