@@ -128,6 +128,7 @@ def draw_curves(path: Path, rows: Sequence[Row]) -> None:
                 if points:
                     axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 30 else "")
             axes.set(title=title, xlabel="epoch")
+            axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
             axes.grid(alpha=0.3)
             if axes.lines:
                 axes.legend()
