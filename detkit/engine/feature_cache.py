@@ -67,11 +67,15 @@ def announced(cache: Cache, what: str, size: float, do: str, there: float = 0) -
         DetkitError: code 4, before anything is computed: the disk has no room for them; ``do`` says what needs less.
     """
     place = next(folder for folder in (cache.folder, *cache.folder.parents) if folder.exists())
-    free, text = shutil.disk_usage(place).free, f"{what}: about {size / 1e9:.2f} GB"
+    free, text = shutil.disk_usage(place).free, f"{what}: about {_amount(size)}"
     if size - there > free:
         do = f"set DETKIT_CACHE to a folder on a larger disk, or {do}"
-        raise DetkitError(f"{text}, but the disk has {free / 1e9:.2f} GB", str(cache.folder), do, code=4)
+        raise DetkitError(f"{text}, but the disk has {_amount(free)}", str(cache.folder), do, code=4)
     return f"{text} in {cache.folder}"
+
+
+def _amount(size: float) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
 
 
 def _reference(key: str, features: np.ndarray) -> str | np.ndarray:

@@ -133,7 +133,7 @@ def test_everything_is_computed_once(tmp_path: Path, toys: Path, monkeypatch: py
     said: list[Any] = []
     train(detector(), *sets(toys), CACHED, run=tmp_path / "first", on_event=said.append)
     notices = [str(event) for event in said if isinstance(event, Notice)]
-    assert "output of the frozen stages for 15 pictures: about 0.00 GB in" in notices[0]
+    assert "output of the frozen stages for 15 pictures: about 0." in notices[0]
     assert notices[1].startswith("the frozen stages looked at 15 pictures")
     assert cache_size()[0] == 15
     assert (tmp_path / "first" / "first_batch.jpg").stat().st_size > 1000
@@ -276,7 +276,7 @@ def test_pictures_that_cannot_be_read_are_replaced_in_training_and_missing_in_va
 
 def test_a_full_disk_is_told_before_the_work(tmp_path: Path, toys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1e4))
-    with pytest.raises(DetkitError, match=r"15 pictures: about 0\.00 GB, but the disk has 0\.00 GB") as caught:
+    with pytest.raises(DetkitError, match=r"15 pictures: about 0\.\d\d MB, but the disk has 0\.01 MB") as caught:
         train(detector(), *sets(toys), CACHED, run=tmp_path / "run")
     assert caught.value.code == 4
     assert "DETKIT_CACHE" in caught.value.do

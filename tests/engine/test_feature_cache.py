@@ -82,7 +82,7 @@ def test_features_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     first = embedded(model, data, said.append)
     assert len(first) == len(data) == cache_size()[0]
     rows = sum(len(item.features) for item in first)
-    assert f"{len(data)} pictures: about 0.00 GB in" in said[0]
+    assert f"{len(data)} pictures: about 0.01 MB in" in said[0]
     for item in first:
         assert item.features.dtype == "float16"
         assert item.features.shape == (len(item.boxes), 16)
@@ -123,6 +123,7 @@ def test_features_are_what_the_head_embeds(tmp_path: Path) -> None:
 def test_a_full_disk_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1e9))
     cache = feature_cache([nn.ReLU()], {})
+    assert "about 25.30 MB" in announced(cache, "features", 2.53e7, "")
     assert "about 0.50 GB" in announced(cache, "features", 5e8, "")
     assert "about 2.00 GB" in announced(cache, "features", 2e9, "", there=1.5e9)
     with pytest.raises(DetkitError, match=r"2.00 GB, but the disk has 1.00 GB") as caught:
