@@ -51,7 +51,10 @@ def filters(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Draw the filters of the first layer; grey is 0, and each filter's largest weight is as bright as can be."""
+    """Draw the filters of the first layer.
+
+    Grey is 0, and each filter's largest weight is as bright as can be.
+    """
     import numpy as np
 
     from detkit.engine.inspect import first_filters
@@ -77,7 +80,10 @@ def maps(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Draw what each stage makes of a picture, a file a stage; each map from its lowest (black) to its highest."""
+    """Draw what each stage makes of a picture.
+
+    A file a stage; each map from its lowest answer (black) to its highest.
+    """
     import numpy as np
 
     from detkit.engine.inspect import stage_maps, stages_of
@@ -120,18 +126,23 @@ def patches(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Draw the nine patches, of different pictures, that excite a channel most, a row a channel; the strongest first.
+    """Draw the patches of pictures that excite a channel most.
 
-    A patch is what a cell sees (its receptive field, or --window of it), the frame in it the cell itself.
+    Nine a channel, of different pictures, in a row, the strongest first. A patch is what a cell sees (its receptive
+    field, or --window of it), the frame in it the cell itself.
     """
     from detkit.data.dataset import Dataset, read
     from detkit.engine.inspect import patches as cut
     from detkit.engine.inspect import peaks
     from detkit.io.draw import sheet
+    from detkit.io.files import refuse_existing
 
     words = names_in(channels or "")
     if not all(word.isdecimal() for word in words):
         raise DetkitError(f"no list of channels: {channels}", "--channels", "give numbers, as 0,5,17")
+    name = f"stage{stage}-patches.jpg"
+    if out is not None:  # looking at the pictures takes long
+        refuse_existing(out / name, overwrite)
     dataset = Dataset(read(data, split=split, images=images))
     detector = _load(model, weights, size)
     found = peaks(detector, dataset, stage, pictures=pictures, seed=seed)
@@ -141,7 +152,7 @@ def patches(
     rows = {channel: cut(found, detector, dataset, channel, window=window) for channel in chosen}
     tiles = [patch.image for row in rows.values() for patch in row]
     captions = [f"{channel}: {patch.value:.3g}" for channel, row in rows.items() for patch in row]
-    made = {f"stage{stage}-patches.jpg": sheet(tiles, captions, len(tiles) // len(rows))}
+    made = {name: sheet(tiles, captions, len(tiles) // len(rows))}
     listed = {k: [{"value": p.value, "path": p.path} for p in row] for k, row in rows.items()}
     facts = {"field": found.field.size, "stride": found.field.stride, "pictures": len(found.pictures)}
     said = f"a cell sees {found.field.size:g} pixels, stride {found.field.stride:g}; {len(found.pictures)} pictures"
@@ -165,7 +176,10 @@ def cam(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Draw where a picture speaks for a class, from blue to red: Grad-CAM, of classifiers and of detectors."""
+    """Draw where a picture speaks for a class: Grad-CAM.
+
+    From blue to red; of classifiers and of detectors.
+    """
     from detkit.engine.gradcam import grad_cam, overlaid
     from detkit.io.draw import sheet
     from detkit.io.images import read_image
@@ -196,7 +210,10 @@ def edges(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Filter a picture by hand-made edge filters, and by one that gradient descent learns from their answers."""
+    """Filter a picture by edge filters, made by hand and learned.
+
+    The last one is what gradient descent learns from the answers of another (--learn).
+    """
     import numpy as np
 
     from detkit.engine import edges as made_by
@@ -242,7 +259,8 @@ def _load(name: str, weights: str | None, size: int | None = None) -> Detector:
         try:
             return published(name, weights or "imagenet", size)
         except DetkitError as error:  # which may speak of a config's keys
-            where, do = (re.sub(r"(model\.)?backbone\.weights", "--weights", text) for text in (error.where, error.do))
+            key = r"(model\.)?backbone\.weights:?"
+            where, do = (re.sub(key, "--weights", text) for text in (error.where, error.do))
             raise DetkitError(error.what, where, do, code=error.code) from None
     if weights is not None:
         raise DetkitError("--weights is for a backbone; a model has its own", name, "leave it out")

@@ -128,3 +128,6 @@ def test_nothing_is_overwritten(photo: str, tmp_path: Path, capsys: pytest.Captu
     assert main(words) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert main([*words, "--overwrite"]) == 0
+    (tmp_path / "e" / "stage2-patches.jpg").touch()  # told before the data is looked for
+    assert main(["inspect", "patches", *LENET, "nowhere", "--out", str(tmp_path / "e")]) == 2
+    assert "stage2-patches.jpg" in capsys.readouterr().err
