@@ -255,7 +255,7 @@ def split(
 def crops(
     data: DataArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write: PART/CLASS/*.jpg.")],
-    background: Annotated[int, typer.Option(min=0, help="Crops of a part that touch no object.")] = 0,
+    background: Annotated[int, typer.Option(min=0, help="So many crops of each part that touch no object.")] = 0,
     min_size: Annotated[int, typer.Option(min=1, help="Leave out objects with a shorter side, in pixels.")] = 48,
     classes: Annotated[str | None, typer.Option(help="Only these classes: cat,dog.")] = None,
     split: SplitOption = None,
