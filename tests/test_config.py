@@ -333,6 +333,20 @@ def test_a_model_file_holds_no_folders_of_weights(file, tmp_path):
     assert str(tmp_path) not in json.dumps(config)
 
 
+def test_a_run_stands_for_its_model_file_but_not_for_a_shipped_config(file, tmp_path, monkeypatch):
+    anchors = "model.head.anchors=[[9, 9], [20, 20], [30, 30], [40, 40], [50, 50], [60, 60]]"
+    detector = build_detector(read(file, anchors), ("cat", "no"))
+    for name in ("mine", "toy"):
+        detector.save(tmp_path / name / "best.safetensors")
+    monkeypatch.chdir(tmp_path)
+    mine = read_config("mine", ["data.train=x.json"], train_schema=TrainOptions)
+    assert mine.model["weights"] == str(Path("mine") / "best.safetensors")
+    assert mine.model["backbone"]["name"] == "mobilenet_v3_small"
+    assert read_config("toy", train_schema=TrainOptions).model["weights"] == "none"
+    with pytest.raises(DetkitError, match="no such config"):
+        read_config(tmp_path, train_schema=TrainOptions)
+
+
 def test_parts_that_refuse_their_arguments_name_the_key(file):
     config = read(file, "model.backbone.taps=[3, 2]", "model.head.anchors=[[8, 8], [16, 16]]")
     with pytest.raises(DetkitError, match="taps") as caught:

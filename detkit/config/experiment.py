@@ -77,9 +77,9 @@ class Config:
 
 
 def read_config(path_or_name: str | Path, overrides: Sequence[str] = (), *, train_schema: type) -> Config:
-    """The experiment in a YAML file, under a shipped name or of a model file, with ``a.b=value`` overrides.
+    """The experiment in a YAML file, under a shipped name or of a model file or run, with ``a.b=value`` overrides.
 
-    A model file (.safetensors) stands for training on from its weights, with its own parts and settings.
+    A model file (.safetensors) or run folder stands for training on from its weights, with its own parts and settings.
 
     train_schema: the dataclass of the ``train`` section.
 
@@ -87,7 +87,10 @@ def read_config(path_or_name: str | Path, overrides: Sequence[str] = (), *, trai
         DetkitError: no such file or name, bad YAML, an unknown or missing key, a value of a wrong type, with file,
             line, key and the nearest name.
     """
-    path = Path(path_or_name) if Path(path_or_name).is_file() else shipped(str(path_or_name))
+    path = Path(path_or_name)
+    if not path.is_file():
+        best = path / "best.safetensors"
+        path = best if best.is_file() and str(path) not in shipped_configs() else shipped(str(path_or_name))
     lines: Lines = {}
     if path.suffix == ".safetensors":
         header = zoo.read_header(path)["config"]
