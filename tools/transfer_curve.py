@@ -5,7 +5,8 @@
 Four ways to train the recipe's network, each with the same number of steps: from scratch, and from ImageNet weights
 with all stages of the backbone frozen, three of five, or none. A seed draws the pictures (those of 10 are among those
 of 40), the random weights and the order. It writes curve.csv, curve.json and curve.png (mean and 95 % interval over
-the seeds, by Student's t). Runs that are finished are not run again, one that was stopped goes on.
+the seeds, by Student's t), and prints a table, with what a way gains on scratch in the same draws. Runs that are
+finished are not run again, one that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -84,17 +85,28 @@ def train(options: argparse.Namespace, way: str, pictures: int, seed: int) -> di
 
 
 def summary(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row a way and number of pictures: mean AP50 and half its 95 % interval over the seeds (0 for one seed)."""
+    """A row a way and number of pictures: means over the seeds and, in ``half``, halves of their 95 % intervals.
+
+    gain AP50, gain AP: how much more than from scratch with the same pictures and seed, where those runs are there.
+    """
+    scratch = {(one["pictures"], one["seed"]): one for one in found if one["way"] == "scratch"}
     rows = []
     for way, pictures in dict.fromkeys((one["way"], one["pictures"]) for one in found):
         mine = [one for one in found if (one["way"], one["pictures"]) == (way, pictures)]
-        scores = np.array([one["AP50"] for one in mine])
-        n = len(scores)
-        half = student.ppf(0.975, n - 1) * scores.std(ddof=1) / np.sqrt(n) if n > 1 else 0.0
-        minutes = float(np.mean([one["minutes"] for one in mine]))
-        row = {"way": way, "pictures": pictures, "seeds": n, "AP50": float(scores.mean())}
-        rows.append({**row, "half": float(half), "minutes": minutes})
+        values = {key: [one[key] for one in mine] for key in ("AP50", "AP", "minutes")}
+        pairs = [(one, scratch[pictures, one["seed"]]) for one in mine if (pictures, one["seed"]) in scratch]
+        if way != "scratch" and pairs:
+            values |= {f"gain {key}": [one[key] - base[key] for one, base in pairs] for key in ("AP50", "AP")}
+        row = {"way": way, "pictures": pictures, "seeds": len(mine)}
+        row |= {key: float(np.mean(numbers)) for key, numbers in values.items()}
+        rows.append({**row, "half": {key: half_interval(numbers) for key, numbers in values.items()}})
     return rows
+
+
+def half_interval(values: list[float]) -> float:
+    """Half of the 95 % interval of a mean, by Student's t; 0 for one value."""
+    n = len(values)
+    return float(student.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else 0.0
 
 
 def draw(figure: Any, found: list[dict[str, Any]]) -> None:
@@ -103,7 +115,9 @@ def draw(figure: Any, found: list[dict[str, Any]]) -> None:
         mine = sorted((row for row in rows if row["way"] == way), key=lambda row: row["pictures"])
         aside = 1.03 ** (number - 1.5)  # so that intervals do not hide each other
         at = [row["pictures"] * aside for row in mine]
-        axes.errorbar(at, [row["AP50"] for row in mine], [row["half"] for row in mine], fmt="o-", capsize=3, label=way)
+        axes.errorbar(
+            at, [row["AP50"] for row in mine], [row["half"]["AP50"] for row in mine], fmt="o-", capsize=3, label=way
+        )
         dots = [(one["pictures"] * aside, one["AP50"]) for one in found if one["way"] == way]
         axes.plot(*zip(*dots, strict=True), ".", color=f"C{number}", alpha=0.5, markersize=5)
     counts = sorted({row["pictures"] for row in rows})
@@ -152,9 +166,11 @@ def main() -> None:
             for way in options.ways.split(","):
                 found.append(train(options, way, pictures, seed))
                 write(options.out, found)
-    print("| from | pictures | AP50 on test | minutes a run |\n|---|---|---|---|")
+    shown = {"AP50": "AP50 on test", "gain AP50": "more than scratch", "AP": "AP", "gain AP": "more than scratch"}
+    print(f"| from | pictures | {' | '.join(shown.values())} | minutes a run |\n|---|---|---|---|---|---|---|")
     for row in summary(found):
-        print(f"| {row['way']} | {row['pictures']} | {row['AP50']:.3f} ± {row['half']:.3f} | {row['minutes']:.1f} |")
+        means = [f"{row[key]:.3f} ± {row['half'][key]:.3f}" if key in row else "" for key in shown]
+        print(f"| {row['way']} | {row['pictures']} | {' | '.join(means)} | {row['minutes']:.1f} |")
 
 
 def unknown(ways: str) -> str:
