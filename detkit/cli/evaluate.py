@@ -105,7 +105,10 @@ def evaluate(
         predictor = load_predictor(
             models, ensemble=ensemble, tta=tta, device=device, precision=precision, threads=threads
         )
-        protocol = protocol or str(getattr(predictor, "protocol", "coco"))
+        answers = str(getattr(predictor, "protocol", "coco"))
+        if answers == "classify" and protocol not in (None, "classify"):
+            raise DetkitError("a classifier's answers have no boxes", "--protocol", "leave it out")
+        protocol = protocol or answers
     if protocol == "classify" and match_iou is not None:
         raise DetkitError("classification matches no boxes", "--match-iou", "leave it out")
     if max_detections is not None and protocol != "coco":

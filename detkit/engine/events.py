@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -32,7 +33,7 @@ class TrainStarted:
         start = f", going on at epoch {self.first_epoch + 1}" if self.first_epoch else ""
         return (
             f"{self.run}: {self.train_images} pictures to train on, {self.val_images} to validate, {self.epochs} "
-            f"epochs of {self.steps} steps, {self.parameters / 1e6:.2f} M parameters, "
+            f"epoch{'s' * (self.epochs > 1)} of {self.steps} step{'s' * (self.steps > 1)}, {self.parameters / 1e6:.2f} M parameters, "
             f"{self.device} {self.precision}{start}"
         )
 
@@ -90,7 +91,8 @@ class EpochDone:
 
     def __str__(self) -> str:
         parts = [f"epoch {self.epoch + 1}/{self.epochs}", f"loss {self.row['loss']:.4f}"]
-        parts += [f"{name} {self.row[name]:.4f}" for name in ("val_loss", *_SHOWN) if name in self.row]
+        scores = {name: self.row.get(name, math.nan) for name in ("val_loss", *_SHOWN)}
+        parts += [f"{name} {score:.4f}" for name, score in scores.items() if not math.isnan(score)]
         parts += ["best so far"] if self.best else []
         return "  ".join([*parts, f"{self.remaining / 60:.1f} min left"])
 

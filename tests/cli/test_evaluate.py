@@ -222,7 +222,9 @@ def test_mistakes(coco: Path, found: Path, capsys: pytest.CaptureFixture[str], w
     assert not said.out
 
 
-@pytest.mark.parametrize("words", [["--match-iou", "0.6"], ["--max-detections", "9"], ["--report", "new.html"]])
+@pytest.mark.parametrize(
+    "words", [["--match-iou", "0.6"], ["--max-detections", "9"], ["--report", "new.html"], ["--protocol", "coco"]]
+)
 def test_what_a_model_cannot_be_asked_is_said_before_it_runs(
     coco: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
