@@ -31,11 +31,10 @@ class TrainStarted:
 
     def __str__(self) -> str:
         start = f", going on at epoch {self.first_epoch + 1}" if self.first_epoch else ""
-        return (
-            f"{self.run}: {self.train_images} pictures to train on, {self.val_images} to validate, {self.epochs} "
-            f"epoch{'s' * (self.epochs > 1)} of {self.steps} step{'s' * (self.steps > 1)}, {self.parameters / 1e6:.2f} M parameters, "
-            f"{self.device} {self.precision}{start}"
-        )
+        epochs, steps = (f"{n} {word}{'s' * (n > 1)}" for n, word in ((self.epochs, "epoch"), (self.steps, "step")))
+        pictures = f"{self.train_images} pictures to train on, {self.val_images} to validate"
+        where = f"{self.parameters / 1e6:.2f} M parameters, {self.device} {self.precision}{start}"
+        return f"{self.run}: {pictures}, {epochs} of {steps}, {where}"
 
 
 @dataclass(frozen=True, slots=True)
