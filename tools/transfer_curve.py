@@ -5,14 +5,13 @@
 Four ways to train the recipe's network, each with the same number of steps: from scratch, and from ImageNet weights
 with all stages of the backbone frozen, three of five, or none. A seed draws the pictures (those of 10 are among those
 of 40), the random weights and the order. It writes curve.csv, curve.json and curve.png (mean and 95 % interval over
-the seeds, by Student's t), and prints a table, with what a way gains on scratch in the same draws. Runs that are
-finished are not run again, one that was stopped goes on.
+the seeds, by Student's t) of all runs in the folder, and prints a table, with what a way gains on scratch in the same
+draws. Runs that are finished are not run again, one that was stopped goes on.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 from pathlib import Path
@@ -46,12 +45,12 @@ def subset(data: Path, folder: Path, pictures: int, seed: int) -> Path:
     return write_split(annotations, {"train": rows}, folder / f"data-{pictures}-{seed}", overwrite=True)[-1]
 
 
-def train(options: argparse.Namespace, way: str, pictures: int, seed: int) -> dict[str, Any]:
+def train(options: argparse.Namespace, way: str, pictures: int, seed: int) -> None:
     """Trains and tests one network, unless the folder holds its result."""
     name = f"{way.replace(' ', '-')}-{pictures}-{seed}"
     done, run = options.out / f"{name}.json", options.out / name
     if done.is_file():
-        return dict(json.loads(done.read_text(encoding="utf-8")))
+        return
 
     def show(event: object) -> None:
         if isinstance(event, EpochDone):
@@ -81,7 +80,6 @@ def train(options: argparse.Namespace, way: str, pictures: int, seed: int) -> di
     found = {"way": way, "pictures": pictures, "seed": seed, "AP50": test["AP50"], "AP": test["AP"],
              "val_AP50": result.row["AP50"], "steps": result.row["step"], "minutes": result.minutes}  # fmt: skip
     write_text(done, json.dumps(found) + "\n")
-    return found
 
 
 def summary(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -110,34 +108,34 @@ def half_interval(values: list[float]) -> float:
 
 
 def draw(figure: Any, found: list[dict[str, Any]]) -> None:
-    axes, rows = figure.subplots(), summary(found)
-    for number, way in enumerate(dict.fromkeys(row["way"] for row in rows)):
-        mine = sorted((row for row in rows if row["way"] == way), key=lambda row: row["pictures"])
-        aside = 1.03 ** (number - 1.5)  # so that intervals do not hide each other
-        at = [row["pictures"] * aside for row in mine]
-        axes.errorbar(
-            at, [row["AP50"] for row in mine], [row["half"]["AP50"] for row in mine], fmt="o-", capsize=3, label=way
-        )
-        dots = [(one["pictures"] * aside, one["AP50"]) for one in found if one["way"] == way]
-        axes.plot(*zip(*dots, strict=True), ".", color=f"C{number}", alpha=0.5, markersize=5)
+    rows = summary(found)
     counts = sorted({row["pictures"] for row in rows})
-    axes.set_xscale("log")
-    axes.set_xticks(counts, [str(count) for count in counts])
-    axes.minorticks_off()
-    axes.set(xlabel="training pictures", ylabel="AP50 on test", ylim=(0, 1))
-    axes.grid(alpha=0.3)
-    axes.legend()
+    for axes, key in zip(figure.subplots(1, 2), ("AP50", "AP"), strict=True):
+        for number, way in enumerate(dict.fromkeys(row["way"] for row in rows)):
+            mine = sorted((row for row in rows if row["way"] == way), key=lambda row: row["pictures"])
+            aside = 1.04 ** (number - 1.5)  # so that intervals do not hide each other
+            at, halves = [row["pictures"] * aside for row in mine], [row["half"][key] for row in mine]
+            axes.errorbar(at, [row[key] for row in mine], halves, fmt="o-", capsize=3, label=way)
+            dots = [(one["pictures"] * aside, one[key]) for one in found if one["way"] == way]
+            axes.plot(*zip(*dots, strict=True), ".", color=f"C{number}", alpha=0.5, markersize=5)
+        axes.set_xscale("log")
+        axes.set_xticks(counts, [str(count) for count in counts])
+        axes.minorticks_off()
+        axes.set(xlabel="training pictures", ylabel=f"{key} on test", ylim=(0, None))
+        axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
 
 
-def write(folder: Path, found: list[dict[str, Any]]) -> None:
-    """curve.csv, curve.json, curve.png of the runs so far."""
+def write(folder: Path) -> list[dict[str, Any]]:
+    """curve.csv, curve.json, curve.png of all runs in the folder that are finished, which are returned."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*-*-*.json")]
+    found.sort(key=lambda one: (one["pictures"], list(WAYS).index(one["way"]), one["seed"]))
     write_text(folder / "curve.json", json.dumps({"runs": found, "summary": summary(found)}, indent=1), overwrite=True)
-    with (folder / "curve.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(found[0]))
-        writer.writeheader()
-        writer.writerows(found)
-    with written_figure(folder / "curve.png", 7.5, 4.8, overwrite=True) as figure:
+    lines = [",".join(map(str, row)) for row in (found[0], *(one.values() for one in found))]
+    write_text(folder / "curve.csv", "\n".join(lines) + "\n", overwrite=True)
+    with written_figure(folder / "curve.png", 11, 4.6, overwrite=True) as figure:
         draw(figure, found)
+    return found
 
 
 def main() -> None:
@@ -160,17 +158,18 @@ def main() -> None:
     if known.is_file() and known.read_text(encoding="utf-8") != settings:
         parser.error(f"{options.out} holds runs with other --recipe, --steps or --set: give another folder")
     write_text(known, settings, overwrite=True)
-    found = []
     for seed in range(options.seeds):
         for pictures in map(int, options.pictures.split(",")):
             for way in options.ways.split(","):
-                found.append(train(options, way, pictures, seed))
-                write(options.out, found)
+                train(options, way, pictures, seed)
+                found = write(options.out)
     shown = {"AP50": "AP50 on test", "gain AP50": "more than scratch", "AP": "AP", "gain AP": "more than scratch"}
-    print(f"| from | pictures | {' | '.join(shown.values())} | minutes a run |\n|---|---|---|---|---|---|---|")
+    print(
+        f"| pictures | from | seeds | {' | '.join(shown.values())} | minutes a run |\n|---|---|---|---|---|---|---|---|"
+    )
     for row in summary(found):
         means = [f"{row[key]:.3f} ± {row['half'][key]:.3f}" if key in row else "" for key in shown]
-        print(f"| {row['way']} | {row['pictures']} | {' | '.join(means)} | {row['minutes']:.1f} |")
+        print(f"| {row['pictures']} | {row['way']} | {row['seeds']} | {' | '.join(means)} | {row['minutes']:.1f} |")
 
 
 def unknown(ways: str) -> str:
