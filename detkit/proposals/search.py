@@ -8,7 +8,7 @@ similarity find what one of them would miss.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 PlanName = Literal["fast", "quality"]
 SIGMA, MIN_SIZE = 0.6, 100  # of the blur, in pixels (0.8 in the first paper finds less); pixels of a segment
 MIN_SIDE, SAME = 8, 0.96  # narrower boxes, in pixels, and those that overlap a likelier one more, are left out
-VERSION = 2  # of what is found: a higher one makes cached boxes stale
+VERSION = 2  # of the code: a higher one makes cached boxes stale, as other numbers of a plan or above do of themselves
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,9 @@ class SelectiveSearch:
 
     @cached_property
     def _kept(self) -> Cache:
-        return Cache("selective-search", {"plan": self.plan, "seed": self.seed}, VERSION, folder=self.folder)
+        numbers = [astuple(PLANS[self.plan]), SIGMA, MIN_SIZE, MIN_SIDE, SAME]
+        parameters = {"plan": self.plan, "numbers": numbers, "seed": self.seed}
+        return Cache("selective-search", parameters, VERSION, folder=self.folder)
 
     def of_image(self, image: np.ndarray, path: str = "") -> np.ndarray:
         """(R, 4) float32 xyxy in the pixels of ``image`` (uint8 (H, W, 3) RGB).

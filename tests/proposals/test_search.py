@@ -214,6 +214,18 @@ def test_source_caches_pictures_of_data_sets_only(tmp_path, monkeypatch: pytest.
     assert np.array_equal(pickle.loads(pickle.dumps(source)).of_image(NOISY, "b.jpg"), expected)
 
 
+@pytest.mark.parametrize("changed", ["SAME", "MIN_SIZE", "PLANS"])
+def test_boxes_of_other_numbers_are_searched_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    SelectiveSearch(folder=tmp_path).of_image(NOISY, "a.jpg")
+    other = {"SAME": 0.5, "MIN_SIZE": 400, "PLANS": search.PLANS | {"fast": search.PLANS["quality"]}}[changed]
+    monkeypatch.setattr(search, changed, other)
+    found = SelectiveSearch(folder=tmp_path).of_image(NOISY, "a.jpg")
+    assert np.array_equal(found, selective_search(NOISY))
+    assert len(list(tmp_path.rglob("*.bin"))) == 2
+
+
 def test_a_source_says_once_that_it_cannot_cache(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     source = SelectiveSearch(folder=tmp_path / "file")
