@@ -124,7 +124,8 @@ def _print_layers(summary: Summary) -> None:
     if "regions" in total:
         count = f"at most {total['regions']:,}" if total["regions"] else "any number of"
         print(f"of which {total['region_multiply_adds']:,} for each of {count} regions; the table shows one")
-    print(f"{total['layers']} layers with weights, {total['depth']} on the longest path")
+    depth = "convolutions and matrix products on the longest path"
+    print(f"{total['layers']} layers with weights, {total['depth']} {depth}")
 
 
 def _shape(shape: tuple[int, ...]) -> str:
