@@ -274,11 +274,11 @@ def evaluate_model(
 ) -> tuple[Annotations, Results, Mapping[str, float]]:
     """A model's detections on labelled data, under the limits that AP is defined with, and the times it took.
 
-    iou: the NMS threshold; max_detections: of a picture; on_progress(done, total) counts batches. Labels are matched
+    iou: the NMS threshold; max_detections: of an image; on_progress(done, total) counts batches. Labels are matched
     by class name: classes that the model does not know have no detections.
 
     Raises:
-        DetkitError: as ``detkit.data.dataset.read`` and ``detkit.engine.evaluator.evaluate``; a classifier on pictures
+        DetkitError: as ``detkit.data.dataset.read`` and ``detkit.engine.evaluator.evaluate``; a classifier on images
             that do not have exactly one label.
     """
     from detkit.data.dataset import Dataset, read

@@ -24,11 +24,11 @@ Losses = dict[str, Loss]
 
 
 class Predicting:
-    """What every predictor offers on top of ``predict_samples``: one picture, a stream, class names and a threshold.
+    """What every predictor offers on top of ``predict_samples``: one image, a stream, class names and a threshold.
 
     classes: names by label; class_ids: the training data's own ids of them; threshold: the score below which
     ``predict`` shows nothing; protocol: of ``detkit.metrics.METRICS``, what its answers are judged by; flip_pairs:
-    points of an object that change places where a picture is mirrored.
+    points of an object that change places where an image is mirrored.
     """
 
     classes: tuple[str, ...]
@@ -42,7 +42,7 @@ class Predicting:
         raise NotImplementedError
 
     def rescaled(self, factor: float) -> Predicting:
-        """The same predictor, weights shared, that looks at pictures ``factor`` times as large.
+        """The same predictor, weights shared, that looks at images ``factor`` times as large.
 
         Raises:
             DetkitError: its input size is fixed.
@@ -59,13 +59,13 @@ class Predicting:
         classes: Sequence[int | str] | None = None,
         bgr: bool = False,
     ) -> Detections:
-        """What is in one picture: a path, a file's bytes, a uint8 array (H, W, 3) or (H, W), or a PIL image.
+        """What is in one image: a path, a file's bytes, a uint8 array (H, W, 3) or (H, W), or a PIL image.
 
         conf: lowest score, the model's own threshold by default; iou: NMS drops boxes that overlap more; classes: only
         these, by name or label; bgr: the array is in OpenCV's order.
 
         Raises:
-            DetkitError: the picture cannot be read, an unknown class, or an argument out of range.
+            DetkitError: the image cannot be read, an unknown class, or an argument out of range.
         """
         image = _as_image(source, bgr)
         return self.predict_samples([Sample(image)], self.limits(conf, iou, max_detections, classes))[0]
@@ -80,9 +80,9 @@ class Predicting:
         classes: Sequence[int | str] | None = None,
         batch: int = 1,
     ) -> Iterator[Detections]:
-        """Detections in each picture or frame of a path, folder, glob, video, camera number or a list of those.
+        """Detections in each image or frame of a path, folder, glob, video, camera number or a list of those.
 
-        One batch is in memory at a time. Pictures that cannot be read raise; ``detkit.engine.predictor.stream`` hands
+        One batch is in memory at a time. Images that cannot be read raise; ``detkit.engine.predictor.stream`` hands
         them on instead.
         """
         from detkit.engine.predictor import stream
@@ -123,7 +123,7 @@ class Detector(nn.Module, Predicting):
 
     backbone: normalised pixels to feature maps; neck: maps to maps; head: maps (and proposals) to detections;
     proposals: a source of candidate boxes, or None. classes: names by label; class_ids: the training data's own ids of
-    the classes; resize: how a picture becomes an input, for training, evaluation, prediction and export alike; config:
+    the classes; resize: how an image becomes an input, for training, evaluation, prediction and export alike; config:
     its ``model`` section is what ``detkit.config`` rebuilds these parts from; threshold: the score below which
     ``predict`` shows nothing; scores, record: what was measured and how it was trained, kept in the file. precision:
     ``fp32`` or ``bf16``, of ``predict`` and of evaluation; not kept in the file.
@@ -240,7 +240,7 @@ class Detector(nn.Module, Predicting):
         return self.head.raw(self.features(pixels), proposals)
 
     def propose(self, batch: Batch, features: list[Tensor], sampled: bool = False) -> tuple[list[Tensor] | None, Any]:
-        """Proposals in input pixels, cut off from the gradient and clipped to each picture's part of the input.
+        """Proposals in input pixels, cut off from the gradient and clipped to each image's part of the input.
 
         sampled: they are to be drawn from for a loss; with them comes what the source's own loss reads.
         """
@@ -255,10 +255,10 @@ class Detector(nn.Module, Predicting):
 
     @property
     def of_image(self) -> Callable[[np.ndarray, str], np.ndarray] | None:
-        """(image, path) -> (R, 4): the proposals that need the original picture, or None.
+        """(image, path) -> (R, 4): the proposals that need the original image, or None.
 
-        Whoever loads pictures for this model fills ``Sample.proposals`` with it: the data workers in training and
-        evaluation, ``predict_samples`` for pictures that come without.
+        Whoever loads images for this model fills ``Sample.proposals`` with it: the data workers in training and
+        evaluation, ``predict_samples`` for images that come without.
         """
         return getattr(self.proposals, "of_image", None)
 
@@ -363,11 +363,11 @@ def _as_image(source: Any, bgr: bool) -> np.ndarray:
         raise DetkitError(f"cannot detect in a {type(source).__name__}", do="give a path, a uint8 array or a PIL image")
     if source.dtype != np.uint8 or not (source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 3)):
         raise DetkitError(
-            f"a picture is uint8 (H, W, 3) or (H, W), got {source.dtype} {source.shape}",
+            f"an image is uint8 (H, W, 3) or (H, W), got {source.dtype} {source.shape}",
             do="scale it to 0..255 and convert it with .astype('uint8')",
         )
     if not source.size:
-        raise DetkitError("the picture has no pixels")
+        raise DetkitError("the image has no pixels")
     image = np.repeat(source[..., None], 3, axis=2) if source.ndim == 2 else source[..., :: -1 if bgr else 1]
     return np.ascontiguousarray(image)
 

@@ -55,7 +55,7 @@ class Target:
     difficult (N,) bool (PASCAL's); area (N,) float32, the annotation's own area in pixels (default: the box's);
     weight (N,) float32, the object's weight in the loss (default 1); points (N, K, 3) x, y, visible, which follow the
     pixels through augmentation; masks (N, H, W), which augmentation and batches leave out; image_label: class index of
-    the whole picture, for classification.
+    the whole image, for classification.
     """
 
     boxes: Array
@@ -250,7 +250,7 @@ class Detections:
 
 
 class Geometry(NamedTuple):
-    """How one original picture lies inside a model's input: input = original * scale + offset.
+    """How one original image lies inside a model's input: input = original * scale + offset.
 
     width and height are the original's in pixels; scales and offsets are floats in input pixels.
     """
@@ -267,7 +267,7 @@ class Geometry(NamedTuple):
         return boxes * self._scales(boxes) + self._offsets(boxes)
 
     def to_original(self, boxes: Any) -> Any:
-        """Input xyxy (N, 4) to original pixels, clipped to the picture; numpy or torch."""
+        """Input xyxy (N, 4) to original pixels, clipped to the image; numpy or torch."""
         boxes = (boxes - self._offsets(boxes)) / self._scales(boxes)
         limit = self._like(boxes, (self.width, self.height, self.width, self.height))
         if is_tensor(boxes):
@@ -292,7 +292,7 @@ class Geometry(NamedTuple):
 
 @dataclass(slots=True, frozen=True, eq=False)
 class Sample:
-    """One picture and what is known of it: uint8 (H, W, 3) RGB; target (numpy); proposals (R, 4) float32 xyxy."""
+    """One image and what is known of it: uint8 (H, W, 3) RGB; target (numpy); proposals (R, 4) float32 xyxy."""
 
     image: np.ndarray
     target: Target = field(default_factory=Target.empty)
@@ -313,10 +313,10 @@ class Sample:
 
 @dataclass(slots=True, frozen=True, eq=False)
 class Batch:
-    """Pictures as a model takes them.
+    """Images as a model takes them.
 
-    pixels uint8 (B, 3, H, W); sizes (B, 2) int64, height and width of the picture's part of the input (the rest is
-    padding); restore: one Geometry a picture; image_ids, paths: one a picture; proposals: (R_i, 4) float32 tensors in
+    pixels uint8 (B, 3, H, W); sizes (B, 2) int64, height and width of the image's part of the input (the rest is
+    padding); restore: one Geometry an image; image_ids, paths: one an image; proposals: (R_i, 4) float32 tensors in
     input pixels or None; cached: (B, C, H, W) maps of frozen stages that take the pixels' place, or None.
     """
 

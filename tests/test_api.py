@@ -160,7 +160,7 @@ def test_outputs_are_never_overwritten(run: Path, photos: Path, tmp_path: Path, 
     assert before == sorted((p.name, p.read_bytes()) for p in (out.iterdir() if out.is_dir() else [out]))
 
 
-def test_one_bad_picture_costs_that_picture(run: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_bad_image_costs_that_image(run: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (photos / "1.png").write_bytes(b"this is text")
     assert main(["detect", str(photos), "-m", str(run), "--json", "--device", "cpu"]) == 3
     captured = capsys.readouterr()

@@ -66,14 +66,14 @@ def detector(backbone: str, head: str) -> Detector:
 
 
 def samples() -> list[Sample]:
-    """One picture with two objects, one without any."""
+    """One image with two objects, one without any."""
     pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
     objects = Target(np.array([[5, 5, 40, 40], [20, 30, 63, 63]], np.float32), np.array([0, 2]), image_label=2)
     return [Sample(pixels[0], objects), Sample(pixels[1])]
 
 
-def total(model: Detector, pictures: list[Sample]) -> torch.Tensor:
-    losses = model(*collate(pictures, model.resize))
+def total(model: Detector, images: list[Sample]) -> torch.Tensor:
+    losses = model(*collate(images, model.resize))
     assert all(term.sum.isfinite() for term in losses.values())
     return sum((term.sum / term.count.clamp(min=1) for term in losses.values()), torch.zeros(()))
 

@@ -1,4 +1,4 @@
-"""The detector end to end on small pictures, and its file."""
+"""The detector end to end on small images, and its file."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_boxes_come_back_in_original_pixels(detector):
         assert (found.boxes[:, [1, 3]] <= height).all()
 
 
-def test_every_trainable_weight_gets_a_gradient_with_an_empty_picture_in_the_batch():
+def test_every_trainable_weight_gets_a_gradient_with_an_empty_image_in_the_batch():
     torch.manual_seed(0)
     model = build_detector(make_config(), CLASSES)
     batch, targets = collate(samples(), model.resize)
@@ -123,7 +123,7 @@ def test_prediction_keeps_the_mode(detector):
     detector.eval()
 
 
-def test_one_picture_in_every_form(detector, tmp_path):
+def test_one_image_in_every_form(detector, tmp_path):
     from PIL import Image
 
     image = picture()
@@ -149,7 +149,7 @@ def test_one_picture_in_every_form(detector, tmp_path):
         ("missing.jpg", "missing.jpg"),
     ],
 )
-def test_what_is_no_picture(detector, source, reason):
+def test_what_is_no_image(detector, source, reason):
     with pytest.raises(DetkitError, match=reason):
         detector.predict(source)
 
@@ -182,7 +182,7 @@ def test_stream(detector, tmp_path):
     found = list(detector.stream(tmp_path, conf=0.0, batch=2))
     assert len(found) == 3
     assert np.allclose(found[1].boxes, detector.predict(tmp_path / "1.png", conf=0.0).boxes, atol=1e-3)
-    (tmp_path / "bad.png").write_text("no picture")
+    (tmp_path / "bad.png").write_text("no image")
     with pytest.raises(DetkitError):
         list(detector.stream(tmp_path))
 

@@ -138,7 +138,7 @@ def test_costs_are_those_of_the_config(page: str) -> None:
     config = ROOT / f"configs/{FAMILIES[page]}.yaml"
     total = of_config(str(config), num_classes=9).total
     region, regions = total.get("region_multiply_adds", 0), total.get("regions", 0)
-    picture = total["multiply_adds"] - regions * region
-    text = f"{total['parameters'] / 1e6:.2f} M parameters; {picture / 1e9:.2f} G multiply-adds a picture"
+    image = total["multiply_adds"] - regions * region
+    text = f"{total['parameters'] / 1e6:.2f} M parameters; {image / 1e9:.2f} G multiply-adds an image"
     text += f" and {region / 1e6:.1f} M a region." * bool(regions)
     assert text in PAGES[page].read_text(encoding="utf-8"), f"write: {text}"

@@ -1,4 +1,4 @@
-"""The families as combinations of parts: each learns four pictures by heart and survives the odd ones."""
+"""The families as combinations of parts: each learns four images by heart and survives the odd ones."""
 
 from __future__ import annotations
 
@@ -76,12 +76,12 @@ def learn(detector: Detector, batches: list[tuple[Batch, list[Target]]], steps: 
 
 
 STEPS = {"sliding": 60, "faster": 120, "fast": 90, "rcnn": 200, "yolo": 60}
-# As published; the other tests have batches without pictures to search in.
+# As published; the other tests have batches without images to search in.
 SEARCH = {"fast": {"proposals": {"name": "selective_search", "cache": False}}}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_four_pictures_are_learnt_by_heart(family: str, tmp_path: Path) -> None:
+def test_four_images_are_learnt_by_heart(family: str, tmp_path: Path) -> None:
     data = Dataset(read(write_toy_data(tmp_path, train=4, val=1, size=96), split="train"))
     detector = make(family, **SEARCH.get(family, {}))
     seen = data if detector.of_image is None else data.with_proposals(detector.of_image)
@@ -102,7 +102,7 @@ def with_corners(folder: Path, part: str) -> Dataset:
 
 
 def test_points_are_learnt_with_the_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Four pictures and their mirror images, in which left and right points have changed places."""
+    """Four images and their mirror images, in which left and right points have changed places."""
     data = with_corners(write_toy_data(tmp_path, train=4, val=1, size=96), "train")
     pairs = ((0, 1), (2, 3))
     detector = make("fast", head={**FAMILIES["fast"]["head"], "pool": "align", "points": 4, "flip_pairs": pairs})
@@ -168,7 +168,7 @@ def test_without_any_proposal(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_picture_of_one_pixel(family: str) -> None:
+def test_a_image_of_one_pixel(family: str) -> None:
     found = make(family).predict(torch.zeros(1, 1, 3, dtype=torch.uint8).numpy(), conf=0.0)
     assert ((found.boxes >= 0) & (found.boxes <= 1)).all()
 

@@ -93,7 +93,7 @@ def test_another_head_takes_the_backbone(saved: tuple[Detector, str]) -> None:
 
 
 def boxes(folder: Path, count: int, *sides: float) -> Dataset:
-    """A picture of 32 x 32 pixels with ``count`` boxes of about each of these sides."""
+    """An image of 32 x 32 pixels with ``count`` boxes of about each of these sides."""
     found = [[0, 0, side + 0.02 * k, side + 0.01 * k] for side in sides for k in range(count)]
     content = {
         "images": [{"id": 1, "file_name": "a.png", "width": 32, "height": 32}],

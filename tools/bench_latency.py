@@ -1,11 +1,11 @@
-"""One picture at a time: a detkit model against torchvision's ssdlite320_mobilenet_v3_large, both eager, taking turns.
+"""One image at a time: a detkit model against torchvision's ssdlite320_mobilenet_v3_large, both eager, taking turns.
 
     python tools/bench_latency.py [MODEL] [--size 320] [--threads 2] [--precision bf16]
 
-Timed are the networks alone, and a picture in memory to boxes, decoding and NMS included: with all scores from 0.001,
-as AP wants them, and with those from our model's threshold. The peer's pictures are floats already, which its time
+Timed are the networks alone, and an image in memory to boxes, decoding and NMS included: with all scores from 0.001,
+as AP wants them, and with those from our model's threshold. The peer's images are floats already, which its time
 leaves out. Its weights are random unless torchvision has them in its cache. Random scores are all alike, and sorting
-thousands of them would be nobody's use of it: so its BatchNorms' statistics are taken from a picture, and its
+thousands of them would be nobody's use of it: so its BatchNorms' statistics are taken from an image, and its
 background's bias is set so that as many pairs of box and class reach the lowest score as of ours do. The order changes
 every round; medians, and the fastest.
 """
@@ -122,7 +122,7 @@ def main() -> None:
             pairs = int((scores >= lowest).sum())
             other = answering(theirs, image, lowest, None if known else pairs)
             limits = Limits(conf=lowest)
-            title = f"picture to boxes, scores from {lowest:.3g}"
+            title = f"image to boxes, scores from {lowest:.3g}"
             rows[title] = (
                 lambda limits=limits: ours.predict_samples([Sample(photo)], limits),  # type: ignore[misc]
                 lambda other=other: other([image]),  # type: ignore[misc]

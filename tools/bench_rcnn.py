@@ -1,8 +1,8 @@
 """The classical speed-up: R-CNN against Fast R-CNN, and Faster R-CNN's proposals against selective search's.
 
-    python tools/bench_rcnn.py [--picture FILE] [--rounds 3] [--crops 64] [--threads 2] [--json]
+    python tools/bench_rcnn.py [--image FILE] [--rounds 3] [--crops 64] [--threads 2] [--json]
 
-One VGG16 with random weights (time does not depend on them), one picture, the same 2000 random regions for both. R-CNN
+One VGG16 with random weights (time does not depend on them), one image, the same 2000 random regions for both. R-CNN
 warps each region to 224 pixels and runs the whole network on it; ``--crops`` of them are measured and extrapolated to
 all. Fast R-CNN runs the convolutions once and only fc6 and fc7 on each region; at its paper's scale (a shorter side of
 600 pixels, at most 1000) and at the size of the shipped configs (320), as it is and with its layers split by truncated
@@ -39,7 +39,7 @@ Call = Callable[[], object]
 
 
 def regions(height: int, width: int) -> Tensor:
-    """(2000, 4) xyxy in a picture of this size, sides log-normal about 0.3 of the shorter one."""
+    """(2000, 4) xyxy in an image of this size, sides log-normal about 0.3 of the shorter one."""
     generator = torch.Generator().manual_seed(0)
     limit = torch.tensor([width, height] * 2)
     centre = torch.rand(REGIONS, 2, generator=generator) * limit[:2]
@@ -111,7 +111,7 @@ def measured(calls: dict[str, Call], rounds: int) -> dict[str, dict[str, float]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--picture", help="a photo (default: a drawn one of 375 x 500)")
+    parser.add_argument("--image", help="a photo (default: a drawn one of 375 x 500)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--crops", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)

@@ -29,7 +29,7 @@ Op = Callable[[Tensor], Tensor]
 
 
 def boxes_of(count: int) -> Tensor:
-    """(count, 5) regions of a picture of 600 x 800: log-normal sides around 110 pixels."""
+    """(count, 5) regions of an image of 600 x 800: log-normal sides around 110 pixels."""
     generator = torch.Generator().manual_seed(0)
     centre = torch.rand(count, 2, generator=generator) * torch.tensor([800.0, 600.0])
     sides = torch.exp(4.7 + 0.7 * torch.randn(count, 2, generator=generator))

@@ -1,12 +1,12 @@
-"""A classifier slid over a picture as a convolution against cropping every window; and what windows cost and reach.
+"""A classifier slid over an image as a convolution against cropping every window; and what windows cost and reach.
 
     python tools/bench_sliding_window.py [DATA --split val] [--rounds 3] [--crops 64]
 
-First VGG16 on a picture of 608 x 800, windows of 224 pixels at its stride of 32: one pass of the convolutionalized
+First VGG16 on an image of 608 x 800, windows of 224 pixels at its stride of 32: one pass of the convolutionalized
 network against the classifier on crops. ``--crops`` crops are measured, in turns with the pass, and extrapolated to all
-windows. The network pads, so its scores on crops and in the picture differ at the crops' borders; that they are equal
+windows. The network pads, so its scores on crops and in the image differ at the crops' borders; that they are equal
 without padding is what the tests show. Then, with DATA (a labelled set), for several window sizes and strides:
-windows a picture, the seconds that cropping them would take at the measured rate, the recall of the labelled objects.
+windows an image, the seconds that cropping them would take at the measured rate, the recall of the labelled objects.
 Set OMP_NUM_THREADS for the number of threads.
 """
 
@@ -80,17 +80,17 @@ def speed(rounds: int, crops: int, batch: int) -> float:
 
 def trade_off(data: Dataset, each: float) -> None:
     """Prints windows, seconds and recall for ``SIZES``, ``ASPECTS`` and ``STRIDES``."""
-    print(f"\n{len(data)} pictures; seconds if each window were cropped for VGG16 ({each:.3f} s)")
+    print(f"\n{len(data)} images; seconds if each window were cropped for VGG16 ({each:.3f} s)")
     print(
         f"{'sides':>16}  {'aspects':>10}  {'stride':>6}  {'windows':>8}  {'seconds':>8}  recall 0.5  mean best overlap"
     )
     samples = [data.load(i) for i in range(len(data))]
-    pictures = [(sample.image.shape[:2], sample.target[~sample.target.ignore]) for sample in samples]
+    images = [(sample.image.shape[:2], sample.target[~sample.target.ignore]) for sample in samples]
     for sides in SIZES:
         for aspects in ASPECTS:
             for stride in STRIDES:
                 meter = RecallMeter((10**9,), (0.5,))
-                for size, wanted in pictures:
+                for size, wanted in images:
                     windows = sliding_windows(size, windows=sides, aspects=aspects, stride=stride)
                     meter.add(wanted.boxes, wanted.labels, windows)
                 (found,) = meter.results()
@@ -106,7 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="?", help="a labelled set for the table")
     parser.add_argument("--split")
-    parser.add_argument("--pictures", type=int, default=100)
+    parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--crops", type=int, default=64)
     parser.add_argument("--batch", type=int, default=8)
@@ -117,7 +117,7 @@ def main() -> None:
     each = speed(options.rounds, options.crops, options.batch)
     if options.data:
         data = Dataset(read(options.data, split=options.split))
-        trade_off(data.subset(range(min(options.pictures, len(data)))), each)
+        trade_off(data.subset(range(min(options.images, len(data)))), each)
 
 
 if __name__ == "__main__":

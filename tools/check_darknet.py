@@ -92,7 +92,7 @@ if __name__ == "__main__":
     parser.add_argument("--peer-python", required=True)
     parser.add_argument("cfg")
     parser.add_argument("weights")
-    parser.add_argument("pictures", nargs="+")
+    parser.add_argument("images", nargs="+")
     given = parser.parse_args()
     largest = compare(given.peer_python, given.cfg, given.weights, given.pictures)
     print(f"largest difference {largest:.2e}: {'equal' if largest <= TOLERANCE else 'NOT EQUAL'} to {TOLERANCE:g}")

@@ -1,9 +1,9 @@
-"""What several models, and several looks at a picture, bring and cost, each against the first model alone.
+"""What several models, and several looks at an image, bring and cost, each against the first model alone.
 
     python tools/ensemble_gain.py MODEL MODEL... --data DATA [--split val] [--tta flip,scales]
 
 One table: each model, the first one mirrored too (test-time augmentation), the first one with all of ``--tta``, all
-models together, and these mirrored; AP and AP50 with 95% intervals, milliseconds a picture (in batches, loading
+models together, and these mirrored; AP and AP50 with 95% intervals, milliseconds an image (in batches, loading
 included), and the differences by paired bootstrap: whether they are more than noise. Objects of classes that the first
 model does not know are left out.
 """
@@ -43,7 +43,7 @@ def main() -> None:
         _, results, _ = evaluate(predictor, dataset, workers=1)
         seconds = (time.perf_counter() - began) / len(dataset)
         candidates.append(Candidate(title, results, [seconds], None, facts(predictor)))
-        print(f"{title}: {1e3 * seconds:.0f} ms a picture", file=sys.stderr, flush=True)
+        print(f"{title}: {1e3 * seconds:.0f} ms an image", file=sys.stderr, flush=True)
     compared = judge(dataset.annotations.ground_truth(), candidates, samples=options.samples)
     compared["differences"] = [one for one in compared["differences"] if one["first"] == first]
     print("\n".join(table(compared, METRICS)))

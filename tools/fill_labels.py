@@ -6,7 +6,7 @@ What the model finds where nothing is labelled becomes an object if its score is
 ``--doubt`` on a difficult one, which trains neither as object nor as background. Nothing is added that overlaps a
 labelled object of any class (IoU above 0.4); what lies for the most part inside an object of its own class, or holds
 one, is difficult at best. Classes are matched by name, COCO's and PASCAL VOC's spellings too.
-The pictures stay where they are.
+The images stay where they are.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def corners(xywh: np.ndarray) -> np.ndarray:
 
 
 def added(boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, known: np.ndarray, kinds: np.ndarray, sure: float):
-    """Rows of one picture's detections that are new, best first, and whether each is difficult; known (M, 4), kinds
+    """Rows of one image's detections that are new, best first, and whether each is difficult; known (M, 4), kinds
     (M,) are the labelled boxes and classes."""
     rows = [int(i) for i in np.argsort(-scores, kind="stable")]
     if len(known):
@@ -90,7 +90,7 @@ def main() -> None:
     annotations = read(options.data, split=options.split)
     filled, counts = fill(annotations, options.model, options.sure, options.doubt)
     folder = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in filled.files])
-    write_coco_json(filled, options.out, picture_folder=os.path.relpath(folder, options.out.parent.resolve()))
+    write_coco_json(filled, options.out, image_folder=os.path.relpath(folder, options.out.parent.resolve()))
     for kind, count in sorted(counts.items()):
         print(f"{count:6d}  {kind}")
     print(f"{len(annotations.labels)} labelled, {sum(counts.values())} added: {options.out}")

@@ -4,8 +4,8 @@
     python tools/plain_and_residual.py crops -o study [--depths 20,32,56] [--epochs 12]
 
 The networks of He et al. 2016 (arXiv 1512.03385, section 4.2 and figure 6), with their shortcuts and without, all with
-batch normalisation, trained on small pictures in class folders. It writes study.json, study.png (loss over the epochs;
-error on the training pictures after the last one) and prints the table. Runs that are finished are not run again.
+batch normalisation, trained on small images in class folders. It writes study.json, study.png (loss over the epochs;
+error on the training images after the last one) and prints the table. Runs that are finished are not run again.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def draw(figure: Any, found: list[dict[str, Any]]) -> None:
         errors = [100 * one["error"]["train"] for one in some]
         last.plot([one["depth"] for one in some], errors, style, label="residual" if residual else "plain")
     course.set(xlabel="epoch", ylabel="training loss")
-    last.set(xlabel="layers with weights", ylabel="error on the training pictures, %", xticks=depths)
+    last.set(xlabel="layers with weights", ylabel="error on the training images, %", xticks=depths)
     last.set_ylim(bottom=0)
     for axes in (course, last):
         axes.grid(alpha=0.3)

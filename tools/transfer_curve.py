@@ -1,9 +1,9 @@
-"""How much transfer brings, and how much to freeze for how many pictures: AP50 on test against training pictures.
+"""How much transfer brings, and how much to freeze for how many images: AP50 on test against training images.
 
-    python tools/transfer_curve.py data/bccd -o curve [--pictures 10,40,200] [--seeds 3] [--steps 400]
+    python tools/transfer_curve.py data/bccd -o curve [--images 10,40,200] [--seeds 3] [--steps 400]
 
 Four ways to train the recipe's network, each with the same number of steps: from scratch, and from ImageNet weights
-with all stages of the backbone frozen, three of five, or none. A seed draws the pictures (those of 10 are among those
+with all stages of the backbone frozen, three of five, or none. A seed draws the images (those of 10 are among those
 of 40), the random weights and the order. It writes curve.csv, curve.json and curve.png (mean and 95 % interval over
 the seeds, by Student's t) of all runs in the folder, and prints a table, with what a way gains on scratch in the same
 draws. Runs that are finished are not run again, one that was stopped goes on.
@@ -36,18 +36,18 @@ WAYS = {
 }
 
 
-def subset(data: Path, folder: Path, pictures: int, seed: int) -> Path:
-    """A data.yaml whose part train is so many of the training pictures, drawn with ``seed``."""
+def subset(data: Path, folder: Path, images: int, seed: int) -> Path:
+    """A data.yaml whose part train is so many of the training images, drawn with ``seed``."""
     annotations = read(data, split="train")
-    if pictures > len(annotations):
-        raise SystemExit(f"{data}: {pictures} of {len(annotations)} training pictures cannot be drawn")
-    rows = np.sort(np.random.default_rng(seed).permutation(len(annotations))[:pictures])
-    return write_split(annotations, {"train": rows}, folder / f"data-{pictures}-{seed}", overwrite=True)[-1]
+    if images > len(annotations):
+        raise SystemExit(f"{data}: {images} of {len(annotations)} training images cannot be drawn")
+    rows = np.sort(np.random.default_rng(seed).permutation(len(annotations))[:images])
+    return write_split(annotations, {"train": rows}, folder / f"data-{images}-{seed}", overwrite=True)[-1]
 
 
-def train(options: argparse.Namespace, way: str, pictures: int, seed: int) -> None:
+def train(options: argparse.Namespace, way: str, images: int, seed: int) -> None:
     """Trains and tests one network, unless the folder holds its result."""
-    name = f"{way.replace(' ', '-')}-{pictures}-{seed}"
+    name = f"{way.replace(' ', '-')}-{images}-{seed}"
     done, run = options.out / f"{name}.json", options.out / name
     if done.is_file():
         return
@@ -59,10 +59,10 @@ def train(options: argparse.Namespace, way: str, pictures: int, seed: int) -> No
     if (run / "state.pt").is_file():
         result = api.train(resume=run, on_event=show)
     else:
-        drawn = str(subset(options.data, options.out, pictures, seed).absolute())
-        # Few pictures are repeated within an epoch: all runs have as many epochs, and files are not written every step.
-        repeats = max(1, round(options.steps / EPOCHS * BATCH / pictures))
-        steps = max(1, repeats * pictures // BATCH)
+        drawn = str(subset(options.data, options.out, images, seed).absolute())
+        # Few images are repeated within an epoch: all runs have as many epochs, and files are not written every step.
+        repeats = max(1, round(options.steps / EPOCHS * BATCH / images))
+        steps = max(1, repeats * images // BATCH)
         val = {"path": str(options.data), "split": "val"}
         overrides = [
             f"data.train={json.dumps([{'path': drawn, 'split': 'train'}] * repeats)}",
@@ -77,25 +77,25 @@ def train(options: argparse.Namespace, way: str, pictures: int, seed: int) -> No
         ]
         result = api.train(options.recipe, overrides=overrides, out=run, on_event=show)
     test = api.evaluate(run / "last.safetensors", options.data, split="test").metrics
-    found = {"way": way, "pictures": pictures, "seed": seed, "AP50": test["AP50"], "AP": test["AP"],
+    found = {"way": way, "images": images, "seed": seed, "AP50": test["AP50"], "AP": test["AP"],
              "val_AP50": result.row["AP50"], "steps": result.row["step"], "minutes": result.minutes}  # fmt: skip
     write_text(done, json.dumps(found) + "\n")
 
 
 def summary(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row a way and number of pictures: means over the seeds and, in ``half``, halves of their 95 % intervals.
+    """A row a way and number of images: means over the seeds and, in ``half``, halves of their 95 % intervals.
 
-    gain AP50, gain AP: how much more than from scratch with the same pictures and seed, where those runs are there.
+    gain AP50, gain AP: how much more than from scratch with the same images and seed, where those runs are there.
     """
-    scratch = {(one["pictures"], one["seed"]): one for one in found if one["way"] == "scratch"}
+    scratch = {(one["images"], one["seed"]): one for one in found if one["way"] == "scratch"}
     rows = []
-    for way, pictures in dict.fromkeys((one["way"], one["pictures"]) for one in found):
-        mine = [one for one in found if (one["way"], one["pictures"]) == (way, pictures)]
+    for way, images in dict.fromkeys((one["way"], one["images"]) for one in found):
+        mine = [one for one in found if (one["way"], one["images"]) == (way, images)]
         values = {key: [one[key] for one in mine] for key in ("AP50", "AP", "minutes")}
-        pairs = [(one, scratch[pictures, one["seed"]]) for one in mine if (pictures, one["seed"]) in scratch]
+        pairs = [(one, scratch[images, one["seed"]]) for one in mine if (images, one["seed"]) in scratch]
         if way != "scratch" and pairs:
             values |= {f"gain {key}": [one[key] - base[key] for one, base in pairs] for key in ("AP50", "AP")}
-        row = {"way": way, "pictures": pictures, "seeds": len(mine)}
+        row = {"way": way, "images": images, "seeds": len(mine)}
         row |= {key: float(np.mean(numbers)) for key, numbers in values.items()}
         rows.append({**row, "half": {key: half_interval(numbers) for key, numbers in values.items()}})
     return rows
@@ -109,19 +109,19 @@ def half_interval(values: list[float]) -> float:
 
 def draw(figure: Any, found: list[dict[str, Any]]) -> None:
     rows = summary(found)
-    counts = sorted({row["pictures"] for row in rows})
+    counts = sorted({row["images"] for row in rows})
     for axes, key in zip(figure.subplots(1, 2), ("AP50", "AP"), strict=True):
         for number, way in enumerate(dict.fromkeys(row["way"] for row in rows)):
-            mine = sorted((row for row in rows if row["way"] == way), key=lambda row: row["pictures"])
+            mine = sorted((row for row in rows if row["way"] == way), key=lambda row: row["images"])
             aside = 1.04 ** (number - 1.5)  # so that intervals do not hide each other
-            at, halves = [row["pictures"] * aside for row in mine], [row["half"][key] for row in mine]
+            at, halves = [row["images"] * aside for row in mine], [row["half"][key] for row in mine]
             axes.errorbar(at, [row[key] for row in mine], halves, fmt="o-", capsize=3, label=way)
-            dots = [(one["pictures"] * aside, one[key]) for one in found if one["way"] == way]
+            dots = [(one["images"] * aside, one[key]) for one in found if one["way"] == way]
             axes.plot(*zip(*dots, strict=True), ".", color=f"C{number}", alpha=0.5, markersize=5)
         axes.set_xscale("log")
         axes.set_xticks(counts, [str(count) for count in counts])
         axes.minorticks_off()
-        axes.set(xlabel="training pictures", ylabel=f"{key} on test", ylim=(0, None))
+        axes.set(xlabel="training images", ylabel=f"{key} on test", ylim=(0, None))
         axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
 
@@ -129,7 +129,7 @@ def draw(figure: Any, found: list[dict[str, Any]]) -> None:
 def write(folder: Path) -> list[dict[str, Any]]:
     """curve.csv, curve.json, curve.png of all runs in the folder that are finished, which are returned."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*-*-*.json")]
-    found.sort(key=lambda one: (one["pictures"], list(WAYS).index(one["way"]), one["seed"]))
+    found.sort(key=lambda one: (one["images"], list(WAYS).index(one["way"]), one["seed"]))
     write_text(folder / "curve.json", json.dumps({"runs": found, "summary": summary(found)}, indent=1), overwrite=True)
     lines = [",".join(map(str, row)) for row in (found[0], *(one.values() for one in found))]
     write_text(folder / "curve.csv", "\n".join(lines) + "\n", overwrite=True)
@@ -143,11 +143,9 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="a YOLO data.yaml or its folder, in parts train, val and test")
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--recipe", default="yolo_bccd")
-    parser.add_argument("--pictures", default="10,40,200")
+    parser.add_argument("--images", default="10,40,200")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument(
-        "--steps", type=int, default=400, help=f"of {BATCH} pictures each; about 4 minutes on two cores"
-    )
+    parser.add_argument("--steps", type=int, default=400, help=f"of {BATCH} images each; about 4 minutes on two cores")
     parser.add_argument("--ways", default=",".join(WAYS), help="of " + ", ".join(WAYS))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="more overrides for every run")
     options = parser.parse_args()
@@ -159,17 +157,17 @@ def main() -> None:
         parser.error(f"{options.out} holds runs with other --recipe, --steps or --set: give another folder")
     write_text(known, settings, overwrite=True)
     for seed in range(options.seeds):
-        for pictures in map(int, options.pictures.split(",")):
+        for images in map(int, options.images.split(",")):
             for way in options.ways.split(","):
-                train(options, way, pictures, seed)
+                train(options, way, images, seed)
                 found = write(options.out)
     shown = {"AP50": "AP50 on test", "gain AP50": "more than scratch", "AP": "AP", "gain AP": "more than scratch"}
     print(
-        f"| pictures | from | seeds | {' | '.join(shown.values())} | minutes a run |\n|---|---|---|---|---|---|---|---|"
+        f"| images | from | seeds | {' | '.join(shown.values())} | minutes a run |\n|---|---|---|---|---|---|---|---|"
     )
     for row in summary(found):
         means = [f"{row[key]:.3f} ± {row['half'][key]:.3f}" if key in row else "" for key in shown]
-        print(f"| {row['pictures']} | {row['way']} | {row['seeds']} | {' | '.join(means)} | {row['minutes']:.1f} |")
+        print(f"| {row['images']} | {row['way']} | {row['seeds']} | {' | '.join(means)} | {row['minutes']:.1f} |")
 
 
 def unknown(ways: str) -> str:

@@ -1,4 +1,4 @@
-"""Backbones: pictures in, feature maps of several strides out.
+"""Backbones: images in, feature maps of several strides out.
 
 An entry returns a ``detkit.backbones.base.Backbone``; its keyword-only arguments are its keys in a config file.
 """
@@ -12,7 +12,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "shufflenet": ("shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0"),
     "resnet": (
         *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
-        *("resnet20", "resnet32", "resnet44", "resnet56", "resnet110"),  # for small pictures
+        *("resnet20", "resnet32", "resnet44", "resnet56", "resnet110"),  # for small images
     ),
     "densenet": ("densenet121", "densenet169", "densenet201"),
     "googlenet": ("googlenet",),

@@ -20,8 +20,8 @@ class Backbone(nn.Module):
 
     stages: one module a stage, each continuing from the one before; stages after the last tap are dropped.
     channels, strides: of the tapped outputs, finest first; strides in input pixels. offsets: the centre of cell 0 in
-    input pixels, half a stride for padded nets, whose cells tile the picture. mean, std: a triple each, in units of
-    0..255 pixels, by which ``Detector`` normalises. size: of the square pictures that the network was published for.
+    input pixels, half a stride for padded nets, whose cells tile the image. mean, std: a triple each, in units of
+    0..255 pixels, by which ``Detector`` normalises. size: of the square images that the network was published for.
     frozen: how many stages, from the input on, neither train nor update their BatchNorm, whatever ``.train()`` says;
     ``"all"`` freezes the whole backbone.
 
@@ -247,7 +247,7 @@ def family(
     build.__doc__ = f"""{(inspect.getdoc(parts) or name).rstrip()}
 
     weights: "none", "imagenet" or a file in the published layout; taps: the stages returned; frozen: the first stages
-    that do not train, or "all"; scales: of the picture, see ``detkit.backbones.pyramid``; num_classes: return a
+    that do not train, or "all"; scales: of the image, see ``detkit.backbones.pyramid``; num_classes: return a
     ``Classifier`` of the one scale instead, 0 for as many classes as published.
 
     Raises:

@@ -114,7 +114,7 @@ class Darknet(Backbone):
             if not 0 <= number < len(layers) or layers[number].kind == "head":
                 raise ValueError(f"outputs must be layers of the graph, 0..{len(layers) - 1}, got {number}")
             if not layers[number].stride:
-                raise layers[number].section.error("its cells do not tile the picture, so boxes have no place in it")
+                raise layers[number].section.error("its cells do not tile the image, so boxes have no place in it")
         layers = layers[: max(outputs) + 1]
         groups = _stages(layers)
         far = {i for layer in layers for i in layer.inputs if i != layer.number - 1}
@@ -210,9 +210,9 @@ def _logits(channels: int, num_classes: int) -> list[nn.Module]:
 
 
 def load_weights(convolutions: Mapping[int, Convolution], path: Path, *, whole: bool = True) -> int:
-    """Fills convolutions, by layer number, from a Darknet weights file; returns how many pictures it was trained on.
+    """Fills convolutions, by layer number, from a Darknet weights file; returns how many images it was trained on.
 
-    The file: int32 major, minor, revision; the pictures seen, 8 bytes from version 0.2 on, else 4; then float32,
+    The file: int32 major, minor, revision; the images seen, 8 bytes from version 0.2 on, else 4; then float32,
     convolution by convolution: biases, with batch norm scales, means and variances, then weights. whole: the file must
     end with the last one; else it may go on.
 

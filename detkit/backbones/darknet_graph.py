@@ -49,7 +49,7 @@ _FIXED: dict[str, dict[str, Any]] = {
     "region": {"coords": 4, "tree": None, "map": None, "absolute": 0},
     "yolo": {"map": None},
 }
-# Any picture's side: large enough that every stride divides it.
+# Any image's side: large enough that every stride divides it.
 _SIDE = 4096
 
 
@@ -101,8 +101,8 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer of a graph: number, kind, values of all keys, the layers it reads (-1: the picture), what it puts out:
-    channels, and the stride in input pixels (0 where its cells do not tile the picture)."""
+    """A layer of a graph: number, kind, values of all keys, the layers it reads (-1: the image), what it puts out:
+    channels, and the stride in input pixels (0 where its cells do not tile the image)."""
 
     number: int
     kind: str
@@ -166,7 +166,7 @@ def to_lines(sections: Iterable[Section]) -> list[str]:
 
 
 def plan(sections: Sequence[Section]) -> list[Layer]:
-    """What every layer reads and puts out, for a picture of 3 channels.
+    """What every layer reads and puts out, for an image of 3 channels.
 
     Raises:
         DetkitError: an unknown layer or activation, a bad value, a layer that is not there, shapes that do not fit;
@@ -256,5 +256,5 @@ def _shape(section: Section, values: dict[str, Any], inputs: list[tuple[int, int
     elif kind == "avgpool":
         side = 1
     if side < 1:
-        raise section.error("nothing is left of the picture here")
+        raise section.error("nothing is left of the image here")
     return channels, side

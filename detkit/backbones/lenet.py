@@ -85,7 +85,7 @@ def _parts(name: str, weights: str | None, *, grey: bool = True) -> Parts:
 
     ``lenet5_1998`` has the paper's sparse C3, trainable subsampling, tanh and distances to codes as output; ``lenet5``
     ReLU and max pooling; ``lenet_course`` 8 and 16 filters instead of 6 and 16. grey: read one channel, the mean of the
-    picture's three. The classifier reads 32 x 32 pixels; of larger pictures it averages C5.
+    image's three. The classifier reads 32 x 32 pixels; of larger images it averages C5.
     """
     first, inputs, old = (8 if name == "lenet_course" else 6), (1 if grey else 3), name == "lenet5_1998"
 

@@ -1,4 +1,4 @@
-"""One network on a picture at several scales, so that windows of one size meet objects of all (OverFeat, Sermanet et
+"""One network on an image at several scales, so that windows of one size meet objects of all (OverFeat, Sermanet et
 al. 2014, arXiv 1312.6229, section 3.3).
 """
 
@@ -13,9 +13,9 @@ from detkit.backbones.base import Backbone
 
 
 class Pyramid(Backbone):
-    """``backbone`` on the picture enlarged or reduced by each of ``scales``; its maps of all of them, finest first.
+    """``backbone`` on the image enlarged or reduced by each of ``scales``; its maps of all of them, finest first.
 
-    strides and offsets are told in pixels of the picture itself: a map of stride 16 at scale 0.5 has a stride of 32.
+    strides and offsets are told in pixels of the image itself: a map of stride 16 at scale 0.5 has a stride of 32.
     Stages, weights and their names are the backbone's.
 
     Raises:

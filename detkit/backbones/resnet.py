@@ -74,7 +74,7 @@ def _small_parts(
     shortcut: Literal["projection", "zero"] = "zero",
     residual: bool = True,
 ) -> Parts:
-    """The networks for pictures of 32 x 32 (section 4.2): three stages of strides 1, 2, 4 with 16, 32, 64 channels.
+    """The networks for images of 32 x 32 (section 4.2): three stages of strides 1, 2, 4 with 16, 32, 64 channels.
 
     shortcut: where the shape changes, ``zero`` padding or a 1 x 1 ``projection``; residual: false leaves every one
     out.

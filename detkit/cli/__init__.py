@@ -115,7 +115,7 @@ def _unforeseen(error: Exception) -> int:
         _say(DetkitError("not enough memory", text, do))
         return 4
     if "Kernel size can't be greater" in text or "Output size is too small" in text:  # of a net that does not pad
-        _say(DetkitError("the pictures are too small for this network", text, "give a larger --size or model.size"))
+        _say(DetkitError("the images are too small for this network", text, "give a larger --size or model.size"))
         return 2
     if isinstance(error, OSError):
         where = str(error.filename or "")

@@ -20,7 +20,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random choice.")]
 SplitOption = Annotated[str | None, typer.Option("--split", help="Which part of DATA (train, val, ...).")]
-ImagesOption = Annotated[Path | None, typer.Option("--images", help="Folder of the pictures of a COCO json.")]
+ImagesOption = Annotated[Path | None, typer.Option("--images", help="Folder of the images of a COCO json.")]
 OutOption = Annotated[Path | None, typer.Option("--out", "-o", help="Write to exactly this path.")]
 ModelOption = Annotated[str | None, typer.Option("--model", "-m", help="Weights file, run folder or shipped name.")]
 ModelsOption = Annotated[

@@ -1,4 +1,4 @@
-"""``detkit compare``: several runs on the same pictures."""
+"""``detkit compare``: several runs on the same images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from detkit.errors import DetkitError
 if TYPE_CHECKING:
     from detkit.data.dataset import Dataset
 
-_SECONDS = 30.0  # of timing a run: some need many for a picture
+_SECONDS = 30.0  # of timing a run: some need many for an image
 
 
 def compare(
@@ -41,26 +41,26 @@ def compare(
     ] = None,
     split: SplitOption = None,
     images: ImagesOption = None,
-    timed: Annotated[int, typer.Option("--timed", min=1, help="Pictures to take the time of, one by one.")] = 20,
+    timed: Annotated[int, typer.Option("--timed", min=1, help="Images to take the time of, one by one.")] = 20,
     bootstrap: Annotated[int, typer.Option("--bootstrap", min=1, metavar="N", help="Draws of the images.")] = 1000,
     seed: SeedOption = 0,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures at a time, when not timed.")] = 8,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images at a time, when not timed.")] = 8,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
     out: OutOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> int:
-    """One table of runs on the same data (their validation pictures, or --split test): size, AP and AP50, time of a
-    picture and of training, and which differences are more than noise. --out draws them.
+    """One table of runs on the same data (their validation images, or --split test): size, AP and AP50, time of an
+    image and of training, and which differences are more than noise. --out draws them.
 
     Runs that were trained or validated on other data are refused.
     """
     if out is not None:
-        from detkit.io.figures import picture_format
+        from detkit.io.figures import image_format
         from detkit.io.files import refuse_existing
 
-        picture_format(out)
+        image_format(out)
         refuse_existing(out, overwrite)
     different = len({str(Path(name)) for name in runs})
     if len(runs) < 2 or different < len(runs):
@@ -71,7 +71,7 @@ def compare(
     judged_on = _hash(dataset)
     for name, record in zip(runs, records, strict=True):
         if judged_on == record.get("data_hash"):
-            message(f"detkit: {name} was trained on these very pictures, so its numbers flatter it")
+            message(f"detkit: {name} was trained on these very images, so its numbers flatter it")
 
     from detkit import api
     from detkit.data.names import explain_match
@@ -81,11 +81,11 @@ def compare(
 
     models: list[Any] = [api.load(path, device=device, threads=threads) for path in paths]
     if other := [n for n, m in zip(runs, models, strict=True) if getattr(m, "protocol", "coco") == "classify"]:
-        raise DetkitError("this run classifies whole pictures", other[0], "compare detectors")
+        raise DetkitError("this run classifies whole images", other[0], "compare detectors")
     seconds = _times(models, dataset, timed)
     candidates = []
     for name, model, spent, record in zip(runs, models, seconds, records, strict=True):
-        message(f"detkit: {name} on {len(dataset)} pictures")
+        message(f"detkit: {name} on {len(dataset)} images")
         for note in explain_match(model.classes, dataset.classes):
             message(f"detkit: {name}: {note}")
         _, results, _ = evaluate(model, dataset, batch=batch)
@@ -93,7 +93,7 @@ def compare(
     compared = judge(dataset.annotations.ground_truth(), candidates, samples=bootstrap, seed=seed)
     if out is not None:
         draw(out, compared, overwrite=overwrite)
-        message(f"picture: {out}")
+        message(f"image: {out}")
     if as_json:
         print_json(compared)
     else:
@@ -135,14 +135,14 @@ def _record(path: str) -> dict[str, Any]:
 
 
 def _common_data(names: Sequence[str], paths: Sequence[str], records: Sequence[Any], split: str | None) -> Dataset:
-    """The pictures that all runs are judged on.
+    """The images that all runs are judged on.
 
     Raises:
         DetkitError: a run that was trained or validated on other data than the first, by name.
     """
     _refuse("was trained on other data than", names, [str(record.get("data_hash")) for record in records])
     sets = [_own_data(path, split) for path in paths]
-    _refuse("is judged on other pictures or labels than", names, [_hash(one) for one in sets])
+    _refuse("is judged on other images or labels than", names, [_hash(one) for one in sets])
     return sets[0]
 
 
@@ -183,12 +183,12 @@ def _hash(dataset: Dataset) -> str:
 
 
 def _times(models: Sequence[Any], dataset: Dataset, count: int) -> list[list[float]]:
-    """Seconds of each model for single pictures, from pixels (proposals included) to boxes; the models take turns, so
-    that what else the machine does meets all of them. The first picture only warms up."""
+    """Seconds of each model for single images, from pixels (proposals included) to boxes; the models take turns, so
+    that what else the machine does meets all of them. The first image only warms up."""
     from detkit.structures import Limits, Sample
 
     spent: list[list[float]] = [[] for _ in models]
-    for image in islice(_pictures(dataset), count + 1):
+    for image in islice(_images(dataset), count + 1):
         for model, own in zip(models, spent, strict=True):
             if len(own) > 3 and sum(own) > _SECONDS:
                 continue
@@ -198,7 +198,7 @@ def _times(models: Sequence[Any], dataset: Dataset, count: int) -> list[list[flo
     return [own[1:] or own for own in spent]
 
 
-def _pictures(dataset: Dataset) -> Iterator[Any]:
+def _images(dataset: Dataset) -> Iterator[Any]:
     for i in range(len(dataset)):
         with suppress(DetkitError):  # the evaluation names those that cannot be read
             yield dataset.load(i).image

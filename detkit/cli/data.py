@@ -1,4 +1,4 @@
-"""``detkit data``: check, describe, show, convert, split and cut up labelled pictures, and choose anchors for them."""
+"""``detkit data``: check, describe, show, convert, split and cut up labelled images, and choose anchors for them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from detkit.errors import DetkitError
 if TYPE_CHECKING:
     from detkit.data.annotations import Annotations, Finding
 
-app = typer.Typer(help="Check, describe, show, convert and split labelled pictures.", no_args_is_help=True)
+app = typer.Typer(help="Check, describe, show, convert and split labelled images.", no_args_is_help=True)
 
 
 class Format(StrEnum):
@@ -78,10 +78,10 @@ def check(
     data: DataArgument,
     split: SplitOption = None,
     images: ImagesOption = None,
-    headers: Annotated[bool, typer.Option("--headers", help="Read only the pictures' headers: quick.")] = False,
+    headers: Annotated[bool, typer.Option("--headers", help="Read only the images' headers: quick.")] = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Look for mistakes in labels and pictures; exit code 3 if there are any."""
+    """Look for mistakes in labels and images; exit code 3 if there are any."""
     from detkit.data.check import check as check_data
 
     annotations = _read(data, split, images, tell=False)
@@ -104,12 +104,12 @@ def stats(
     split: SplitOption = None,
     images: ImagesOption = None,
     out: OutOption = None,
-    sample: Annotated[int, typer.Option(min=0, help="Pictures to read for the colour statistics (0: none).")] = 300,
+    sample: Annotated[int, typer.Option(min=0, help="Images to read for the colour statistics (0: none).")] = 300,
     seed: SeedOption = 0,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Count and measure the boxes; colour mean and covariance of the pictures; plots to --out."""
+    """Count and measure the boxes; colour mean and covariance of the images; plots to --out."""
     from detkit.data.stats import colour, describe, plot
 
     annotations = _read(data, split, images)
@@ -120,7 +120,7 @@ def stats(
         except DetkitError as error:
             message(f"no colour statistics: {error.what} ({error.where})")
         else:
-            numbers["rgb"] = {"mean": rgb.mean, "covariance": rgb.covariance, "pictures": rgb.pictures}
+            numbers["rgb"] = {"mean": rgb.mean, "covariance": rgb.covariance, "images": rgb.pictures}
     if out is not None:
         plot(annotations, out, overwrite=overwrite)
         message(f"plots are in {out}")
@@ -141,7 +141,7 @@ def _print_stats(numbers: dict[str, Any]) -> None:
     if "rgb" in numbers:
         mean = ", ".join(f"{v:.1f}" for v in numbers["rgb"]["mean"])
         rows = "; ".join(", ".join(f"{v:.0f}" for v in row) for row in numbers["rgb"]["covariance"])
-        print(f"rgb      mean [{mean}]  covariance [{rows}]  ({numbers['rgb']['pictures']} pictures)")
+        print(f"rgb      mean [{mean}]  covariance [{rows}]  ({numbers['rgb']['images']} images)")
     width = max((len(name) for name in numbers["classes"]), default=0)
     for name, row in sorted(numbers["classes"].items(), key=lambda item: -item[1]["boxes"]):
         print(f"  {name:{width}s} {row['boxes']:8d} boxes in {row['images']:7d} images")
@@ -153,14 +153,14 @@ def show(
     split: SplitOption = None,
     images: ImagesOption = None,
     out: OutOption = None,
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Pictures to show.")] = 12,
-    augment: Annotated[int, typer.Option(min=0, help="Augmented versions of each picture.")] = 0,
-    size: Annotated[int, typer.Option(min=32, help="Side of each picture in the grid, in pixels.")] = 320,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Images to show.")] = 12,
+    augment: Annotated[int, typer.Option(min=0, help="Augmented versions of each image.")] = 0,
+    size: Annotated[int, typer.Option(min=32, help="Side of each image in the grid, in pixels.")] = 320,
     seed: SeedOption = 0,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Draw labels on some pictures, in one grid (--out, else labels.jpg here)."""
+    """Draw labels on some images, in one grid (--out, else labels.jpg here)."""
     from detkit.data.dataset import Dataset
     from detkit.data.show import augmented, grid, labelled
     from detkit.io.files import refuse_existing
@@ -177,7 +177,7 @@ def show(
         samples, columns = augmented(samples, augment, size, seed), augment + 1
     write_image(path, grid(samples, dataset.classes, tile=size, columns=columns), overwrite=overwrite)
     if as_json:
-        print_json({"out": path, "pictures": len(samples), "failed": failed})
+        print_json({"out": path, "images": len(samples), "failed": failed})
     else:
         print(path)
     return 3 if failed else 0
@@ -187,10 +187,10 @@ def show(
 def convert(
     data: DataArgument,
     to: Annotated[Format, typer.Option("--to", help="The format to write.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write (COCO: or one .json, without pictures).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write (COCO: or one .json, without images).")],
     split: SplitOption = None,
     images: ImagesOption = None,
-    link: Annotated[bool, typer.Option("--link", help="Link the pictures instead of copying them.")] = False,
+    link: Annotated[bool, typer.Option("--link", help="Link the images instead of copying them.")] = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> int:
@@ -222,9 +222,9 @@ def split(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Draw train, val and test parts with balanced classes; writes lists or json files, moves no picture.
+    """Draw train, val and test parts with balanced classes; writes lists or json files, moves no image.
 
-    Of class folders, whose parts are folders, the pictures are copied to --out.
+    Of class folders, whose parts are folders, the images are copied to --out.
     """
     from detkit.data.split import balance, stratify, write_split
 

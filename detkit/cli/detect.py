@@ -1,4 +1,4 @@
-"""``detkit detect``: pictures, folders, videos, cameras or stdin in; boxes out."""
+"""``detkit detect``: images, folders, videos, cameras or stdin in; boxes out."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ _FORMATS = {".jsonl": "jsonl", ".json": "coco", ".csv": "csv"}
 def detect(
     source: Annotated[
         list[str],
-        typer.Argument(metavar="SOURCE...", help="Picture, folder, glob, video, camera or - (stdin)."),
+        typer.Argument(metavar="SOURCE...", help="Image, folder, glob, video, camera or - (stdin)."),
     ],
     model: ModelsOption = None,
     conf: Annotated[float | None, typer.Option("--conf", help="Lowest score (default: the model's own).")] = None,
     iou: Annotated[float, typer.Option("--iou", help="NMS drops boxes that overlap more than this.")] = 0.5,
-    max_detections: Annotated[int, typer.Option("--max-detections", help="Most boxes a picture.")] = 100,
+    max_detections: Annotated[int, typer.Option("--max-detections", help="Most boxes an image.")] = 100,
     classes: Annotated[str | None, typer.Option("--classes", help="Only these, by name: cat,dog.")] = None,
     size: Annotated[int | None, typer.Option("--size", help="Input size in pixels (default: the model's).")] = None,
     tta: TtaOption = None,
     ensemble: EnsembleOption = False,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures at a time.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images at a time.")] = 1,
     device: DeviceOption = None,
     precision: PrecisionOption = "fp32",
     threads: ThreadsOption = None,
@@ -60,7 +60,7 @@ def detect(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Detect objects. Prints a line a picture; with --json, one JSON line a picture or frame."""
+    """Detect objects. Prints a line an image; with --json, one JSON line an image or frame."""
     kind = _format_of(out, form)
     from detkit.engine.predictor import stream
     from detkit.io.sources import Failure, open_sources
@@ -69,7 +69,7 @@ def detect(
     frames = open_sources(source)
     failures: list[Failure] = []
     done = 0
-    # Up to the first picture, before a model is loaded for nothing.
+    # Up to the first image, before a model is loaded for nothing.
     for first in frames:
         if not isinstance(first, Failure):
             frames = chain([first], frames)
@@ -114,7 +114,7 @@ def _format_of(out: Path | None, form: str | None) -> str | None:
     if kind is None:
         raise DetkitError(
             f"cannot tell the format of --out {out}",
-            do="end it in .jsonl, .json or .csv, or name a folder and --format yolo|voc; for pictures use --save",
+            do="end it in .jsonl, .json or .csv, or name a folder and --format yolo|voc; for images use --save",
         )
     return kind
 
@@ -148,7 +148,7 @@ def _progress(frames: Iterator[Any]) -> Iterator[Any]:
 
 
 class _Annotated:
-    """Annotated copies in a new numbered folder: pictures as pictures, frames of one video as one video."""
+    """Annotated copies in a new numbered folder: images as images, frames of one video as one video."""
 
     def __init__(self) -> None:
         from detkit.io.files import numbered_folder
@@ -201,6 +201,6 @@ def _finish(done: int, failures: list[Any]) -> int:
         message(f"{done} done, {len(failures)} failed")
     if not done:
         if not failures:
-            raise DetkitError("no picture was found", do="name pictures, a folder that holds some, a video or -")
+            raise DetkitError("no image was found", do="name images, a folder that holds some, a video or -")
         return 2
     return 3 if failures else 0

@@ -37,7 +37,7 @@ PROTOCOLS = {
     "crowds and difficult ignored)",
     "voc2007": "VOC2007 (IoU {iou:g}, 11 recall points, all detections, difficult ignored)",
     "voc2010": "VOC2010 (IoU {iou:g}, area under the curve, all detections, difficult ignored)",
-    "classify": "classification (the picture's label is the best answer, or among the best five)",
+    "classify": "classification (the image's label is the best answer, or among the best five)",
     "points": "COCO's boxes; points: NME over the root of the box's area, PCK within a tenth of it (boxes at IoU 0.50)",
 }
 _MANY = 100_000  # detections, on which a draw takes a tenth of a second
@@ -80,7 +80,7 @@ def evaluate(
     iou: Annotated[float, typer.Option("--iou", help="The model's NMS drops boxes that overlap more than this.")] = 0.5,
     tta: TtaOption = None,
     ensemble: EnsembleOption = False,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures at a time.")] = 8,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images at a time.")] = 8,
     device: DeviceOption = None,
     precision: PrecisionOption = "fp32",
     threads: ThreadsOption = None,
@@ -88,7 +88,7 @@ def evaluate(
 ) -> int:
     """AP of a model, or of a file of detections, on labelled data: all classes together and each by itself.
 
-    --report and --json add curves, confusion, calibration, kinds of errors, dearest pictures, times.
+    --report and --json add curves, confusion, calibration, kinds of errors, dearest images, times.
     """
     if report is not None:
         from detkit.io.files import refuse_existing
@@ -205,7 +205,7 @@ def _from_model(
 
 
 def _tell_of_data(annotations: Annotations, data: str, split: str | None) -> None:
-    """What reading the data found, and that several parts of it (training pictures too) are judged as one."""
+    """What reading the data found, and that several parts of it (training images too) are judged as one."""
     from detkit.data.dataset import splits
 
     for finding in annotations.findings:
@@ -218,7 +218,7 @@ def _write(path: Path, done: dict[str, Any], title: str, overwrite: bool) -> Non
     from detkit.report.page import write_report
 
     lost = write_report(path, done, title, overwrite=overwrite)
-    message(f"report: {path}" + (f" ({lost} of its pictures could not be read)" if lost else ""))
+    message(f"report: {path}" + (f" ({lost} of its images could not be read)" if lost else ""))
 
 
 def _print(done: dict[str, Any], gt: GroundTruth, results: Results) -> None:

@@ -21,7 +21,7 @@ def info(
     layers: Annotated[bool, typer.Option("--layers", help="Of a model file too, the table of its layers.")] = False,
     size: Annotated[
         str | None,
-        typer.Option("--input", metavar="HxWx3", help="Picture that the layers see (default: the network's)."),
+        typer.Option("--input", metavar="HxWx3", help="Image that the layers see (default: the network's)."),
     ] = None,
     num_classes: Annotated[
         int | None, typer.Option("--num-classes", min=1, help="Of a backbone's classifier or a config's detector.")
@@ -61,7 +61,7 @@ def _pixels(text: str) -> tuple[int, int]:
     if len(parts) == 2:
         parts.append("3")
     if len(parts) != 3 or not all(part.isdecimal() and int(part) for part in parts) or parts[2] != "3":
-        raise DetkitError(f"no size of a picture: {text}", "--input", "give height x width x 3 channels, as 224x224x3")
+        raise DetkitError(f"no size of an image: {text}", "--input", "give height x width x 3 channels, as 224x224x3")
     return int(parts[0]), int(parts[1])
 
 

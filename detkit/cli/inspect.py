@@ -1,4 +1,4 @@
-"""``detkit inspect``: what a network looks at, as pictures."""
+"""``detkit inspect``: what a network looks at, as images."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
     from detkit.detector import Detector
 
-app = typer.Typer(help="Show what a network looks at, as pictures.", no_args_is_help=True)
+app = typer.Typer(help="Show what a network looks at, as images.", no_args_is_help=True)
 
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL|BACKBONE", help="Model file, run folder, shipped name, or a backbone's name.")
 ]
-PictureArgument = Annotated[str, typer.Argument(metavar="PICTURE", help="A picture.")]
+ImageArgument = Annotated[str, typer.Argument(metavar="PICTURE", help="An image.")]
 WeightsOption = Annotated[
     str | None, typer.Option("--weights", help="Of a backbone: imagenet (the default), none or a file.")
 ]
 SizeOption = Annotated[int | None, typer.Option("--size", min=1, help="Input size in pixels (default: the model's).")]
 FolderOption = Annotated[
-    Path | None, typer.Option("--out", "-o", help="Folder for the pictures (default: a new one in runs/).")
+    Path | None, typer.Option("--out", "-o", help="Folder for the images (default: a new one in runs/).")
 ]
 _SIDE = 360  # pixels along the longer side of what is drawn over or filtered
 
@@ -71,7 +71,7 @@ def filters(
 @app.command()
 def maps(
     model: ModelArgument,
-    picture: PictureArgument,
+    picture: ImageArgument,
     stage: Annotated[int | None, typer.Option("--stage", help="Only this stage, from 0 (default: each).")] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Maps of a stage: those that vary most.")] = 35,
     weights: WeightsOption = None,
@@ -80,7 +80,7 @@ def maps(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Draw what each stage makes of a picture.
+    """Draw what each stage makes of an image.
 
     A file a stage; each map from its lowest answer (black) to its highest.
     """
@@ -113,7 +113,7 @@ def patches(
     channels: Annotated[
         str | None, typer.Option("--channels", help="0,5,17 (default: eight that stand out most).")
     ] = None,
-    pictures: Annotated[int, typer.Option("--pictures", min=1, help="How many to look at, drawn by --seed.")] = 300,
+    pictures: Annotated[int, typer.Option("--images", min=1, help="How many to look at, drawn by --seed.")] = 300,
     window: Annotated[
         int | None, typer.Option("--window", min=1, help="Pixels of the input to cut out (default: what a cell sees).")
     ] = None,
@@ -126,9 +126,9 @@ def patches(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Draw the patches of pictures that excite a channel most.
+    """Draw the patches of images that excite a channel most.
 
-    Nine a channel, of different pictures, in a row, the strongest first. A patch is what a cell sees (its receptive
+    Nine a channel, of different images, in a row, the strongest first. A patch is what a cell sees (its receptive
     field, or --window of it), the frame in it the cell itself.
     """
     from detkit.data.dataset import Dataset, read
@@ -141,7 +141,7 @@ def patches(
     if not all(word.isdecimal() for word in words):
         raise DetkitError(f"no list of channels: {channels}", "--channels", "give numbers, as 0,5,17")
     name = f"stage{stage}-patches.jpg"
-    if out is not None:  # looking at the pictures takes long
+    if out is not None:  # looking at the images takes long
         refuse_existing(out / name, overwrite)
     dataset = Dataset(read(data, split=split, images=images))
     detector = _load(model, weights, size)
@@ -154,8 +154,8 @@ def patches(
     captions = [f"{channel}: {patch.value:.3g}" for channel, row in rows.items() for patch in row]
     made = {name: sheet(tiles, captions, len(tiles) // len(rows))}
     listed = {k: [{"value": p.value, "path": p.path} for p in row] for k, row in rows.items()}
-    facts = {"field": found.field.size, "stride": found.field.stride, "pictures": len(found.pictures)}
-    said = f"a cell sees {found.field.size:g} pixels, stride {found.field.stride:g}; {len(found.pictures)} pictures"
+    facts = {"field": found.field.size, "stride": found.field.stride, "images": len(found.pictures)}
+    said = f"a cell sees {found.field.size:g} pixels, stride {found.field.stride:g}; {len(found.pictures)} images"
     code = _write(made, out, overwrite, as_json, facts | {"channels": listed, "failed": found.failed}, said)
     return 3 if found.failed else code
 
@@ -163,7 +163,7 @@ def patches(
 @app.command()
 def cam(
     model: ModelArgument,
-    picture: PictureArgument,
+    picture: ImageArgument,
     classes: Annotated[
         str | None, typer.Option("--classes", help="Which, by name: cat,dog (default: the one of highest score).")
     ] = None,
@@ -176,7 +176,7 @@ def cam(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Draw where a picture speaks for a class: Grad-CAM.
+    """Draw where an image speaks for a class: Grad-CAM.
 
     From blue to red; of classifiers and of detectors.
     """
@@ -191,18 +191,18 @@ def cam(
     for label in labels:
         found = grad_cam(detector, image, label, stage)
         if not found.heat.any():
-            message(f"nothing in this picture speaks for {detector.classes[found.label]} at stage {found.stage}")
+            message(f"nothing in this image speaks for {detector.classes[found.label]} at stage {found.stage}")
         drawn.append(_at_most(overlaid(image, found.heat)))
         rows.append({"class": detector.classes[found.label], "score": found.score, "stage": found.stage})
     lines = [f"{row['class']} {row['score']:.2f}, stage {row['stage']}" for row in rows]
-    made = {f"{Path(picture).stem}-cam.jpg": sheet(drawn, ["picture", *lines], min(len(drawn), 4))}
+    made = {f"{Path(picture).stem}-cam.jpg": sheet(drawn, ["image", *lines], min(len(drawn), 4))}
     return _write(made, out, overwrite, as_json, {"cam": rows}, "\n".join(lines))
 
 
 @app.command()
 def edges(
     picture: Annotated[
-        str | None, typer.Argument(metavar="PICTURE", help="A picture (default: 6 x 6 numbers, as in textbooks).")
+        str | None, typer.Argument(metavar="PICTURE", help="An image (default: 6 x 6 numbers, as in textbooks).")
     ] = None,
     learn: Annotated[str, typer.Option("--learn", help="The filter that gradient descent is to find.")] = "sobel",
     seed: SeedOption = 0,
@@ -210,7 +210,7 @@ def edges(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Filter a picture by edge filters, made by hand and learned.
+    """Filter an image by edge filters, made by hand and learned.
 
     The last one is what gradient descent learns from the answers of another (--learn).
     """
@@ -227,13 +227,13 @@ def edges(
     else:
         pixels = _at_most(read_image(picture, reduce_to=_SIDE)).astype(np.float64)
         if min(pixels.shape[:2]) < 3:
-            raise DetkitError("the picture is smaller than a filter of 3 x 3", picture, "give a larger one")
+            raise DetkitError("the image is smaller than a filter of 3 x 3", picture, "give a larger one")
     learned = made_by.learn(pixels, made_by.FILTERS[learn], seed=seed)
     table = {**made_by.FILTERS, "learned": learned.weights}
     answers = {name: made_by.response(pixels, weights) for name, weights in table.items()}
     off = float(np.abs(learned.weights - made_by.FILTERS[learn]).max())
     if picture is None and not as_json:
-        for name, values in {"picture": pixels[..., 0], **answers}.items():
+        for name, values in {"image": pixels[..., 0], **answers}.items():
             print(name)
             for row in values:
                 print("  " + " ".join(f"{value + 0.0:5.0f}" for value in row))
@@ -244,10 +244,10 @@ def edges(
         "learned": {"from": learn, "weights": learned.weights, "error": learned.error, "steps": learned.steps},
     }
     grey = pixels if picture else 25.5 * pixels
-    tiles = [grey.astype(np.uint8), *(made_by.as_picture(value) for value in answers.values())]
+    tiles = [grey.astype(np.uint8), *(made_by.as_image(value) for value in answers.values())]
     tiles = [_enlarged(tile, 60) for tile in tiles]
     name = "edges.jpg" if picture else "edges.png"
-    return _write({name: sheet(tiles, ["picture", *answers], 4)}, out, overwrite, as_json, facts, said)
+    return _write({name: sheet(tiles, ["image", *answers], 4)}, out, overwrite, as_json, facts, said)
 
 
 def _load(name: str, weights: str | None, size: int | None = None) -> Detector:
@@ -298,7 +298,7 @@ def _at_most(image: np.ndarray) -> np.ndarray:
 def _write(
     made: Mapping[str, np.ndarray], out: Path | None, overwrite: bool, as_json: bool, facts: dict[str, Any], said: str
 ) -> int:
-    """Writes the pictures; prints what is said and their paths, or the facts as JSON."""
+    """Writes the images; prints what is said and their paths, or the facts as JSON."""
     from detkit.io.files import numbered_folder, refuse_existing
     from detkit.io.images import write_image
 

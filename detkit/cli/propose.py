@@ -1,4 +1,4 @@
-"""``detkit propose``: candidate boxes of pictures, and which of a data set's objects they reach."""
+"""``detkit propose``: candidate boxes of images, and which of a data set's objects they reach."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ Source: TypeAlias = "Callable[[np.ndarray, str], np.ndarray]"
 
 def propose(
     context: typer.Context,
-    source: Annotated[str, typer.Argument(metavar="IMAGE|DATA", help="A picture, or labelled data with --recall.")],
+    source: Annotated[str, typer.Argument(metavar="IMAGE|DATA", help="An image, or labelled data with --recall.")],
     method: Annotated[str, typer.Option("--method", help=f"{', '.join(METHODS)}.")] = SEARCH,
     plan: Annotated[str, typer.Option("--plan", help="Of selective search: fast or quality.")] = "fast",
     windows: Annotated[str, typer.Option("--windows", help="Window sizes in pixels.")] = "64,128,256",
     aspects: Annotated[str, typer.Option("--aspects", help="Window widths / heights.")] = "0.5,1,2",
     stride: Annotated[float, typer.Option("--stride", help="Of windows, as a share of their sides.")] = 0.25,
-    count: Annotated[int, typer.Option("--max", min=0, help="Boxes a picture at most (0: all).")] = 2000,
+    count: Annotated[int, typer.Option("--max", min=0, help="Boxes an image at most (0: all).")] = 2000,
     recall: Annotated[bool, typer.Option("--recall", help="Recall and overlap against DATA's labels.")] = False,
-    limit: Annotated[int, typer.Option("--limit", min=0, help="Only the first pictures (0: all).")] = 0,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="Only the first images (0: all).")] = 0,
     seed: SeedOption = 0,
     cache: Annotated[
         Path | None, typer.Option("--cache", help="Folder that keeps what --recall finds (default: the user's).")
@@ -62,16 +62,16 @@ def propose(
 ) -> int:
     """Propose boxes where objects may be: drawn and printed; with --recall, measured against labels.
 
-    --out is the drawn picture, or the plot of --recall.
+    --out is the drawn image, or the plot of --recall.
     """
     from detkit.io.files import refuse_existing
 
     if out is not None:
         refuse_existing(out, overwrite)
     if out is not None and recall:
-        from detkit.io.figures import picture_format
+        from detkit.io.figures import image_format
 
-        picture_format(out)
+        image_format(out)
     if method not in METHODS:
         raise DetkitError(f"no method {method!r}", "--method", f"choose one of {', '.join(METHODS)}")
     _check_options(context, method, recall)
@@ -135,7 +135,7 @@ def _sliding_window(windows: tuple[float, ...], aspects: tuple[float, ...], stri
 
 
 def _model_proposals(name: str, device: str | None) -> Source:
-    """The proposals of a model in the original picture's pixels."""
+    """The proposals of a model in the original image's pixels."""
     from detkit import api
 
     detector = api.load(name, device=device)
@@ -164,7 +164,7 @@ def _propose(
     from detkit.io.images import read_image, write_image
 
     if Path(source).is_dir():
-        raise DetkitError("this is a folder", source, "name one picture, or add --recall for labelled data")
+        raise DetkitError("this is a folder", source, "name one image, or add --recall for labelled data")
     image = read_image(source)
     boxes = find(image, "")[: count or None]
     if as_json:
@@ -199,7 +199,7 @@ def _recall(
     total = min(limit or len(dataset), len(dataset))
     failures = []
     for i in range(total):
-        progress(i, total, "pictures")
+        progress(i, total, "images")
         try:
             sample = dataset.load(i)
         except DetkitError as error:
@@ -207,7 +207,7 @@ def _recall(
             continue
         target = sample.target[~sample.target.ignore]
         meter.add(target.boxes, target.labels, find(sample.image, sample.path)[: count or None])
-    progress(total, total, "pictures")
+    progress(total, total, "images")
     for failure in failures:
         message(f"detkit: {failure.where}: {failure.what}")
     if total == len(failures):
@@ -217,7 +217,7 @@ def _recall(
     if as_json:
         print_json({"source": source, "method": method, "images": total - len(failures), "recall": rows})
     else:
-        print(f"{method}: {total - len(failures)} pictures, {meter.objects} objects; recall of the first N proposals")
+        print(f"{method}: {total - len(failures)} images, {meter.objects} objects; recall of the first N proposals")
         print(f"{'N':>6}{'boxes':>9}" + "".join(f"{name:>12}" for name in list(rows[0])[2:]))
         for row in rows:
             print(f"{row['count']:>6}{row['proposals']:>9.0f}" + "".join(f"{v:>12.4f}" for v in list(row.values())[2:]))
@@ -234,7 +234,7 @@ def _plot(rows: list[dict[str, Any]], title: str, counts: Sequence[int], path: P
         axes = figure.subplots()
         for name in list(rows[0])[2:]:
             axes.plot(counts, [row[name] for row in rows], "o-", label=name)
-        axes.set(xscale="log", ylim=(0, 1.02), xlabel="proposals of a picture", title=title)
+        axes.set(xscale="log", ylim=(0, 1.02), xlabel="proposals of an image", title=title)
         axes.set_xticks(counts, [str(count) for count in counts])
         axes.minorticks_off()
         axes.grid(alpha=0.3)

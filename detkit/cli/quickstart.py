@@ -25,13 +25,13 @@ PHOTOS = (
     ("skimage", "data/astronaut.png"),
     ("skimage", "data/chelsea.png"),
 )
-NEW_PICTURE = 424242  # a seed that no training picture has
+NEW_IMAGE = 424242  # a seed that no training image has
 
 
 def quickstart(
-    pictures: Annotated[list[Path] | None, typer.Argument(help="Your own pictures, instead of the packages'.")] = None,
+    pictures: Annotated[list[Path] | None, typer.Argument(help="Your own images, instead of the packages'.")] = None,
     train: Annotated[
-        bool, typer.Option("--train", help="First train a small detector on toy pictures, about a minute.")
+        bool, typer.Option("--train", help="First train a small detector on toy images, about a minute.")
     ] = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -45,17 +45,17 @@ def quickstart(
     refuse_existing(OUT, overwrite)
     images = [(str(path), read_image(path)) for path in pictures or ()]
     if train:
-        images = [("a new toy picture", toy_sample(NEW_PICTURE, 320).image), *images]
-        message("Training a small detector of circles, squares and triangles on pictures that are drawn for it.")
+        images = [("a new toy image", toy_sample(NEW_IMAGE, 320).image), *images]
+        message("Training a small detector of circles, squares and triangles on images that are drawn for it.")
         detector, ap50 = _train()
-        message(f"AP50 on 32 toy pictures that it was not trained on: {ap50:.3f}")
+        message(f"AP50 on 32 toy images that it was not trained on: {ap50:.3f}")
     else:
         images = images or [(path.name, read_image(path)) for path in _installed_photos()]
         detector = api.load(device="cpu")
     found = [(name, image, detector.predict(image)) for name, image in images]
     write_image(OUT, _side_by_side([(image, d) for _, image, d in found]), overwrite=overwrite)
     if as_json:
-        print_json({"picture": OUT, "found": [{"source": n, "detections": d.to_records()} for n, _, d in found]})
+        print_json({"image": OUT, "found": [{"source": n, "detections": d.to_records()} for n, _, d in found]})
         return 0
     for name, _, detections in found:
         print(f"{name}: {len(detections)} found")
@@ -92,7 +92,7 @@ def _tell(event: Any) -> None:
 
 
 def _side_by_side(pictures: list[tuple[np.ndarray, Detections]]) -> np.ndarray:
-    """One picture of all, scaled to the first one's height and then drawn on, so that all labels are of one size."""
+    """One image of all, scaled to the first one's height and then drawn on, so that all labels are of one size."""
     import numpy as np
 
     from detkit.io.draw import draw_detections

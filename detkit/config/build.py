@@ -241,7 +241,7 @@ def _body(model: dict[str, Any], place: Place, weights: str | None) -> tuple[Any
 
 
 def _check_sides(model: dict[str, Any], place: Place) -> None:
-    """Side branches help a classifier to learn, and read the backbone's own maps of the picture at its own scale."""
+    """Side branches help a classifier to learn, and read the backbone's own maps of the image at its own scale."""
     path = ("model", "backbone", "side_branches")
     for part, key, only in (("head", "name", "classify"), ("neck", "name", "identity"), ("backbone", "scales", (1.0,))):
         if model[part][key] != only:

@@ -22,14 +22,14 @@ def build_dataset(source: Any, *, split: str, classes: Sequence[str] | None = No
     to have, in this order; those that the data lacks have no objects, others are dropped.
 
     Raises:
-        DetkitError: a path that is not there, a part or class that the data does not have, data without pictures.
+        DetkitError: a path that is not there, a part or class that the data does not have, data without images.
     """
     parts = [_read(item, split) for item in sources(source, Place(), ("data", split))]
     dataset = concat(parts) if len(parts) > 1 else parts[0]
     if classes is not None:
         dataset = Dataset(_with_classes(dataset.annotations, classes), proposals=dataset.proposals)
     if not len(dataset):
-        raise DetkitError("the data set holds no pictures", f"data.{split}", "look at it with detkit data check")
+        raise DetkitError("the data set holds no images", f"data.{split}", "look at it with detkit data check")
     return dataset
 
 
@@ -37,7 +37,7 @@ def train_val_datasets(config: Config) -> tuple[Dataset, Dataset, list[str]]:
     """Training and validation data with the same classes, and sentences on what was chosen for the user.
 
     Without ``data.val`` the sources' own validation parts are taken; if one has none, ``data.val_share`` of the
-    training pictures is drawn with ``train.seed``, the classes in balance.
+    training images is drawn with ``train.seed``, the classes in balance.
     """
     data = config.data
     train = build_dataset(data["train"], split="train")
@@ -52,15 +52,15 @@ def train_val_datasets(config: Config) -> tuple[Dataset, Dataset, list[str]]:
     if all(found):
         val = build_dataset([item for item in found if item], split="val", classes=train.classes)
         names = ", ".join(dict.fromkeys(str(item["split"]) for item in found if item))
-        return train, val, [f"validation: the data's own part {names}, {len(val)} pictures"]
+        return train, val, [f"validation: the data's own part {names}, {len(val)} images"]
     seed = int(getattr(config.train, "seed", 0))
     share = data["val_share"]
     parts = stratify(train.annotations, {"train": 1 - share, "val": share}, seed)
     if not all(len(part) for part in parts.values()):
         raise DetkitError(
-            f"{len(train)} pictures are too few to draw {share:.0%} of them", "data.val_share", "set data.val"
+            f"{len(train)} images are too few to draw {share:.0%} of them", "data.val_share", "set data.val"
         )
-    note = f"validation: {len(parts['val'])} of {len(train)} training pictures, drawn with seed {seed}"
+    note = f"validation: {len(parts['val'])} of {len(train)} training images, drawn with seed {seed}"
     return train.subset(parts["train"]), train.subset(parts["val"]), [note]
 
 

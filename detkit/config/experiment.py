@@ -187,7 +187,7 @@ def check_model(values: Any, place: Place, path: Path_ = ("model",)) -> dict[str
 
 
 def _check_joining(model: Mapping[str, Any], augment: Mapping[str, Any], place: Place) -> None:
-    """Proposals found in an original picture cannot follow it into one that is made of several, nor can its label."""
+    """Proposals found in an original image cannot follow it into one that is made of several, nor can its label."""
     needs_them = []
     for kind in ("proposals", "head"):
         if model[kind] is not None:
@@ -196,7 +196,7 @@ def _check_joining(model: Mapping[str, Any], augment: Mapping[str, Any], place: 
                 needs_them.append(model[kind]["name"])
     for name in ("mosaic", "mixup"):
         if needs_them and augment.get(name):
-            what = f"{name} joins pictures, and {needs_them[0]} needs them as they are"
+            what = f"{name} joins images, and {needs_them[0]} needs them as they are"
             raise DetkitError(what, place.at(("augment", name)), f"write augment: {{{name}: 0}}")
 
 

@@ -1,1 +1,1 @@
-"""Data sets: reading, checking, splitting, converting, augmenting and loading labelled pictures."""
+"""Data sets: reading, checking, splitting, converting, augmenting and loading labelled images."""

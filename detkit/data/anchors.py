@@ -18,8 +18,8 @@ Distance = Literal["iou", "euclidean"]
 
 @dataclass(slots=True, frozen=True, eq=False)
 class Sizes:
-    """Objects for anchors, crowds left out: wh (N, 2) pixels of the fitted input or of the picture; image (N,) index;
-    centres (N, 2) and fractions (N, 2): centre and size as fractions of the input or picture.
+    """Objects for anchors, crowds left out: wh (N, 2) pixels of the fitted input or of the image; image (N,) index;
+    centres (N, 2) and fractions (N, 2): centre and size as fractions of the input or image.
     """
 
     wh: np.ndarray
@@ -30,9 +30,9 @@ class Sizes:
 
 
 def object_sizes(annotations: Annotations, size: int | None = None) -> Sizes:
-    """Sizes of all objects in pixels of the picture, or letterboxed into a ``size`` x ``size`` input.
+    """Sizes of all objects in pixels of the image, or letterboxed into a ``size`` x ``size`` input.
 
-    Pictures of unknown size are left out where their size is needed. Raises DetkitError if no object is left.
+    Images of unknown size are left out where their size is needed. Raises DetkitError if no object is left.
     """
     a = annotations
     picture = a.sizes[a.image_index][:, ::-1].astype(np.float64)
@@ -53,7 +53,7 @@ def object_sizes(annotations: Annotations, size: int | None = None) -> Sizes:
 
 def collisions(sizes: Sizes, grid: int, anchors: np.ndarray) -> float:
     """Share (0..1) of the objects that would lose their slot on a ``grid`` x ``grid`` grid with these anchors."""
-    # Anchors become fractions by the middle picture's sides where pictures differ (no --size).
+    # Anchors become fractions by the middle image's sides where images differ (no --size).
     return slot_collisions(sizes.image, sizes.centres, sizes.fractions, grid, anchors / np.median(sizes.side, axis=0))
 
 

@@ -14,7 +14,7 @@ from detkit.errors import DetkitError
 from detkit.metrics.tables import GroundTruth, image_rank
 
 EXAMPLES = 5
-UNSAFE = "annotation file declares entities, which can exhaust the memory (never read, picture dropped)"
+UNSAFE = "annotation file declares entities, which can exhaust the memory (never read, image dropped)"
 ROUNDING = 0.1  # pixels; files round their coordinates, so a box this little outside is not worth a finding
 
 
@@ -55,7 +55,7 @@ class Findings:
 
 @dataclass(slots=True, frozen=True)
 class Source:
-    """Where annotations came from: format name, the file or folder, the part, and the folder of the pictures."""
+    """Where annotations came from: format name, the file or folder, the part, and the folder of the images."""
 
     format: str
     path: Path
@@ -67,7 +67,7 @@ class Source:
 class Annotations:
     """All labels of a data set; I images, N objects, sorted by image and within one in file order.
 
-    image_ids: int or str, I; files: paths of the pictures, I; sizes (I, 2) int32 height, width in pixels (0 = unknown);
+    image_ids: int or str, I; files: paths of the images, I; sizes (I, 2) int32 height, width in pixels (0 = unknown);
     offsets (I + 1,) int64: image i owns rows offsets[i]:offsets[i + 1]; xywh (N, 4) float64 in the file's own
     coordinates (pixels, zero-based; never clipped, so the metrics stay exact); labels (N,) int64 0..C-1; crowd and
     difficult (N,) bool; area (N,) float64 square pixels; ids (N,) int64; class_ids: the file's own ids of the classes;
@@ -119,7 +119,7 @@ class Annotations:
 
     @property
     def labelled(self) -> bool:
-        """True if each picture has one object, which fills it: a set for classification."""
+        """True if each image has one object, which fills it: a set for classification."""
         alone = 0 < len(self) == len(self.labels) and bool((np.diff(self.offsets) == 1).all())
         return alone and bool(fills(self.xywh, self.sizes).all())
 
@@ -187,7 +187,7 @@ class Annotations:
 
 
 def fills(xywh: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """(N,) bool: boxes (N, 4) that fill their picture of ``sizes`` (N, 2) height, width, to half a pixel."""
+    """(N,) bool: boxes (N, 4) that fill their image of ``sizes`` (N, 2) height, width, to half a pixel."""
     ends = xywh[:, :2] + xywh[:, 2:]
     return ((xywh[:, :2] <= 0.5) & (ends >= sizes[:, ::-1] - 0.5) & (sizes[:, ::-1] > 0)).all(axis=1)
 
@@ -289,15 +289,15 @@ def _usable(
     sized = good & (size > 0).all(axis=1)
     low, high = safe[:, :2], safe[:, :2] + safe[:, 2:]
     outside = sized & ((low >= size) | (high <= 0)).any(axis=1)
-    findings.add_rows("box outside the picture (dropped)", np.flatnonzero(outside), where)
+    findings.add_rows("box outside the image (dropped)", np.flatnonzero(outside), where)
     good &= ~outside
     out = sized & ~outside & ((low < -ROUNDING) | (high > size + ROUNDING)).any(axis=1)
-    findings.add_rows("box sticks out of the picture (clipped for training)", np.flatnonzero(out), where)
+    findings.add_rows("box sticks out of the image (clipped for training)", np.flatnonzero(out), where)
     return good
 
 
 def size_of(file: str) -> tuple[int, int]:
-    """(height, width) from the picture's header; zeros if it cannot be read, which ``data check`` reports."""
+    """(height, width) from the image's header; zeros if it cannot be read, which ``data check`` reports."""
     from detkit.io.images import image_size
 
     try:

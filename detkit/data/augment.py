@@ -1,7 +1,7 @@
-"""Random changes to training pictures, with boxes that follow the pixels.
+"""Random changes to training images, with boxes that follow the pixels.
 
 Geometry is composed into one map and resampled once; colours are shifted by one table look-up; albumentations does
-the rest of the pixel work and is imported only when a picture needs it.
+the rest of the pixel work and is imported only when an image needs it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Augment:
     """``augment(sample, rng, resize)``: a changed copy of a sample, at the model's input size. 0 or None is off.
 
     mirror, flip: chance of left-right and of upside-down.
-    crop: chance of a random window with a share of the picture's area in ``crop_area``, with an object where there
+    crop: chance of a random window with a share of the image's area in ``crop_area``, with an object where there
     is one. min_visible: an object of which less is left becomes difficult (neither object nor background).
     scale: range of factors on the fitted size (the place is then random); aspect: largest relative change of
     width to height; rotate, shear: largest angle in degrees; warp: local displacement, as a share (up to 0.25) of a
@@ -41,8 +41,8 @@ class Augment:
     change (hue: share of the circle); pca: AlexNet's colour shift, standard deviation of its three factors (0.1 in
     Krizhevsky et al., 2012, section 4.1), along the axes of ``covariance`` (3 x 3, of RGB values 0..255; None:
     ImageNet's). noise: largest standard deviation (0..255) and blur: largest radius in pixels, each on a share
-    ``chance`` of the pictures; grey: chance of losing all colour.
-    mosaic, mixup: chance of joining four pictures and of blending two (only where other pictures are at hand).
+    ``chance`` of the images; grey: chance of losing all colour.
+    mosaic, mixup: chance of joining four images and of blending two (only where other images are at hand).
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Augment:
         self._axes = principal_axes(IMAGENET_COVARIANCE if covariance is None else covariance)
         self._pixels: Any = None
         self.flip_pairs: Sequence[tuple[int, int]] = ()  # points that a mirror swaps; whoever knows the model sets them
-        self.dropped = 0  # boxes without an area or outside the picture, left out before any change
+        self.dropped = 0  # boxes without an area or outside the image, left out before any change
 
     def __call__(
         self, sample: Sample, rng: np.random.Generator, resize: Resize, more: Callable[[], Sample] | None = None
@@ -127,7 +127,7 @@ class Augment:
 
     @property
     def changes(self) -> bool:
-        """False if every picture stays as evaluation sees it."""
+        """False if every image stays as evaluation sees it."""
         colours = (self.shift, self.brightness, self.contrast, self.saturation, self.hue, self.pca)
         more = (self.noise, self.blur, self.grey, self.mosaic, self.mixup)
         return any((self.mirror, self.flip, self.crop, self._moves, *colours, *more))
@@ -197,7 +197,7 @@ class Augment:
             slant = np.array([[1, np.tan(slant_x)], [np.tan(slant_y), 1]])
             linear = np.array([[cos, -sin], [sin, cos]]) @ slant @ scales
             extent = np.abs(linear) @ (width, height)
-            # A random place inside the area, or a random part of the picture where it is larger.
+            # A random place inside the area, or a random part of the image where it is larger.
             corner = rng.random(2) * ((size[1], size[0]) - extent)
             offset = corner + extent / 2 - linear @ (width / 2, height / 2)
             displacement = None

@@ -24,13 +24,13 @@ from detkit.errors import DetkitError
 
 LOOKED_FOR = "a COCO .json file (or a folder with annotations/*.json)"
 
-# An extra key of "info", relative to the json: other readers ignore it; with it a json finds pictures kept elsewhere.
-PICTURE_FOLDER = "picture_folder"
+# An extra key of "info", relative to the json: other readers ignore it; with it a json finds images kept elsewhere.
+IMAGE_FOLDER = "image_folder"
 
 Id = int | str
 
 
-class _Picture(msgspec.Struct, gc=False):
+class _Image(msgspec.Struct, gc=False):
     id: Id
     file_name: str = ""
     width: float | None = None
@@ -54,7 +54,7 @@ class _Annotation(msgspec.Struct, gc=False):
 
 
 class _File(msgspec.Struct):
-    images: list[_Picture]
+    images: list[_Image]
     categories: list[_Category]
     annotations: list[_Annotation] = []
     info: Any = None
@@ -156,7 +156,7 @@ def _tolerant(value: dict[str, Any], path: Path, findings: Findings) -> _File:
         return [row if isinstance(row, dict) else {} for row in rows]
 
     pictures = [
-        _Picture(_id(r.get("id")), str(r.get("file_name", "")), _number(r.get("width")), _number(r.get("height")))  # type: ignore[arg-type]
+        _Image(_id(r.get("id")), str(r.get("file_name", "")), _number(r.get("width")), _number(r.get("height")))  # type: ignore[arg-type]
         for r in records("images")
     ]
     categories = [_Category(_id(r.get("id")), str(r.get("name", r.get("id")))) for r in records("categories")]  # type: ignore[arg-type]
@@ -230,7 +230,7 @@ def _read_file(path: Path, split: str | None, images: Path | None) -> Annotation
         seen[picture.id] = len(seen)
         image_rows.append(row)
     pictures = [file.images[row] for row in image_rows]
-    folder = picture_folder(path, [p.file_name for p in pictures[:20]], images, file.info)
+    folder = image_folder(path, [p.file_name for p in pictures[:20]], images, file.info)
     files = [os.path.join(folder, p.file_name) for p in pictures]
     sizes = np.asarray([(_length(p.height), _length(p.width)) for p in pictures], dtype=np.int32).reshape(-1, 2)
     _fill_sizes(sizes, files, pictures, path, findings)
@@ -341,18 +341,18 @@ def _class_names(categories: list[_Category], path: Path, findings: Findings) ->
 
 
 def _fill_sizes(
-    sizes: np.ndarray, files: list[str], pictures: Sequence[_Picture], path: Path, findings: Findings
+    sizes: np.ndarray, files: list[str], pictures: Sequence[_Image], path: Path, findings: Findings
 ) -> None:
-    """Reads the picture's header where the file gives no size."""
+    """Reads the image's header where the file gives no size."""
     for i in np.flatnonzero((sizes == 0).any(axis=1)).tolist():
-        findings.add("image without width and height (read from the picture)", f"{path}: image {pictures[i].id}")
+        findings.add("image without width and height (read from the image)", f"{path}: image {pictures[i].id}")
         sizes[i] = size_of(files[i])
 
 
-def picture_folder(path: Path, names: list[str], images: Path | None, info: Any = None) -> str:
-    """The folder of the pictures: ``images``, what the file says, beside the json, ../SPLIT, ../images (and below it).
+def image_folder(path: Path, names: list[str], images: Path | None, info: Any = None) -> str:
+    """The folder of the images: ``images``, what the file says, beside the json, ../SPLIT, ../images (and below it).
 
-    The first one that holds one of ``names``; the first of all if none does (labels can be used without pictures).
+    The first one that holds one of ``names``; the first of all if none does (labels can be used without images).
     """
     if images is not None:
         return str(images)
@@ -360,8 +360,8 @@ def picture_folder(path: Path, names: list[str], images: Path | None, info: Any 
     split = path.stem.removeprefix("instances_")
     folders = [beside, beside.parent / split, beside / split, beside.parent / "images", beside / "images"]
     folders += [beside.parent / "images" / split, beside / "images" / split]
-    if isinstance(info, dict) and isinstance(info.get(PICTURE_FOLDER), str):
-        folders.insert(0, beside / info[PICTURE_FOLDER])
+    if isinstance(info, dict) and isinstance(info.get(IMAGE_FOLDER), str):
+        folders.insert(0, beside / info[IMAGE_FOLDER])
     for folder in folders:
         if any(name and (folder / name).is_file() for name in names):
             return os.path.normpath(folder)

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from detkit.data.annotations import Annotations, Finding, Findings
-from detkit.data.coco import PICTURE_FOLDER, RawFile, load_json, mapped
+from detkit.data.coco import IMAGE_FOLDER, RawFile, load_json, mapped
 from detkit.errors import DetkitError
 from detkit.io.files import atomic_folder, atomic_path, write_text
 
@@ -37,9 +37,9 @@ def convert(
 ) -> Converted:
     """Writes the parts (name to annotations) as one data set of format ``to``: "coco", "voc" or "yolo".
 
-    out: folder; pictures are copied into it (``link``: as symbolic links). For COCO a name that ends in .json writes
-    just that file, and the pictures stay where they are. Raises DetkitError if an output exists without ``overwrite``,
-    and for a picture that cannot be copied or lies outside the data's picture folder; then nothing is left of the
+    out: folder; images are copied into it (``link``: as symbolic links). For COCO a name that ends in .json writes
+    just that file, and the images stay where they are. Raises DetkitError if an output exists without ``overwrite``,
+    and for an image that cannot be copied or lies outside the data's image folder; then nothing is left of the
     output.
     """
     if to not in WRITERS:
@@ -66,14 +66,14 @@ def convert(
 
 
 def _refuse_outside(a: Annotations) -> None:
-    """No label file brings a picture into the copy that is not the data set's own; YOLO's lists may name any folder."""
+    """No label file brings an image into the copy that is not the data set's own; YOLO's lists may name any folder."""
     if a.source is None or a.source.images is None or a.source.format not in ("coco", "voc"):
         return
     root = os.path.join(os.path.abspath(a.source.images), "")
     for file in a.files:
         if not os.path.abspath(file).startswith(root):
-            do = f"give --images a folder that holds all pictures, which {root} does not, or write a single COCO .json"
-            raise DetkitError("a file_name points outside the picture folder", file, do)
+            do = f"give --images a folder that holds all images, which {root} does not, or write a single COCO .json"
+            raise DetkitError("a file_name points outside the image folder", file, do)
 
 
 def count_lost(annotations: Annotations, to: str, lost: Findings) -> None:
@@ -125,17 +125,17 @@ def _records(a: Annotations) -> RawFile:
 
 
 def write_coco_json(
-    annotations: Annotations, path: Path, *, overwrite: bool = False, picture_folder: str | None = None
+    annotations: Annotations, path: Path, *, overwrite: bool = False, image_folder: str | None = None
 ) -> None:
     """Writes one COCO json; records that come from one are kept verbatim.
 
-    picture_folder: relative to ``path``, kept in "info" where the file does not lie where its pictures are looked for.
+    image_folder: relative to ``path``, kept in "info" where the file does not lie where its images are looked for.
     """
     verbatim = annotations.source is not None and annotations.source.format == "coco"
     pieces = _verbatim(annotations) if verbatim else _made(annotations)
     info = pieces["info"][0] if isinstance(pieces["info"], list) else {}
-    if picture_folder is not None:
-        info = {**info, PICTURE_FOLDER: Path(picture_folder).as_posix()}
+    if image_folder is not None:
+        info = {**info, IMAGE_FOLDER: Path(image_folder).as_posix()}
     with atomic_path(path, overwrite) as temporary, open(temporary, "wb") as file:
         file.write(b'{"info":' + msgspec.json.encode(info) + b',"licenses":' + bytes(pieces["licenses"]))
         for key in ("images", "annotations", "categories"):
@@ -205,12 +205,12 @@ def file_names(files: list[str]) -> list[str]:
     return names
 
 
-def copy_picture(file: str, to: Path, link: bool = False) -> None:
-    """Copies a data set's picture, or links to it, and makes the folders. Raises DetkitError if it is not there."""
+def copy_image(file: str, to: Path, link: bool = False) -> None:
+    """Copies a data set's image, or links to it, and makes the folders. Raises DetkitError if it is not there."""
     if not os.path.isfile(file):
-        raise DetkitError("a picture of the data set is missing", file, "find the others with detkit data check")
+        raise DetkitError("an image of the data set is missing", file, "find the others with detkit data check")
     to.parent.mkdir(parents=True, exist_ok=True)
-    if os.path.lexists(to):  # two entries of one picture
+    if os.path.lexists(to):  # two entries of one image
         return
     if link:
         os.symlink(os.path.abspath(file), to)
@@ -222,7 +222,7 @@ def _write_single(a: Annotations, out: Path, overwrite: bool) -> None:
     folder = os.path.commonpath([os.path.dirname(os.path.abspath(f)) for f in a.files])
     if a.source is not None and a.source.format == "coco" and a.source.images is not None:
         folder = str(a.source.images)
-    write_coco_json(a, out, overwrite=overwrite, picture_folder=os.path.relpath(folder, out.parent))
+    write_coco_json(a, out, overwrite=overwrite, image_folder=os.path.relpath(folder, out.parent))
 
 
 def _write_coco(parts: dict[str, Annotations], out: Path, link: bool, lost: Findings) -> None:
@@ -230,7 +230,7 @@ def _write_coco(parts: dict[str, Annotations], out: Path, link: bool, lost: Find
         verbatim = a.source is not None and a.source.format == "coco"
         names = [os.path.relpath(f, a.source.images) for f in a.files] if verbatim else file_names(a.files)  # type: ignore[union-attr, type-var]
         for file, to in zip(a.files, names, strict=True):
-            copy_picture(file, out / name / to, link)
+            copy_image(file, out / name / to, link)
         write_coco_json(a, out / "annotations" / f"instances_{name}.json")
 
 
@@ -241,7 +241,7 @@ def _write_yolo(parts: dict[str, Annotations], out: Path, link: bool, lost: Find
     for name, a in parts.items():
         (out / "labels" / name).mkdir(parents=True, exist_ok=True)
         for i, (file, to) in enumerate(zip(a.files, file_names(a.files), strict=True)):
-            copy_picture(file, out / "images" / name / to, link)
+            copy_image(file, out / "images" / name / to, link)
             label = out / "labels" / name / (os.path.splitext(to)[0] + ".txt")
             write_text(label, "".join(yolo_lines(a, i, lost)))
     places = {name: f"images/{name}" for name in parts}
@@ -257,12 +257,12 @@ def yolo_lines(a: Annotations, i: int, lost: Findings) -> Iterator[str]:
         if a.crowd[row]:
             continue
         if not (height and width):
-            lost.add("boxes of a picture of unknown size (left out)", a.files[i])
+            lost.add("boxes of an image of unknown size (left out)", a.files[i])
             continue
         x, y, w, h = a.xywh[row]
         x1, y1, x2, y2 = max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)
         if (x1, y1, x2, y2) != (x, y, x + w, y + h):
-            lost.add("coordinates outside the picture (clipped)")
+            lost.add("coordinates outside the image (clipped)")
         cx, cy, bw, bh = (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height
         yield f"{a.labels[row]} {cx:.9g} {cy:.9g} {bw:.9g} {bh:.9g}\n"
 
@@ -275,7 +275,7 @@ def _write_voc(parts: dict[str, Annotations], out: Path, link: bool, lost: Findi
         stems = []
         for i, file in enumerate(a.files):
             to = next(names)
-            copy_picture(file, out / "JPEGImages" / to, link)
+            copy_image(file, out / "JPEGImages" / to, link)
             stems.append(os.path.splitext(to)[0])
             write_text(out / "Annotations" / f"{stems[-1]}.xml", voc_xml(a, i, to))
         write_text(out / "ImageSets" / "Main" / f"{part}.txt", "".join(f"{s}\n" for s in stems))

@@ -14,9 +14,9 @@ from detkit.io.files import atomic_folder
 from detkit.io.images import read_image, write_image
 
 BACKGROUND = "background"
-UNREADABLE = "picture that cannot be read (its objects are left out)"
+UNREADABLE = "image that cannot be read (its objects are left out)"
 _QUALITY = 95  # of the JPEGs
-_TRIES = 100  # draws of a picture and a window for a crop without objects
+_TRIES = 100  # draws of an image and a window for a crop without objects
 
 
 class _Window(NamedTuple):
@@ -44,7 +44,7 @@ def crops(
     the crops of each class in each part, and the findings.
 
     Raises:
-        DetkitError: a part without an object of these classes that is large enough, no picture that can be read, the
+        DetkitError: a part without an object of these classes that is large enough, no image that can be read, the
             data has a class called background, two classes whose folders would be one, or OUT cannot be written.
     """
     counts: dict[str, dict[str, int]] = {}
@@ -59,8 +59,8 @@ def crops(
             counts[part] = _cut(annotations, names, folder / part, background, min_size, rng, findings)
         if not any(sum(table.values()) for table in counts.values()):
             unread = next(found.examples[0] for found in findings.as_list() if found.name == UNREADABLE)
-            do = "give --images the folder of the pictures"
-            raise DetkitError("none of the pictures could be read", unread, do)
+            do = "give --images the folder of the images"
+            raise DetkitError("none of the images could be read", unread, do)
     return counts, findings
 
 
@@ -94,7 +94,7 @@ def _cut(
     groups: dict[int, list[_Window]] = {}
     for window in windows:
         groups.setdefault(window.image, []).append(window)
-    for image, group in sorted(groups.items()):  # each picture is read once
+    for image, group in sorted(groups.items()):  # each image is read once
         try:
             pixels = read_image(a.files[image])
         except DetkitError as error:
@@ -113,7 +113,7 @@ def _cut(
 def _empty_windows(
     a: Annotations, count: int, sizes: np.ndarray, rng: np.random.Generator
 ) -> list[tuple[int, np.ndarray]]:
-    """Up to ``count`` windows (picture, xywh) that touch no object, not even an ignored one; sizes drawn of (N, 2)."""
+    """Up to ``count`` windows (image, xywh) that touch no object, not even an ignored one; sizes drawn of (N, 2)."""
     found: list[tuple[int, np.ndarray]] = []
     for _ in range(count):
         for _ in range(_TRIES):

@@ -53,8 +53,8 @@ def read(
 ) -> Annotations:
     """Reads a COCO json, a PASCAL VOC folder, a YOLO data.yaml or a folder of class folders, recognised by looking.
 
-    split: one part; None reads all of them. images: folder of the pictures, if not where the format puts them.
-    Raises DetkitError for a path, part or picture folder that is not there, for a file that cannot be read, and for
+    split: one part; None reads all of them. images: folder of the images, if not where the format puts them.
+    Raises DetkitError for a path, part or image folder that is not there, for a file that cannot be read, and for
     labels that are not safe to read (``refuse=False`` counts these only); single bad records are counted in
     ``Annotations.findings``.
     """
@@ -62,7 +62,7 @@ def read(
     module = format_of(path)[1]
     folder = None if images is None else Path(images)
     if folder is not None and not folder.is_dir():
-        raise DetkitError("there is no such picture folder", str(folder), "give --images the folder of the pictures")
+        raise DetkitError("there is no such image folder", str(folder), "give --images the folder of the images")
     result: Annotations = module.read(path, split, folder)
     for unsafe in (found for found in result.findings if refuse and found.name == UNSAFE):
         what = f"{unsafe.count} label files declare XML entities, which can exhaust the memory"
@@ -71,10 +71,10 @@ def read(
 
 
 class Dataset:
-    """Samples of annotations: pictures are read when asked for.
+    """Samples of annotations: images are read when asked for.
 
     annotations: see there; proposals: called with (image, path) in the process that loads, returns (R, 4) float32 xyxy
-    boxes of the original picture; None: samples have no proposals.
+    boxes of the original image; None: samples have no proposals.
     """
 
     def __init__(
@@ -97,15 +97,15 @@ class Dataset:
         return self.annotations.class_ids
 
     def load(self, i: int, reduce_to: int | None = None) -> Sample:
-        """Picture ``i`` as stored, with its objects (boxes clipped to the picture).
+        """Image ``i`` as stored, with its objects (boxes clipped to the image).
 
-        reduce_to: a picture whose longer side is at least twice as many pixels may come at 1/2, 1/4 or 1/8 of its
-        size, decoded in less time, its objects with it. Raises DetkitError if the picture is missing or broken.
+        reduce_to: an image whose longer side is at least twice as many pixels may come at 1/2, 1/4 or 1/8 of its
+        size, decoded in less time, its objects with it. Raises DetkitError if the image is missing or broken.
         """
         from detkit.io.images import image_size, read_image
 
         path = self.annotations.files[i]
-        # Proposals are found in, and cached for, the picture as it is.
+        # Proposals are found in, and cached for, the image as it is.
         image = read_image(path, reduce_to=reduce_to if self.proposals is None else None)
         height, width = image.shape[:2]
         proposals = None if self.proposals is None else self.proposals(image, path)
@@ -117,9 +117,9 @@ class Dataset:
         return Sample(image, target, proposals, self.annotations.image_ids[i], path)
 
     def target(self, i: int, size: tuple[int, int] | None = None) -> Target:
-        """The objects of picture ``i``, clipped to ``size`` (height, width in pixels; None: not clipped).
+        """The objects of image ``i``, clipped to ``size`` (height, width in pixels; None: not clipped).
 
-        A picture whose only object fills it is labelled as a whole too (``image_label``).
+        An image whose only object fills it is labelled as a whole too (``image_label``).
         """
         a = self.annotations
         rows = slice(int(a.offsets[i]), int(a.offsets[i + 1]))
@@ -139,7 +139,7 @@ class Dataset:
         return target[(boxes[:, 2:] > boxes[:, :2]).all(axis=1)]
 
     def labels_of(self, i: int) -> np.ndarray:
-        """Labels of the objects of picture ``i`` without reading the picture."""
+        """Labels of the objects of image ``i`` without reading the image."""
         a = self.annotations
         return a.labels[a.offsets[i] : a.offsets[i + 1]]
 
@@ -148,11 +148,11 @@ class Dataset:
         return self.annotations.xywh[~self.annotations.crowd, 2:]
 
     def with_proposals(self, proposals: Callable[[np.ndarray, str], np.ndarray]) -> Dataset:
-        """The same pictures with this source of proposals."""
+        """The same images with this source of proposals."""
         return Dataset(self.annotations, proposals=proposals)
 
     def subset(self, images: Sequence[int] | np.ndarray) -> Dataset:
-        """These pictures, in this order."""
+        """These images, in this order."""
         return Dataset(self.annotations.subset(images), proposals=self.proposals)
 
 

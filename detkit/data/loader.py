@@ -30,7 +30,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def load(self, i: int, reduce_to: int | None = None) -> Sample:
-        """Picture ``i``; its longer side may be reduced to no fewer than ``reduce_to`` pixels, boxes with it."""
+        """Image ``i``; its longer side may be reduced to no fewer than ``reduce_to`` pixels, boxes with it."""
         ...
 
 
@@ -42,10 +42,10 @@ class Augmenter(Protocol):
     ) -> Sample: ...
 
     def reduce_to(self, resize: Resize) -> int | None:
-        """Pixels of a picture's longer side beyond which nothing is gained."""
+        """Pixels of an image's longer side beyond which nothing is gained."""
         ...
 
-    dropped: int  # boxes left out so far because nothing of them lies in the picture
+    dropped: int  # boxes left out so far because nothing of them lies in the image
 
     def prepare(self) -> None:
         """Imports and builds what is needed, once, before workers are forked."""
@@ -73,8 +73,8 @@ class _Packed(NamedTuple):
 def collate(samples: Sequence[Sample], resize: Resize) -> tuple[Batch, list[Target]]:
     """Samples (any sizes) as one Batch of ``resize.input_size`` and their targets in input pixels (torch, CPU).
 
-    ``Batch.pixels`` is (B, 3, H, W) uint8 in channels_last strides: each picture is written once, straight into its
-    place. Boxes are those of the samples, moved with their pictures; sizes are the contents' (height, width).
+    ``Batch.pixels`` is (B, 3, H, W) uint8 in channels_last strides: each image is written once, straight into its
+    place. Boxes are those of the samples, moved with their images; sizes are the contents' (height, width).
     """
     return _pack(samples, resize).unpack()
 
@@ -162,7 +162,7 @@ class _Reader:
                 if sample is not None:
                     return sample
             last = failures[-1]
-            raise DetkitError(f"{_ATTEMPTS} pictures in a row cannot be read: {last.what}", last.where, last.do)
+            raise DetkitError(f"{_ATTEMPTS} images in a row cannot be read: {last.what}", last.where, last.do)
 
         sample = self._load(index, reduce_to, failures)
         if sample is None and self.training:
@@ -182,10 +182,10 @@ class _Reader:
 class Loader:
     """Batches of a data set, epoch by epoch, from ``workers`` processes that live until ``close``.
 
-    shuffle=True is training: seeded order, full batches, a picture that cannot be read is replaced by another.
-    shuffle=False is evaluation: order kept, last partial batch kept, a picture that cannot be read is left out. Either
+    shuffle=True is training: seeded order, full batches, an image that cannot be read is replaced by another.
+    shuffle=False is evaluation: order kept, last partial batch kept, an image that cannot be read is left out. Either
     way it is entered in ``failures`` (where -> error) and told once to ``on_bad_image``, and ``augment``, if given,
-    changes the pictures. ``dropped`` counts the boxes that it left out because nothing of them lies in their picture.
+    changes the images. ``dropped`` counts the boxes that it left out because nothing of them lies in their image.
 
     rank, world: this process's share (see Sampler). context: start method of the workers (None: the system's own).
     balance: threshold of ``repeat_factors``, 0 for none (the data set needs ``classes`` and ``labels_of(i)``).
@@ -210,7 +210,7 @@ class Loader:
         on_bad_image: Callable[[DetkitError], None] | None = None,
     ) -> None:
         if not len(dataset):
-            raise DetkitError("the data set holds no pictures", do="check the split and the path: detkit data stats")
+            raise DetkitError("the data set holds no images", do="check the split and the path: detkit data stats")
         weights = None
         if balance and shuffle:
             data: Any = dataset
@@ -268,7 +268,7 @@ class Loader:
                 raise
             self._loader = None
             raise DetkitError(
-                "a process that loads pictures was ended from outside, most likely for want of memory",
+                "a process that loads images was ended from outside, most likely for want of memory",
                 f"with {self.workers} workers and batches of {self.sampler.batch}",
                 "lower train.workers (0 loads in the main process) or train.batch",
                 code=4,

@@ -1,4 +1,4 @@
-"""Augmentations that join several pictures: mosaic and mixup."""
+"""Augmentations that join several images: mosaic and mixup."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Placer = Callable[[Sample, tuple[int, int], np.random.Generator], Warp]
 
 
 def joined(targets: Sequence[Target]) -> Target:
-    """The objects of several targets (numpy) as those of one picture; points only where all of them have some."""
+    """The objects of several targets (numpy) as those of one image; points only where all of them have some."""
     names = ["boxes", "labels", "crowd", "difficult", "area", "weight"]
     if all(t.points is not None for t in targets):
         names.append("points")
@@ -33,13 +33,13 @@ def mosaic(
     fill: int,
     min_visible: float,
 ) -> Sample:
-    """Four pictures around a random point of one of ``size`` (height, width) (Bochkovskiy et al., YOLOv4, 2020, 3.4).
+    """Four images around a random point of one of ``size`` (height, width) (Bochkovskiy et al., YOLOv4, 2020, 3.4).
 
-    place(sample, quadrant size, rng) says where in its quadrant a picture goes; each is resampled once, straight into
+    place(sample, quadrant size, rng) says where in its quadrant an image goes; each is resampled once, straight into
     its place. Image id and path are those of the first.
     """
     if len(samples) != 4:
-        raise ValueError(f"a mosaic joins 4 pictures, got {len(samples)}")
+        raise ValueError(f"a mosaic joins 4 images, got {len(samples)}")
     if any(sample.proposals is not None for sample in samples):
         raise ValueError("a mosaic cannot carry proposals: switch augment.mosaic off for this family")
     height, width = size
@@ -58,7 +58,7 @@ def mosaic(
 
 
 def mixup(first: Sample, second: Sample, rng: np.random.Generator) -> Sample:
-    """Two pictures of one size blended, with the objects of both (Zhang et al., Bag of Freebies, 2019, section 3.1).
+    """Two images of one size blended, with the objects of both (Zhang et al., Bag of Freebies, 2019, section 3.1).
 
     The share of each is drawn from Beta(1.5, 1.5) and is the weight of its objects in the loss.
     """

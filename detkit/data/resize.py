@@ -1,7 +1,7 @@
-"""How a picture of any size becomes a model's input: letterbox or stretch, then padding to the stride.
+"""How an image of any size becomes a model's input: letterbox or stretch, then padding to the stride.
 
 The same object is used by training, evaluation, prediction and export, and is saved with the model, so that these
-cannot disagree about where a picture lies inside the input.
+cannot disagree about where an image lies inside the input.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Mode = Literal["letterbox", "stretch"]
 
 @dataclass(frozen=True)
 class Resize:
-    """Fits a picture into ``size`` (height, width; one int: a square), content at the top left.
+    """Fits an image into ``size`` (height, width; one int: a square), content at the top left.
 
-    ``letterbox`` keeps the picture's proportions and pads the rest with grey ``fill`` (0..255); ``stretch`` fills
+    ``letterbox`` keeps the image's proportions and pads the rest with grey ``fill`` (0..255); ``stretch`` fills
     ``size`` completely. Sides that are no multiple of ``stride`` are padded to the next one, so the input is
     ``input_size``. Raises DetkitError for a size, mode, stride or fill that makes no sense.
     """
@@ -65,7 +65,7 @@ class Resize:
         return -(-self.height // self.stride) * self.stride, -(-self.width // self.stride) * self.stride
 
     def content(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) in input pixels that a picture of ``height`` x ``width`` takes up."""
+        """(height, width) in input pixels that an image of ``height`` x ``width`` takes up."""
         if self.mode == "stretch":
             return self.height, self.width
         scale = min(self.height / height, self.width / width)
@@ -75,7 +75,7 @@ class Resize:
         )
 
     def geometry(self, height: int, width: int) -> Geometry:
-        """Where a picture of ``height`` x ``width`` pixels lies inside the input."""
+        """Where an image of ``height`` x ``width`` pixels lies inside the input."""
         new_height, new_width = self.content(height, width)
         # The rounded size over the old one, axis by axis: this is what the pixels do, so boxes follow them exactly.
         return Geometry(width, height, new_width / width, new_height / height)
@@ -83,7 +83,7 @@ class Resize:
     def __call__(self, image: np.ndarray, out: np.ndarray | None = None) -> tuple[np.ndarray, Geometry]:
         """The input for ``image`` (uint8 (h, w, 3)): uint8 (H, W, 3) of ``input_size`` and its Geometry.
 
-        ``out``, an array of that shape, is written to instead of a new one. A picture that already has the input's
+        ``out``, an array of that shape, is written to instead of a new one. An image that already has the input's
         size is returned as it is when ``out`` is None.
         """
         height, width = image.shape[:2]

@@ -1,4 +1,4 @@
-"""Which picture stands at which position of an epoch, for every process of a run."""
+"""Which image stands at which position of an epoch, for every process of a run."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 
 
 class Slots(NamedTuple):
-    """One batch to be loaded: (B,) positions in the epoch and the (B,) indices of the pictures that stand there."""
+    """One batch to be loaded: (B,) positions in the epoch and the (B,) indices of the images that stand there."""
 
     positions: np.ndarray
     indices: np.ndarray
 
 
 def repeat_factors(labels: Sequence[np.ndarray], num_classes: int, threshold: float) -> np.ndarray:
-    """How often each picture should be drawn, relative to one whose classes are all common: (I,) float64 >= 1.
+    """How often each image should be drawn, relative to one whose classes are all common: (I,) float64 >= 1.
 
-    labels: the labels of each picture's objects. A class that is in a share f of the pictures has the factor
-    max(1, sqrt(threshold / f)), a picture the largest factor of its classes (Gupta et al., LVIS, 2019, section 4.2).
+    labels: the labels of each image's objects. A class that is in a share f of the images has the factor
+    max(1, sqrt(threshold / f)), an image the largest factor of its classes (Gupta et al., LVIS, 2019, section 4.2).
     """
     present = [np.unique(np.asarray(row, dtype=np.int64)) for row in labels]
     counts = np.bincount(np.concatenate([*present, np.zeros(0, np.int64)]), minlength=num_classes)
@@ -35,7 +35,7 @@ class Sampler:
     order each epoch and full batches only, so that all processes take the same number of steps; a set smaller than
     one batch is gone through as often as fills it. weights (I,): relative frequencies for training; an epoch
     stays ``count`` positions long. The batches of ``world`` processes side by side are those of one process with
-    ``world * batch`` pictures.
+    ``world * batch`` images.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Sampler:
         weights: np.ndarray | None = None,
     ) -> None:
         if batch < 1 or count < 1:
-            raise ValueError(f"a sampler needs at least one picture and a batch of at least 1, got {count} and {batch}")
+            raise ValueError(f"a sampler needs at least one image and a batch of at least 1, got {count} and {batch}")
         if not 0 <= rank < world:
             raise ValueError(f"rank must lie in 0..{world - 1}, got {rank}")
         if weights is not None and len(weights) != count:
@@ -59,7 +59,7 @@ class Sampler:
         self.rank, self.world, self.weights = rank, world, weights
 
     def order(self, epoch: int) -> np.ndarray:
-        """(L,) int64: the picture at each position of this epoch."""
+        """(L,) int64: the image at each position of this epoch."""
         if not self.shuffle:
             return np.arange(self.count)
         rng = np.random.default_rng([self.seed, epoch])

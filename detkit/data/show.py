@@ -1,4 +1,4 @@
-"""Labelled pictures in one grid, also after augmentation."""
+"""Labelled images in one grid, also after augmentation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from detkit.structures import Sample
 
 
 def choose(dataset: Dataset, count: int, seed: int) -> np.ndarray:
-    """Up to ``count`` picture indices, seeded; pictures with objects come first."""
+    """Up to ``count`` image indices, seeded; images with objects come first."""
     order = np.random.default_rng(seed).permutation(len(dataset))
     empty = np.asarray([len(dataset.labels_of(int(i))) == 0 for i in order], dtype=bool)
     return order[np.argsort(empty, kind="stable")][:count]
@@ -23,14 +23,14 @@ def grid(samples: list[Sample], classes: tuple[str, ...], *, tile: int = 320, co
 
     resize, drawn = Resize((tile, tile), stride=1), []
     for sample in samples:
-        # Drawn after the fit, so that captions are legible whatever the picture's size.
+        # Drawn after the fit, so that captions are legible whatever the image's size.
         image, geometry = resize(sample.image)
         drawn.append(draw_target(image, moved_target(sample.target, geometry), classes))
     return sheet(drawn, columns=columns)
 
 
 def labelled(dataset: Dataset, count: int, seed: int = 0) -> tuple[list[Sample], list[str]]:
-    """Up to ``count`` samples, and the messages of pictures that could not be read.
+    """Up to ``count`` samples, and the messages of images that could not be read.
 
     Raises DetkitError if none could be read.
     """
@@ -42,7 +42,7 @@ def labelled(dataset: Dataset, count: int, seed: int = 0) -> tuple[list[Sample],
             failed.append(f"{error.where}: {error.what}")
     if not samples:
         where = failed[0] if failed else "the data set is empty"
-        raise DetkitError("none of the pictures could be read", where, "give --images the folder of the pictures")
+        raise DetkitError("none of the images could be read", where, "give --images the folder of the images")
     return samples, failed
 
 

@@ -18,8 +18,8 @@ from detkit.errors import DetkitError
 def stratify(annotations: Annotations, fractions: Mapping[str, float], seed: int = 0) -> dict[str, np.ndarray]:
     """Image indices of each part, ascending; the same for the same seed.
 
-    fractions: part name to share, all positive, sum 1. Objects of every class, and pictures without objects, are
-    shared out as the fractions say: the class with the fewest objects left is dealt out first, each of its pictures
+    fractions: part name to share, all positive, sum 1. Objects of every class, and images without objects, are
+    shared out as the fractions say: the class with the fewest objects left is dealt out first, each of its images
     going to the part that lacks most of that class.
     """
     _check(fractions)
@@ -27,7 +27,7 @@ def stratify(annotations: Annotations, fractions: Mapping[str, float], seed: int
     share = np.asarray([fractions[name] for name in parts])
     rng = np.random.default_rng(seed)
     images, classes = len(annotations), len(annotations.classes)
-    # The last column stands for pictures without objects, which are to be spread as well.
+    # The last column stands for images without objects, which are to be spread as well.
     counts = np.zeros((images, classes + 1), dtype=np.int64)
     np.add.at(counts, (annotations.image_index, annotations.labels), 1)
     counts[:, classes] = counts.sum(axis=1) == 0
@@ -48,7 +48,7 @@ def stratify(annotations: Annotations, fractions: Mapping[str, float], seed: int
 
 
 def _neediest(wanted: np.ndarray, room: np.ndarray, share: np.ndarray, rng: np.random.Generator) -> int:
-    # Half an object of a class is no difference; the number of pictures then decides, relative to the part's share.
+    # Half an object of a class is no difference; the number of images then decides, relative to the part's share.
     best = np.flatnonzero(wanted >= wanted.max() - 0.5)
     relative = (room / share)[best]
     best = best[relative == relative.max()]
@@ -68,11 +68,11 @@ def _check(fractions: Mapping[str, float]) -> None:
 def write_split(
     annotations: Annotations, parts: Mapping[str, np.ndarray], out: Path | None = None, *, overwrite: bool = False
 ) -> list[Path]:
-    """Writes what makes the parts usable, and returns the files; pictures and labels stay where they are.
+    """Writes what makes the parts usable, and returns the files; images and labels stay where they are.
 
     COCO: STEM-PART.json, with the records as they were. VOC: a list PART.txt (default: in ImageSets/Main). YOLO:
-    STEM-PART.txt with the pictures' paths, and STEM-split.yaml that names them. Class folders, whose parts are folders:
-    copies of the pictures, PART/CLASS/NAME, and the folders are returned. out: folder (default: beside the source; for
+    STEM-PART.txt with the images' paths, and STEM-split.yaml that names them. Class folders, whose parts are folders:
+    copies of the images, PART/CLASS/NAME, and the folders are returned. out: folder (default: beside the source; for
     class folders a new one must be given). Raises DetkitError if a file exists and ``overwrite`` is not set.
     """
     source = annotations.source
@@ -101,7 +101,7 @@ def write_split(
             from detkit.data.convert import write_coco_json
 
             pictures = os.path.relpath(source.images, folder) if source.images else None
-            write_coco_json(subset, file, overwrite=overwrite, picture_folder=pictures)
+            write_coco_json(subset, file, overwrite=overwrite, image_folder=pictures)
         else:
             lines = subset.image_ids if source.format == "voc" else [os.path.abspath(f) for f in subset.files]
             write_text(file, "".join(f"{line}\n" for line in lines), overwrite=overwrite)
@@ -119,16 +119,16 @@ def write_split(
 def _copy_folders(
     annotations: Annotations, parts: Mapping[str, np.ndarray], out: Path | None, overwrite: bool
 ) -> list[Path]:
-    from detkit.data.convert import copy_picture, file_names
+    from detkit.data.convert import copy_image, file_names
     from detkit.io.files import atomic_folder
 
     source = annotations.source.path if annotations.source else Path()
     if out is None or out.resolve().is_relative_to(source.resolve()):
-        do = "give --out a new folder outside of it: the pictures are copied to PART/CLASS/ there"
+        do = "give --out a new folder outside of it: the images are copied to PART/CLASS/ there"
         raise DetkitError("parts of class folders are folders themselves", str(source), do)
     names = list(annotations.files)
     for label in range(len(annotations.classes)):
-        mine = np.flatnonzero(annotations.labels == label).tolist()  # one object a picture
+        mine = np.flatnonzero(annotations.labels == label).tolist()  # one object an image
         # Where parts of the source were joined, a name may come twice in a class.
         for i, name in zip(mine, file_names([annotations.files[i] for i in mine]), strict=True):
             names[i] = name
@@ -136,7 +136,7 @@ def _copy_folders(
         for part, rows in parts.items():
             for i in rows.tolist():
                 file = annotations.files[i]
-                copy_picture(file, folder / part / Path(file).parent.name / names[i])
+                copy_image(file, folder / part / Path(file).parent.name / names[i])
     return [out / part for part in parts]
 
 

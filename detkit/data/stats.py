@@ -13,23 +13,23 @@ from detkit.errors import DetkitError
 from detkit.io.figures import written_figure
 
 SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, np.inf)}  # COCO's, square pixels
-PICTURES = 300
-PIXELS = 4096  # drawn from each picture
+IMAGES = 300
+PIXELS = 4096  # drawn from each image
 
 
 @dataclass(slots=True, frozen=True, eq=False)
 class Colour:
-    """RGB of a data set: mean (3,) and covariance (3, 3) float64, in 0..255 units; pictures = how many were read."""
+    """RGB of a data set: mean (3,) and covariance (3, 3) float64, in 0..255 units; images = how many were read."""
 
     mean: np.ndarray
     covariance: np.ndarray
     pictures: int
 
 
-def colour(annotations: Annotations, *, pictures: int = PICTURES, seed: int = 0) -> Colour:
-    """Mean and covariance of RGB over a seeded sample of pictures; every picture weighs the same.
+def colour(annotations: Annotations, *, pictures: int = IMAGES, seed: int = 0) -> Colour:
+    """Mean and covariance of RGB over a seeded sample of images; every image weighs the same.
 
-    The covariance feeds AlexNet's PCA colour augmentation (Krizhevsky et al., 2012, section 4.1). Pictures that cannot
+    The covariance feeds AlexNet's PCA colour augmentation (Krizhevsky et al., 2012, section 4.1). Images that cannot
     be read are passed over; DetkitError if that leaves none.
     """
     from detkit.io.images import read_image
@@ -49,13 +49,13 @@ def colour(annotations: Annotations, *, pictures: int = PICTURES, seed: int = 0)
         read += 1
     if not read:
         where = annotations.files[0] if len(annotations) else ""
-        raise DetkitError("none of the pictures could be read", where, "give --images the folder of the pictures")
+        raise DetkitError("none of the images could be read", where, "give --images the folder of the images")
     mean = total / read
     return Colour(mean, product / read - np.outer(mean, mean), read)
 
 
 def describe(annotations: Annotations) -> dict[str, Any]:
-    """Plain numbers: images, boxes, per class, sizes, aspect, boxes an image, picture sizes (pixels)."""
+    """Plain numbers: images, boxes, per class, sizes, aspect, boxes an image, image sizes (pixels)."""
     a = annotations
     per_image = np.diff(a.offsets)
     sides = np.sqrt(a.xywh[:, 2] * a.xywh[:, 3])
@@ -89,7 +89,7 @@ def _quantiles(values: np.ndarray) -> dict[str, float]:
 
 
 def plot(annotations: Annotations, path: Path, *, overwrite: bool = False) -> None:
-    """One picture of four plots: boxes a class, box sides, aspect, boxes an image."""
+    """One image of four plots: boxes a class, box sides, aspect, boxes an image."""
     with written_figure(path, 13, 9, overwrite=overwrite) as figure:
         _draw(figure, annotations)
 
@@ -110,8 +110,8 @@ def _draw(figure: Any, a: Annotations) -> None:
     per_image = np.diff(a.offsets)
     top = int(per_image.max(initial=0))
     axes[3].hist(per_image, bins=np.arange(min(top, 60) + 2) - 0.5 if top <= 60 else 60, color="#4477aa")
-    axes[3].set(title="Boxes in a picture", xlabel="boxes", ylabel="pictures")
-    figure.suptitle(f"{len(a)} pictures, {len(a.labels)} boxes, {len(a.classes)} classes")
+    axes[3].set(title="Boxes in an image", xlabel="boxes", ylabel="images")
+    figure.suptitle(f"{len(a)} images, {len(a.labels)} boxes, {len(a.classes)} classes")
 
 
 def _log_histogram(axes: Any, values: np.ndarray, title: str, label: str) -> None:

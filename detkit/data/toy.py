@@ -1,4 +1,4 @@
-"""Toy pictures with labels, drawn from a seed: coloured shapes on textured ground.
+"""Toy images with labels, drawn from a seed: coloured shapes on textured ground.
 
 They stand in for photos where none may be shipped: ``quickstart --train`` and the tests learn from them.
 """
@@ -20,7 +20,7 @@ CLASSES = ("circle", "square", "triangle")
 
 
 def toy_sample(seed: int, size: int = 160, most: int = 4) -> Sample:
-    """One picture of ``size`` x ``size`` pixels with 1 to ``most`` shapes that do not overlap much."""
+    """One image of ``size`` x ``size`` pixels with 1 to ``most`` shapes that do not overlap much."""
     rng = np.random.default_rng(seed)
     image = _ground(rng, size)
     boxes: list[tuple[int, int, int, int]] = []
@@ -39,7 +39,7 @@ def toy_sample(seed: int, size: int = 160, most: int = 4) -> Sample:
 
 
 def write_toy_data(folder: Path, *, train: int = 64, val: int = 16, size: int = 160, seed: int = 0) -> Path:
-    """Writes ``train`` + ``val`` toy pictures and one COCO json a part; returns ``folder``."""
+    """Writes ``train`` + ``val`` toy images and one COCO json a part; returns ``folder``."""
     for part, count, start in (("train", train, seed), ("val", val, seed + 100_000)):
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []

@@ -34,7 +34,7 @@ class _Object:
 
 
 class _Handler(ContentHandler):
-    """Collects the text of leaves: the picture's in ``values`` and each object's, with the line where it starts."""
+    """Collects the text of leaves: the image's in ``values`` and each object's, with the line where it starts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ def read(path: Path, split: str | None, images: Path | None) -> Annotations:
         picture = str(folder / pictures.get(stem, parsed.values.get("filename") or f"{stem}.jpg"))
         size = tuple(_whole(parsed.values.get(f"size/{key}")) for key in ("height", "width"))
         if not all(size):
-            findings.add("size missing (read from the picture)", str(file))
+            findings.add("size missing (read from the image)", str(file))
             size = size_of(picture)
         objects.extend((len(files), one, str(file)) for one in parsed.objects)
         ids.append(stem)
@@ -121,7 +121,7 @@ def read(path: Path, split: str | None, images: Path | None) -> Annotations:
 
 def _first(findings: Findings) -> str:
     found = findings.as_list()
-    return f"{found[0].name}: {found[0].examples[0]}" if found else "the list of pictures is empty"
+    return f"{found[0].name}: {found[0].examples[0]}" if found else "the list of images is empty"
 
 
 def _stems(path: Path, split: str | None, findings: Findings) -> list[str]:
@@ -148,9 +148,9 @@ def _stems(path: Path, split: str | None, findings: Findings) -> list[str]:
             continue
         stem = words[0] if len(words) == 1 or words[-1] in ("0", "1") else line.strip()
         if stem not in known:
-            findings.add("listed picture without annotation (dropped)", f"{file}:{number}: {stem}")
+            findings.add("listed image without annotation (dropped)", f"{file}:{number}: {stem}")
         elif stem in stems:
-            findings.add("picture listed twice (once dropped)", f"{file}:{number}: {stem}")
+            findings.add("image listed twice (once dropped)", f"{file}:{number}: {stem}")
         else:
             stems[stem] = None
     return list(stems)
@@ -179,10 +179,10 @@ def _parse(file: Path, findings: Findings) -> _Handler | None:
         return None
     except (SAXException, UnicodeError) as error:
         line = error.getLineNumber() if isinstance(error, SAXParseException) else 1
-        findings.add("annotation file is not XML (picture dropped)", f"{file}:{line}: {error}")
+        findings.add("annotation file is not XML (image dropped)", f"{file}:{line}: {error}")
         return None
     except OSError as error:
-        findings.add("annotation file cannot be read (picture dropped)", f"{file}: {error.strerror}")
+        findings.add("annotation file cannot be read (image dropped)", f"{file}: {error.strerror}")
         return None
     return handler
 

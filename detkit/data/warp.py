@@ -1,4 +1,4 @@
-"""Moving a picture and its boxes together: one affine map, then a smooth local displacement, in one resampling.
+"""Moving an image and its boxes together: one affine map, then a smooth local displacement, in one resampling.
 
 Coordinates are those of pixel edges, as boxes have them: the first pixel reaches from 0 to 1.
 """
@@ -50,9 +50,9 @@ def _weights(places: np.ndarray, cells: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Warp:
-    """Where a picture goes: ``matrix`` (2, 3) float64 from its pixels to an output of ``size`` (height, width).
+    """Where an image goes: ``matrix`` (2, 3) float64 from its pixels to an output of ``size`` (height, width).
 
-    flip_pairs: points that change places where the picture is mirrored.
+    flip_pairs: points that change places where the image is mirrored.
     """
 
     matrix: np.ndarray
@@ -122,7 +122,7 @@ class Warp:
         return visible(moved, self.boxes(target.boxes), self.size, min_visible)
 
     def sample(self, sample: Sample, fill: int, min_visible: float) -> Sample:
-        """``sample`` with picture, target and proposals moved (masks are not carried)."""
+        """``sample`` with image, target and proposals moved (masks are not carried)."""
         image = np.empty((*self.size, 3), np.uint8)
         self.image(sample.image, image, fill)
         proposals = sample.proposals
@@ -140,18 +140,18 @@ def swapped(points: np.ndarray, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
 
 
 def clipped(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(M, 4) float32: the parts of ``boxes`` inside a picture of ``size``, without those that lie outside."""
+    """(M, 4) float32: the parts of ``boxes`` inside an image of ``size``, without those that lie outside."""
     height, width = size
     boxes = np.clip(boxes, 0, (width, height, width, height)).astype(np.float32)
     return boxes[(boxes[:, 2:] - boxes[:, :2] >= 1).all(axis=1)]
 
 
 def visible(target: Target, boxes: np.ndarray, size: tuple[int, int], min_visible: float) -> Target:
-    """``target`` with ``boxes`` (N, 4) cut to a picture of ``size`` (height, width).
+    """``target`` with ``boxes`` (N, 4) cut to an image of ``size`` (height, width).
 
     What is left of an object must be at least one pixel wide and high, else it is dropped. An object of which less
     than ``min_visible`` is left becomes difficult: too little to be learned, but not background either. Points outside
-    the picture are not visible.
+    the image are not visible.
     """
     height, width = size
     cut = np.clip(boxes, 0, (width, height, width, height))
@@ -168,7 +168,7 @@ def visible(target: Target, boxes: np.ndarray, size: tuple[int, int], min_visibl
 
 
 def cropped(sample: Sample, window: tuple[int, int, int, int], min_visible: float) -> Sample:
-    """The part ``window`` (x1, y1, x2, y2 in whole pixels) of a sample; the picture is a view, not a copy."""
+    """The part ``window`` (x1, y1, x2, y2 in whole pixels) of a sample; the image is a view, not a copy."""
     x1, y1, x2, y2 = window
     shift = np.array([[1.0, 0, -x1], [0, 1, -y1]])
     warp = Warp(shift, (y2 - y1, x2 - x1))

@@ -1,6 +1,6 @@
-"""YOLO's data.yaml: picture folders or lists, and one text file of labels a picture.
+"""YOLO's data.yaml: image folders or lists, and one text file of labels an image.
 
-A label line is "class x y w h": the centre and size as fractions of the picture; or "class x1 y1 x2 y2 x3 y3 ...", a
+A label line is "class x y w h": the centre and size as fractions of the image; or "class x1 y1 x2 y2 x3 y3 ...", a
 polygon, whose bounding box is taken.
 """
 
@@ -94,10 +94,10 @@ def read(path: Path, split: str | None, images: Path | None) -> Annotations:
     for name, places in parts.items():
         for place in places if isinstance(places, list) else [places]:
             where = images if images is not None and split is not None else _place(root, str(place), file, name)
-            pictures.update(dict.fromkeys(_pictures(where, root, findings)))
+            pictures.update(dict.fromkeys(_images(where, root, findings)))
     files = list(pictures)
     if not files:
-        raise DetkitError("this data set has no pictures", f"{file}: {', '.join(parts)}", "check the folders it names")
+        raise DetkitError("this data set has no images", f"{file}: {', '.join(parts)}", "check the folders it names")
     objects, sizes = _read_labels(files, {number: i for i, number in enumerate(numbers)}, findings)
     source = Source("yolo", file, split, root)
     return assemble(objects, _ids(files, root), files, sizes, classes, numbers, findings, source)
@@ -113,7 +113,7 @@ def _place(root: Path, text: str, file: Path, part: str) -> Path:
     )
 
 
-def _pictures(place: Path, root: Path, findings: Findings) -> Iterator[str]:
+def _images(place: Path, root: Path, findings: Findings) -> Iterator[str]:
     from detkit.io.images import IMAGE_SUFFIXES
 
     if place.is_dir():
@@ -125,7 +125,7 @@ def _pictures(place: Path, root: Path, findings: Findings) -> Iterator[str]:
         # "./" means beside the list, as the format's own loader has it; other relative names hang on the root.
         picture = os.path.normpath(place.parent / line if line.startswith("./") else root / line)
         if os.path.splitext(picture)[1].lower() not in IMAGE_SUFFIXES:
-            findings.add("listed file is not a picture (dropped)", f"{place}:{number}: {line}")
+            findings.add("listed file is not an image (dropped)", f"{place}:{number}: {line}")
             continue
         yield picture
 
@@ -139,7 +139,7 @@ def _ids(files: list[str], root: Path) -> list[int | str]:
 
 
 def label_file(picture: str) -> str:
-    """The label file of a picture: the last folder called images becomes labels, the suffix .txt."""
+    """The label file of an image: the last folder called images becomes labels, the suffix .txt."""
     head, tail = os.path.split(os.path.splitext(picture)[0])
     folders = head.split(os.sep)
     if "images" in folders:
@@ -159,17 +159,17 @@ def _read_labels(files: list[str], classes: dict[int, int], findings: Findings) 
             with open(name, encoding="utf-8-sig") as file:
                 lines = file.read().splitlines()
         except FileNotFoundError:
-            findings.add("picture without a label file (taken as without objects)", picture)
+            findings.add("image without a label file (taken as without objects)", picture)
             continue
         except (OSError, UnicodeError) as error:
-            findings.add("label file cannot be read (picture kept without objects)", f"{name}: {error}")
+            findings.add("label file cannot be read (image kept without objects)", f"{name}: {error}")
             continue
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             row = _parse(line, classes, f"{name}:{number}", findings)
             if row is not None and not sizes[i].all():
-                findings.add("picture's size is unknown (its boxes dropped)", f"{name}:{number}")
+                findings.add("image's size is unknown (its boxes dropped)", f"{name}:{number}")
             elif row is not None:
                 rows.append((i, *row))
                 places.append((name, number))

@@ -27,7 +27,7 @@ _FREE = {"device", "workers", "save_minutes", "tensorboard"}
 class Progress:
     """How far a run is: the next batch of the next epoch, steps taken, sums of this epoch's losses, the rows so far.
 
-    seconds: of all; caching: those of them in which frozen stages looked at pictures for the cache. fitted: the head's
+    seconds: of all; caching: those of them in which frozen stages looked at images for the cache. fitted: the head's
     stages after the loop are done.
     """
 

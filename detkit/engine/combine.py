@@ -1,4 +1,4 @@
-"""Several looks at one picture: mirrored, rescaled and cropped views (test-time augmentation), several models (an
+"""Several looks at one image: mirrored, rescaled and cropped views (test-time augmentation), several models (an
 ensemble).
 
 All looks are fused in one pass, by weighted boxes fusion (Solovyev, Wang and Gabruseva 2021). A look that finds
@@ -24,7 +24,7 @@ from detkit.structures import Detections, Limits, Sample
 
 TTA = ("flip", "scales", "crops")
 SCALES = (0.8, 1.25)  # of the model's own input size, besides it
-CROP = 0.875  # of the picture's sides: AlexNet's 224 of 256 (Krizhevsky et al. 2012, section 4.1), besides the whole
+CROP = 0.875  # of the image's sides: AlexNet's 224 of 256 (Krizhevsky et al. 2012, section 4.1), besides the whole
 _CORNERS = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.5, 0.5))
 # Above the usual 0.5 of the looks' own NMS, so that two boxes of one look seldom meet in a cluster and dilute it.
 _SAME = 0.6
@@ -38,7 +38,7 @@ class _Look(NamedTuple):
 
 
 class Combined(Predicting):
-    """Several models and, or, several views of each picture, fused to one set of detections.
+    """Several models and, or, several views of each image, fused to one set of detections.
 
     A box's score is the mean over all looks, 0 where a look has no such box. ``iou`` of the limits is that of each
     look's NMS. The threshold is the mean of the models'.
@@ -50,7 +50,7 @@ class Combined(Predicting):
         together every combination of them.
 
         Raises:
-            DetkitError: the models know different classes or answer differently (boxes, points, the picture's class),
+            DetkitError: the models know different classes or answer differently (boxes, points, the image's class),
                 an unknown kind of view, a model of fixed input size, or crops for a model that answers with boxes.
         """
         for name in tta:
@@ -64,7 +64,7 @@ class Combined(Predicting):
         first = models[0]
         if len({model.protocol for model in models}) > 1:
             kinds, what = {"coco": "boxes", "points": "box and points"}, "the models of an ensemble must answer alike"
-            answers = ", ".join(kinds.get(model.protocol, "classes of whole pictures") for model in models)
+            answers = ", ".join(kinds.get(model.protocol, "classes of whole images") for model in models)
             raise DetkitError(what, f"they give, in this order: {answers}", "name models of one kind, or one at a time")
         self.classes, self.class_ids = first.classes, first.class_ids
         self.threshold = sum(model.threshold for model in models) / len(models)
@@ -78,7 +78,7 @@ class Combined(Predicting):
             self._looks += [_Look(*one, labels) for one in product(views, corners, mirrored)]
 
     def __len__(self) -> int:
-        """How often each picture is looked at."""
+        """How often each image is looked at."""
         return len(self._looks)
 
     def predict_samples(self, samples: list[Sample], limits: Limits) -> list[Detections]:
@@ -113,7 +113,7 @@ class Combined(Predicting):
             what = f"{', '.join(other)} of several views cannot be fused"
             raise DetkitError(what, "--tta, --ensemble", "only boxes and points can: use this model by itself")
         (height, width), boxes, extra = size, found.boxes, dict(found.extra)
-        if look.corner is not None:  # a classifier's answer is for the whole picture
+        if look.corner is not None:  # a classifier's answer is for the whole image
             boxes = np.tile(np.array([0, 0, width, height], np.float32), (len(found), 1))
         elif look.mirrored:
             boxes = _mirrored_boxes(boxes, width)
@@ -146,7 +146,7 @@ def _fused_points(boxes: np.ndarray, labels: np.ndarray, looks: list[Detections]
 
 
 def _view(sample: Sample, corner: tuple[float, float] | None, mirrored: bool) -> Sample:
-    """What of the picture the model is shown; see ``_Look``."""
+    """What of the image the model is shown; see ``_Look``."""
     image, proposals = sample.image, sample.proposals
     if corner is not None:
         height, width = (max(round(side * CROP), 1) for side in image.shape[:2])

@@ -24,19 +24,19 @@ FILTERS = {
 
 
 def example() -> np.ndarray:
-    """(6, 6) float64: the textbook's picture, 10 in its left half and 0 in its right."""
+    """(6, 6) float64: the textbook's image, 10 in its left half and 0 in its right."""
     return np.repeat([[10.0, 10, 10, 0, 0, 0]], 6, axis=0)
 
 
-def response(picture: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(H - f + 1, W - f + 1) float64: what a filter answers at every place where it lies inside the picture.
+def response(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(H - f + 1, W - f + 1) float64: what a filter answers at every place where it lies inside the image.
 
-    picture: (H, W) or (H, W, 3), in any units; weights: (f, f), which see the mean of the colours, or (f, f, 3).
+    image: (H, W) or (H, W, 3), in any units; weights: (f, f), which see the mean of the colours, or (f, f, 3).
 
     Raises:
-        ValueError: the filter is larger than the picture, or wants colours that a grey picture has not.
+        ValueError: the filter is larger than the image, or wants colours that a grey image has not.
     """
-    return _windows(picture, weights) @ weights.ravel()
+    return _windows(image, weights) @ weights.ravel()
 
 
 class Learned(NamedTuple):
@@ -48,17 +48,17 @@ class Learned(NamedTuple):
     steps: int
 
 
-def learn(picture: np.ndarray, wanted: np.ndarray, *, steps: int = 20_000, seed: int = 0) -> Learned:
-    """A filter of ``wanted``'s shape, found from its answers to the picture alone: gradient descent with Nesterov's
+def learn(image: np.ndarray, wanted: np.ndarray, *, steps: int = 20_000, seed: int = 0) -> Learned:
+    """A filter of ``wanted``'s shape, found from its answers to the image alone: gradient descent with Nesterov's
     momentum on the mean squared error, from random weights until the gradient is gone, at most ``steps`` steps.
 
-    The error is quadratic in the weights, so it is summed up once: a step costs f^4 numbers whatever the picture's
-    size. In a picture that does not vary in every direction several filters answer alike, and one of them is found.
+    The error is quadratic in the weights, so it is summed up once: a step costs f^4 numbers whatever the image's
+    size. In an image that does not vary in every direction several filters answer alike, and one of them is found.
 
     Raises:
         ValueError: as ``response``.
     """
-    windows = _windows(picture, wanted).reshape(-1, wanted.size)
+    windows = _windows(image, wanted).reshape(-1, wanted.size)
     hessian = windows.T @ windows / len(windows)
     target = hessian @ wanted.ravel()
     rate = 1 / max(float(np.linalg.norm(hessian, 2)), 1e-12)
@@ -75,21 +75,21 @@ def learn(picture: np.ndarray, wanted: np.ndarray, *, steps: int = 20_000, seed:
     return Learned(now.reshape(wanted.shape), error, step)
 
 
-def as_picture(answers: np.ndarray) -> np.ndarray:
+def as_image(answers: np.ndarray) -> np.ndarray:
     """Answers (H, W) as uint8 (H, W, 3): grey is 0, white the largest size of any answer, black minus that."""
     scaled = answers / max(float(np.abs(answers).max(initial=0)), 1e-12)
     return np.repeat(np.rint(127.5 + 127.5 * scaled).astype(np.uint8)[..., None], 3, axis=2)
 
 
-def _windows(picture: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _windows(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """(H - f + 1, W - f + 1, f * f * channels) float64, in the order of ``weights.ravel()``."""
-    picture = np.asarray(picture, np.float64)
-    if picture.ndim == 3 and weights.ndim == 2:
-        picture = picture.mean(axis=2)
-    if picture.ndim != weights.ndim or picture.shape[2:] != weights.shape[2:]:
-        raise ValueError(f"a filter {weights.shape} does not fit a picture {picture.shape}")
-    if min(picture.shape[:2]) < len(weights):
-        raise ValueError(f"a picture {picture.shape} is smaller than the filter {weights.shape}")
-    found = np.lib.stride_tricks.sliding_window_view(picture, weights.shape[:2], axis=(0, 1))
+    image = np.asarray(image, np.float64)
+    if image.ndim == 3 and weights.ndim == 2:
+        image = image.mean(axis=2)
+    if image.ndim != weights.ndim or image.shape[2:] != weights.shape[2:]:
+        raise ValueError(f"a filter {weights.shape} does not fit an image {image.shape}")
+    if min(image.shape[:2]) < len(weights):
+        raise ValueError(f"an image {image.shape} is smaller than the filter {weights.shape}")
+    found = np.lib.stride_tricks.sliding_window_view(image, weights.shape[:2], axis=(0, 1))
     found = np.moveaxis(found, 2, -1) if weights.ndim == 3 else found
     return found.reshape(*found.shape[:2], weights.size)

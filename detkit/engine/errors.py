@@ -52,13 +52,13 @@ def stop_requests() -> Iterator[StopRequest]:
 
 
 def not_finite(what: str, batches: list[Batch], epoch: int) -> DetkitError:
-    """The error of a loss or gradient that is no number: names the pictures of the batch."""
+    """The error of a loss or gradient that is no number: names the images of the batch."""
     paths = [path or str(name) for b in batches for path, name in zip(b.paths, b.image_ids, strict=True)]
     shown = ", ".join(paths[:8]) + (f" and {len(paths) - 8} more" if len(paths) > 8 else "")
     return DetkitError(
         f"the {what} is not a number any more (epoch {epoch + 1})",
         f"batch of {shown or 'another process'}",
-        "lower train.lr (or train.clip), check these pictures' labels, or train with precision fp32",
+        "lower train.lr (or train.clip), check these images' labels, or train with precision fp32",
         code=4,
     )
 

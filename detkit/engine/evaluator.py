@@ -25,9 +25,9 @@ from detkit.structures import Batch, Detections, Limits, Predictor, Sample, Targ
 
 @dataclass(slots=True)
 class Timings:
-    """Seconds spent waiting for pictures and computing detections, and the number of pictures.
+    """Seconds spent waiting for images and computing detections, and the number of images.
 
-    batches: of each batch its pictures and its seconds for data, for the model and, apart from it, for the head's
+    batches: of each batch its images and its seconds for data, for the model and, apart from it, for the head's
     ``predict`` (decoding and NMS); that last is 0 for a predictor whose inside is not known.
     """
 
@@ -39,7 +39,7 @@ class Timings:
 
 @dataclass(slots=True)
 class Inference:
-    """Detections on a data set: tables for the metrics, loss terms (if asked for), times, pictures left out."""
+    """Detections on a data set: tables for the metrics, loss terms (if asked for), times, images left out."""
 
     truth: GroundTruth
     results: Results
@@ -66,7 +66,7 @@ def evaluate(
     matched by name. ``on_batch(done, total)`` counts batches.
 
     Raises:
-        DetkitError: no class name of the model is one of the data's, or no picture could be read. A warning tells of
+        DetkitError: no class name of the model is one of the data's, or no image could be read. A warning tells of
             those that could not, where others could.
     """
     limits = limits or Limits.evaluation()
@@ -88,9 +88,9 @@ def evaluate(
         done = _run(step, batches, total, predictor.classes, dataset, on_batch)
         done.failures = failures
     if not done.timings.images:
-        raise done.failures[0] if done.failures else DetkitError("the data set holds no pictures")
+        raise done.failures[0] if done.failures else DetkitError("the data set holds no images")
     if done.failures:
-        first, said = done.failures[0], f"{len(done.failures)} of {len(dataset)} pictures cannot be read"
+        first, said = done.failures[0], f"{len(done.failures)} of {len(dataset)} images cannot be read"
         warnings.warn(f"{said}, and count as if nothing was found: {first.where}: {first.what}", stacklevel=1)
     return done.truth, done.results, done.timings
 
@@ -180,7 +180,7 @@ def _run(
             item = next(iterator, None)
         loaded = time.perf_counter()
         timings.data += loaded - started
-        if item is None:  # the last batches held no picture that could be read
+        if item is None:  # the last batches held no image that could be read
             break
         before = clock[0]
         detections, losses = step(item)

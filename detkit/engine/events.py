@@ -32,7 +32,7 @@ class TrainStarted:
     def __str__(self) -> str:
         start = f", going on at epoch {self.first_epoch + 1}" if self.first_epoch else ""
         epochs, steps = (f"{n} {word}{'s' * (n > 1)}" for n, word in ((self.epochs, "epoch"), (self.steps, "step")))
-        pictures = f"{self.train_images} pictures to train on, {self.val_images} to validate"
+        pictures = f"{self.train_images} images to train on, {self.val_images} to validate"
         where = f"{self.parameters / 1e6:.2f} M parameters, {self.device} {self.precision}{start}"
         return f"{self.run}: {pictures}, {epochs} of {steps}, {where}"
 
@@ -51,7 +51,7 @@ class EpochStarted:
 class BatchDone:
     """One step of the optimizer: loss terms (divided by their counts), highest rate, norm of the gradient, seconds.
 
-    step, steps: place in this epoch; data_seconds: the part of ``seconds`` spent waiting for pictures.
+    step, steps: place in this epoch; data_seconds: the part of ``seconds`` spent waiting for images.
     """
 
     epoch: int

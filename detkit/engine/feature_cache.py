@@ -1,6 +1,6 @@
-"""What a fixed network, or its frozen part, makes of pictures or of their regions, computed once and kept on disk.
+"""What a fixed network, or its frozen part, makes of images or of their regions, computed once and kept on disk.
 
-Arrays are float16, a memory-mapped file a picture (``detkit.io.cache``). An entry's name holds all that decides its
+Arrays are float16, a memory-mapped file an image (``detkit.io.cache``). An entry's name holds all that decides its
 numbers: the network's weights, what is done to pixels before it, the pixels, the boxes. So an entry of another
 network, size or proposal is never found, and an interrupted run finds what it had done.
 """
@@ -32,7 +32,7 @@ VERSION = 1  # of what is kept: a higher one makes entries stale
 def feature_cache(
     networks: Iterable[nn.Module], preprocessing: Mapping[str, Any], tell: Callable[[str], None] | None = None
 ) -> Cache:
-    """The cache of what these networks, with their present weights, make of pictures.
+    """The cache of what these networks, with their present weights, make of images.
 
     preprocessing: plain values that decide how pixels become the networks' input (size, mean, pooling, ...); tell: see
     ``Cache``.
@@ -53,7 +53,7 @@ def network_hash(networks: Iterable[nn.Module]) -> str:
 
 
 def feature_key(pixels: Tensor, boxes: Tensor | None = None) -> str:
-    """The key of a picture's entry: its uint8 pixels (3, H, W) and, of regions, their boxes (R, 4) in input pixels."""
+    """The key of an image's entry: its uint8 pixels (3, H, W) and, of regions, their boxes (R, 4) in input pixels."""
     digest = hashlib.sha256(image_hash(pixels.cpu().numpy()).encode())
     if boxes is not None:
         digest.update(boxes.detach().float().cpu().contiguous().numpy())
@@ -93,14 +93,14 @@ def _features(cache: Cache, kept: str | np.ndarray) -> np.ndarray:
 
 
 class Embeddings(Sequence[Embedded]):
-    """A sequence of ``Embedded``: the regions of one picture after the other, their features still on disk."""
+    """A sequence of ``Embedded``: the regions of one image after the other, their features still on disk."""
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
         self.entries: list[tuple[str | np.ndarray, Tensor, Target]] = []
 
     def add(self, key: str, features: np.ndarray, boxes: Tensor, target: Target) -> None:
-        """One more picture, whose features lie in the cache, or are kept in memory where nothing can be written."""
+        """One more image, whose features lie in the cache, or are kept in memory where nothing can be written."""
         self.entries.append((_reference(key, features), boxes, target))
 
     def __len__(self) -> int:
@@ -120,15 +120,15 @@ def _half(x: Tensor) -> Tensor:
 def embed_regions(
     model: Any,
     loader: Loader,
-    pictures: int,
+    images: int,
     runtime: Runtime,
     tell: Callable[[str], None],
     on_batch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Embeddings:
-    """What the trunk of ``model`` (a Detector with a head that embeds regions) makes of each picture's objects and
+    """What the trunk of ``model`` (a Detector with a head that embeds regions) makes of each image's objects and
     proposals, in this order; computed where the cache does not have it yet.
 
-    loader: the pictures, as evaluation sees them; pictures: how many it has in all; tell: gets a sentence about the
+    loader: the images, as evaluation sees them; images: how many it has in all; tell: gets a sentence about the
     size before anything is computed, and what the cache has to say; on_batch(done, total): counts batches.
 
     Raises:
@@ -150,8 +150,8 @@ def embed_regions(
             proposals, _ = model.propose(batch, features)
             regions = [torch.cat((t.boxes.to(p), p)) for t, p in zip(targets, proposals, strict=True)]
             if not number:
-                rows = sum(len(boxes) for boxes in regions) * pictures / len(batch)
-                what = f"features of some {rows:.0f} regions of {pictures} pictures"
+                rows = sum(len(boxes) for boxes in regions) * images / len(batch)
+                what = f"features of some {rows:.0f} regions of {images} images"
                 size = 2 * rows * head.classes.in_features
                 tell(announced(cache, what, size, "give model.proposals fewer boxes"))
             for i, boxes in enumerate(regions):
@@ -183,25 +183,25 @@ def refuse_uncacheable(model: Any, options: TrainOptions, augment: Any | None, w
     none = "".join(f" {name}=0" for name in joins)
     changes = augment is not None and augment.changes
     if views is None and changes:
-        what = "cached pictures are the same in every epoch, and augmentation changes them"
-        do = f"train.cache_views=1 trains on the pictures as they are, train.cache_views=8{none} on eight views of each"
+        what = "cached images are the same in every epoch, and augmentation changes them"
+        do = f"train.cache_views=1 trains on the images as they are, train.cache_views=8{none} on eight views of each"
         raise DetkitError(what, key, do)
     if (views or 1) > 1 and joins:
-        raise DetkitError("views that are kept show one picture each", joins[0], f"set{none}, or train.cache_views=1")
+        raise DetkitError("views that are kept show one image each", joins[0], f"set{none}, or train.cache_views=1")
     if (views or 1) > 1 and not changes:
-        what = "without augmentation all views of a picture are the same"
+        what = "without augmentation all views of an image are the same"
         raise DetkitError(what, "train.cache_views", "set it to 1, or switch an augmentation on")
 
 
 class FrozenStages:
-    """What the frozen stages of a Detector's backbone make of pictures: computed once, kept as float16.
+    """What the frozen stages of a Detector's backbone make of images: computed once, kept as float16.
 
-    each: bytes of a picture. An entry holds a picture's ``frozen_maps`` one after the other, channels last.
+    each: bytes of an image. An entry holds an image's ``frozen_maps`` one after the other, channels last.
     """
 
     def __init__(self, model: Any, runtime: Runtime, tell: Callable[[str], None]) -> None:
         self.model, self.runtime, self.tell = model, runtime, tell
-        self.computed = 0  # pictures that the cache did not have
+        self.computed = 0  # images that the cache did not have
         backbone = model.backbone
         with torch.inference_mode(), runtime.autocast():
             maps = model.frozen_maps(torch.zeros(1, 3, *model.resize.input_size, device=runtime.device))
@@ -213,16 +213,16 @@ class FrozenStages:
         decides |= {"maps": self.shapes, "precision": runtime.precision}
         self.cache = feature_cache(backbone.stages[: backbone.frozen], decides, tell)
 
-    def announce(self, pictures: int) -> None:
-        """Says what so many pictures take on the disk. Raises DetkitError, code 4, if that has no room."""
-        what = f"output of the frozen stages for {pictures} pictures"
+    def announce(self, images: int) -> None:
+        """Says what so many images take on the disk. Raises DetkitError, code 4, if that has no room."""
+        what = f"output of the frozen stages for {images} images"
         there = self.cache.count() * self.each
-        self.tell(announced(self.cache, what, pictures * self.each, "freeze more stages, or keep fewer views", there))
+        self.tell(announced(self.cache, what, images * self.each, "freeze more stages, or keep fewer views", there))
 
     @torch.inference_mode()
     def keep(self, pixels: Tensor) -> list[str | np.ndarray]:
-        """Sees to it that the cache has these (B, 3, H, W) uint8 pictures, and returns what ``maps`` finds them by."""
-        keys = [feature_key(picture) for picture in pixels]
+        """Sees to it that the cache has these (B, 3, H, W) uint8 images, and returns what ``maps`` finds them by."""
+        keys = [feature_key(image) for image in pixels]
         found = [self.cache.find(key) for key in keys]
         missing = [i for i, features in enumerate(found) if features is None]
         if missing:
@@ -235,7 +235,7 @@ class FrozenStages:
         return [_reference(key, features) for key, features in zip(keys, found, strict=True) if features is not None]
 
     def maps(self, kept: list[str | np.ndarray]) -> list[Tensor]:
-        """``frozen_maps`` of these pictures, (B, C, H, W) on the CPU, in the types and strides that were computed."""
+        """``frozen_maps`` of these images, (B, C, H, W) on the CPU, in the types and strides that were computed."""
         tables = [np.empty((len(kept), height, width, depth), np.float16) for depth, height, width in self.shapes]
         for i, one in enumerate(kept):
             row, begin = _features(self.cache, one), 0
@@ -247,8 +247,8 @@ class FrozenStages:
         return [torch.from_numpy(table).permute(0, 3, 1, 2).to(dtype) for table, dtype in pairs]
 
 
-class _Picture(NamedTuple):
-    """One view of a picture, as a batch of it has it; kept: see ``FrozenStages``."""
+class _Image(NamedTuple):
+    """One view of an image, as a batch of it has it; kept: see ``FrozenStages``."""
 
     kept: str | np.ndarray
     size: Tensor
@@ -260,9 +260,9 @@ class _Picture(NamedTuple):
 
 
 class CachedLoader:
-    """``Loader``'s batches with ``Batch.cached`` in the place of pixels, once ``add`` has seen all pictures in order.
+    """``Loader``'s batches with ``Batch.cached`` in the place of pixels, once ``add`` has seen all images in order.
 
-    sampler: says which pictures make a batch. In epoch e picture i is its view (e + i) mod ``views``.
+    sampler: says which images make a batch. In epoch e image i is its view (e + i) mod ``views``.
     """
 
     def __init__(self, stages: FrozenStages, dataset: Any, sampler: Sampler, views: int = 1) -> None:
@@ -270,29 +270,29 @@ class CachedLoader:
         self.failures: dict[str, DetkitError] = {}
         names = dataset.annotations
         self._names = list(zip(names.image_ids, names.files, strict=True))
-        self._pictures: dict[tuple[int, int], _Picture] = {}  # by view and index
+        self._images: dict[tuple[int, int], _Image] = {}  # by view and index
         self._next = [0] * views
 
     def add(self, view: int, batch: Batch, targets: list[Target]) -> None:
-        """The next pictures of the data set, in its order; those that cannot be read are missing."""
+        """The next images of the data set, in its order; those that cannot be read are missing."""
         proposals: list[Any] = batch.proposals or [None] * len(batch)
         columns = (self.stages.keep(batch.pixels), batch.sizes, batch.restore, batch.image_ids, batch.paths)
         for row in zip(*columns, proposals, targets, strict=True):
-            picture = _Picture(*row)
-            index = self._names.index((picture.image_id, picture.path), self._next[view])
-            self._pictures[view, index] = picture
+            image = _Image(*row)
+            index = self._names.index((image.image_id, image.path), self._next[view])
+            self._images[view, index] = image
             self._next[view] = index + 1
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def epoch(self, epoch: int, start: int = 0, mosaic: bool = True) -> Iterator[tuple[Batch, list[Target]]]:
-        """As ``Loader.epoch``; nothing is joined, whatever ``mosaic`` says. Raises DetkitError without any picture."""
-        if not self._pictures:
-            raise next(iter(self.failures.values()), DetkitError("the data set holds no pictures"))
+        """As ``Loader.epoch``; nothing is joined, whatever ``mosaic`` says. Raises DetkitError without any image."""
+        if not self._images:
+            raise next(iter(self.failures.values()), DetkitError("the data set holds no images"))
         for slots in self.sampler.epoch(epoch, start):
             places = [self._place(epoch, int(p), int(i)) for p, i in zip(*slots, strict=True)]
-            found = [self._pictures[place] for place in places if place in self._pictures]
+            found = [self._images[place] for place in places if place in self._images]
             if found:
                 yield self._batch(found)
 
@@ -300,17 +300,17 @@ class CachedLoader:
         """Nothing is open."""
 
     def _place(self, epoch: int, position: int, index: int) -> tuple[int, int]:
-        """View and index of the picture at this position; training takes another for one that cannot be read."""
+        """View and index of the image at this position; training takes another for one that cannot be read."""
         place = (epoch + index) % self.views, index
-        if place not in self._pictures and self.sampler.shuffle:
+        if place not in self._images and self.sampler.shuffle:
             rng = np.random.default_rng([self.sampler.seed, epoch, position])
-            while place not in self._pictures:
+            while place not in self._images:
                 index = int(rng.integers(len(self._names)))
                 place = (epoch + index) % self.views, index
         return place
 
-    def _batch(self, pictures: list[_Picture]) -> tuple[Batch, list[Target]]:
-        kept, sizes, restore, image_ids, paths, proposals, targets = (list(x) for x in zip(*pictures, strict=True))
+    def _batch(self, images: list[_Image]) -> tuple[Batch, list[Target]]:
+        kept, sizes, restore, image_ids, paths, proposals, targets = (list(x) for x in zip(*images, strict=True))
         # Their shape alone is known: one byte of memory.
         pixels = torch.zeros((), dtype=torch.uint8).expand(len(kept), 3, *self.stages.model.resize.input_size)
         boxes = None if proposals[0] is None else proposals

@@ -30,7 +30,7 @@ from detkit.structures import Limits, Sample
 def ready(detector: Detector) -> Detector:
     """A view of ``detector``, in evaluation mode, that finds the same, to rounding, and sooner.
 
-    It shares all but the folded weights, which are made by one look at a grey picture, and anew whenever a weight, a
+    It shares all but the folded weights, which are made by one look at a grey image, and anew whenever a weight, a
     statistic, a setting or a part of those layers has changed (what is written through ``tensor.data`` is not seen;
     ``train()`` drops them). Layers with hooks stay as they are. Threads may share a detector.
     """
@@ -126,7 +126,7 @@ def fold(detector: Detector) -> dict[nn.Module, nn.Module]:
 
 
 def _bare(module: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
-    """The same weights in modules without hooks: a grey picture is nothing that those who hung them want to see."""
+    """The same weights in modules without hooks: a grey image is nothing that those who hung them want to see."""
     if module not in made:
         children = {name: child if child is None else _bare(child, made) for name, child in module._modules.items()}
         hooks = {name: OrderedDict[int, Any]() for name in ("_forward_hooks", "_forward_pre_hooks")}

@@ -1,4 +1,4 @@
-"""Where a picture speaks for a class, told by gradients."""
+"""Where an image speaks for a class, told by gradients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from detkit.structures import Sample
 
 
 class Cam(NamedTuple):
-    """heat (H, W) float32, 0..1, in the picture's pixels; label, score: the class and its own, 0..1; stage: whose maps
+    """heat (H, W) float32, 0..1, in the image's pixels; label, score: the class and its own, 0..1; stage: whose maps
     were looked at."""
 
     heat: np.ndarray
@@ -31,7 +31,7 @@ class Cam(NamedTuple):
 
 
 def grad_cam(detector: Detector, image: np.ndarray, label: int | None = None, stage: int | None = None) -> Cam:
-    """Where a picture, uint8 (H, W, 3) RGB, speaks for a class: Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391).
+    """Where an image, uint8 (H, W, 3) RGB, speaks for a class: Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391).
 
     Equations 1 and 2: the stage's maps, each weighted by the mean of the class logit's gradient in it, summed, and cut
     off below 0. Of a detector it is the logit of the place (prior or region) that answers most for the class.
@@ -52,7 +52,7 @@ def grad_cam(detector: Detector, image: np.ndarray, label: int | None = None, st
     with torch.no_grad():
         scores = _scores(detector, detector.head.raw(features, boxes))
     if not len(scores):
-        raise DetkitError("no region was proposed in this picture", do="give another one")
+        raise DetkitError("no region was proposed in this image", do="give another one")
     label = int(scores.amax(0).argmax()) if label is None else label
     place, score = int(scores[:, label].argmax()), float(scores[:, label].max())
     if boxes is not None:  # the others need no gradient
@@ -68,7 +68,7 @@ def grad_cam(detector: Detector, image: np.ndarray, label: int | None = None, st
     if not pairs:
         what = f"the answer for {detector.classes[label]} does not come through stage {stage}"
         if stage is None:  # every unit between is off
-            what = f"the answer for {detector.classes[label]} does not depend on what this picture shows"
+            what = f"the answer for {detector.classes[label]} does not depend on what this image shows"
         raise DetkitError(what, do="name another class" if stage is None else "leave --stage out, for the deepest")
     chosen = max(number for number, _, _ in pairs)
     height, width = (int(v) for v in batch.sizes[0])
@@ -118,7 +118,7 @@ def overlaid(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 
 def _scores(detector: Detector, raw: dict[str, Tensor]) -> Tensor:
-    """(A, C), 0..1, of one picture: of each prior, of each region, or of the picture as a whole."""
+    """(A, C), 0..1, of one image: of each prior, of each region, or of the image as a whole."""
     if raw["classes"].ndim == 3:
         scores: Tensor = detector.head.scores(raw)[0]
         return scores
@@ -128,7 +128,7 @@ def _scores(detector: Detector, raw: dict[str, Tensor]) -> Tensor:
 
 
 def _logits(detector: Detector, raw: dict[str, Tensor]) -> Tensor:
-    """(A, C), of one picture, as ``_scores``: before softmax; a prior's objectness and class added up."""
+    """(A, C), of one image, as ``_scores``: before softmax; a prior's objectness and class added up."""
     if raw["classes"].ndim == 3:
         return (raw["objectness"][..., None] + raw["classes"])[0]
     return raw.get("margins", raw["classes"])[:, : len(detector.classes)]

@@ -40,11 +40,11 @@ class _Answers(nn.Module):
 def published(name: str, weights: str = "imagenet", size: int | None = None) -> Detector:
     """The backbone ``name`` with its classifier, to be looked into by the functions below (it does not predict).
 
-    weights: "imagenet", "none" or a file; size: of the square that pictures are stretched to, by default the
+    weights: "imagenet", "none" or a file; size: of the square that images are stretched to, by default the
     network's own. Classes are ImageNet's where weights know 1000 of them, else numbers.
 
     Raises:
-        DetkitError: the weights cannot be had, no such network was published, or a picture of this size is too small.
+        DetkitError: the weights cannot be had, no such network was published, or an image of this size is too small.
     """
     from torchvision.models import ResNet18_Weights
 
@@ -83,7 +83,7 @@ def first_filters(detector: Detector) -> np.ndarray:
 
 
 def stage_maps(detector: Detector, image: np.ndarray, stage: int) -> np.ndarray:
-    """(C, h, w) float32: what stage ``stage`` makes of a picture, uint8 (H, W, 3) RGB; cells of padding are cut off.
+    """(C, h, w) float32: what stage ``stage`` makes of an image, uint8 (H, W, 3) RGB; cells of padding are cut off.
 
     Raises:
         DetkitError: no such stage.
@@ -95,10 +95,10 @@ def stage_maps(detector: Detector, image: np.ndarray, stage: int) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class Peaks:
-    """The strongest answer of each channel in each picture.
+    """The strongest answer of each channel in each image.
 
-    values (P, C) float32; cells (P, C, 2) int64 column, row; pictures (P,): places in the data set; field: what a cell
-    sees of the input; failed: pictures that could not be read, and why.
+    values (P, C) float32; cells (P, C, 2) int64 column, row; images (P,): places in the data set; field: what a cell
+    sees of the input; failed: images that could not be read, and why.
     """
 
     values: np.ndarray
@@ -108,7 +108,7 @@ class Peaks:
     failed: list[str]
 
     def choose(self, count: int) -> list[int]:
-        """The ``count`` channels whose nine strongest answers stand out most from all pictures', in rising order."""
+        """The ``count`` channels whose nine strongest answers stand out most from all images', in rising order."""
         strongest = np.sort(self.values, axis=0)[-9:].mean(axis=0)
         apart = (strongest - self.values.mean(axis=0)) / (self.values.std(axis=0) + 1e-6)
         return sorted(np.argsort(-apart, kind="stable")[:count].tolist())
@@ -123,10 +123,10 @@ def peaks(
     seed: int = 0,
     batch: int = 8,
 ) -> Peaks:
-    """Where each channel of a stage answers most in each of ``pictures`` pictures, drawn with ``seed``.
+    """Where each channel of a stage answers most in each of ``images`` images, drawn with ``seed``.
 
     Raises:
-        DetkitError: no such stage, or no picture could be read.
+        DetkitError: no such stage, or no image could be read.
     """
     order = np.random.default_rng(seed).permutation(len(dataset))[:pictures].tolist()
     field, failed, used = _field(detector, stage), [], []
@@ -148,12 +148,12 @@ def peaks(
             samples = []
     if not values:
         where = failed[0] if failed else "the data set is empty"
-        raise DetkitError("none of the pictures could be read", where, "give --images the folder of the pictures")
+        raise DetkitError("none of the images could be read", where, "give --images the folder of the images")
     return Peaks(np.stack(values), np.stack(cells), np.array(used), field, failed)
 
 
 class Patch(NamedTuple):
-    """A picture uint8 (h, w, 3) RGB of what a cell sees, the cell framed; the channel's answer; the picture's path."""
+    """An image uint8 (h, w, 3) RGB of what a cell sees, the cell framed; the channel's answer; the image's path."""
 
     image: np.ndarray
     value: float
@@ -170,12 +170,12 @@ def patches(
     window: float | None = None,
     side: int = 128,
 ) -> list[Patch]:
-    """The ``count`` patches, of different pictures, that excite a channel most, strongest first.
+    """The ``count`` patches, of different images, that excite a channel most, strongest first.
 
     Zeiler & Fergus 2014 (arXiv 1311.2901, section 4.1) show nine and Girshick et al. 2014 (arXiv 1311.2524, section
     3.1) let a unit speak for itself so. The cell itself, one stride wide, is framed: of deep ones the field is far
     larger than what excites them. window: pixels of the input to cut out, by default the cell's receptive field; only
-    what lies inside the picture is shown. side: of a patch in pixels.
+    what lies inside the image is shown. side: of a patch in pixels.
 
     Raises:
         DetkitError: no such channel.
@@ -222,7 +222,7 @@ def stages_of(detector: Detector, stage: int | None = None) -> list[nn.Module]:
 
 
 def _after(detector: Detector, pixels: Tensor, stage: int) -> Tensor:
-    """(B, C, h, w): a stage's output, at the picture's own scale, of pixels (B, 3, H, W) in 0..255."""
+    """(B, C, h, w): a stage's output, at the image's own scale, of pixels (B, 3, H, W) in 0..255."""
     x = (pixels - detector.mean) / detector.std
     for module in stages_of(detector, stage)[: stage + 1]:
         x = module(x)
@@ -230,7 +230,7 @@ def _after(detector: Detector, pixels: Tensor, stage: int) -> Tensor:
 
 
 def _inside(maps: Tensor, batch: Batch) -> list[Tensor]:
-    """Each picture's (C, h, w), without the cells that see only padding."""
+    """Each image's (C, h, w), without the cells that see only padding."""
     share = batch.sizes.cpu() / torch.tensor(batch.pixels.shape[-2:])
     ends = (share * torch.tensor(maps.shape[-2:])).ceil().long().clamp(min=1).tolist()
     return [one[:, :rows, :columns] for one, (rows, columns) in zip(maps, ends, strict=True)]

@@ -116,7 +116,7 @@ def _tensorboard(run: Path) -> Any:
 
 
 def draw_curves(path: Path, rows: Sequence[Row]) -> None:
-    """Losses (training, validation) and scores over the epochs as a picture; ``rows`` as in metrics.csv."""
+    """Losses (training, validation) and scores over the epochs as an image; ``rows`` as in metrics.csv."""
     with written_figure(path, 10, 4, overwrite=True) as figure:
         losses, scores = figure.subplots(1, 2)
         for axes, names, title in (
@@ -136,7 +136,7 @@ def draw_curves(path: Path, rows: Sequence[Row]) -> None:
 
 
 def save_first_batch(path: Path, batch: Batch, targets: Sequence[Target], classes: Sequence[str]) -> None:
-    """The batch's pictures (up to 16) as the model sees them, with their boxes, in one picture."""
+    """The batch's images (up to 16) as the model sees them, with their boxes, in one image."""
     pictures = batch.pixels[:16].permute(0, 2, 3, 1).contiguous().cpu().numpy()
     drawn = [draw_target(p, t.numpy(), classes) for p, t in zip(pictures, targets, strict=False)]
     across = int(np.ceil(np.sqrt(len(drawn))))
@@ -147,7 +147,7 @@ def save_first_batch(path: Path, batch: Batch, targets: Sequence[Target], classe
 
 
 def data_hash(dataset: Any) -> str:
-    """First 16 digits of the SHA-256 of the labels: classes, image ids, boxes (not of the pictures)."""
+    """First 16 digits of the SHA-256 of the labels: classes, image ids, boxes (not of the images)."""
     truth = dataset.annotations.ground_truth()
     digest = hashlib.sha256(json.dumps([truth.classes, list(dataset.annotations.image_ids)], default=str).encode())
     for column in (truth.image, truth.label, truth.xywh, truth.crowd, truth.difficult):

@@ -244,7 +244,7 @@ class Trainer(Session):
             if self.stop.signal:
                 raise KeyboardInterrupt
         seconds = times[-1]
-        # A forward pass takes about a third of a step; pictures are read by other processes meanwhile.
+        # A forward pass takes about a third of a step; images are read by other processes meanwhile.
         validation = 0 if self.val_loader is None else len(self.val_loader) * seconds / 3 / self.options.accumulate
         return DryRun(
             run=self.run,

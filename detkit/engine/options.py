@@ -14,9 +14,9 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 class TrainOptions:
     """How to train. Raises DetkitError (code 2), naming the key, for a value that makes no sense.
 
-    epochs: passes over the training set; batch: pictures a step (of all processes together, before accumulation);
-    accumulate: batches whose gradients are added up before the weights move; limit: only the first pictures (0: all);
-    balance: pictures with classes that are in less than this share of the pictures are drawn more often (0: all alike;
+    epochs: passes over the training set; batch: images a step (of all processes together, before accumulation);
+    accumulate: batches whose gradients are added up before the weights move; limit: only the first images (0: all);
+    balance: images with classes that are in less than this share of the images are drawn more often (0: all alike;
     Gupta et al., LVIS, 2019, section 4.2).
 
     optimizer, lr, momentum (SGD, RMSprop), weight_decay (never of biases and normalisation layers); backbone_lr: the
@@ -28,8 +28,8 @@ class TrainOptions:
     ema: decay of the averaged weights, which are those validated and saved (0: none).
 
     cache_features: the output of the backbone's frozen stages is computed once and kept on disk (float16), and the rest
-    trains from it; cache_views: of each picture so many augmented views are kept, and each epoch takes the next one
-    (1: the picture as it is, augmentation is left out; none: 1 where there is no augmentation).
+    trains from it; cache_views: of each image so many augmented views are kept, and each epoch takes the next one
+    (1: the image as it is, augmentation is left out; none: 1 where there is no augmentation).
 
     precision: ``auto`` takes bf16 where the hardware computes in it, else fp32; device: ``auto``, ``cpu``, ``cuda``,
     ``cuda:1``, ``mps``; workers: loading processes beside training.

@@ -1,4 +1,4 @@
-"""Detections in a stream of pictures, one batch in memory whatever its length."""
+"""Detections in a stream of images, one batch in memory whatever its length."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def stream(
     """
     limits = limits or Limits()
     waiting: list[Frame | Failure] = []
-    pictures = 0
+    images = 0
     for frame in frames:
         waiting.append(frame)
-        pictures += hasattr(frame, "image")
-        if pictures == batch or not pictures:
+        images += hasattr(frame, "image")
+        if images == batch or not images:
             yield from _detect(predictor, waiting, limits)
-            waiting, pictures = [], 0
+            waiting, images = [], 0
     yield from _detect(predictor, waiting, limits)
 
 

@@ -84,7 +84,7 @@ class Session:
         if late := [epoch for epoch in options.unfreeze if epoch > options.epochs]:
             self.say(f"train.unfreeze: the run ends before epoch {late[0]}, so {len(late)} more stages stay frozen")
         if self.protocol != "classify" and getattr(self.train_set.annotations, "labelled", False):
-            self.say("every picture has one object, which fills it: to name pictures, train classify")
+            self.say("every image has one object, which fills it: to name images, train classify")
 
     def _best_by(self) -> str:
         """The score that chooses the best weights. Raises DetkitError where model, data and options do not fit."""
@@ -99,7 +99,7 @@ class Session:
         for name, dataset in (("train", self.train_set), ("val", self.val_set)):
             if self.protocol == "classify" and dataset is not None and not dataset.annotations.labelled:
                 do = "give class folders; detkit data crops DATA --out FOLDER makes them of a detection set"
-                raise DetkitError("a classifier needs pictures of one label each", f"data.{name}", do)
+                raise DetkitError("a classifier needs images of one label each", f"data.{name}", do)
         return chosen
 
     def _loader(self, dataset: Any, augment: Any | None, shuffle: bool) -> Loader:
@@ -152,19 +152,19 @@ class Session:
         )
 
     def cache_frozen(self) -> None:
-        """Lets the frozen stages look at every picture, and the loaders hand out what these have made of them."""
+        """Lets the frozen stages look at every image, and the loaders hand out what these have made of them."""
         self.count_time()
         begun, views = self.state.progress.caching, self.options.cache_views or 1
         stages = FrozenStages(self.model, self.runtime, self.say)
-        pictures = views * len(self.train_set) + (0 if self.val_loader is None else len(self.val_set))  # type: ignore[arg-type]
-        stages.announce(pictures)
+        images = views * len(self.train_set) + (0 if self.val_loader is None else len(self.val_set))  # type: ignore[arg-type]
+        stages.announce(images)
         self.loader = self._cached(stages, self.train_set, self.augment, views, self.loader.sampler)
         if self.val_loader is not None:
             self.val_loader = self._cached(stages, self.val_set, None, 1, self.val_loader.sampler)
         self.count_time(caching=True)
         seconds = self.state.progress.caching - begun
-        rest = f", {pictures - stages.computed} were in the cache" if stages.computed < pictures else ""
-        self.say(f"the frozen stages looked at {stages.computed} pictures in {seconds:.0f} s{rest}")
+        rest = f", {images - stages.computed} were in the cache" if stages.computed < images else ""
+        self.say(f"the frozen stages looked at {stages.computed} images in {seconds:.0f} s{rest}")
 
     def _cached(
         self, stages: FrozenStages, dataset: Any, augment: Any | None, views: int, sampler: Sampler
@@ -176,7 +176,7 @@ class Session:
                 for step in range(len(loader)):
                     with torch.random.fork_rng(devices=[]):  # torch's loader draws from the model's random numbers
                         item = next(batches, None)
-                    if item is None:  # the last pictures cannot be read
+                    if item is None:  # the last images cannot be read
                         break
                     if sampler.shuffle and not (view or step or self.state.progress.step):
                         save_first_batch(self.run / "first_batch.jpg", *item, self.model.classes)

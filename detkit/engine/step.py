@@ -35,7 +35,7 @@ class Stepper:
     def __call__(self, window: list[Item], epoch: int, running: Sums) -> tuple[dict[str, float], float]:
         """One step: returns the loss terms and the gradient's norm, and adds the terms to ``running``.
 
-        Raises DetkitError (code 4), naming the pictures, for a loss or gradient that is no number: before any weight
+        Raises DetkitError (code 4), naming the images, for a loss or gradient that is no number: before any weight
         has moved.
         """
         self.model.train()

@@ -27,7 +27,7 @@ class Layer:
     pixels, along the longer side; first_centre: of cell 0, in input pixels.
 
     A layer that reads the whole map is a cell with the map's field. The gates of squeeze-and-excitation are left out of
-    receptive fields: through them every cell sees a little of the whole picture.
+    receptive fields: through them every cell sees a little of the whole image.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Layer:
 class Summary:
     """input: (H, W, C); layers: those that have weights, or change the shape or the receptive field; total: parameters,
     multiply_adds, layers (those with weights, without normalisation), depth (convolutions and matrix products on the
-    longest path); of a detector with proposals also regions (the most of a picture, 0: no limit) and
+    longest path); of a detector with proposals also regions (the most of an image, 0: no limit) and
     region_multiply_adds, of one of them: ``layers`` shows one, multiply_adds counts all (one where there is no limit).
     """
 
@@ -72,7 +72,7 @@ class Field(NamedTuple):
 
 
 def summarise(network: nn.Module, size: tuple[int, int], run: Callable[[Tensor], Any] | None = None) -> Summary:
-    """The layers that ``run`` (the network itself by default) calls for one picture of ``size`` height, width.
+    """The layers that ``run`` (the network itself by default) calls for one image of ``size`` height, width.
 
     Works on the meta device, where nothing is computed.
     """
@@ -103,7 +103,7 @@ def of_backbone(name: str, size: tuple[int, int] | None = None, num_classes: int
     """The classifier on the backbone ``name``, as published where size or number of classes are not given.
 
     Raises:
-        DetkitError: a picture too small for it.
+        DetkitError: an image too small for it.
     """
     from detkit.backbones import BACKBONES
 
@@ -117,7 +117,7 @@ def of_config(path_or_name: str, size: tuple[int, int] | None = None, num_classe
     """The detector of a config, whose data need not be there: for ``num_classes``, or its ``data.classes``, or 80.
 
     Raises:
-        DetkitError: as ``detkit.config.read_config``; a picture too small for it.
+        DetkitError: as ``detkit.config.read_config``; an image too small for it.
     """
     from detkit.config import build_detector, read_config
     from detkit.engine.options import TrainOptions
@@ -158,10 +158,10 @@ def facts(predictor: Any) -> dict[str, Any]:
 
 
 def of_detector(detector: Any, size: tuple[int, int] | None = None) -> Summary:
-    """A detector for a picture of ``size``, by default its own input's.
+    """A detector for an image of ``size``, by default its own input's.
 
     Raises:
-        DetkitError: a picture too small for it.
+        DetkitError: an image too small for it.
     """
 
     def run(pixels: Tensor) -> None:
@@ -193,7 +193,7 @@ def _checked(network: nn.Module, size: tuple[int, int], run: Callable[[Tensor], 
         return summarise(network.eval(), size, run)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        what = f"the network does not take a picture of {size[0]} x {size[1]} pixels: {reason}"
+        what = f"the network does not take an image of {size[0]} x {size[1]} pixels: {reason}"
         raise DetkitError(what, "--input", "give a larger one, such as 224x224x3") from None
 
 

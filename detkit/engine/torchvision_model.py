@@ -47,7 +47,7 @@ class TorchvisionDetector(Predicting):
 
     @property
     def size(self) -> int:
-        """Pixels of the shorter side that pictures are scaled to."""
+        """Pixels of the shorter side that images are scaled to."""
         least, _, fixed = self._sizes
         return round((fixed or least)[-1] * self.scale)
 

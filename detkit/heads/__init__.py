@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 HEADS = {
-    "classify": "detkit.heads.picture:Classify",
+    "classify": "detkit.heads.classify:Classify",
     "localize": "detkit.heads.localize:Localize",
     "roi": "detkit.heads.roi:RoIHead",
     "sliding_window": "detkit.heads.sliding_window:SlidingWindow",

@@ -266,10 +266,10 @@ def select_detections(
     limits: Limits,
     extra: Mapping[str, Tensor] | None = None,
 ) -> list[Detections]:
-    """Candidates of a batch as detections: clipped to their pictures, NMS per class, the best ``max_detections``.
+    """Candidates of a batch as detections: clipped to their images, NMS per class, the best ``max_detections``.
 
     boxes (N, 4), scores, labels and image (N,), the place in the batch; sizes (B, 2) height, width; classes: their
-    number; extra: what goes with the boxes, (N, ...) each. One result a picture, best first.
+    number; extra: what goes with the boxes, (N, ...) each. One result an image, best first.
     """
     size = sizes.to(boxes)[image].flip(1).repeat(1, 2)
     boxes = boxes.clamp(min=0).minimum(size)

@@ -1,4 +1,4 @@
-"""One object a picture: whether there is one, where, and what it is; and K points on it."""
+"""One object an image: whether there is one, where, and what it is; and K points on it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from detkit.heads.classify import ImageHead
 from detkit.heads.dense import BoxLoss
-from detkit.heads.picture import PictureHead
 from detkit.heads.points import check_points, points_loss, points_table
 from detkit.ops.losses import class_loss, iou_loss, objectness_loss, squared_loss
 from detkit.structures import Loss, Target
 
 
 def chosen_object(target: Target) -> int | None:
-    """The row of the object that stands for the picture: the largest that is neither crowd nor difficult, of equals
+    """The row of the object that stands for the image: the largest that is neither crowd nor difficult, of equals
     the first; None if there is none."""
     if not len(target):
         return None
@@ -26,10 +26,10 @@ def chosen_object(target: Target) -> int | None:
 
 
 def localization_target(target: Target, size: tuple[int, int], num_classes: int) -> Tensor:
-    """(5 + C,) float32: P_c, b_x, b_y, b_h, b_w, c_1 .. c_C of a picture's one object (``chosen_object``).
+    """(5 + C,) float32: P_c, b_x, b_y, b_h, b_w, c_1 .. c_C of an image's one object (``chosen_object``).
 
     target: torch, pixels; size: height, width. b_x, b_y are the box's centre, b_h, b_w its height and width, all as
-    fractions of the picture. Without an object all are 0, and only P_c is asked for.
+    fractions of the image. Without an object all are 0, and only P_c is asked for.
     """
     wanted = target.boxes.new_zeros(5 + num_classes)
     row = chosen_object(target)
@@ -42,10 +42,10 @@ def localization_target(target: Target, size: tuple[int, int], num_classes: int)
     return wanted
 
 
-class Localize(PictureHead):
+class Localize(ImageHead):
     """Classification with localization: P_c, b_x, b_y, b_h, b_w as sigmoids, a softmax over the classes; and landmarks.
 
-    Of several objects the largest is the picture's; a picture with only crowds or difficult ones teaches nothing.
+    Of several objects the largest is the image's; an image with only crowds or difficult ones teaches nothing.
 
     layers: the last map pooled to ``cells`` x ``cells``, or the rest of the backbone's own classifier (``backbone``);
     hidden: widths of fully connected layers with ReLU after that; dropout: before the last layer. box_loss: 1 - IoU of
@@ -53,7 +53,7 @@ class Localize(PictureHead):
     log-likelihood for the classes) or the ``squared`` error of the probabilities; with both ``squared`` and gains of 1
     it is the textbook's loss (``detkit.ops.losses.localization_loss``).
 
-    points: landmarks of an object (``detkit.heads.points``); flip_pairs: those that change places where a picture is
+    points: landmarks of an object (``detkit.heads.points``); flip_pairs: those that change places where an image is
     mirrored, such as left and right eye, counted from 0; beta: where their loss turns from square to line.
     *_gain: weights of the terms.
     """
@@ -90,17 +90,17 @@ class Localize(PictureHead):
 
     def raw(self, features: list[Tensor], proposals: list[Tensor] | None = None) -> dict[str, Tensor]:
         """Logits, float32, of maps (B, C_l, H_l, W_l): objectness (B,), boxes (B, 4: x, y, h, w), classes (B, C); and
-        points (B, K, 2), x and y as fractions of the picture less a half."""
+        points (B, K, 2), x and y as fractions of the image less a half."""
         table = self.table(features)
         presence, boxes, points, classes = table.split([1, 4, 2 * self.points, self.num_classes], dim=1)
         raw = {"objectness": presence[:, 0], "boxes": boxes, "classes": classes}
         return raw | {"points": points.unflatten(1, (self.points, 2))} if self.points else raw
 
     def loss(self, raw: dict[str, Tensor], targets: list[Target], sizes: Tensor) -> dict[str, Loss]:
-        """The terms ``objectness``, counted by pictures; ``box`` and ``classes``, by those with an object; ``points``,
+        """The terms ``objectness``, counted by images; ``box`` and ``classes``, by those with an object; ``points``,
         by visible points of these objects.
 
-        targets: torch, pixels of the input, one a picture; sizes (B, 2) height, width of the pictures in the input.
+        targets: torch, pixels of the input, one an image; sizes (B, 2) height, width of the images in the input.
 
         Raises:
             DetkitError: the data has another number of points an object.
@@ -136,7 +136,7 @@ class Localize(PictureHead):
         return (raw["points"] + 0.5) * sizes.flip(1)[:, None].to(raw["points"])
 
     def answers(self, raw: dict[str, Tensor], sizes: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """P_c times class probability (B, C), the picture's one box, and the ``points`` (B, K, 2), in input pixels."""
+        """P_c times class probability (B, C), the image's one box, and the ``points`` (B, K, 2), in input pixels."""
         scores = raw["objectness"].sigmoid()[:, None] * raw["classes"].softmax(1)
         more = {"points": self._pixels(raw, sizes)} if self.points else {}
         return scores, _corners(raw["boxes"].sigmoid(), sizes.flip(1).to(scores)), more

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from detkit.ops.roi import roi_align, roi_pool
 
 Pool = Literal["align", "max", "crops"]
-# ImageNet's usual picture: a region of this size is looked at on the level of stride 16.
+# ImageNet's usual image: a region of this size is looked at on the level of stride 16.
 CANONICAL_SIDE, CANONICAL_STRIDE = 224, 16
 
 

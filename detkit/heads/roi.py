@@ -55,7 +55,7 @@ class RoIHead(nn.Module):
     smooth L1 turns from square to line; class_gain, box_gain: weights of the loss terms.
 
     points: landmarks of an object (``detkit.heads.points``), learned on the same regions and answered beside each box;
-    flip_pairs: those that change places where a picture is mirrored, counted from 0; point_beta: where their loss turns
+    flip_pairs: those that change places where an image is mirrored, counted from 0; point_beta: where their loss turns
     from square to line; point_gain: its weight.
 
     classifier: ``softmax``, or ``svm``: R-CNN's later stages. The head trains as ever, then ``fit`` puts a linear SVM a
@@ -148,7 +148,7 @@ class RoIHead(nn.Module):
         return self.trunk if self.layers == "backbone" else None
 
     def sample(self, proposals: list[Tensor], targets: list[Target]) -> list[Tensor]:
-        """Section 2.3: ``rois`` of each picture's proposals (R_i, 4) and objects, which are proposals too."""
+        """Section 2.3: ``rois`` of each image's proposals (R_i, 4) and objects, which are proposals too."""
         chosen = []
         for boxes, target in zip(proposals, targets, strict=True):
             objects = gather_objects([target], boxes.device)
@@ -168,9 +168,9 @@ class RoIHead(nn.Module):
         return chosen
 
     def raw(self, features: list[Tensor], proposals: list[Tensor] | None = None) -> dict[str, Tensor]:
-        """Everything that loss and prediction need, from maps (B, C_l, H_l, W_l) and proposals, (R_i, 4) a picture.
+        """Everything that loss and prediction need, from maps (B, C_l, H_l, W_l) and proposals, (R_i, 4) an image.
 
-        rois (R, 4) and image (R,) int64, all pictures' in order; classes (R, C + 1) logits, background last; boxes
+        rois (R, 4) and image (R,) int64, all images' in order; classes (R, C + 1) logits, background last; boxes
         (R, C, 4) deltas; points (R, K, 2) x, y from the region's centre in its widths and heights; once ``fit``,
         margins (R, C), logits of the SVMs' probabilities; all float32.
         """
@@ -273,10 +273,10 @@ class RoIHead(nn.Module):
 
     @torch.no_grad()
     def fit(self, data: Sequence[Embedded]) -> None:
-        """The later stages, from features of the regions of the training pictures that the trained trunk ``embed``-ed.
+        """The later stages, from features of the regions of the training images that the trained trunk ``embed``-ed.
 
         Raises:
-            ValueError: no pictures.
+            ValueError: no images.
         """
         options = {"cost": self.svm_cost, "ridge": self.ridge, "positive": self.positive, "weights": self.weights}
         found = fit_stages(data, self.num_classes, **options)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The sliding window, run as a convolution: a classifier looks at every window of a picture in one pass.
+"""The sliding window, run as a convolution: a classifier looks at every window of an image in one pass.
 
 A fully connected layer on the k x k cells of a window is a k x k convolution, and every further one a 1 x 1 convolution
 (OverFeat, Sermanet et al. 2014, arXiv 1312.6229, section 3.5). So neighbouring windows share what they have in common,
@@ -36,7 +36,7 @@ class SlidingWindow(DenseHead):
     or a new one, ``conv``: cells x cells to ``width`` channels and 1 x 1 to as many. boxes: correct the window's box by
     R-CNN's deltas, or answer with the window itself.
 
-    Training asks every window, as crops of the picture: one that overlaps an object by an IoU of ``positive`` shows it,
+    Training asks every window, as crops of the image: one that overlaps an object by an IoU of ``positive`` shows it,
     and with ``best`` also an object's best windows, however little they overlap; one that overlaps none by ``negative``
     is background; those between count for nothing.
 
@@ -150,7 +150,7 @@ class SlidingWindow(DenseHead):
         }
 
     def levels(self, raw: dict[str, Tensor]) -> list[Level]:
-        """The windows of this batch; the first of a map begins in the picture's corner."""
+        """The windows of this batch; the first of a map begins in the image's corner."""
         grids = zip(raw["grid"].tolist(), self.strides, self.sides, strict=True)
         windows = [(h, w, stride, side, raw["boxes"].new_tensor([[side, side]])) for (h, w), stride, side in grids]
         return [Level(h, w, stride * self.step, anchor, side / 2) for h, w, stride, side, anchor in windows]
@@ -180,13 +180,13 @@ class SlidingWindow(DenseHead):
 
 
 def convolutionalize(model: nn.Module, size: int | None = None) -> nn.Sequential:
-    """``model``, a classifier of ``size`` x ``size`` pixels, as a network for pictures of that size or larger, which
+    """``model``, a classifier of ``size`` x ``size`` pixels, as a network for images of that size or larger, which
     gives (B, num_classes, h, w) scores, those of every window.
 
     model: a ``detkit.backbones.base.Classifier`` (size: by default the one it was published for) or an nn.Sequential of
     layers, nn.Flatten and nn.Linear among them. The windows' distance is the product of all strides. Weights are
-    shared, not copied. The scores are those of the crops where no layer pads; padding (and what sees the whole picture,
-    as a gate of squeeze-and-excitation does) makes the borders of a crop differ from the inside of a picture.
+    shared, not copied. The scores are those of the crops where no layer pads; padding (and what sees the whole image,
+    as a gate of squeeze-and-excitation does) makes the borders of a crop differ from the inside of an image.
 
     Raises:
         TypeError: another kind of model. ValueError: no size, one that the classifier does not take, or a layer that
@@ -201,7 +201,7 @@ def convolutionalize(model: nn.Module, size: int | None = None) -> nn.Sequential
     else:
         raise TypeError(f"model must be a Classifier or an nn.Sequential, got {type(model).__name__}")
     if size is None:
-        raise ValueError("give the size in pixels of the pictures that the model classifies")
+        raise ValueError("give the size in pixels of the images that the model classifies")
     return _convolutions(layers, (channels, size, size))
 
 
@@ -271,7 +271,7 @@ def _step(network: nn.Module, shape: tuple[int, int, int]) -> int:
     more = 4096  # so many that the cells that are left over at the end do not count
     windows = _meta(network, torch.zeros(2, shape[0], shape[1] + more, shape[2] + more, device="meta")).shape[-1]
     if windows < 2:
-        raise ValueError("this classifier pools the whole picture, so it has no windows")
+        raise ValueError("this classifier pools the whole image, so it has no windows")
     return round(more / (windows - 1))
 
 

@@ -1,7 +1,7 @@
 """R-CNN's later stages (Girshick et al. 2014, arXiv 1311.2524): linear SVMs and ridge regression on fixed features.
 
-The network is trained first; what it makes of every region is kept (``Embedded``), and these functions read it picture
-by picture, so that it need not fit into memory. Numbers in capitals are those of the paper and of its published code.
+The network is trained first; what it makes of every region is kept (``Embedded``), and these functions read it image
+by image, so that it need not fit into memory. Numbers in capitals are those of the paper and of its published code.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NEVER = -20.0  # the logit of a class without examples
 
 
 class Embedded(NamedTuple):
-    """One picture: features (R, D) float16 of its regions, boxes (R, 4) float32 in input pixels, and its target (torch,
+    """One image: features (R, D) float16 of its regions, boxes (R, 4) float32 in input pixels, and its target (torch,
     CPU), whose own N boxes are the first N regions."""
 
     features: np.ndarray
@@ -51,7 +51,7 @@ class Stages(NamedTuple):
     rounds: np.ndarray
 
 
-Picks = list[tuple[int, np.ndarray]]  # regions: a picture and rows of it
+Picks = list[tuple[int, np.ndarray]]  # regions: an image and rows of it
 
 
 @dataclass
@@ -79,17 +79,17 @@ def fit_stages(
     each time that its SVM is trained.
 
     Section 2.3 and appendix B: an SVM a class, its positives the labelled objects, its negatives the regions that
-    overlap none of the class by ``NEGATIVE``, mined in one pass over the pictures; cost: C. Margins leave as logits of
-    the probability that a region overlaps an object of the class by ``positive`` (Platt 1999), on the same pictures.
+    overlap none of the class by ``NEGATIVE``, mined in one pass over the images; cost: C. Margins leave as logits of
+    the probability that a region overlaps an object of the class by ``positive`` (Platt 1999), on the same images.
     Appendix C: box regression on regions that overlap an object by ``NEAR``; ridge: lambda; weights: of the deltas.
 
     A class without objects gets a probability near 0. Crowds and difficult objects are neither positive nor negative.
 
     Raises:
-        ValueError: no pictures.
+        ValueError: no images.
     """
     if not len(data):
-        raise ValueError("there are no pictures to fit on")
+        raise ValueError("there are no images to fit on")
     table = [_Class() for _ in range(classes)]
     overlaps, scale, width = _label(data, table, positive, weights)
     model = np.zeros((classes, width + 1), np.float32)
@@ -106,7 +106,7 @@ def fit_stages(
     return Stages(svm.astype(np.float32), svm_bias.astype(np.float32), boxes, boxes_bias, regressed, rounds)
 
 
-Overlaps = dict[int, np.ndarray]  # class: IoU (R,) of a picture's regions with it, -1 where that does not count
+Overlaps = dict[int, np.ndarray]  # class: IoU (R,) of an image's regions with it, -1 where that does not count
 
 
 def _label(
@@ -136,7 +136,7 @@ def _label(
 
 
 def _margins(item: Embedded, model: np.ndarray, scale: float) -> np.ndarray:
-    """(R, C) of a picture's regions."""
+    """(R, C) of an image's regions."""
     return item.features.astype(np.float32) @ (model[:, :-1].T * scale) + model[:, -1] * BIAS
 
 

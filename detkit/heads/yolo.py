@@ -176,7 +176,7 @@ def course_target(
 
     Each slot of row, column, anchor holds (P_c, b_x, b_y, b_h, b_w, c_1 .. c_C): P_c is 1 where an object has its
     midpoint in the cell and its best IoU with the anchor; b_x, b_y lie in 0..1 inside the cell; b_h, b_w are in cells
-    and may exceed 1. Everything else is 0. anchors (width, height) and target (torch) in pixels of the picture, whose
+    and may exceed 1. Everything else is 0. anchors (width, height) and target (torch) in pixels of the image, whose
     ``size`` is height, width. Two objects for one slot: the smaller has it, of equal ones the first.
     """
     cell = torch.tensor((size[1] / grid, size[0] / grid), device=target.boxes.device)
@@ -202,7 +202,7 @@ class CourseBoxes(NamedTuple):
 
 
 def course_boxes(y: Tensor, size: tuple[int, int], threshold: float = 0.6) -> CourseBoxes:
-    """The boxes in a textbook's y (S, S, k, 5 + C) of a picture of ``size`` height, width.
+    """The boxes in a textbook's y (S, S, k, 5 + C) of an image of ``size`` height, width.
 
     Slots with P_c <= ``threshold`` are discarded; non-max suppression is up to the caller (``detkit.batched_nms``).
     """

@@ -37,7 +37,7 @@ class _Level:
 def import_darknet(cfg: str | Path, weights: str | Path, names: str | Path | None = None) -> Detector:
     """The detector of a Darknet cfg and its weights file, ready to predict, save and train on.
 
-    names: a file with a class name a line; None: COCO's, where there are 80 classes. Pictures are stretched to the
+    names: a file with a class name a line; None: COCO's, where there are 80 classes. Images are stretched to the
     cfg's width and height, as Darknet does (letter_box=1: fitted, which Darknet centres and detkit does not).
 
     Raises:
@@ -45,7 +45,7 @@ def import_darknet(cfg: str | Path, weights: str | Path, names: str | Path | Non
     """
     detector, convolutions = untrained(cfg, names)
     seen = load_weights(convolutions, Path(weights))
-    detector.record = {"imported": f"Darknet {Path(cfg).name}, {Path(weights).name}", "pictures_seen": seen}
+    detector.record = {"imported": f"Darknet {Path(cfg).name}, {Path(weights).name}", "images_seen": seen}
     return detector.eval()
 
 

@@ -39,9 +39,9 @@ def import_torchvision(
     own COCO weights. Ready to predict, save and train on.
 
     names: a file with a class name a line, without the background; None: COCO's 80, where there are 91 outputs (those
-    of no class are left out, which no score notices). size: height and width that pictures are fitted into,
+    of no class are left out, which no score notices). size: height and width that images are fitted into,
     torchvision's for landscape; it would give upright ones more pixels. Inputs are padded with grey to multiples of 64,
-    torchvision's with the mean colour to 32; a picture that needs neither padding nor resizing gets the same answer.
+    torchvision's with the mean colour to 32; an image that needs neither padding nor resizing gets the same answer.
 
     Raises:
         DetkitError: no such file or name, another network's file, or names that do not fit.

@@ -1,1 +1,1 @@
-"""Reading and writing pictures, videos and detections."""
+"""Reading and writing images, videos and detections."""

@@ -32,7 +32,7 @@ def cache_folder() -> Path:
 
 
 def image_hash(image: np.ndarray) -> str:
-    """40 hexadecimal digits that stand for a picture's pixels, shape and dtype."""
+    """40 hexadecimal digits that stand for an image's pixels, shape and dtype."""
     digest = hashlib.sha256(f"{image.dtype} {image.shape}".encode())
     digest.update(np.ascontiguousarray(image))
     return digest.hexdigest()[:40]

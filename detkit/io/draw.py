@@ -1,4 +1,4 @@
-"""Boxes with readable names on a copy of a picture."""
+"""Boxes with readable names on a copy of an image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PALETTE = (
     (26, 147, 52), (52, 69, 230), (255, 112, 31), (0, 212, 187), (146, 204, 23), (255, 149, 200), (44, 153, 168),
     (100, 115, 255), (203, 56, 255), (170, 110, 40), (72, 249, 10), (203, 42, 90), (128, 160, 190),
 )  # fmt: skip
-GAP = 6  # pixels between the pictures of a sheet
+GAP = 6  # pixels between the images of a sheet
 # Fonts with the scripts that DejaVu lacks, as the common systems name them.
 _WIDE_FONTS = (
     "NotoSansCJK-Regular.ttc", "NotoSansSC-Regular.otf", "wqy-microhei.ttc", "DroidSansFallbackFull.ttf", "msyh.ttc",
@@ -29,7 +29,7 @@ _WIDE_FONTS = (
 
 
 def colour_of(label: int) -> tuple[int, int, int]:
-    """The RGB colour of a class, the same in every picture."""
+    """The RGB colour of a class, the same in every image."""
     return PALETTE[label % len(PALETTE)]
 
 
@@ -37,7 +37,7 @@ def draw_detections(image: np.ndarray, detections: Detections) -> np.ndarray:
     """A copy of ``image`` (uint8 (H, W, 3) RGB) with each box, its class and its score; points if ``extra`` has them.
 
     ``extra["points"]`` is (N, K, 2) or (N, K, 3: x, y, visible or score) in pixels. Lines and letters grow with the
-    picture; labels stay inside it.
+    image; labels stay inside it.
     """
     found = detections.numpy()
     captions = [f"{name} {score:.2f}" for name, score in zip(found.names, found.scores, strict=True)]
@@ -103,18 +103,18 @@ def draw_marked(
     return canvas
 
 
-def sheet(pictures: Sequence[np.ndarray], captions: Sequence[str] = (), columns: int = 0) -> np.ndarray:
-    """uint8 (H, W, 3) RGB: pictures (each uint8 (h, w, 3) RGB) side by side on white, a caption above each.
+def sheet(images: Sequence[np.ndarray], captions: Sequence[str] = (), columns: int = 0) -> np.ndarray:
+    """uint8 (H, W, 3) RGB: images (each uint8 (h, w, 3) RGB) side by side on white, a caption above each.
 
     columns: 0 for somewhat more columns than rows.
     """
-    columns = columns or min(len(pictures), max(1, round(len(pictures) ** 0.5 * 1.2)))
+    columns = columns or min(len(images), max(1, round(len(images) ** 0.5 * 1.2)))
     tabs = [_tab(caption, 13, (255, 255, 255)) for caption in captions]
-    high, wide = max(picture.shape[0] for picture in pictures), max(part.shape[1] for part in (*pictures, *tabs))
+    high, wide = max(picture.shape[0] for picture in images), max(part.shape[1] for part in (*images, *tabs))
     above = max((tab.shape[0] for tab in tabs), default=0)
     step = high + above + GAP, wide + GAP
-    canvas = np.full((-(-len(pictures) // columns) * step[0] + GAP, columns * step[1] + GAP, 3), 255, np.uint8)
-    for k, picture in enumerate(pictures):
+    canvas = np.full((-(-len(images) // columns) * step[0] + GAP, columns * step[1] + GAP, 3), 255, np.uint8)
+    for k, picture in enumerate(images):
         top, left = GAP + k // columns * step[0], GAP + k % columns * step[1]
         if tabs:
             canvas[top : top + tabs[k].shape[0], left : left + tabs[k].shape[1]] = tabs[k]
@@ -137,7 +137,7 @@ def _font_size(canvas: np.ndarray) -> int:
 
 
 def _corners(canvas: np.ndarray, box: np.ndarray) -> tuple[int, int, int, int] | None:
-    """First and last pixel of the box inside the picture; None if it has none or is not finite."""
+    """First and last pixel of the box inside the image; None if it has none or is not finite."""
     if not np.isfinite(box).all():
         return None
     height, width = canvas.shape[:2]
@@ -220,7 +220,7 @@ def _captions(canvas: np.ndarray, boxes: np.ndarray, texts: list[str], labels: n
 def _place(
     canvas: np.ndarray, corners: tuple[int, int, int, int], tab: np.ndarray, taken: list[tuple[int, int, int, int]]
 ) -> tuple[int, int]:
-    """Upper left pixel of a tab, the whole tab inside the picture: above the box, else inside its top, else below, else
+    """Upper left pixel of a tab, the whole tab inside the image: above the box, else inside its top, else below, else
     further down in it (several answers may share a box)."""
     left, top, _, bottom = corners
     height, width = tab.shape[:2]

@@ -16,17 +16,17 @@ def written_figure(path: Path, width: float, height: float, *, overwrite: bool =
     """A matplotlib figure of so many inches to draw in; ``path`` holds it after the block.
 
     Raises:
-        DetkitError: another ending than a picture's, a file that exists, a full disk.
+        DetkitError: another ending than an image's, a file that exists, a full disk.
     """
     from matplotlib.figure import Figure  # without pyplot: no window system, no global state
 
-    kind, figure = picture_format(path), Figure(figsize=(width, height), layout="constrained")
+    kind, figure = image_format(path), Figure(figsize=(width, height), layout="constrained")
     yield figure
     with atomic_path(path, overwrite) as temporary:
         figure.savefig(temporary, dpi=110, format=kind)
 
 
-def picture_format(path: Path) -> str:
+def image_format(path: Path) -> str:
     """The suffix of ``path`` as matplotlib names it; DetkitError if it cannot write that."""
     suffix = path.suffix.lower().removeprefix(".")
     if suffix not in ("png", "jpg", "jpeg", "pdf", "svg", "webp"):

@@ -1,6 +1,6 @@
-"""The one reader and the one writer of pictures.
+"""The one reader and the one writer of images.
 
-Pillow reads the header (format, size, EXIF orientation); OpenCV decodes. Every picture comes out as uint8 (H, W, 3)
+Pillow reads the header (format, size, EXIF orientation); OpenCV decodes. Every image comes out as uint8 (H, W, 3)
 RGB: EXIF orientation applied, grey and palette expanded, CMYK converted, 16 bits cut to the upper 8, transparent
 pixels laid over white. Of an animated file the first frame is read.
 """
@@ -26,7 +26,7 @@ IMAGE_SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif", ".avif", ".jp2",
     ".ppm", ".pgm", ".pbm",
 ))  # fmt: skip
-MAX_PIXELS = 178_956_970  # a 0.5 GB RGB picture; larger ones are refused before a pixel is decoded
+MAX_PIXELS = 178_956_970  # a 0.5 GB RGB image; larger ones are refused before a pixel is decoded
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM")
 _ORIENTATION = 0x0112  # EXIF and TIFF tag: 1 upright, 2..8 mirrored and turned
@@ -42,7 +42,7 @@ class _Quiet:
 
 
 class Header(NamedTuple):
-    """What a picture's header tells: format, width and height as stored (pixels), EXIF orientation 1..8, alpha."""
+    """What an image's header tells: format, width and height as stored (pixels), EXIF orientation 1..8, alpha."""
 
     format: str
     width: int
@@ -59,11 +59,11 @@ class Header(NamedTuple):
 def read_image(
     source: str | Path | bytes, *, max_pixels: int | None = MAX_PIXELS, reduce_to: int | None = None
 ) -> np.ndarray:
-    """Reads a picture from a path or from its bytes as uint8 (H, W, 3) RGB.
+    """Reads an image from a path or from its bytes as uint8 (H, W, 3) RGB.
 
     reduce_to: a JPEG much larger than needed is decoded at 1/2, 1/4 or 1/8 (rounded up), as long as its longer side
-    stays at least this many pixels; other formats come whole. max_pixels: larger pictures are refused before decoding
-    (None: no limit). Raises DetkitError (code 2): missing, empty, not a picture, cut off, too large.
+    stays at least this many pixels; other formats come whole. max_pixels: larger images are refused before decoding
+    (None: no limit). Raises DetkitError (code 2): missing, empty, not an image, cut off, too large.
     """
     where = _where(source)
     data = _read_bytes(source)
@@ -72,7 +72,7 @@ def read_image(
         raise _cut_off(where)
     image = _decode(data, head, reduce_to)
     if image is None or 0 in image.shape or image.dtype not in (np.uint8, np.uint16):
-        raise DetkitError("the picture cannot be decoded", where, "it is damaged or cut off: fetch it again")
+        raise DetkitError("the image cannot be decoded", where, "it is damaged or cut off: fetch it again")
     # libtiff hands 8-bit pixels out already multiplied by their alpha.
     image = _to_rgb(image, premultiplied=head.format == "TIFF" and image.dtype == np.uint8)
     # OpenCV turns a TIFF by itself, whatever its flags say.
@@ -85,7 +85,7 @@ def image_size(path: str | Path | bytes) -> tuple[int, int]:
 
 
 def read_header(source: str | Path | bytes) -> Header:
-    """What the header of a picture says, without decoding it; DetkitError as :func:`read_image`."""
+    """What the header of an image says, without decoding it; DetkitError as :func:`read_image`."""
     where = _where(source)
     if isinstance(source, bytes):
         return _read_header(io.BytesIO(source), where, None)
@@ -106,7 +106,7 @@ def write_image(path: str | Path, rgb: np.ndarray, *, overwrite: bool = False, q
     options = {".jpg": cv2.IMWRITE_JPEG_QUALITY, ".jpeg": cv2.IMWRITE_JPEG_QUALITY, ".webp": cv2.IMWRITE_WEBP_QUALITY}
     if suffix not in (*options, ".png", ".bmp", ".tif", ".tiff"):
         raise DetkitError(
-            f"no picture format is known by the suffix {suffix!r}", str(path), "use .jpg, .png, .webp, .bmp or .tif"
+            f"no image format is known by the suffix {suffix!r}", str(path), "use .jpg, .png, .webp, .bmp or .tif"
         )
     if rgb.dtype != np.uint8 or not (rgb.ndim == 2 or (rgb.ndim == 3 and rgb.shape[2] == 3)):
         raise ValueError(f"write_image: image must be uint8 (H, W, 3) RGB or (H, W), got {rgb.dtype} {rgb.shape}")
@@ -119,7 +119,7 @@ def write_image(path: str | Path, rgb: np.ndarray, *, overwrite: bool = False, q
     if not done:
         height, width = rgb.shape[:2]
         raise DetkitError(
-            f"a picture of {width} x {height} pixels cannot be stored as {suffix}", str(path), "use .png, say"
+            f"an image of {width} x {height} pixels cannot be stored as {suffix}", str(path), "use .png, say"
         )
     write_bytes(path, encoded.tobytes(), overwrite=overwrite)
 
@@ -204,7 +204,7 @@ def read_error(error: OSError, where: str) -> DetkitError:
 
 
 def _where(source: str | Path | bytes) -> str:
-    return "bytes of a picture" if isinstance(source, bytes) else str(source)
+    return "bytes of an image" if isinstance(source, bytes) else str(source)
 
 
 def _read_bytes(source: str | Path | bytes) -> bytes:
@@ -217,7 +217,7 @@ def _read_bytes(source: str | Path | bytes) -> bytes:
 
 
 def _cut_off(where: str) -> DetkitError:
-    return DetkitError("the picture is cut off: its end is missing", where, "fetch or copy it again")
+    return DetkitError("the image is cut off: its end is missing", where, "fetch or copy it again")
 
 
 def _read_header(file: BinaryIO, where: str, max_pixels: int | None) -> Header:
@@ -225,7 +225,7 @@ def _read_header(file: BinaryIO, where: str, max_pixels: int | None) -> Header:
     if not prefix:
         raise DetkitError("the file is empty", where, "fetch or copy it again")
     if prefix[4:8] == b"ftyp" and prefix[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"hevc"):
-        raise DetkitError("HEIC pictures are not read", where, "save it as JPEG or PNG")
+        raise DetkitError("HEIC images are not read", where, "save it as JPEG or PNG")
     image = _open_header(file, prefix, where)
     name = "JPEG" if image.format == "MPO" else str(image.format)
     if name == "TIFF":
@@ -236,7 +236,7 @@ def _read_header(file: BinaryIO, where: str, max_pixels: int | None) -> Header:
         (width, height), orientation = image.size, _exif_orientation(image)
     if max_pixels is not None and width * height > max_pixels:
         raise DetkitError(
-            f"the picture is too large: {width} x {height} pixels, the limit is {max_pixels / 1e6:.0f} million",
+            f"the image is too large: {width} x {height} pixels, the limit is {max_pixels / 1e6:.0f} million",
             where,
             "make it smaller; if you trust its origin, detkit.io.images.read_image(path, max_pixels=None) reads it",
         )
@@ -257,22 +257,22 @@ def _open_header(file: BinaryIO, prefix: bytes, where: str) -> Image.Image:
             return factory(file, "")
         except Exception as error:  # plugins raise a dozen kinds on damaged headers
             raise DetkitError(
-                f"the header of this {name} picture is damaged or cut off", where, "fetch or copy it again"
+                f"the header of this {name} image is damaged or cut off", where, "fetch or copy it again"
             ) from error
     text = all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in prefix)
-    what = "this is a text file, not a picture" if text else "the file is not a picture of a known format"
+    what = "this is a text file, not an image" if text else "the file is not an image of a known format"
     raise DetkitError(what, where, "known: JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, JPEG 2000, PNM")
 
 
 def _exif_orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # damaged EXIF must not cost the picture; viewers ignore it too
+    except Exception:  # damaged EXIF must not cost the image; viewers ignore it too
         return 1
 
 
 def _is_complete(data: bytes, name: str) -> bool:
-    """False if a JPEG or PNG lacks its end: some versions of OpenCV fill the rest with grey and call it a picture."""
+    """False if a JPEG or PNG lacks its end: some versions of OpenCV fill the rest with grey and call it an image."""
     if name == "PNG":
         return data.rfind(b"IEND") > 0
     if name != "JPEG":
@@ -325,7 +325,7 @@ def _to_rgb(image: np.ndarray, premultiplied: bool = False) -> np.ndarray:
 
 
 def paths_in(folder: str | Path) -> list[Path]:
-    """The pictures directly in ``folder`` (not in its sub-folders), sorted by name; hidden files are skipped."""
+    """The images directly in ``folder`` (not in its sub-folders), sorted by name; hidden files are skipped."""
     with os.scandir(folder) as entries:
         found = [entry for entry in entries if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES]
         return sorted(Path(entry.path) for entry in found if not entry.name.startswith(".") and entry.is_file())

@@ -1,4 +1,4 @@
-"""Whatever a user may name - picture, folder, pattern, video, camera, stdin, array - as one stream of frames.
+"""Whatever a user may name - image, folder, pattern, video, camera, stdin, array - as one stream of frames.
 
 One frame is in memory at a time. What cannot be read becomes a Failure in the stream and costs nothing else.
 """
@@ -23,10 +23,10 @@ Source = str | Path | bytes | np.ndarray | Any
 
 @dataclass(slots=True, frozen=True, eq=False)
 class Frame:
-    """One picture of a stream: uint8 (H, W, 3) RGB.
+    """One image of a stream: uint8 (H, W, 3) RGB.
 
     source: path, "camera 0", "-" (stdin) or "array 0"; index: number of the frame from 0 in a video or camera, None for
-    a picture; fps and frames_total of the video (None where unknown).
+    an image; fps and frames_total of the video (None where unknown).
     """
 
     image: np.ndarray
@@ -61,8 +61,8 @@ def open_sources(
 ) -> Iterator[Frame | Failure]:
     """The frames of all sources in turn, lazily.
 
-    A source is a picture or video file, a folder (its own pictures by name; sub-folders by the pattern
-    ``folder/**/*.jpg``), a glob pattern, a camera's number (0 or "0"), "-" (the bytes of one picture on stdin), bytes,
+    A source is an image or video file, a folder (its own images by name; sub-folders by the pattern
+    ``folder/**/*.jpg``), a glob pattern, a camera's number (0 or "0"), "-" (the bytes of one image on stdin), bytes,
     an array (uint8, RGB) or a Pillow image. ``stdin`` and ``camera`` (number -> a ``cv2.VideoCapture`` or its like)
     take the place of the real ones. A video cut short gives its good frames, then a Failure.
     """
@@ -86,7 +86,7 @@ def _open_one(
     source: Source, name: str, stdin: BinaryIO | None, camera: Callable[[int], Any] | None
 ) -> Iterator[Frame | Failure]:
     if isinstance(source, bytes):
-        yield _picture(source, name)
+        yield _image(source, name)
     elif not isinstance(source, (str, Path, int)):
         try:
             image = as_rgb(source)
@@ -94,7 +94,7 @@ def _open_one(
             raise DetkitError(str(error), name, "convert it, for example with image.astype('uint8')") from error
         yield Frame(image, name)
     elif name == "-":
-        yield _picture(_all_bytes(stdin), name)
+        yield _image(_all_bytes(stdin), name)
     elif isinstance(source, int) or (name.isascii() and name.isdecimal() and not Path(name).exists()):
         yield from _video(int(name), camera)
     else:
@@ -104,7 +104,7 @@ def _open_one(
 def _all_bytes(stdin: BinaryIO | None) -> bytes:
     data = (stdin or sys.stdin.buffer).read()
     if not data:
-        raise DetkitError("nothing came in on stdin", "-", "pipe the bytes of one picture in: detkit detect - < a.jpg")
+        raise DetkitError("nothing came in on stdin", "-", "pipe the bytes of one image in: detkit detect - < a.jpg")
     return data
 
 
@@ -120,7 +120,7 @@ def _files(path: Path, name: str) -> Iterator[Frame | Failure]:
             raise read_error(error, name) from error
         if not paths:
             raise DetkitError(
-                "no picture lies in this folder", name, f"for those in its sub-folders give '{path / '**' / '*.jpg'}'"
+                "no image lies in this folder", name, f"for those in its sub-folders give '{path / '**' / '*.jpg'}'"
             )
     elif exists or not glob.has_magic(name):
         paths = [path]
@@ -134,13 +134,13 @@ def _files(path: Path, name: str) -> Iterator[Frame | Failure]:
             if _is_video(file):
                 yield from _video(file, None)
             else:
-                yield _picture(file, str(file))
+                yield _image(file, str(file))
         except DetkitError as error:
             yield Failure(str(file), error.what, error.do)
 
 
 def _is_video(path: Path) -> bool:
-    """By suffix; a file with an unknown one is a video if it is no picture but opens as a video."""
+    """By suffix; a file with an unknown one is a video if it is no image but opens as a video."""
     suffix = path.suffix.lower()
     if suffix in VIDEO_SUFFIXES or suffix in IMAGE_SUFFIXES or not path.is_file():
         return suffix in VIDEO_SUFFIXES
@@ -156,7 +156,7 @@ def _is_video(path: Path) -> bool:
         return False
 
 
-def _picture(source: Path | bytes, name: str) -> Frame:
+def _image(source: Path | bytes, name: str) -> Frame:
     try:
         return Frame(read_image(source), name)
     except DetkitError as error:

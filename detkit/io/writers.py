@@ -111,7 +111,7 @@ class CocoWriter(_FileWriter):
     """COCO results: a list of image_id, category_id, bbox [x, y, width, height], score; file_name, frame of a video.
 
     image_id is looked up in ``image_ids``; else it is the file name without its ending (and the number of the frame),
-    as a number where it has twelve digits, as COCO names its pictures (000000000139.jpg: 139).
+    as a number where it has twelve digits, as COCO names its images (000000000139.jpg: 139).
     """
 
     _separator = "[\n"
@@ -143,7 +143,7 @@ class CocoWriter(_FileWriter):
 
 
 class CsvWriter(_FileWriter):
-    """One row a detection, box as xyxy in pixels; a picture without any has none."""
+    """One row a detection, box as xyxy in pixels; an image without any has none."""
 
     columns: ClassVar = ("source", "frame", "width", "height", "label", "label_id", "score", "x1", "y1", "x2", "y2")
 
@@ -188,7 +188,7 @@ class _FolderWriter(Writer):
 
 
 class YoloWriter(_FolderWriter):
-    """YOLO txt: ``label cx cy w h score`` a line, as fractions of the picture; the names stand in classes.txt."""
+    """YOLO txt: ``label cx cy w h score`` a line, as fractions of the image; the names stand in classes.txt."""
 
     suffix = ".txt"
 

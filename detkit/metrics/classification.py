@@ -1,4 +1,4 @@
-"""Top-1 and top-5 of classified pictures: the answers are detections, one a class, ranked by their scores.
+"""Top-1 and top-5 of classified images: the answers are detections, one a class, ranked by their scores.
 
 Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", 2015, section 4.1 (as shares that are right).
 """
@@ -18,18 +18,18 @@ DEPTHS = {"top1": 1, "top5": 5}
 
 @dataclass(slots=True, frozen=True, eq=False)
 class ClassificationResult:
-    """metrics: the shares of the pictures whose label is the first answer, or among the first five; per_class: the same
-    of each class (NaN where there is no picture) and objects, the number of its pictures."""
+    """metrics: the shares of the images whose label is the first answer, or among the first five; per_class: the same
+    of each class (NaN where there is no image) and objects, the number of its images."""
 
     metrics: dict[str, float]
     per_class: dict[str, dict[str, float]]
 
 
 def evaluate(gt: GroundTruth, dt: Results, *, iou: float | None = None) -> ClassificationResult:
-    """Top-1 and top-5 accuracy. A picture without an answer counts as wrong; boxes are not looked at.
+    """Top-1 and top-5 accuracy. An image without an answer counts as wrong; boxes are not looked at.
 
     Raises:
-        DetkitError: pictures that do not have exactly one label. ValueError: an ``iou``, since nothing is matched.
+        DetkitError: images that do not have exactly one label. ValueError: an ``iou``, since nothing is matched.
     """
     if iou is not None:
         raise ValueError("classification matches no boxes, so it takes no iou")
@@ -45,20 +45,20 @@ def evaluate(gt: GroundTruth, dt: Results, *, iou: float | None = None) -> Class
 
 
 def refuse_other_than_one_label(gt: GroundTruth) -> None:
-    """Raises DetkitError for pictures that do not have exactly one label."""
+    """Raises DetkitError for images that do not have exactly one label."""
     counts = np.bincount(gt.image, minlength=gt.images)
     if (wrong := np.flatnonzero(counts != 1)).size:
-        what = f"{len(wrong)} of {gt.images} pictures do not have exactly one label"
+        what = f"{len(wrong)} of {gt.images} images do not have exactly one label"
         do = "detkit data crops DATA --out FOLDER cuts out the objects of a detection set"
-        raise DetkitError(what, f"picture {int(wrong[0])} has {int(counts[wrong[0]])} objects", do)
+        raise DetkitError(what, f"image {int(wrong[0])} has {int(counts[wrong[0]])} objects", do)
 
 
 def ranks(gt: GroundTruth, dt: Results) -> tuple[np.ndarray, np.ndarray]:
-    """Of each picture: the place (images,) int64 of its label among its answers, best first from 0 (of equal scores the
+    """Of each image: the place (images,) int64 of its label among its answers, best first from 0 (of equal scores the
     one that is named first); the number of all answers, plus five, where it is not among them. And its label (images,).
 
     Raises:
-        DetkitError: pictures that do not have exactly one label.
+        DetkitError: images that do not have exactly one label.
     """
     refuse_other_than_one_label(gt)
     label = np.empty(gt.images, np.int64)

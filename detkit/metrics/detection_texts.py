@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Found = tuple[Results, Callable[[int], str], list[str]]
 _VOC_NAME = re.compile(r"comp\d_det_(.+)\.txt")
-_YOLO_LINE = "class centre-x centre-y width height score, as fractions of the picture"
+_YOLO_LINE = "class centre-x centre-y width height score, as fractions of the image"
 _VOC_LINE = "image score left top right bottom, in one-based inclusive pixels"
 
 
@@ -32,7 +32,7 @@ def read_texts(path: Path, data: Labelled) -> Found:
     """The detections of a folder or file, where each one came from, and notes.
 
     A folder with files called comp3_det_PART_CLASS.txt (any digit), or such a file, is read as PASCAL VOC's: the class
-    is in the name. Any other folder is YOLO's: each file is called as its picture; classes.txt, if it is there, names
+    is in the name. Any other folder is YOLO's: each file is called as its image; classes.txt, if it is there, names
     the classes, else the numbers are those of ``data.classes``. Raises DetkitError as ``read_detections``.
     """
     files = sorted(file for file in path.glob("*.txt") if file.is_file()) if path.is_dir() else [path]
@@ -143,7 +143,7 @@ class _Reader:
         return list(self.data.classes).index(max(ends, key=len))
 
     def _sizes(self) -> np.ndarray:
-        """(I, 2) width, height of the pictures, read from those whose size the data does not say."""
+        """(I, 2) width, height of the images, read from those whose size the data does not say."""
         from detkit.io.images import image_size
 
         sizes = np.array(self.data.sizes, float).reshape(-1, 2)[:, ::-1].copy()

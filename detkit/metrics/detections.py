@@ -37,7 +37,7 @@ _FORMS = (
 class Labelled(Protocol):
     """What a detections file is matched with; ``detkit.data`` annotations are this.
 
-    image_ids and files (paths of the pictures), one an image; sizes (I, 2) height, width in pixels, 0 if unknown;
+    image_ids and files (paths of the images), one an image; sizes (I, 2) height, width in pixels, 0 if unknown;
     classes: names; class_ids: the data's own ids of them.
     """
 
@@ -82,7 +82,7 @@ def read_detections(path: str | Path, data: Labelled) -> tuple[Results, list[str
     images and categories by the data's own ids (an image of an unknown id by its file_name, if words are among the
     ids); JSON lines by file name and class name. Raises DetkitError (code 2) for a file that is missing, empty, cut
     off (with the byte) or of another form; wrong types; unknown images or classes; numbers that are not finite; scores
-    outside 0..1; boxes of negative size; two lines for one image; a line whose picture has another size.
+    outside 0..1; boxes of negative size; two lines for one image; a line whose image has another size.
     """
     path = Path(path)
     results, where, notes = read_texts(path, data) if is_text(path) else _read_json(path, data)
@@ -137,8 +137,8 @@ def _read_coco(path: Path, raw: bytes | mmap.mmap, start: int, data: Labelled) -
     def same_name(row: int, entry: _Entry | None) -> None:
         if entry is None or entry.file_name is None or image[row] < 0:
             return
-        name = _Pictures.parts(data.files[image[row]])[0]
-        if _Pictures.parts(entry.file_name)[0] != name:
+        name = _Images.parts(data.files[image[row]])[0]
+        if _Images.parts(entry.file_name)[0] != name:
             what = f"image {entry.image_id!r} is {entry.file_name} here, in the data it is {name}"
             raise DetkitError(what, where(row), "the images were numbered anew: use the data that was detected on")
 
@@ -157,7 +157,7 @@ def _read_coco(path: Path, raw: bytes | mmap.mmap, start: int, data: Labelled) -
         entries: list[_Entry] = _decode(view, list[_Entry], path, start)
         images = {key: i for i, key in reversed(list(enumerate(data.image_ids)))}
         labels = {key: k for k, key in reversed(list(enumerate(data.class_ids)))}
-        pictures, image = _Pictures(data), np.full(len(entries), -1, np.int64)
+        pictures, image = _Images(data), np.full(len(entries), -1, np.int64)
         for row, entry in enumerate(entries):
             if entry.image_id not in images and entry.file_name is not None:
                 images[entry.image_id] = pictures.find(entry.file_name, where(row))
@@ -175,7 +175,7 @@ def _read_coco(path: Path, raw: bytes | mmap.mmap, start: int, data: Labelled) -
 
 
 def _read_lines(path: Path, raw: bytes | mmap.mmap, offset: int, data: Labelled) -> Found:
-    pictures = _Pictures(data)
+    pictures = _Images(data)
     labels = {name: k for k, name in enumerate(data.classes)}
     image: list[int] = []
     label: list[int] = []
@@ -193,7 +193,7 @@ def _read_lines(path: Path, raw: bytes | mmap.mmap, offset: int, data: Labelled)
         where = f"{path}, line {number}"
         if line.frame is not None:
             what = f"line {number} is a frame of a video, {line.source}"
-            raise DetkitError(what, where, "evaluate pictures: detkit detect --json FOLDER > FILE")
+            raise DetkitError(what, where, "evaluate images: detkit detect --json FOLDER > FILE")
         index = pictures.find(line.source, where)
         if index in seen:
             what = f"two lines for {line.source}: {seen[index]} and {number}"
@@ -244,10 +244,10 @@ def _check_size(line: _Line, size: np.ndarray, where: str) -> None:
     height, width = (int(v) for v in size)
     if line.width and line.height and width and height and (line.width, line.height) != (width, height):
         what = f"{line.source} was {line.width} x {line.height} pixels, in the data it is {width} x {height}"
-        raise DetkitError(what, where, "detect on the same pictures that the data describes")
+        raise DetkitError(what, where, "detect on the same images that the data describes")
 
 
-class _Pictures:
+class _Images:
     """Finds the image that a source names: by file name, and where several share it by the folders before it."""
 
     def __init__(self, data: Labelled) -> None:

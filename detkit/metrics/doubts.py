@@ -16,7 +16,7 @@ _SURE = 5  # objects of a class, found, from which it is judged
 def doubts(results: Results, sizes: np.ndarray) -> list[str]:
     """Sentences on scores and boxes that look like those of another kind of file; sizes (I, 2) height, width in pixels.
 
-    Boxes that end outside their pictures (corners taken for a width and height, resized pictures) or are fractions;
+    Boxes that end outside their images (corners taken for a width and height, resized images) or are fractions;
     scores that were cut off or are all the same; detections that stand in the file twice.
     """
     if len(results) < _FEW:
@@ -26,12 +26,12 @@ def doubts(results: Results, sizes: np.ndarray) -> list[str]:
     size[:, (size == 0).any(axis=0)] = np.inf  # unknown
     ends = [results.xywh[:, axis] + results.xywh[:, axis + 2] for axis in (0, 1)]
     if max(end.max() for end in ends) <= 1.01 < size.min():
-        notes.append("all boxes lie within one pixel: are they fractions of the picture? COCO's bbox is in pixels")
+        notes.append("all boxes lie within one pixel: are they fractions of the image? COCO's bbox is in pixels")
     out = [end > (limit + 1)[results.image] for end, limit in zip(ends, size, strict=True)]
     outside = int(np.count_nonzero(out[0] | out[1]))
     if outside > len(results) / 4:
-        what = f"{outside} of {len(results)} boxes end outside their pictures"
-        notes.append(f"{what}: are they x1, y1, x2, y2 instead of x, y, width, height, or of resized pictures?")
+        what = f"{outside} of {len(results)} boxes end outside their images"
+        notes.append(f"{what}: are they x1, y1, x2, y2 instead of x, y, width, height, or of resized images?")
     low, high = float(results.score.min()), float(results.score.max())
     if low == high:
         notes.append(f"all detections have the score {low:g}: AP depends on their order in the file")

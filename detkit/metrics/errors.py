@@ -53,7 +53,7 @@ def error_breakdown(
     """Sorts every false positive and every missed object into one kind of error.
 
     A false positive is tested in this order, ``own`` and ``other`` being its highest IoU with objects of its class and
-    of other classes in its picture: localization where ``background <= own < iou``; classification where
+    of other classes in its image: localization where ``background <= own < iou``; classification where
     ``other >= iou``; duplicate where ``own >= iou``; background where both are below ``background``; else both.
     Put right, a classification or localization error becomes the true positive of its object, unless the object is
     found already or a better detection could be corrected to it: then it is taken away, as are duplicates, background

@@ -22,10 +22,10 @@ def best_overlaps(boxes: np.ndarray, proposals: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Recall:
-    """Of the first ``count`` proposals of each picture: ``recall`` by IoU threshold, ``mabo`` and ``proposals``.
+    """Of the first ``count`` proposals of each image: ``recall`` by IoU threshold, ``mabo`` and ``proposals``.
 
-    mabo: the mean over classes of the average best overlap (Uijlings et al. 2013, section 5.1); proposals: how many a
-    picture had on average. NaN where there is no object.
+    mabo: the mean over classes of the average best overlap (Uijlings et al. 2013, section 5.1); proposals: how many an
+    image had on average. NaN where there is no object.
     """
 
     count: int
@@ -40,7 +40,7 @@ class Recall:
 
 
 class RecallMeter:
-    """Gathers ``Recall`` for several numbers of proposals, picture by picture; the best proposals come first."""
+    """Gathers ``Recall`` for several numbers of proposals, image by image; the best proposals come first."""
 
     def __init__(self, counts: Sequence[int] = COUNTS, thresholds: Sequence[float] = (0.5, 0.7)) -> None:
         self.counts, self.thresholds = tuple(counts), tuple(thresholds)
@@ -49,7 +49,7 @@ class RecallMeter:
         self._used: list[list[int]] = [[] for _ in self.counts]
 
     def add(self, boxes: np.ndarray, labels: np.ndarray, proposals: np.ndarray) -> None:
-        """One picture: its objects (N, 4) and (N,), and its proposals (R, 4)."""
+        """One image: its objects (N, 4) and (N,), and its proposals (R, 4)."""
         self._labels.append(np.asarray(labels))
         for count, overlaps, used in zip(self.counts, self._overlaps, self._used, strict=True):
             overlaps.append(best_overlaps(boxes, proposals[:count]))

@@ -1,7 +1,7 @@
 """Which prior answers for which object: three-state assignment (positive, ignored, negative) for a whole batch.
 
 There is no loop over images. Objects of all images stand in one table (``Objects``), and pairs of objects and priors
-are compared in chunks that stay below 256 MB, so 5000 boxes in a picture are slow, never too many.
+are compared in chunks that stay below 256 MB, so 5000 boxes in an image are slow, never too many.
 
 **Collisions.** A slot (an image's prior) holds one object. Where several claim it, the smallest in area gets it, for it
 has the fewest other slots to go to; of equal ones the first in the target. ``Assignment.lost`` counts the objects that
@@ -66,7 +66,7 @@ class Assignment(NamedTuple):
 
 
 class Regions(NamedTuple):
-    """What regions (R, 4) of one picture show. iou (R,): the highest with an object; row (R,) int64: that object, of
+    """What regions (R, 4) of one image show. iou (R,): the highest with an object; row (R,) int64: that object, of
     those it was looked for among; ignore (R,) bool: it shows a crowd or a difficult object, and no other."""
 
     iou: Tensor
@@ -147,7 +147,7 @@ def assign_iou(
 
 
 def label_regions(boxes: Tensor, objects: Objects, positive: float = 0.5) -> Regions:
-    """What the boxes (R, 4) xyxy of one picture show of its ``objects`` (Fast R-CNN, section 2.3).
+    """What the boxes (R, 4) xyxy of one image show of its ``objects`` (Fast R-CNN, section 2.3).
 
     positive: the IoU from which a box shows an object. Of objects of equal IoU the first counts.
     """

@@ -64,7 +64,7 @@ def area(boxes: Any) -> Any:
 
 
 def clip(boxes: Any, size: tuple[int, int]) -> Any:
-    """xyxy boxes (N, 4) cut to a picture of ``size`` (height, width), a new array; one outside becomes empty."""
+    """xyxy boxes (N, 4) cut to an image of ``size`` (height, width), a new array; one outside becomes empty."""
     boxes = box_array(boxes)
     xp = _namespace(boxes)
     height, width = size

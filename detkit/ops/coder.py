@@ -25,7 +25,7 @@ from torch import Tensor
 
 GridCode = Literal["course", "darknet", "bounded"]
 
-# exp(10) = 22026 prior sizes: far beyond any picture, far below overflow.
+# exp(10) = 22026 prior sizes: far beyond any image, far below overflow.
 _LARGEST_EXPONENT = 10.0
 _LARGEST_LOG = math.log(1000 / 16)  # of R-CNN's sizes over their priors', as in Faster R-CNN's implementations
 # A sigmoid reaches 0 and 1 only at infinity; float32 keeps this distance from them exactly enough to come back.

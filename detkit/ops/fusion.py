@@ -1,4 +1,4 @@
-"""Weighted boxes fusion: several models' detections of one picture become one set."""
+"""Weighted boxes fusion: several models' detections of one image become one set."""
 
 from __future__ import annotations
 

@@ -27,10 +27,10 @@ def roi_pool(
 ) -> Tensor:
     """The maximum of the features in each of h x w bins of each region (Girshick 2015, section 2.1).
 
-    features (B, C, H, W); rois: (R, 5) batch index and xyxy, or one (R_i, 4) tensor a picture; size: h, w, or one
+    features (B, C, H, W); rois: (R, 5) batch index and xyxy, or one (R_i, 4) tensor an image; size: h, w, or one
     number for both; scale: cells a pixel of the regions. Returns (R, C, h, w) in channels_last strides, float64 for
     float64, else float32. Bins take whole cells, as torchvision.ops.roi_pool. Wrong types are a TypeError; wrong shapes
-    or an index of no picture a ValueError.
+    or an index of no image a ValueError.
     """
     features, table, high, wide = _checked(features, rois, size)
     return _pool(features, table, high, wide, float(scale))
@@ -54,7 +54,7 @@ def roi_align(
 
 
 def roi_table(rois: Sequence[Tensor]) -> Tensor:
-    """One (R_i, 4) tensor of boxes a picture as (R, 5), batch index and xyxy."""
+    """One (R_i, 4) tensor of boxes an image as (R, 5), batch index and xyxy."""
     parts = [torch.cat((boxes.new_full((len(boxes), 1), i), boxes), dim=1) for i, boxes in enumerate(rois)]
     return torch.cat(parts) if parts else torch.zeros(0, 5)
 
@@ -209,7 +209,7 @@ def _regions(rois: Tensor, features: Tensor) -> np.ndarray:
     regions = _contiguous(rois)
     image = regions[:, 0]
     if not ((image >= 0) & (image < len(features))).all():
-        raise ValueError(f"rois name pictures outside a batch of {len(features)}")
+        raise ValueError(f"rois name images outside a batch of {len(features)}")
     return regions
 
 

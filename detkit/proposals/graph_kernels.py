@@ -1,6 +1,6 @@
 """Compiled kernels of graph segmentation (Felzenszwalb & Huttenlocher 2004): edges, their order, merging.
 
-A picture's pixels are nodes 0 .. h w - 1, row by row. Edge 2 p joins pixel p with its right neighbour, edge 2 p + 1
+An image's pixels are nodes 0 .. h w - 1, row by row. Edge 2 p joins pixel p with its right neighbour, edge 2 p + 1
 with the one below, so an edge's number says which pixels it joins.
 """
 

@@ -102,7 +102,7 @@ class RPN(DenseHead):
         return loss, box_ops.paired_iou(self.decode(code.detach(), priors), boxes)
 
     def propose(self, batch: Batch, features: list[Tensor], training: bool) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """The best boxes of each picture, (R_i, 4) in input pixels, best first, and ``raw``, which ``loss`` reads."""
+        """The best boxes of each image, (R_i, 4) in input pixels, best first, and ``raw``, which ``loss`` reads."""
         raw = self.raw(features)
         before, after = (pair[0 if training else 1] for pair in (self.before, self.after))
         with torch.no_grad():

@@ -1,6 +1,6 @@
 """Selective search (Uijlings et al. 2013, "Selective Search for Object Recognition"), in numba.
 
-A picture is cut into small segments (Felzenszwalb & Huttenlocher 2004), and the two most similar neighbours are joined
+An image is cut into small segments (Felzenszwalb & Huttenlocher 2004), and the two most similar neighbours are joined
 until one is left; the box of every segment on the way is a proposal. Several colour spaces, thresholds and measures of
 similarity find what one of them would miss.
 """
@@ -59,7 +59,7 @@ def selective_search(
 
     image_rgb: uint8 (H, W, 3) RGB or (H, W); plan: ``fast`` (2 colour spaces x 3 thresholds x 2 sets of similarities,
     some 900 boxes in a photo) or ``quality`` (5 x 5 x 4, some 3000); max: boxes at most (0: all); threads: None as
-    many as torch or the machine has, one in a worker process. The same picture and seed give the same boxes with any
+    many as torch or the machine has, one in a worker process. The same image and seed give the same boxes with any
     number of threads.
 
     Order (section 3.3 of the paper): a box made as the i-th from the end of its grouping is ranked by i times a random
@@ -159,10 +159,10 @@ def _hierarchies(channels: Sequence[np.ndarray], plan: Plan) -> list[np.ndarray]
 
 
 class SelectiveSearch:
-    """Selective search as a source of proposals, found in the original picture (``of_image``) by whoever loads it.
+    """Selective search as a source of proposals, found in the original image (``of_image``) by whoever loads it.
 
     plan, seed: as for ``selective_search``; max: boxes kept, the likelier ones (0: all); cache: keep the boxes of the
-    pictures of data sets on disk (some 10 KB each, see ``detkit.io.cache``), so that they are searched once; folder:
+    images of data sets on disk (some 10 KB each, see ``detkit.io.cache``), so that they are searched once; folder:
     where, by default the user's cache.
     """
 
@@ -191,7 +191,7 @@ class SelectiveSearch:
     def of_image(self, image: np.ndarray, path: str = "") -> np.ndarray:
         """(R, 4) float32 xyxy in the pixels of ``image`` (uint8 (H, W, 3) RGB).
 
-        path: of a data set's picture, whose boxes are cached; "": not, as a camera's frames would fill the disk.
+        path: of a data set's image, whose boxes are cached; "": not, as a camera's frames would fill the disk.
         """
 
         def search() -> np.ndarray:
@@ -201,7 +201,7 @@ class SelectiveSearch:
         return boxes[: self.max or None].astype(np.float32)
 
     def propose(self, batch: Batch, features: list[Tensor], training: bool) -> tuple[list[Tensor], None]:
-        """The boxes that came with the pictures, in input pixels.
+        """The boxes that came with the images, in input pixels.
 
         Raises:
             ValueError: they came without, so whoever loaded them did not call ``of_image``.

@@ -220,7 +220,7 @@ def group(
 ) -> np.ndarray:
     """Joins the two most similar segments that touch until one is left (algorithm 1), once a strategy.
 
-    size, box, sums, pairs: from ``gather``; pixels: of the picture; strategies (S, 4) bool: colour, texture, size, fill
+    size, box, sums, pairs: from ``gather``; pixels: of the image; strategies (S, 4) bool: colour, texture, size, fill
     in use. Returns (S, R, 4) int32, the boxes in order of their making: the segments', then the groups'.
     """
     count = size.shape[0]

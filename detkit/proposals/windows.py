@@ -23,11 +23,11 @@ def sliding_windows(
     aspects: Sequence[float] = ASPECTS,
     stride: float = 0.25,
 ) -> np.ndarray:
-    """(N, 4) float32 xyxy: all windows that lie inside a picture of ``size`` (height, width) in pixels.
+    """(N, 4) float32 xyxy: all windows that lie inside an image of ``size`` (height, width) in pixels.
 
     windows: side in pixels of the square of the same area; aspects: width / height; stride: steps as a share of the
     window's own width and height, at least one pixel. Windows start at the upper left corner, so one of width w has
-    floor((W - w) / step) + 1 places in a row; one that is larger than the picture has none. Sides and steps are whole
+    floor((W - w) / step) + 1 places in a row; one that is larger than the image has none. Sides and steps are whole
     pixels. Order: windows, aspects, rows, columns.
 
     Raises:
@@ -52,7 +52,7 @@ def sliding_windows(
 
 
 class Windows:
-    """Sliding windows of each picture's part of the input as proposals; arguments as for ``sliding_windows``.
+    """Sliding windows of each image's part of the input as proposals; arguments as for ``sliding_windows``.
 
     max: windows kept at most, evenly chosen from all (0: all of them).
     """
@@ -74,14 +74,14 @@ class Windows:
         self.of_size(1, 1)  # checks the arguments
 
     def of_size(self, height: int, width: int) -> np.ndarray:
-        """(N, 4) float32: the windows of a picture of ``height`` x ``width`` pixels."""
+        """(N, 4) float32: the windows of an image of ``height`` x ``width`` pixels."""
         boxes = sliding_windows((height, width), **self.arguments)
         if not self.max or len(boxes) <= self.max:
             return boxes
         return boxes[np.arange(self.max) * len(boxes) // self.max]
 
     def propose(self, batch: Batch, features: list[Tensor], training: bool) -> tuple[list[Tensor], None]:
-        """The windows of each picture, in input pixels, on the batch's device."""
+        """The windows of each image, in input pixels, on the batch's device."""
         import torch
 
         made = {size: torch.from_numpy(self.of_size(*size)) for size in set(map(tuple, batch.sizes.tolist()))}

@@ -1,4 +1,4 @@
-"""Several detectors on the same pictures: one table, one chart, and which differences are more than noise."""
+"""Several detectors on the same images: one table, one chart, and which differences are more than noise."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ METRICS = ("AP", "AP50")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
-    """A detector: its detections; seconds, of single pictures, from pixels to boxes; minutes of training (None:
+    """A detector: its detections; seconds, of single images, from pixels to boxes; minutes of training (None:
     unknown); facts as ``detkit.engine.summary.facts``."""
 
     name: str
@@ -55,7 +55,7 @@ def judge(gt: GroundTruth, candidates: Sequence[Candidate], *, samples: int = 10
 
 def table(compared: dict[str, Any], differences: Sequence[str] = ("AP50",)) -> list[str]:
     """Lines for the terminal; differences: of which metrics."""
-    head = ("run", "parameters", "multiply-adds", *METRICS, "AP50's 95% interval", "ms/picture", "95%", "training min")
+    head = ("run", "parameters", "multiply-adds", *METRICS, "AP50's 95% interval", "ms/image", "95%", "training min")
     rows = [head]
     for run in compared["runs"]:
         low, high = run["intervals"]["AP50"]
@@ -84,7 +84,7 @@ def _scaled(value: int | None, unit: float, letter: str) -> str:
 
 
 def draw(path: Path, compared: dict[str, Any], *, overwrite: bool = False) -> None:
-    """AP50 with its interval against the time of a picture and against the time of training, as a picture.
+    """AP50 with its interval against the time of an image and against the time of training, as an image.
 
     Raises DetkitError for another ending than .png, .svg, .pdf or .jpg, a file that exists, a full disk.
     """
@@ -96,7 +96,7 @@ def _draw(figure: Any, compared: dict[str, Any]) -> None:
     from matplotlib.ticker import LogLocator
 
     panels = [
-        ("milliseconds a picture", [1000 * run["seconds"]["median"] for run in compared["runs"]]),
+        ("milliseconds an image", [1000 * run["seconds"]["median"] for run in compared["runs"]]),
         ("minutes of training", [math.nan if run["minutes"] is None else run["minutes"] for run in compared["runs"]]),
     ]
     panels = [panel for panel in panels if any(x > 0 for x in panel[1])]  # shipped models do not say how long it took

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from detkit.data.annotations import Annotations
     from detkit.metrics.tables import GroundTruth, Results
 
-WORST = 24  # pictures that are listed
-_NAMED = 8  # errors of a picture that are listed
+WORST = 24  # images that are listed
+_NAMED = 8  # errors of an image that are listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Settings:
             "crowd": "a detection inside a crowd region counts neither way (intersection / detection area)",
             "difficult": "difficult objects are not asked for; a detection on one counts neither way",
             "one threshold": f"curves, confusion, calibration, errors and costs at IoU {self.match_iou:g}",
-            "scope": "every picture is taken as labelled for every class (no federated labels as in LVIS)",
+            "scope": "every image is taken as labelled for every class (no federated labels as in LVIS)",
         }
 
 
@@ -184,7 +184,7 @@ def _calibration(gt: GroundTruth, dt: Results, iou: float, conf: float, most: in
 def _worst(
     annotations: Annotations, gt: GroundTruth, dt: Results, dear: Costs, kinds: Mapping[int, str], threshold: float
 ) -> list[dict[str, Any]]:
-    """The pictures whose false positives at this threshold and missed objects cost most, dearest first."""
+    """The images whose false positives at this threshold and missed objects cost most, dearest first."""
     false = np.flatnonzero((dear.false_positive > 0) & (dt.score >= threshold))
     wanted = ~(gt.crowd | gt.difficult)
     missed = np.flatnonzero(wanted & ~(dear.score >= threshold))
@@ -265,7 +265,7 @@ def _box(xywh: np.ndarray) -> list[float]:
 
 
 def latency(timings: Mapping[str, Any]) -> dict[str, Any]:
-    """Milliseconds a picture, median and 95th percentile, of data, model, post-processing and together; the first of
+    """Milliseconds an image, median and 95th percentile, of data, model, post-processing and together; the first of
     several batches is left out (memory is set up in it). ``split`` is False where post-processing is in ``model``."""
     batches = np.array(timings.get("batches") or np.zeros((0, 4)), float)
     whole = {name: timings[name] for name in ("images", "data", "compute") if name in timings}

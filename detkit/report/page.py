@@ -1,4 +1,4 @@
-"""One HTML file that needs nothing else: no network, no script, pictures and charts inside."""
+"""One HTML file that needs nothing else: no network, no script, images and charts inside."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import quote
 import detkit
 from detkit.io.files import write_text
 from detkit.report.charts import calibration_chart, confusion_chart, curves_chart, errors_chart
-from detkit.report.pictures import example_picture, gallery_picture
+from detkit.report.images import example_image, gallery_image
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -38,7 +38,7 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def write_report(path: str | Path, content: Mapping[str, Any], title: str, *, overwrite: bool = False) -> int:
-    """Writes ``detkit.report.content.content`` as a page, and returns how many of its pictures could not be read.
+    """Writes ``detkit.report.content.content`` as a page, and returns how many of its images could not be read.
 
     Raises DetkitError if the file exists (without ``overwrite``) or cannot be written.
     """
@@ -55,7 +55,7 @@ def write_report(path: str | Path, content: Mapping[str, Any], title: str, *, ov
         + _confused(content["confusion"]),
         "Calibration": _calibration(content["calibration"]),
         "Errors": _chart(errors_chart(content["errors"]), "gain of each kind of error") + _errors(content),
-        "Worst pictures": gallery,
+        "Worst images": gallery,
         "Examples": examples,
         "Speed and size": _speed(content),
     }
@@ -196,7 +196,7 @@ def _errors(content: Mapping[str, Any]) -> str:
 
 
 def _link(file: str, folder: Path) -> str:
-    """To the picture: relative where it can be, so that data and report can move together."""
+    """To the image: relative where it can be, so that data and report can move together."""
     full = os.path.abspath(file)
     try:
         href = quote(Path(os.path.relpath(full, folder)).as_posix())
@@ -208,16 +208,16 @@ def _link(file: str, folder: Path) -> str:
 def _gallery(worst: Sequence[Mapping[str, Any]], folder: Path) -> tuple[str, int]:
     figures, lost = [], 0
     for entry in worst:
-        uri = gallery_picture(entry)
+        uri = gallery_image(entry)
         lost += uri is None
-        picture = _chart(uri, f"errors in {Path(entry['file']).name}") if uri else '<p class="none">no picture</p>'
+        image = _chart(uri, f"errors in {Path(entry['file']).name}") if uri else '<p class="none">no image</p>'
         said = [f"{one['label']} {one['score']:.2f} ({one['kind']})" for one in entry["false_positives"]]
         said += [
             f"missed {one['label']}" + (f" (found at {one['found_at']:.3f})" if one["found_at"] is not None else "")
             for one in entry["missed"]
         ]
         text = f"{_link(entry['file'], folder)}: costs {100 * entry['cost']:.2f} AP points; {escape(', '.join(said))}"
-        figures.append(f"<figure>{picture}<figcaption>{text}</figcaption></figure>")
+        figures.append(f"<figure>{image}<figcaption>{text}</figcaption></figure>")
     explained = (
         "<p>Red: false positives from the best-F1 threshold up; orange, dashed: objects that are not found there. The "
         "cost is what AP at one IoU would gain without that false positive, or with that object found first.</p>"
@@ -234,12 +234,12 @@ def _examples(examples: Mapping[str, Mapping[str, Any]], folder: Path) -> tuple[
                 rows += "<td></td>"
                 continue
             one = found[kind]
-            uri = example_picture(kind, one)
+            uri = example_image(kind, one)
             lost += uri is None
-            picture = _chart(uri, f"{name}: {_EXAMPLES[kind]}") if uri else ""
+            image = _chart(uri, f"{name}: {_EXAMPLES[kind]}") if uri else ""
             said = f"{one['score']:.2f} {one['kind']}" if "score" in one else "no detection"
             caption = f"<figcaption>{escape(said)}, {_link(one['file'], folder)}</figcaption>"
-            rows += f"<td><figure>{picture}{caption}</figure></td>"
+            rows += f"<td><figure>{image}{caption}</figure></td>"
         rows += "</tr>"
     head = "".join(f'<th scope="col" class="text">{title}</th>' for title in ("class", *_EXAMPLES.values()))
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>', lost
@@ -256,6 +256,6 @@ def _speed(content: Mapping[str, Any]) -> str:
         if not timings["split"]:
             names = {"data": names["data"], "model": "model with post-processing", "total": names["total"]}
         rows = [(said, *(number(timings["ms"][key][s], 1) for s in ("median", "p95"))) for key, said in names.items()]
-        caption = f"milliseconds a picture, in batches of {timings['batch']} (--batch 1 measures single pictures)"
+        caption = f"milliseconds an image, in batches of {timings['batch']} (--batch 1 measures single images)"
         text += table(("part", "median", "95%"), rows, caption)
     return text or '<p class="none">Detections from a file: no model was run.</p>'

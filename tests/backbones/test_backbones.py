@@ -73,13 +73,13 @@ def test_channels_strides_and_offsets_are_those_of_the_outputs(name):
     assert [tracer.fields[o].stride for o in outputs] == net.strides
     for output, stride, offset in zip(outputs, net.strides, net.offsets, strict=True):
         if offset == stride / 2:
-            assert output.shape[2:] == (96 // stride, 64 // stride)  # the cells tile the picture
+            assert output.shape[2:] == (96 // stride, 64 // stride)  # the cells tile the image
         else:
             assert tracer.fields[output].centre == offset
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_shifting_the_picture_by_the_stride_shifts_the_map(name):
+def test_shifting_the_image_by_the_stride_shifts_the_map(name):
     net = small(name).eval()
     torch.manual_seed(0)
     picture = torch.randn(1, 3, 192, 192)
@@ -90,7 +90,7 @@ def test_shifting_the_picture_by_the_stride_shifts_the_map(name):
     compared = 0
     for tap, (a, stride) in enumerate(zip(maps, net.strides, strict=True)):
         margin = int(tracer.fields[a].size / stride) + 2
-        # Beyond the margin a cell sees neither border. Deeper maps see too much of the picture.
+        # Beyond the margin a cell sees neither border. Deeper maps see too much of the image.
         inside = slice(margin // 2 + 1, -(margin // 2 + 1))
         if a.shape[-1] < margin + 4:
             continue

@@ -154,7 +154,7 @@ def test_outputs_outside_the_graph(keys: dict[str, tuple[int, ...]]) -> None:
         darknet(graph=GRAPH, **keys)  # type: ignore[arg-type]
 
 
-def test_cells_that_do_not_tile_the_picture_give_no_boxes() -> None:
+def test_cells_that_do_not_tile_the_image_give_no_boxes() -> None:
     with pytest.raises(DetkitError, match="do not tile"):
         darknet(graph=["convolutional filters=4 size=3 stride=2"], outputs=(0,))
 

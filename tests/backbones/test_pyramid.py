@@ -15,7 +15,7 @@ def net(**keys: object) -> Backbone:
     return resnet18(**keys).eval()  # type: ignore[return-value]
 
 
-def test_strides_are_told_in_pixels_of_the_picture() -> None:
+def test_strides_are_told_in_pixels_of_the_image() -> None:
     pyramid = net(taps=(2, 3), scales=(0.5, 1.0, 0.7))
     assert isinstance(pyramid, Pyramid)
     assert pyramid.strides == pytest.approx([8, 8 / 0.7, 16, 16, 16 / 0.7, 32])

@@ -10,7 +10,7 @@ from detkit.backbones import resnet
 @pytest.mark.parametrize(
     ("depth", "count"), [(20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018), (110, 1_727_962)]
 )
-def test_parameters_of_the_networks_for_small_pictures(depth, count):
+def test_parameters_of_the_networks_for_small_images(depth, count):
     with torch.device("meta"):
         net = getattr(resnet, f"resnet{depth}")(10)
         plain = getattr(resnet, f"resnet{depth}")(10, residual=False)

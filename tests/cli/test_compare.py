@@ -21,7 +21,7 @@ SIDE, IMAGES = 40, 8
 
 
 def write_coco(folder: Path, shift: int = 0) -> Path:
-    """Pictures that are dark but for one bright square, the object."""
+    """Images that are dark but for one bright square, the object."""
     folder.mkdir()
     annotations = []
     for i in range(IMAGES):
@@ -41,7 +41,7 @@ def write_coco(folder: Path, shift: int = 0) -> Path:
 
 
 class Finder:
-    """Finds the bright square, in every picture or in every second one."""
+    """Finds the bright square, in every image or in every second one."""
 
     classes = ("square",)
     protocol = "coco"
@@ -92,7 +92,7 @@ def runs(tmp_path: Path, run: Callable[..., Path], monkeypatch: pytest.MonkeyPat
     }
 
 
-def test_table_picture_and_json(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_image_and_json(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["compare", str(runs["half"]), str(runs["whole"]), "--timed", "2", "--bootstrap", "50"]
     assert main([*words, "--json", "-o", str(tmp_path / "c.png")]) == 0
     got = json.loads(capsys.readouterr().out)
@@ -115,7 +115,7 @@ def test_table_picture_and_json(runs: dict[str, Path], tmp_path: Path, capsys: p
         (["whole"], "two or more"),
         (["whole", "whole"], "two or more"),
         (["whole", "other"], "other was trained on other data than"),
-        (["whole", "elsewhere"], "elsewhere is judged on other pictures"),
+        (["whole", "elsewhere"], "elsewhere is judged on other images"),
         (["whole", "half", "--split", "test"], "no test data"),
         (["whole", "nowhere"], "no such run folder"),
         (["whole", "v"], "run.json of this folder is missing"),
@@ -150,7 +150,7 @@ def test_given_data_allows_other_runs_and_says_who_knows_it(
     words = ["compare", str(runs["whole"]), str(runs["other"]), "--data", str(data), "--bootstrap", "3", "--timed", "1"]
     assert main(words) == 0
     said = capsys.readouterr().err
-    assert "other was trained on these very pictures" in said
+    assert "other was trained on these very images" in said
     assert "whole was trained on" not in said
     assert said.count("since the data does not have them: disc") == 2
 
@@ -173,4 +173,4 @@ def test_classifiers_are_refused(
 
     monkeypatch.setattr(api, "load", lambda path, **_: SimpleNamespace(protocol="classify"))
     assert main(["compare", str(runs["whole"]), str(runs["half"])]) == 2
-    assert "classifies whole pictures" in capsys.readouterr().err
+    assert "classifies whole images" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from detkit.io.images import read_image, write_image
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A YOLO data set of eight pictures with two boxes each, and no findings."""
+    """A YOLO data set of eight images with two boxes each, and no findings."""
     root = tmp_path / "set"
     for folder in ("images/train", "labels/train"):
         (root / folder).mkdir(parents=True)

@@ -19,7 +19,7 @@ BOXES = {1: [[10, 10, 30, 20]], 2: [[5, 5, 40, 40], [60, 60, 20, 20]], 3: []}
 
 @pytest.fixture
 def coco(tmp_path: Path) -> Path:
-    """Three pictures of 100 x 100, three objects, classes cat (id 5), dog (id 9) and cow, of which there is none."""
+    """Three images of 100 x 100, three objects, classes cat (id 5), dog (id 9) and cow, of which there is none."""
     rows = [(image, box) for image, boxes in BOXES.items() for box in boxes]
     data = {
         "images": [{"id": i, "file_name": f"{i}.jpg", "width": 100, "height": 100} for i in BOXES],
@@ -167,7 +167,7 @@ def test_report_and_json_hold_the_same(coco: Path, found: Path, capsys: pytest.C
     assert f"{got['metrics']['AP50']:.3f}" in text
     assert "found.json" in text
     assert main(["evaluate", *map(str, words), "--report", str(page), "--overwrite"]) == 0
-    assert "could not be read" in capsys.readouterr().err  # the data set's pictures do not exist
+    assert "could not be read" in capsys.readouterr().err  # the data set's images do not exist
 
 
 @pytest.mark.parametrize("protocol", ["voc2007", "voc2010"])
@@ -236,7 +236,7 @@ def test_what_a_model_cannot_be_asked_is_said_before_it_runs(
     assert words[0] in capsys.readouterr().err
 
 
-def test_parts_judged_together_and_pictures_left_out_are_told(
+def test_parts_judged_together_and_images_left_out_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from detkit import api
@@ -252,16 +252,16 @@ def test_parts_judged_together_and_pictures_left_out_are_told(
 
     monkeypatch.setattr(api, "load", lambda *_, **__: Blind())
     data = write_toy_data(tmp_path / "toy", train=2, val=2, size=48)
-    next((data / "val").iterdir()).write_bytes(b"no picture")
+    next((data / "val").iterdir()).write_bytes(b"no image")
     assert main(["evaluate", "model", str(data)]) == 0
     said = capsys.readouterr().err
     assert "all of train, val together; --split takes one part" in said
-    assert "1 of 4 pictures cannot be read, and count as if nothing was found: " in said
+    assert "1 of 4 images cannot be read, and count as if nothing was found: " in said
     assert main(["evaluate", "model", str(data), "--split", "train"]) == 0
     assert not capsys.readouterr().err
 
 
-def test_a_classifier_is_refused_several_objects_a_picture_before_it_runs(
+def test_a_classifier_is_refused_several_objects_a_image_before_it_runs(
     coco: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from detkit import api
@@ -269,7 +269,7 @@ def test_a_classifier_is_refused_several_objects_a_picture_before_it_runs(
     ran = SimpleNamespace(protocol="classify", classes=("cat",), predict_samples=lambda *_: pytest.fail("ran"))
     monkeypatch.setattr(api, "load", lambda *_, **__: ran)
     assert main(["evaluate", "model", str(coco)]) == 2
-    assert "2 of 3 pictures do not have exactly one label" in capsys.readouterr().err
+    assert "2 of 3 images do not have exactly one label" in capsys.readouterr().err
 
 
 def test_the_file_path_needs_no_torch(coco: Path, found: Path) -> None:

@@ -1,4 +1,4 @@
-"""``detkit inspect``: pictures in a folder, numbers on stdout."""
+"""``detkit inspect``: images in a folder, numbers on stdout."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_patches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_toy_data(tmp_path / "toy", train=10, val=1, size=48)
     words = ["patches", *LENET, str(data), "--split", "train", "--stage", "1", "--channels", "3,0", "--window", "12"]
     found = run(words, tmp_path / "p", capsys)
-    assert (found["field"], found["stride"], found["pictures"]) == (14, 2, 10)
+    assert (found["field"], found["stride"], found["images"]) == (14, 2, 10)
     assert list(found["channels"]) == ["3", "0"]
     assert all(len(row) == 9 for row in found["channels"].values())
 

@@ -122,7 +122,7 @@ def test_failures_of_the_machine(
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(1, 1, 5), nn.MaxPool2d(3)])
-def test_pictures_smaller_than_a_kernel_are_the_users(
+def test_images_smaller_than_a_kernel_are_the_users(
     layer: nn.Module, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def small(*_: object, **__: object) -> None:

@@ -46,7 +46,7 @@ def test_recall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     arguments = ["propose", str(data), "--split", "train", "--recall", "--cache", str(tmp_path / "cache")]
     assert main([*arguments, "--out", str(tmp_path / "recall.png")]) == 0
     text = capsys.readouterr().out
-    assert "2 pictures" in text
+    assert "2 images" in text
     assert (tmp_path / "recall.png").is_file()
     assert len(list((tmp_path / "cache").rglob("*.bin"))) == 2
     assert main([*arguments, "--json"]) == 0

@@ -27,9 +27,9 @@ def test_the_shipped_model_finds_the_officer(folder, capsys):
     assert len(people) == 1
     officer = np.array([[20.0, 20.0, 512.0, 600.0]])  # by eye
     assert iou(np.array([people[0]["box"]], np.float64), officer)[0, 0] > 0.7
-    picture = read_image(folder / "quickstart.jpg")
-    assert picture.shape[0] == 600  # as high as the first photo
-    assert answer["picture"] == "quickstart.jpg"
+    image = read_image(folder / "quickstart.jpg")
+    assert image.shape[0] == 600  # as high as the first photo
+    assert answer["image"] == "quickstart.jpg"
 
 
 real = quickstart.find_spec
@@ -40,7 +40,7 @@ def test_only_matplotlib_is_needed(monkeypatch):
     assert [path.name for path in quickstart._installed_photos()] == ["grace_hopper.jpg"]
 
 
-def test_own_pictures_take_the_place_of_the_packages(folder, capsys):
+def test_own_images_take_the_place_of_the_packages(folder, capsys):
     write_image(folder / "mine.png", np.zeros((50, 80, 3), np.uint8))
     assert main(["quickstart", "mine.png"]) == 0
     assert capsys.readouterr().out.splitlines() == ["mine.png: 0 found", "drawn: quickstart.jpg"]
@@ -54,8 +54,8 @@ def test_a_drawing_is_not_overwritten_unasked(folder, capsys):
     assert Path("quickstart.jpg").read_bytes() == b"mine"
 
 
-def test_a_picture_that_is_none_is_said(capsys):
-    Path("text.jpg").write_text("no picture")
+def test_a_image_that_is_none_is_said(capsys):
+    Path("text.jpg").write_text("no image")
     assert main(["quickstart", "text.jpg"]) == 2
     assert "text.jpg" in capsys.readouterr().err
     assert not Path("quickstart.jpg").exists()

@@ -1,4 +1,4 @@
-"""Small data sets in each format, drawn here: two red and one blue block, and a picture without objects."""
+"""Small data sets in each format, drawn here: two red and one blue block, and an image without objects."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import pytest
 from detkit.io.images import write_image
 
 CLASSES = ("red", "blue thing")
-PICTURES = {"a": (40, 60), "b ü": (50, 30), "empty": (20, 20)}  # height, width
-# picture, class, x, y, w, h in zero-based pixels, crowd, difficult
+IMAGES = {"a": (40, 60), "b ü": (50, 30), "empty": (20, 20)}  # height, width
+# image, class, x, y, w, h in zero-based pixels, crowd, difficult
 OBJECTS = [("a", 0, 5, 6, 20, 10, 0, 0), ("a", 1, 30, 10, 30, 30, 1, 0), ("b ü", 0, 0, 0, 30, 50, 0, 1)]
 
 
-def draw_pictures(folder: Path) -> None:
+def draw_images(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for k, (name, (height, width)) in enumerate(PICTURES.items()):
+    for k, (name, (height, width)) in enumerate(IMAGES.items()):
         write_image(folder / f"{name}.png", np.full((height, width, 3), 40 + 60 * k, np.uint8))
 
 
 @pytest.fixture
 def coco_file(tmp_path: Path) -> Path:
-    draw_pictures(tmp_path / "coco" / "train")
-    ids = {name: 10 * (k + 1) for k, name in enumerate(PICTURES)}
+    draw_images(tmp_path / "coco" / "train")
+    ids = {name: 10 * (k + 1) for k, name in enumerate(IMAGES)}
     images = [
-        {"id": ids[n], "file_name": f"{n}.png", "height": h, "width": w, "licence": 7} for n, (h, w) in PICTURES.items()
+        {"id": ids[n], "file_name": f"{n}.png", "height": h, "width": w, "licence": 7} for n, (h, w) in IMAGES.items()
     ]
     annotations = [
         {"id": 100 + k, "image_id": ids[n], "category_id": 5 * (c + 1), "bbox": [x, y, w, h], "area": 0.5 * w * h,
@@ -44,10 +44,10 @@ def coco_file(tmp_path: Path) -> Path:
 @pytest.fixture
 def voc_folder(tmp_path: Path) -> Path:
     root = tmp_path / "voc"
-    draw_pictures(root / "JPEGImages")
+    draw_images(root / "JPEGImages")
     (root / "Annotations").mkdir()
     (root / "ImageSets" / "Main").mkdir(parents=True)
-    for name, (height, width) in PICTURES.items():
+    for name, (height, width) in IMAGES.items():
         rows = [
             f"<object>\n<name>{CLASSES[c]}</name><difficult>{d}</difficult>"
             f"<bndbox><xmin>{x + 1}</xmin><ymin>{y + 1}</ymin><xmax>{x + w}</xmax><ymax>{y + h}</ymax></bndbox>"
@@ -66,9 +66,9 @@ def voc_folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def yolo_file(tmp_path: Path) -> Path:
     root = tmp_path / "yolo"
-    draw_pictures(root / "images" / "train")
+    draw_images(root / "images" / "train")
     (root / "labels" / "train").mkdir(parents=True)
-    for name, (height, width) in PICTURES.items():
+    for name, (height, width) in IMAGES.items():
         rows = [
             f"{c} {(x + w / 2) / width} {(y + h / 2) / height} {w / width} {h / height}\n"
             for n, c, x, y, w, h, *_ in OBJECTS

@@ -195,7 +195,7 @@ def test_each_pixel_change_has_a_switch_and_leaves_boxes_alone(name: str) -> Non
     np.testing.assert_array_equal(sample.image, before)
 
 
-def test_same_generator_same_picture_also_after_pickling() -> None:
+def test_same_generator_same_image_also_after_pickling() -> None:
     augment = Augment(rotate=10, shear=5, warp=0.1, crop=0.5, noise=20, blur=2, grey=0.3, mixup=0.5)
     others = [drawn("ellipse"), drawn("rectangle", 200, 200, (20, 30, 90, 80))]
     first, second = (

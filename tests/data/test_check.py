@@ -1,4 +1,4 @@
-"""Findings that need the pictures or all labels."""
+"""Findings that need the images or all labels."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ def test_labels(coco_file: Path) -> None:
     coco_file.write_text(json.dumps(value))
     assert names(coco_file) == {
         "tiny box (a side below 2 pixels)": 1,
-        "box over the whole picture": 1,
-        "same box and class twice in a picture": 1,
+        "box over the whole image": 1,
+        "same box and class twice in an image": 1,
         "class without boxes": 2,
         "class names that differ only in case or spaces": 1,
     }
     coco_file.write_text('{"images": [], "annotations": [], "categories": []}')
-    assert names(coco_file) == {"the data set holds no pictures": 1}
+    assert names(coco_file) == {"the data set holds no images": 1}
 
 
-def test_pictures(coco_file: Path) -> None:
-    pictures = coco_file.parents[1] / "train"
-    shutil.copyfile(pictures / "a.png", pictures / "empty.png")
-    data = (pictures / "b ü.png").read_bytes()
-    (pictures / "b ü.png").write_bytes(data[: len(data) - 20])
+def test_images(coco_file: Path) -> None:
+    images = coco_file.parents[1] / "train"
+    shutil.copyfile(images / "a.png", images / "empty.png")
+    data = (images / "b ü.png").read_bytes()
+    (images / "b ü.png").write_bytes(data[: len(data) - 20])
     found = names(coco_file)
-    assert found["broken picture"] == 1
-    assert found["same picture twice"] == 1
-    assert found["picture's size is not the one in the labels"] == 1
-    assert "broken picture" not in names(coco_file, decode=False), "its header is whole"
-    (pictures / "a.png").unlink()
-    assert names(coco_file)["missing picture"] == 1
+    assert found["broken image"] == 1
+    assert found["same image twice"] == 1
+    assert found["image's size is not the one in the labels"] == 1
+    assert "broken image" not in names(coco_file, decode=False), "its header is whole"
+    (images / "a.png").unlink()
+    assert names(coco_file)["missing image"] == 1

@@ -29,7 +29,7 @@ def change(file: Path, **changes: Any) -> None:
         ({"bbox": [1, 2, float("inf"), 4]}, "box is not finite (dropped)"),
         ({"bbox": [1, 2, -3, 4]}, "box of negative size (dropped)"),
         ({"bbox": [1, 2, 0, 4]}, "box of zero size (dropped)"),
-        ({"bbox": [60, 2, 5, 4]}, "box outside the picture (dropped)"),
+        ({"bbox": [60, 2, 5, 4]}, "box outside the image (dropped)"),
         ({"bbox": [1, 2, 3]}, "annotation without a box of four numbers (dropped)"),
         ({"bbox": None}, "annotation without a box of four numbers (dropped)"),
         ({"bbox": ["x", 1, 2, 3]}, "box is not finite (dropped)"),
@@ -86,13 +86,13 @@ def test_image_id_used_twice(coco_file: Path) -> None:
     assert a.findings[0].name == "image id used twice (later one dropped)"
 
 
-def test_size_comes_from_the_picture(coco_file: Path) -> None:
+def test_size_comes_from_the_image(coco_file: Path) -> None:
     value = json.loads(coco_file.read_text())
     del value["images"][0]["width"]
     coco_file.write_text(json.dumps(value))
     a = read(coco_file)
     assert a.sizes[0].tolist() == [40, 60]
-    assert a.findings[0].name == "image without width and height (read from the picture)"
+    assert a.findings[0].name == "image without width and height (read from the image)"
 
 
 @pytest.mark.parametrize(
@@ -125,14 +125,14 @@ def test_no_cap_on_boxes(coco_file: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["beside", "../images", "../train", "--images"])
-def test_picture_folders(coco_file: Path, tmp_path: Path, place: str) -> None:
+def test_image_folders(coco_file: Path, tmp_path: Path, place: str) -> None:
     pictures = coco_file.parents[1] / "train"
     folders = {"beside": coco_file.parent, "../images": coco_file.parents[1] / "images", "../train": pictures,
                "--images": tmp_path / "else"}  # fmt: skip
     folder = folders[place]
     if folder != pictures:
         folder.mkdir(exist_ok=True)
-        for picture in pictures.iterdir():
-            picture.rename(folder / picture.name)
+        for image in pictures.iterdir():
+            image.rename(folder / image.name)
     a = read(coco_file, images=folder if place == "--images" else None)
     assert all(Path(f).is_file() for f in a.files)

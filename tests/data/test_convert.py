@@ -43,7 +43,7 @@ def test_coco_records_stay_verbatim(coco_file: Path, tmp_path: Path) -> None:
     for key in ("images", "annotations", "categories"):
         assert after[key] == before[key]
     assert out.read_text().count('{"k":1.500,  "ü": [1,\t2]}') == 3
-    assert all(Path(f).is_file() for f in read(out).files), "the pictures stay where they were, and are found"
+    assert all(Path(f).is_file() for f in read(out).files), "the images stay where they were, and are found"
 
 
 def test_verbatim_from_a_file_with_nan(coco_file: Path, tmp_path: Path) -> None:
@@ -77,16 +77,16 @@ def test_nothing_is_overwritten(coco_file: Path, tmp_path: Path) -> None:
         convert({"train": a}, to, out, overwrite=True)
 
 
-def test_pictures_as_links(coco_file: Path, tmp_path: Path) -> None:
+def test_images_as_links(coco_file: Path, tmp_path: Path) -> None:
     convert({"train": read(coco_file)}, "voc", tmp_path / "v", link=True)
     assert (tmp_path / "v" / "JPEGImages" / "a.png").is_symlink()
 
 
-def test_missing_picture_and_file_name_outside(coco_file: Path, tmp_path: Path) -> None:
+def test_missing_image_and_file_name_outside(coco_file: Path, tmp_path: Path) -> None:
     original = coco_file.read_text()
     coco_file.write_text(original.replace('"a.png"', '"../a.png"'))
     for to in WRITERS:
-        with pytest.raises(DetkitError, match="outside the picture folder"):
+        with pytest.raises(DetkitError, match="outside the image folder"):
             convert({"train": read(coco_file)}, to, tmp_path / "o")
     assert convert({"train": read(coco_file)}, "coco", coco_file.parent / "copy.json").images == 3, "copies nothing"
     coco_file.write_text(original.replace('"a.png"', '"gone.png"'))

@@ -33,10 +33,10 @@ def test_crops_are_the_objects_pixels(toys: Path, tmp_path: Path) -> None:
     assert made.labelled
     assert made.classes == tuple(sorted(name for name, count in expected.items() if count))
     row = int(np.flatnonzero(large)[0])
-    picture = Path(a.files[a.image_index[row]])
+    image = Path(a.files[a.image_index[row]])
     x, y, w, h = a.xywh[row].astype(int)
-    crop = read_image(tmp_path / "out" / a.classes[a.labels[row]] / f"{picture.stem}_{row}.jpg")
-    wanted = read_image(picture)[y : y + h, x : x + w]
+    crop = read_image(tmp_path / "out" / a.classes[a.labels[row]] / f"{image.stem}_{row}.jpg")
+    wanted = read_image(image)[y : y + h, x : x + w]
     assert crop.shape == wanted.shape
     assert np.abs(crop.astype(int) - wanted).mean() < 8  # JPEG
 
@@ -92,18 +92,18 @@ def test_the_command(toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert not (tmp_path / "new").exists()
 
 
-def test_pictures_that_cannot_be_read(toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_that_cannot_be_read(toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tmp_path / "toys"
     shutil.copytree(toys, data)
     pictures = [Path(file) for file in read(data, split="val").files]
     words = ["data", "crops", str(data), "--split", "val", "--min-size", "10", "--out"]
-    pictures[0].write_bytes(b"no picture")
+    pictures[0].write_bytes(b"no image")
     assert main([*words, str(tmp_path / "some")]) == 3
     assert f"cannot be read (its objects are left out)\n         {pictures[0]}" in capsys.readouterr().out
-    for picture in pictures:
-        picture.write_bytes(b"no picture")
+    for image in pictures:
+        image.write_bytes(b"no image")
     assert main([*words, str(tmp_path / "none")]) == 2
-    assert "none of the pictures could be read" in capsys.readouterr().err
+    assert "none of the images could be read" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
 
 

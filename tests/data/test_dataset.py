@@ -24,7 +24,7 @@ def test_every_format_gives_the_same_boxes(path: Path) -> None:
     a = read(path)
     assert [Path(f).stem for f in a.files] == ["a", "b ü", "empty"]
     assert a.sizes.tolist() == [[40, 60], [50, 30], [20, 20]]
-    assert a.offsets.tolist() == [0, 2, 3, 3], "a picture without objects stays"
+    assert a.offsets.tolist() == [0, 2, 3, 3], "an image without objects stays"
     np.testing.assert_allclose(a.xywh, [[5, 6, 20, 10], [30, 10, 30, 30], [0, 0, 30, 50]], atol=1e-9)
     names = [a.classes[label] for label in a.labels]
     assert names == ["red", "blue thing", "red"]
@@ -45,7 +45,7 @@ def test_boxes_are_clipped_in_targets_only(coco_file: Path) -> None:
     a = read(coco_file)
     assert a.xywh[2].tolist() == [-4, 0, 30, 70]
     assert Dataset(a).load(1).target.boxes.tolist() == [[0, 0, 26, 50]]
-    assert [f.name for f in a.findings] == ["box sticks out of the picture (clipped for training)"]
+    assert [f.name for f in a.findings] == ["box sticks out of the image (clipped for training)"]
 
 
 def test_missing_path_says_what_was_looked_for(tmp_path: Path) -> None:
@@ -54,8 +54,8 @@ def test_missing_path_says_what_was_looked_for(tmp_path: Path) -> None:
             read(wrong)
 
 
-def test_missing_picture_folder(coco_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(DetkitError, match="no such picture folder"):
+def test_missing_image_folder(coco_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(DetkitError, match="no such image folder"):
         read(coco_file, images=tmp_path / "nowhere")
 
 
@@ -106,8 +106,8 @@ def test_ground_truth_is_exact(coco_file: Path) -> None:
     assert Dataset(read(coco_file)).wh().tolist() == [[20, 10], [30, 50]], "crowds are no objects for anchors"
 
 
-def test_reduced_pictures_bring_their_boxes(tmp_path: Path) -> None:
-    """Decoded at a quarter: picture, boxes and areas agree; what asks for proposals gets the picture as it is."""
+def test_reduced_images_bring_their_boxes(tmp_path: Path) -> None:
+    """Decoded at a quarter: image, boxes and areas agree; what asks for proposals gets the image as it is."""
     write_image(tmp_path / "big.jpg", np.zeros((600, 800, 3), np.uint8))
     table = {
         "images": [{"id": 1, "file_name": "big.jpg", "width": 800, "height": 600}],

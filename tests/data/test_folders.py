@@ -1,4 +1,4 @@
-"""Class folders: recognised by looking, one label a picture."""
+"""Class folders: recognised by looking, one label an image."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def fill(folder: Path, count: int = 2, size: tuple[int, int] = (20, 30)) -> None
 def pets(tmp_path: Path) -> Path:
     fill(tmp_path / "cat", 3)
     fill(tmp_path / "a dog", 2, (40, 10))
-    (tmp_path / "notes.txt").write_text("not a picture")
+    (tmp_path / "notes.txt").write_text("not an image")
     (tmp_path / ".hidden").mkdir()
     return tmp_path
 
 
-def test_each_picture_is_one_object_that_fills_it(pets: Path) -> None:
+def test_each_image_is_one_object_that_fills_it(pets: Path) -> None:
     found = read(pets)
     assert format_of(pets)[0] == "folders"
     assert found.classes == ("a dog", "cat")
@@ -84,16 +84,16 @@ def test_folders_of_detection_sets_are_no_classes(tmp_path: Path) -> None:
         read(tmp_path)  # one class alone is nothing to tell apart
 
 
-def test_pictures_that_cannot_be_read_are_counted(pets: Path) -> None:
-    (pets / "cat" / "9.png").write_bytes(b"no picture")
+def test_images_that_cannot_be_read_are_counted(pets: Path) -> None:
+    (pets / "cat" / "9.png").write_bytes(b"no image")
     found = read(pets)
     assert len(found) == 5
-    assert [(f.name, f.count) for f in found.findings] == [("picture that cannot be read (left out)", 1)]
-    with pytest.raises(DetkitError, match="hold their pictures themselves"):
+    assert [(f.name, f.count) for f in found.findings] == [("image that cannot be read (left out)", 1)]
+    with pytest.raises(DetkitError, match="hold their images themselves"):
         read(pets, images=pets)
 
 
-def test_the_label_survives_every_change_of_the_picture(pets: Path) -> None:
+def test_the_label_survives_every_change_of_the_image(pets: Path) -> None:
     sample = Dataset(read(pets)).load(0)
     augment = Augment(mosaic=0, crop=1.0, crop_area=(0.05, 0.1), rotate=30, shear=10, warp=0.2, scale=(0.5, 3.0))
     for seed in range(20):
@@ -101,7 +101,7 @@ def test_the_label_survives_every_change_of_the_picture(pets: Path) -> None:
         assert changed.target.image_label == 0
 
 
-def test_an_object_that_does_not_fill_its_picture_is_no_label(pets: Path) -> None:
+def test_an_object_that_does_not_fill_its_image_is_no_label(pets: Path) -> None:
     found = read(pets)
     found.xywh[0] = [1, 0, 9, 40]
     assert not found.labelled

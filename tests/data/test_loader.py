@@ -20,7 +20,7 @@ RESIZE = Resize(64)
 
 
 class Toys:
-    """Twelve small pictures with one object each; picture ``bad`` cannot be read, ``deadly`` ends the process."""
+    """Twelve small images with one object each; image ``bad`` cannot be read, ``deadly`` ends the process."""
 
     classes = ("a", "b")
 
@@ -32,7 +32,7 @@ class Toys:
 
     def load(self, i: int, reduce_to: int | None = None) -> Sample:
         if i in self.bad:
-            raise DetkitError("the picture cannot be decoded", f"{i}.png", "fetch it again")
+            raise DetkitError("the image cannot be decoded", f"{i}.png", "fetch it again")
         if i == self.deadly:
             os.kill(os.getpid(), signal.SIGKILL)
         image = np.random.default_rng(i).integers(0, 256, (50 + i, 70, 3), dtype=np.uint8)
@@ -58,7 +58,7 @@ def same(first: list, second: list) -> bool:
     )
 
 
-def test_collate_puts_pictures_boxes_and_sizes_together() -> None:
+def test_collate_puts_images_boxes_and_sizes_together() -> None:
     samples = [Toys().load(0), Toys().load(5).replace(proposals=np.array([[0, 0, 70, 55]], np.float32))]
     batch, targets = collate(samples, RESIZE)
     assert batch.pixels.shape == (2, 3, 64, 64)
@@ -125,7 +125,7 @@ def test_mosaic_can_be_switched_off_for_the_last_epochs() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_picture_costs_training_only_itself_and_is_told_once(workers: int) -> None:
+def test_a_bad_image_costs_training_only_itself_and_is_told_once(workers: int) -> None:
     told: list[str] = []
     options: dict[str, Any] = {"on_bad_image": lambda error: told.append(error.where), "workers": workers}
     with Loader(Toys(bad=(2, 7)), resize=RESIZE, batch=4, shuffle=True, **options) as loader:
@@ -134,7 +134,7 @@ def test_a_bad_picture_costs_training_only_itself_and_is_told_once(workers: int)
     assert sorted(told) == sorted(loader.failures) == ["2.png", "7.png"]
 
 
-def test_a_bad_picture_is_left_out_of_evaluation() -> None:
+def test_a_bad_image_is_left_out_of_evaluation() -> None:
     with Loader(Toys(bad=(4, 5, 6, 7, 9)), resize=RESIZE, batch=4) as loader:
         ids = [b.image_ids for b, _ in loader.epoch(0)]
     assert ids == [(0, 1, 2, 3), (8, 10, 11)]
@@ -142,7 +142,7 @@ def test_a_bad_picture_is_left_out_of_evaluation() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_nothing_but_bad_pictures_is_an_error(workers: int) -> None:
+def test_nothing_but_bad_images_is_an_error(workers: int) -> None:
     with pytest.raises(DetkitError, match="in a row") as error:
         run(Toys(bad=tuple(range(12))), shuffle=True, workers=workers)
     assert error.value.code == 2
@@ -190,7 +190,7 @@ def test_balance_draws_rare_classes_more_often() -> None:
 
 
 def test_an_empty_set_is_a_persons_error() -> None:
-    with pytest.raises(DetkitError, match="no pictures"):
+    with pytest.raises(DetkitError, match="no images"):
         Loader(Toys(0), resize=RESIZE, batch=2)
 
 

@@ -13,14 +13,14 @@ RESIZE = Resize(200, fill=0)
 
 
 def filled(value: int, label: int, size: int = 100) -> Sample:
-    """A grey picture with one object in the full red, green or blue of its label."""
+    """A grey image with one object in the full red, green or blue of its label."""
     image = np.full((size, size, 3), value, np.uint8)
     image[30:60, 20:80] = 0
     image[30:60, 20:80, label] = 255
     return Sample(image, Target(np.array([[20, 30, 80, 60]], np.float32), np.array([label])), image_id=label)
 
 
-def test_four_pictures_with_boxes_on_their_pixels() -> None:
+def test_four_images_with_boxes_on_their_pixels() -> None:
     augment = Augment.off(mosaic=1.0, scale=(0.45, 0.6))
     for seed in range(10):
         others = iter([filled(10, 1), filled(10, 2), filled(10, 2)])
@@ -38,7 +38,7 @@ def test_four_pictures_with_boxes_on_their_pixels() -> None:
 
 def test_points_follow_the_pixels_and_masks_are_left_out() -> None:
     def marked(label: int) -> Sample:
-        """A dark picture with one bright pixel, the object's point."""
+        """A dark image with one bright pixel, the object's point."""
         image = np.zeros((100, 100, 3), np.uint8)
         image[40:44, 50:54] = 255
         points = np.array([[[52, 42, 1]]], np.float32)
@@ -92,7 +92,7 @@ def test_mixup_blends_and_weights_both() -> None:
     assert out.target.labels.tolist() == [0, 1]
 
 
-def test_switched_off_where_no_other_picture_is_given() -> None:
+def test_switched_off_where_no_other_image_is_given() -> None:
     out = Augment.off(mosaic=1.0, mixup=1.0)(filled(10, 0), np.random.default_rng(0), RESIZE)
     assert len(out.target) == 1
 

@@ -24,7 +24,7 @@ RESIZE = Resize(128)
 
 @pytest.fixture
 def people(tmp_path: Path) -> Path:
-    """One picture of 60 x 80 pixels: a person with three key points, one that has two, one that has none."""
+    """One image of 60 x 80 pixels: a person with three key points, one that has two, one that has none."""
     write_image(tmp_path / "a.png", np.zeros((60, 80, 3), np.uint8))
     keypoints = [[10, 12, 2, 20, 12, 1, 0, 0, 0], [50, 40, 2, 60, 40, 2], None]
     boxes = [[5, 5, 30, 30], [45, 30, 20, 25], [0, 0, 9, 9]]
@@ -122,7 +122,7 @@ def test_points_outside_a_crop_are_not_visible() -> None:
     assert out.target.points[0].tolist() == [[10, 50, 2], [50, 50, 0]]
 
 
-def test_reduced_pictures_reduce_their_points(tmp_path: Path, people: Path) -> None:
+def test_reduced_images_reduce_their_points(tmp_path: Path, people: Path) -> None:
     found = read(people)
     write_image(tmp_path / "b.jpg", np.zeros((240, 320, 3), np.uint8))
     large = replace(found, files=[str(tmp_path / "b.jpg")], sizes=np.array([[240, 320]]))

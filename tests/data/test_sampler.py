@@ -50,13 +50,13 @@ def test_processes_share_what_one_would_do(shuffle: bool) -> None:
 
 
 def test_repeat_factors_by_hand() -> None:
-    # Class 0 is in all four pictures, class 1 in one: f = 0.25, sqrt(1 / 0.25) = 2.
+    # Class 0 is in all four images, class 1 in one: f = 0.25, sqrt(1 / 0.25) = 2.
     labels = [np.array([0, 0]), np.array([0]), np.array([0]), np.array([0, 1])]
     np.testing.assert_allclose(repeat_factors(labels, 3, threshold=1.0), [1, 1, 1, 2])
     np.testing.assert_allclose(repeat_factors([np.zeros(0, int), np.array([2])], 3, 0.1), [1, 1])
 
 
-def test_weights_set_how_often_a_picture_is_drawn() -> None:
+def test_weights_set_how_often_a_image_is_drawn() -> None:
     weights = np.array([1.0] * 9 + [9.0])
     sampler = Sampler(10, batch=10, shuffle=True, weights=weights)
     drawn = np.concatenate([np.concatenate(indices(sampler, epoch)) for epoch in range(200)])

@@ -16,7 +16,7 @@ from detkit.io.images import write_image
 
 @pytest.fixture
 def many() -> Annotations:
-    """300 pictures; class 0 common, class 1 rare, 60 pictures without objects."""
+    """300 images; class 0 common, class 1 rare, 60 images without objects."""
     rng = np.random.default_rng(0)
     image = np.sort(rng.integers(0, 240, 900))
     labels = (rng.random(900) < 0.05).astype(np.int64)

@@ -35,11 +35,11 @@ def test_colour_covariance(coco_file: Path) -> None:
     assert (colour(a, seed=1).covariance == rgb.covariance).all()
 
 
-def test_colour_without_pictures(coco_file: Path) -> None:
+def test_colour_without_images(coco_file: Path) -> None:
     a = read(coco_file)
     for file in a.files:
         Path(file).unlink()
-    with pytest.raises(DetkitError, match="none of the pictures"):
+    with pytest.raises(DetkitError, match="none of the images"):
         colour(a)
 
 

@@ -1,4 +1,4 @@
-"""Toy pictures: seeded, labelled to the pixel, and readable as the data set that they are written as."""
+"""Toy images: seeded, labelled to the pixel, and readable as the data set that they are written as."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_seed_decides() -> None:
 
 
 def test_boxes_hold_the_shapes() -> None:
-    """Painting the ground again inside the boxes leaves nothing of the shapes: outside, the picture is ground."""
+    """Painting the ground again inside the boxes leaves nothing of the shapes: outside, the image is ground."""
     for seed in range(20):
         sample = toy_sample(seed)
         assert 1 <= len(sample.target) <= 4

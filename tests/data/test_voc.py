@@ -16,7 +16,7 @@ from detkit.errors import DetkitError
 
 def test_corners_and_difficult(voc_folder: Path) -> None:
     a = read(voc_folder)
-    assert a.xywh[2].tolist() == [0, 0, 30, 50], "1..30 of 30 pixels is the whole picture"
+    assert a.xywh[2].tolist() == [0, 0, 30, 50], "1..30 of 30 pixels is the whole image"
     assert a.difficult.tolist() == [False, False, True]
     assert a.image_ids == ["a", "b ü", "empty"]
 
@@ -33,11 +33,11 @@ def test_works_without_lists(voc_folder: Path) -> None:
     assert len(read(voc_folder)) == 3
 
 
-def test_list_with_unknown_and_repeated_pictures(voc_folder: Path) -> None:
+def test_list_with_unknown_and_repeated_images(voc_folder: Path) -> None:
     (voc_folder / "ImageSets/Main/train.txt").write_text("a\na\nghost\n")
     found = {f.name: f.examples[0] for f in read(voc_folder, split="train").findings}
-    assert "train.txt:3: ghost" in found["listed picture without annotation (dropped)"]
-    assert "train.txt:2: a" in found["picture listed twice (once dropped)"]
+    assert "train.txt:3: ghost" in found["listed image without annotation (dropped)"]
+    assert "train.txt:2: a" in found["image listed twice (once dropped)"]
 
 
 def test_the_twenty_classes_keep_their_order(voc_folder: Path) -> None:
@@ -65,15 +65,15 @@ def test_bad_object(voc_folder: Path, old: str, new: str, finding: str) -> None:
     assert len(a.labels) == 2
 
 
-def test_missing_size_comes_from_the_picture(voc_folder: Path) -> None:
+def test_missing_size_comes_from_the_image(voc_folder: Path) -> None:
     file = voc_folder / "Annotations" / "a.xml"
     file.write_text(file.read_text().replace("<width>60</width>", ""))
     a = read(voc_folder)
     assert a.sizes[0].tolist() == [40, 60]
-    assert a.findings[0].name == "size missing (read from the picture)"
+    assert a.findings[0].name == "size missing (read from the image)"
 
 
-def test_broken_xml_costs_that_picture(voc_folder: Path) -> None:
+def test_broken_xml_costs_that_image(voc_folder: Path) -> None:
     (voc_folder / "Annotations" / "a.xml").write_text("<annotation>\n<object>")
     a = read(voc_folder)
     assert a.image_ids == ["b ü", "empty"]
@@ -97,5 +97,5 @@ def test_a_file_outside_the_folder_is_not_copied(voc_folder: Path, tmp_path: Pat
     file.write_text(file.read_text().replace("<filename>a.png<", "<filename>../hidden.png<"))
     a = read(voc_folder)
     assert Path(a.files[0]).is_file()
-    with pytest.raises(DetkitError, match="outside the picture folder"):
+    with pytest.raises(DetkitError, match="outside the image folder"):
         convert({"train": a}, "yolo", tmp_path / "out")

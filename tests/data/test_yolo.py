@@ -21,7 +21,7 @@ from detkit.errors import DetkitError
         ("red 0.5 0.5 0.2 0.2", "line that is not numbers (dropped)"),
         ("0 nan 0.5 0.2 0.2", "box is not finite (dropped)"),
         ("0 0.5 0.5 0 0.2", "box of zero size (dropped)"),
-        ("0 1.5 0.5 0.2 0.2", "box outside the picture (dropped)"),
+        ("0 1.5 0.5 0.2 0.2", "box outside the image (dropped)"),
     ],
 )
 def test_bad_line(yolo_file: Path, line: str, finding: str) -> None:
@@ -45,7 +45,7 @@ def test_missing_label_file_is_counted(yolo_file: Path) -> None:
     (yolo_file.parent / "labels" / "train" / "empty.txt").unlink()
     a = read(yolo_file)
     assert len(a) == 3
-    assert a.findings[0].name.startswith("picture without a label file")
+    assert a.findings[0].name.startswith("image without a label file")
 
 
 @pytest.mark.parametrize("place", ["list file", "several", "../ slip", "names as dict"])
@@ -79,5 +79,5 @@ def test_bad_yaml(yolo_file: Path, text: str, message: str) -> None:
 
 
 def test_label_file() -> None:
-    picture = str(Path("data/images/images/train/a.b.jpg"))
-    assert label_file(picture) == str(Path("data/images/labels/train/a.b.txt"))
+    image = str(Path("data/images/images/train/a.b.jpg"))
+    assert label_file(image) == str(Path("data/images/labels/train/a.b.txt"))

@@ -133,8 +133,8 @@ def test_everything_is_computed_once(tmp_path: Path, toys: Path, monkeypatch: py
     said: list[Any] = []
     train(detector(), *sets(toys), CACHED, run=tmp_path / "first", on_event=said.append)
     notices = [str(event) for event in said if isinstance(event, Notice)]
-    assert "output of the frozen stages for 15 pictures: about 0." in notices[0]
-    assert notices[1].startswith("the frozen stages looked at 15 pictures")
+    assert "output of the frozen stages for 15 images: about 0." in notices[0]
+    assert notices[1].startswith("the frozen stages looked at 15 images")
     assert cache_size()[0] == 15
     assert (tmp_path / "first" / "first_batch.jpg").stat().st_size > 1000
 
@@ -150,11 +150,11 @@ def test_everything_is_computed_once(tmp_path: Path, toys: Path, monkeypatch: py
 
     monkeypatch.setattr(again, "frozen_maps", only_zeros)
     train(again, *sets(toys), CACHED, run=tmp_path / "second", on_event=lambda event: heard.append(str(event)))
-    assert any("looked at 0 pictures" in text and "15 were in the cache" in text for text in heard)
+    assert any("looked at 0 images" in text and "15 were in the cache" in text for text in heard)
     assert rows(tmp_path / "first") == rows(tmp_path / "second")
 
 
-def test_an_entry_is_of_one_network_one_way_to_prepare_pixels_and_one_picture(tmp_path: Path, toys: Path) -> None:
+def test_an_entry_is_of_one_network_one_way_to_prepare_pixels_and_one_image(tmp_path: Path, toys: Path) -> None:
     counts = []
 
     def once(model: Detector, data: Dataset | None = None, **options: Any) -> None:
@@ -176,7 +176,7 @@ def test_an_entry_is_of_one_network_one_way_to_prepare_pixels_and_one_picture(tm
     next(later.backbone.stages[3].parameters()).data[0] += 1  # not frozen
     once(later)
     data = sets(Path(shutil.copytree(toys, tmp_path / "copy")))[0]
-    shutil.copy(data.annotations.files[1], data.annotations.files[0])  # one picture is another now
+    shutil.copy(data.annotations.files[1], data.annotations.files[0])  # one image is another now
     shutil.copy(sets(toys)[1].annotations.files[0], data.annotations.files[1])
     once(detector(), data)
     assert counts == [10, 10, 20, 30, 40, 50, 50, 51]
@@ -192,7 +192,7 @@ def test_damaged_entries_are_computed_again_and_that_is_said(tmp_path: Path, toy
     heard: list[str] = []
     train(detector(), *sets(toys), CACHED, run=tmp_path / "second", on_event=lambda event: heard.append(str(event)))
     assert sum("damaged; it is computed again" in text for text in heard) == 3
-    assert any("looked at 3 pictures" in text and "12 were in the cache" in text for text in heard)
+    assert any("looked at 3 images" in text and "12 were in the cache" in text for text in heard)
     assert [len(file.read_bytes()) for file in files[:3]] == [len(text) for text in whole]
     for a, b in zip(rows(tmp_path / "first"), rows(tmp_path / "second"), strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-3)  # computed in another batch: rounded otherwise
@@ -221,7 +221,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, toys: Path, kind: type, 
     )
 
 
-def test_views_are_the_augmented_pictures_in_turn(tmp_path: Path, toys: Path) -> None:
+def test_views_are_the_augmented_images_in_turn(tmp_path: Path, toys: Path) -> None:
     """Two views, seen in one epoch each, are what two epochs in the data's order show without the cache."""
     data, model = sets(toys)[0], detector().eval()
     runtime = Runtime("cpu", "fp32")
@@ -251,13 +251,13 @@ def test_views_are_the_augmented_pictures_in_turn(tmp_path: Path, toys: Path) ->
         assert index == len(data)
 
 
-def test_pictures_that_cannot_be_read_are_replaced_in_training_and_missing_in_validation(
+def test_images_that_cannot_be_read_are_replaced_in_training_and_missing_in_validation(
     tmp_path: Path, toys: Path
 ) -> None:
     copy = Path(shutil.copytree(toys, tmp_path / "copy"))
     data, val = sets(copy)
     for path in (data.annotations.files[3], data.annotations.files[4], val.annotations.files[0]):
-        Path(path).write_bytes(b"no picture")
+        Path(path).write_bytes(b"no image")
     one, other, heard = tmp_path / "computed", tmp_path / "cached", list[str]()
     options = replace(OPTIONS, optimizer="sgd", lr=1e-2)
     train(detector(), data, val, options, run=one)
@@ -269,14 +269,14 @@ def test_pictures_that_cannot_be_read_are_replaced_in_training_and_missing_in_va
         assert b["loss"] == pytest.approx(a["loss"], rel=2e-3)
         assert b["val_loss"] == pytest.approx(a["val_loss"], rel=2e-3)
     for path in data.annotations.files:
-        Path(path).write_bytes(b"no picture")
-    with pytest.raises(DetkitError, match="picture"):
+        Path(path).write_bytes(b"no image")
+    with pytest.raises(DetkitError, match="image"):
         train(detector(), data, None, CACHED, run=tmp_path / "none")
 
 
 def test_a_full_disk_is_told_before_the_work(tmp_path: Path, toys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1e4))
-    with pytest.raises(DetkitError, match=r"15 pictures: about 0\.\d\d MB, but the disk has 0\.01 MB") as caught:
+    with pytest.raises(DetkitError, match=r"15 images: about 0\.\d\d MB, but the disk has 0\.01 MB") as caught:
         train(detector(), *sets(toys), CACHED, run=tmp_path / "run")
     assert caught.value.code == 4
     assert "DETKIT_CACHE" in caught.value.do

@@ -107,10 +107,10 @@ def test_models_of_other_classes_are_refused() -> None:
 
 
 def test_models_that_answer_otherwise_are_refused() -> None:
-    """A classifier's box is the whole picture: with a detector's it would come to nonsense, quietly."""
+    """A classifier's box is the whole image: with a detector's it would come to nonsense, quietly."""
     with pytest.raises(DetkitError, match="must answer alike") as told:
         Combined([Sees(classes=Names.classes), Names()])
-    assert told.value.where == "they give, in this order: boxes, classes of whole pictures"
+    assert told.value.where == "they give, in this order: boxes, classes of whole images"
 
 
 def test_masks_are_refused() -> None:
@@ -119,7 +119,7 @@ def test_masks_are_refused() -> None:
 
 
 class Names(Predicting):
-    """A classifier that calls a picture bright by the mean of its pixels."""
+    """A classifier that calls an image bright by the mean of its pixels."""
 
     classes, class_ids, threshold, protocol = ("bright", "dark"), (0, 1), 0.5, "classify"
 

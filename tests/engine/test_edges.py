@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from detkit.engine.edges import FILTERS, as_picture, example, learn, response
+from detkit.engine.edges import FILTERS, as_image, example, learn, response
 from detkit.engine.summary import summarise
 
 
@@ -26,25 +26,25 @@ def test_an_edge_of_the_other_direction() -> None:
 
 def test_a_filter_that_reads_red_only() -> None:
     rng = np.random.default_rng(0)
-    picture = rng.uniform(0, 255, (6, 6, 3))
-    changed = picture.copy()
+    image = rng.uniform(0, 255, (6, 6, 3))
+    changed = image.copy()
     changed[..., 1:] = rng.uniform(0, 255, (6, 6, 2))
-    assert np.array_equal(response(picture, FILTERS["red"]), response(changed, FILTERS["red"]))
+    assert np.array_equal(response(image, FILTERS["red"]), response(changed, FILTERS["red"]))
     changed[2, 2, 0] += 1
-    assert not np.array_equal(response(picture, FILTERS["red"]), response(changed, FILTERS["red"]))
-    np.testing.assert_allclose(response(picture, FILTERS["red"]), response(picture[..., 0], FILTERS["vertical"]))
+    assert not np.array_equal(response(image, FILTERS["red"]), response(changed, FILTERS["red"]))
+    np.testing.assert_allclose(response(image, FILTERS["red"]), response(image[..., 0], FILTERS["vertical"]))
 
 
 @pytest.mark.parametrize("colours", [(), (3,)])
 def test_the_same_as_a_convolution_layer(colours: tuple[int, ...]) -> None:
     rng = np.random.default_rng(1)
-    picture, weights = rng.normal(size=(7, 9, *colours)), rng.normal(size=(3, 3, *colours))
+    image, weights = rng.normal(size=(7, 9, *colours)), rng.normal(size=(3, 3, *colours))
 
     def planes(x: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(x.reshape(*x.shape[:2], -1)).permute(2, 0, 1)[None]
 
-    expected = F.conv2d(planes(picture), planes(weights))[0, 0].numpy()
-    np.testing.assert_allclose(response(picture, weights), expected)
+    expected = F.conv2d(planes(image), planes(weights))[0, 0].numpy()
+    np.testing.assert_allclose(response(image, weights), expected)
 
 
 def test_the_flip_makes_it_associative() -> None:
@@ -79,19 +79,19 @@ def test_where_filters_answer_alike_one_of_them_is_found() -> None:
     assert learn(np.zeros((5, 5)), FILTERS["sobel"], steps=3).error == 0
 
 
-def test_answers_as_a_picture() -> None:
-    drawn = as_picture(np.array([[0.0, 5, -10], [10, 0, 0]]))
+def test_answers_as_a_image() -> None:
+    drawn = as_image(np.array([[0.0, 5, -10], [10, 0, 0]]))
     assert drawn[..., 0].tolist() == [[128, 191, 0], [255, 128, 128]]
-    assert as_picture(np.zeros((2, 2))).tolist() == [[[128] * 3] * 2] * 2
+    assert as_image(np.zeros((2, 2))).tolist() == [[[128] * 3] * 2] * 2
 
 
 @pytest.mark.parametrize(
-    ("picture", "weights", "reason"),
+    ("image", "weights", "reason"),
     [((2, 5), (3, 3), "smaller"), ((5, 5), (3, 3, 3), "does not fit"), ((5, 5, 4), (3, 3, 3), "does not fit")],
 )
-def test_what_does_not_fit(picture: tuple[int, ...], weights: tuple[int, ...], reason: str) -> None:
+def test_what_does_not_fit(image: tuple[int, ...], weights: tuple[int, ...], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        response(np.zeros(picture), np.zeros(weights))
+        response(np.zeros(image), np.zeros(weights))
 
 
 def shape(size: int, *layers: nn.Module) -> list[tuple[int, ...]]:

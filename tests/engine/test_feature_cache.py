@@ -47,7 +47,7 @@ def detector(**head: Any) -> Detector:
     return build_detector(Config({}, check_model(model, Place()), {}, TrainOptions(), EvaluateOptions()), CLASSES)
 
 
-def pictures(folder: Path, count: int = 3) -> Dataset:
+def images(folder: Path, count: int = 3) -> Dataset:
     return Dataset(read(write_toy_data(folder / "toy", train=count, val=2, size=64), split="train"))
 
 
@@ -78,11 +78,11 @@ def test_an_entry_is_of_these_pixels_and_boxes() -> None:
 
 
 def test_features_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, data, said = detector(), pictures(tmp_path), list[str]()
+    model, data, said = detector(), images(tmp_path), list[str]()
     first = embedded(model, data, said.append)
     assert len(first) == len(data) == cache_size()[0]
     rows = sum(len(item.features) for item in first)
-    assert f"{len(data)} pictures: about 0.01 MB in" in said[0]
+    assert f"{len(data)} images: about 0.01 MB in" in said[0]
     for item in first:
         assert item.features.dtype == "float16"
         assert item.features.shape == (len(item.boxes), 16)
@@ -102,7 +102,7 @@ def test_features_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_each_way_of_pooling_has_features_of_its_own(tmp_path: Path) -> None:
-    data = pictures(tmp_path, 1)
+    data = images(tmp_path, 1)
     first = np.array(embedded(detector().eval(), data)[0].features)
     for change in ({"aligned": False}, {"sampling": 1}, {"pool": "max"}):
         other = detector(**change).eval()  # the same weights
@@ -110,7 +110,7 @@ def test_each_way_of_pooling_has_features_of_its_own(tmp_path: Path) -> None:
 
 
 def test_features_are_what_the_head_embeds(tmp_path: Path) -> None:
-    model, data = detector().eval(), pictures(tmp_path, 1)
+    model, data = detector().eval(), images(tmp_path, 1)
     item = embedded(model, data)[0]
     sample = data.load(0)
     batch, _ = collate([sample], model.resize)
@@ -136,20 +136,20 @@ def test_a_full_disk_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest
 def test_without_a_cache_features_stay_in_memory(tmp_path: Path, place: Path) -> None:
     place.write_text("a file where the folder should be")
     said: list[str] = []
-    found = embedded(detector(), pictures(tmp_path), said.append)
+    found = embedded(detector(), images(tmp_path), said.append)
     assert sum("nothing is cached" in text for text in said) == 1
     assert all(len(item.features) for item in found)
 
 
 def test_a_file_that_vanishes_is_an_error(tmp_path: Path) -> None:
-    found = embedded(detector(), pictures(tmp_path))
+    found = embedded(detector(), images(tmp_path))
     found.cache.clear()
     with pytest.raises(DetkitError, match="gone") as caught:
         found[0]
     assert caught.value.code == 4
 
 
-def test_svms_on_a_trained_cnn_know_four_pictures_by_heart(tmp_path: Path) -> None:
+def test_svms_on_a_trained_cnn_know_four_images_by_heart(tmp_path: Path) -> None:
     """R-CNN as published: fine-tuning, then SVMs and ridge regression on the features of crops."""
     torch.manual_seed(0)
     crops = {"pool": "crops", "size": 32, "padding": 4, "rois": 64, "classifier": "svm", "svm_cost": 1.0, "ridge": 10.0}
@@ -179,11 +179,11 @@ OPTIONS = TrainOptions(epochs=1, batch=2, workers=0, device="cpu", precision="fp
 
 
 def test_the_engine_fits_the_head_once_after_the_loop(tmp_path: Path) -> None:
-    data, said, run = pictures(tmp_path), list[Any](), tmp_path / "run"
+    data, said, run = images(tmp_path), list[Any](), tmp_path / "run"
     val = Dataset(read(tmp_path / "toy", split="val"))
     done: Any = train(detector(), data, val, OPTIONS, run=run, on_event=said.append)
     notices = [str(event) for event in said if isinstance(event, Notice)]
-    assert any("regions of 3 pictures" in text for text in notices)
+    assert any("regions of 3 images" in text for text in notices)
     assert any("stages are fitted: AP " in text for text in notices)
     best = load(run / "best.safetensors")
     assert best.head.fitted
@@ -201,10 +201,10 @@ def test_the_engine_fits_the_head_once_after_the_loop(tmp_path: Path) -> None:
 def test_without_validation_the_last_weights_are_fitted(tmp_path: Path) -> None:
     started = detector()
     started.head.fitted.fill_(True)  # as from a model file to train on
-    train(started, pictures(tmp_path), None, OPTIONS, run=tmp_path / "run")
+    train(started, images(tmp_path), None, OPTIONS, run=tmp_path / "run")
     assert load(tmp_path / "run" / "last.safetensors").head.fitted
 
 
 def test_a_softmax_head_asks_for_nothing(tmp_path: Path) -> None:
-    train(detector(classifier="softmax"), pictures(tmp_path), None, OPTIONS, run=tmp_path / "run")
+    train(detector(classifier="softmax"), images(tmp_path), None, OPTIONS, run=tmp_path / "run")
     assert cache_size()[0] == 0

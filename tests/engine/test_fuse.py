@@ -66,7 +66,7 @@ MODELS: dict[str, tuple[dict[str, Any], int]] = {
         },
         0,
     ),
-    "whole pictures": (
+    "whole images": (
         {"backbone": {"name": "googlenet"}, "neck": {"name": "identity"}, "head": {"name": "classify"}},
         0,
     ),
@@ -112,12 +112,12 @@ def assert_same(detector: Detector, view: Detector) -> None:
             torch.testing.assert_close(found[name], value, rtol=0, atol=1e-4 * scale, msg=name)
 
 
-def picture(seed: int = 0) -> np.ndarray:
+def image(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (50, 70, 3), dtype=np.uint8)
 
 
 def everything(detector: Detector) -> Detections:
-    return detector.predict(picture(), conf=0.0)
+    return detector.predict(image(), conf=0.0)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -296,7 +296,7 @@ def test_the_work_is_done_once() -> None:
     detector = net(RUNS["two in a row"][0])
     first = ready(detector)
     detector.threshold = 0.5
-    detector.predict(picture())
+    detector.predict(image())
     second = ready(detector)
     assert second.backbone is first.backbone
     assert second.threshold == 0.5
@@ -335,7 +335,7 @@ def test_copies_and_files_hold_the_model_alone(tmp_path: Any) -> None:
 
 def test_threads_share_a_detector() -> None:
     detector = build({"backbone": {"name": "mobilenet_v3_small", "taps": [2, 3]}})
-    samples = [Sample(picture(seed)) for seed in range(8)]
+    samples = [Sample(image(seed)) for seed in range(8)]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda one: detector.predict_samples([one], Limits(conf=0.0))[0], samples))
     for sample, detections in zip(samples, found, strict=True):

@@ -122,7 +122,7 @@ def test_where_pixels_are_only_handed_on_the_heads_network_is_looked_into() -> N
         grad_cam(rcnn(layers="mlp", width=8), image)
 
 
-def test_a_region_is_looked_at_as_a_picture_of_its_own() -> None:
+def test_a_region_is_looked_at_as_a_image_of_its_own() -> None:
     detector, image = rcnn(padding=0), toy_sample(3, 64).image
     boxes = torch.tensor([[10.0, 20.0, 42.0, 52.0]])
     detector.proposals.propose = lambda *words: ([boxes], None)
@@ -136,9 +136,9 @@ def test_a_region_is_looked_at_as_a_picture_of_its_own() -> None:
     assert np.corrcoef(shrunk.ravel(), found.heat[20:52, 10:42].ravel())[0, 1] > 0.99
 
 
-def test_maps_end_where_the_picture_does() -> None:
+def test_maps_end_where_the_image_does() -> None:
     detector, image = model("classify", (64, 96)), toy_sample(4, 80).image[:, :40]
-    # 32 of the input's 96 columns hold the picture.
+    # 32 of the input's 96 columns hold the image.
     assert stage_maps(detector, image, 0).shape == (8, 60, 31)
     assert stage_maps(detector, image, 2).shape == (120, 9, 6)
     with pytest.raises(DetkitError, match="no stage 3"):
@@ -155,18 +155,18 @@ def test_patches_hold_what_excites_a_channel(tmp_path: Path) -> None:
         conv.weight[0, 0, 2, 2], conv.weight[0, 1, 2, 2] = 1, -1
     found = peaks(detector, data, 0, batch=5)
     assert (found.field.size, found.field.stride) == (5, 1)
-    assert sorted(found.pictures) == list(range(12))
+    assert sorted(found.images) == list(range(12))
     assert found.values.shape == (12, 8)
     top = patches(found, detector, data, 0, side=30)
     assert len(top) == 9
     assert [p.value for p in top] == sorted((p.value for p in top), reverse=True)
     place = found.cells[found.values[:, 0].argmax(), 0]
-    image = data.load(int(found.pictures[found.values[:, 0].argmax()])).image
+    image = data.load(int(found.images[found.values[:, 0].argmax()])).image
     difference = (image[..., 0] - detector.mean[0, 0, 0, 0].item()) / 58.395
     difference = difference - (image[..., 1] - detector.mean[0, 1, 0, 0].item()) / 57.12
     assert difference[place[1] + 2, place[0] + 2] == pytest.approx(difference[2:-2, 2:-2].max(), abs=1e-4)
     assert all(p.image.shape == (30, 30, 3) for p in top)
-    assert len(peaks(detector, data, 0, pictures=9).choose(3)) == 3
+    assert len(peaks(detector, data, 0, images=9).choose(3)) == 3
     with pytest.raises(DetkitError, match="no channel 8"):
         patches(found, detector, data, 8)
 
@@ -182,11 +182,11 @@ def test_deep_patches_frame_their_cell_and_stay_inside(tmp_path: Path) -> None:
     assert (found.field.size, found.field.stride) == (32, 4)
     assert any((p.image == (255, 56, 56)).all(2).any() for p in near)
     broken = Path(data.annotations.files[0])
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     again = peaks(detector, data, 2)
     assert len(again.failed) == 1
     assert broken.name in again.failed[0]
-    assert 0 not in again.pictures
+    assert 0 not in again.images
 
 
 def test_published_networks_bring_their_classifier() -> None:

@@ -28,7 +28,7 @@ SIZE = 32
 OPTIONS = TrainOptions(epochs=4, batch=4, lr=0.01, workers=0, precision="fp32", device="cpu", close_mosaic=0)
 
 
-class Pictures:
+class Images:
     """Noise with one bright square each; the dataset's interface, all in memory."""
 
     classes = ("square",)
@@ -54,7 +54,7 @@ class Pictures:
             ids=np.arange(1, count + 1),
             classes=self.classes,
         )
-        files = [f"picture{i}.png" for i in range(count)]
+        files = [f"image{i}.png" for i in range(count)]
         self.annotations = SimpleNamespace(
             image_ids=list(range(count)), files=files, ground_truth=lambda: truth, classes=self.classes
         )
@@ -64,16 +64,16 @@ class Pictures:
 
     def load(self, i: int, reduce_to: int | None = None) -> Sample:
         if i in self.broken:
-            raise DetkitError("the picture is broken", f"picture{i}.png")
+            raise DetkitError("the image is broken", f"image{i}.png")
         target = Target(self.boxes[i : i + 1], np.zeros(1, np.int64))
-        return Sample(self.images[i], target, image_id=i, path=f"picture{i}.png")
+        return Sample(self.images[i], target, image_id=i, path=f"image{i}.png")
 
-    def subset(self, images: Any) -> Pictures:
-        return Pictures(len(images))
+    def subset(self, images: Any) -> Images:
+        return Images(len(images))
 
 
 class Toy(nn.Module):
-    """The smallest detector: one box a picture, from a convolution with BatchNorm; random noise as dropout has it."""
+    """The smallest detector: one box an image, from a convolution with BatchNorm; random noise as dropout has it."""
 
     classes = ("square",)
 
@@ -104,7 +104,7 @@ class Toy(nn.Module):
         losses = {}
         if targets is not None:
             wanted = torch.cat([t.boxes for t in targets])
-            # An uneven count a picture, so that dividing batch by batch would differ from dividing by the window's.
+            # An uneven count an image, so that dividing batch by batch would differ from dividing by the window's.
             weight = torch.tensor([1.0 + (i % 3) for i in batch.image_ids])
             error = (raw[:, :4] - wanted / SIZE).square().sum(1) * weight
             losses["box"] = Loss(error.sum(), weight.sum())
@@ -154,7 +154,7 @@ def test_trains_and_leaves_the_run_folder(tmp_path: Path) -> None:
     heard: list[events.Event] = []
     options = replace(OPTIONS, epochs=6, tensorboard=True)
     result = train(
-        Toy(), Pictures(), Pictures(6, 1), options, run=tmp_path / "r", config="train: {}\n", on_event=heard.append
+        Toy(), Images(), Images(6, 1), options, run=tmp_path / "r", config="train: {}\n", on_event=heard.append
     )
     names = {path.name for path in (tmp_path / "r").iterdir()}
     wanted = {"config.yaml", "metrics.csv", "curves.png", "log.txt", "run.json", "first_batch.jpg", "state.pt"}
@@ -206,7 +206,7 @@ def test_resumed_run_is_bit_equal(
     tmp_path: Path, kind: type, count: int, number: int, code: int, accumulate: int
 ) -> None:
     options = replace(OPTIONS, accumulate=accumulate)
-    sets = Pictures(), Pictures(6, 1)
+    sets = Images(), Images(6, 1)
     train(Toy(0.1), *sets, options, run=tmp_path / "whole")
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with pytest.raises(Interrupted) as stopped:
@@ -220,8 +220,8 @@ def test_resumed_run_is_bit_equal(
 
 
 def test_accumulation_equals_the_larger_batch(tmp_path: Path) -> None:
-    train(Toy(frozen=True), Pictures(), None, OPTIONS, run=tmp_path / "large")
-    train(Toy(frozen=True), Pictures(), None, replace(OPTIONS, batch=2, accumulate=2), run=tmp_path / "small")
+    train(Toy(frozen=True), Images(), None, OPTIONS, run=tmp_path / "large")
+    train(Toy(frozen=True), Images(), None, replace(OPTIONS, batch=2, accumulate=2), run=tmp_path / "small")
     large, small = (run_of(tmp_path / name)[0]["model"] for name in ("large", "small"))
     for name, value in large.items():
         torch.testing.assert_close(small[name], value, rtol=1e-5, atol=1e-6)
@@ -231,12 +231,12 @@ def test_accumulation_equals_the_larger_batch(tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_optimizer_learns(tmp_path: Path, optimizer: Any, precision: Any) -> None:
     options = replace(OPTIONS, optimizer=optimizer, precision=precision, epochs=8, lr=3e-3, schedule="step", ema=0.9)
-    train(Toy(), Pictures(), None, options, run=tmp_path / "r")
+    train(Toy(), Images(), None, options, run=tmp_path / "r")
     _, rows, _ = run_of(tmp_path / "r")
     assert float(rows[-1]["loss"]) < 0.8 * float(rows[0]["loss"])
 
 
-def test_loss_that_is_no_number_names_the_pictures_and_keeps_the_state(tmp_path: Path) -> None:
+def test_loss_that_is_no_number_names_the_images_and_keeps_the_state(tmp_path: Path) -> None:
     class Breaks(Toy):
         steps = 0
 
@@ -248,9 +248,9 @@ def test_loss_that_is_no_number_names_the_pictures_and_keeps_the_state(tmp_path:
             return out
 
     with pytest.raises(DetkitError, match="loss is not a number") as error:
-        train(Breaks(), Pictures(), None, OPTIONS, run=tmp_path / "r")
+        train(Breaks(), Images(), None, OPTIONS, run=tmp_path / "r")
     assert error.value.code == 4
-    assert error.value.where.count("picture") == 4
+    assert error.value.where.count("image") == 4
     state = torch.load(tmp_path / "r" / "state.pt", weights_only=True)
     assert state["progress"]["epoch"] == 2
     assert all(value.isfinite().all() for value in state["model"].values())
@@ -271,7 +271,7 @@ def test_a_run_that_must_stop_says_what_to_do(tmp_path: Path, error: Exception, 
             raise error
 
     with pytest.raises(DetkitError, match=what) as stopped:
-        train(Breaks(), Pictures(), None, OPTIONS, run=tmp_path / "r")
+        train(Breaks(), Images(), None, OPTIONS, run=tmp_path / "r")
     assert stopped.value.code == 4
     assert stopped.value.do
 
@@ -282,24 +282,24 @@ def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
             raise RuntimeError("shapes do not fit")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        train(Breaks(), Pictures(), None, OPTIONS, run=tmp_path / "r")
+        train(Breaks(), Images(), None, OPTIONS, run=tmp_path / "r")
 
 
 def test_early_stop_holds_after_a_resume(tmp_path: Path) -> None:
     options = replace(OPTIONS, epochs=20, lr=1e-9, patience=2)
     heard: list[events.Event] = []
-    train(Toy(), Pictures(), Pictures(6, 1), options, run=tmp_path / "r", on_event=heard.append)
+    train(Toy(), Images(), Images(6, 1), options, run=tmp_path / "r", on_event=heard.append)
     assert any(isinstance(event, events.Notice) and "stopped early" in event.text for event in heard)
     _, rows, _ = run_of(tmp_path / "r")
     assert len(rows) == 3
-    train(Toy(), Pictures(), Pictures(6, 1), options, run=tmp_path / "r", resume=True)
+    train(Toy(), Images(), Images(6, 1), options, run=tmp_path / "r", resume=True)
     assert len(run_of(tmp_path / "r")[1]) == 3
 
 
-def test_dry_run_builds_everything_and_writes_only_the_picture(tmp_path: Path, monkeypatch) -> None:
+def test_dry_run_builds_everything_and_writes_only_the_image(tmp_path: Path, monkeypatch) -> None:
     clock = SimpleNamespace(perf_counter=itertools.count(0, 3).__next__)  # three seconds from look to look
     monkeypatch.setattr(loop, "time", clock)
-    result = train(Toy(), Pictures(), Pictures(6, 1), OPTIONS, run=tmp_path / "r", dry_run=True)
+    result = train(Toy(), Images(), Images(6, 1), OPTIONS, run=tmp_path / "r", dry_run=True)
     assert isinstance(result, events.DryRun)
     assert result.steps == 3
     assert result.memory > 0
@@ -313,29 +313,29 @@ def test_dry_run_builds_everything_and_writes_only_the_picture(tmp_path: Path, m
 def test_resume_refuses_what_is_not_the_same_run(tmp_path: Path) -> None:
     run = tmp_path / "r"
     with pytest.raises(DetkitError, match="no state"):
-        train(Toy(), Pictures(), None, OPTIONS, run=run, resume=True)
-    train(Toy(), Pictures(), None, replace(OPTIONS, epochs=1), run=run)
+        train(Toy(), Images(), None, OPTIONS, run=run, resume=True)
+    train(Toy(), Images(), None, replace(OPTIONS, epochs=1), run=run)
     with pytest.raises(DetkitError, match="another run"):
-        train(Toy(), Pictures(), None, OPTIONS, run=run)
+        train(Toy(), Images(), None, OPTIONS, run=run)
     with pytest.raises(DetkitError, match=r"train\.lr"):
-        train(Toy(), Pictures(), None, replace(OPTIONS, epochs=1, lr=0.5), run=run, resume=True)
+        train(Toy(), Images(), None, replace(OPTIONS, epochs=1, lr=0.5), run=run, resume=True)
     with pytest.raises(DetkitError, match="data changed"):
-        train(Toy(), Pictures(8), None, replace(OPTIONS, epochs=1), run=run, resume=True)
+        train(Toy(), Images(8), None, replace(OPTIONS, epochs=1), run=run, resume=True)
     whole = (run / "state.pt").read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", b"not a state"):
         (run / "state.pt").write_bytes(damaged)
         with pytest.raises(DetkitError, match="damaged"):
-            train(Toy(), Pictures(), None, replace(OPTIONS, epochs=1), run=run, resume=True)
+            train(Toy(), Images(), None, replace(OPTIONS, epochs=1), run=run, resume=True)
 
 
-def test_a_broken_picture_costs_that_picture(tmp_path: Path) -> None:
-    pictures, val = Pictures(), Pictures(6, 1)
+def test_a_broken_image_costs_that_image(tmp_path: Path) -> None:
+    pictures, val = Images(), Images(6, 1)
     pictures.broken, val.broken = {3}, {2}
     heard: list[events.Event] = []
     train(Toy(), pictures, val, replace(OPTIONS, epochs=2), run=tmp_path / "r", on_event=heard.append)
     notices = [event.text for event in heard if isinstance(event, events.Notice)]
-    assert sum("picture3.png" in text for text in notices) == 1
-    assert sum("picture2.png" in text for text in notices) == 1
+    assert sum("image3.png" in text for text in notices) == 1
+    assert sum("image2.png" in text for text in notices) == 1
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a limit on the size of files")
@@ -352,9 +352,9 @@ def test_full_disk_keeps_the_old_files(tmp_path: Path) -> None:
 
     try:
         with pytest.raises(DetkitError, match="no room left") as error:
-            train(Toy(), Pictures(), None, OPTIONS, run=tmp_path / "r", on_event=fill)
+            train(Toy(), Images(), None, OPTIONS, run=tmp_path / "r", on_event=fill)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert error.value.code == 4
     assert kept == {name: (tmp_path / "r" / name).read_bytes() for name in kept}
-    train(Toy(), Pictures(), None, OPTIONS, run=tmp_path / "r", resume=True)
+    train(Toy(), Images(), None, OPTIONS, run=tmp_path / "r", resume=True)

@@ -16,7 +16,7 @@ from detkit.structures import Detections, Limits, Sample
 
 
 class Counting:
-    """Finds one box as wide as the picture's first pixel is bright, and notes the sizes of its batches."""
+    """Finds one box as wide as the image's first pixel is bright, and notes the sizes of its batches."""
 
     classes = ("a",)
 

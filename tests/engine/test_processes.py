@@ -32,7 +32,7 @@ def _train(rank: int, world: int, port: int, folder: str) -> None:
     for accumulate in (1, 2):
         options = replace(toys.OPTIONS, epochs=2, accumulate=accumulate)
         run = Path(folder) / f"{world}-{accumulate}"
-        train(toys.Toy(frozen=True), toys.Pictures(16), toys.Pictures(7, 1), options, run=run)
+        train(toys.Toy(frozen=True), toys.Images(16), toys.Images(7, 1), options, run=run)
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:

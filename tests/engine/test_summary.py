@@ -23,7 +23,7 @@ def classifier(name: str, num_classes: int = 0, size: int | None = None, **keys)
 
 
 def of(*layers: nn.Module, channels: int = 3, size: int = 28) -> Summary:
-    """The layers behind a 1 x 1 convolution that makes ``channels`` of the picture's three; its own row is left out."""
+    """The layers behind a 1 x 1 convolution that makes ``channels`` of the image's three; its own row is left out."""
     first = [] if channels == 3 else [nn.Conv2d(3, channels, 1)]
     summary = summarise(nn.Sequential(*first, *layers).to("meta"), (size, size))
     return Summary(summary.input, summary.layers[len(first) :], summary.total)
@@ -230,7 +230,7 @@ def test_wrong_words_for_info(capsys, words, said):
     assert said in capsys.readouterr().err
 
 
-def test_regions_are_counted_as_often_as_a_picture_has_them():
+def test_regions_are_counted_as_often_as_a_image_has_them():
     total = of_config("fast_rcnn", num_classes=3).total
     assert total["regions"] == 500
     # Two fully connected layers of 512 on 7 x 7 x 128, then four scores and three boxes.

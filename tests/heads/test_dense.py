@@ -35,7 +35,7 @@ def features(images: int = 2, size: int = 64) -> list[Tensor]:
 
 
 def targets() -> list[Target]:
-    """One picture with two objects, one without any."""
+    """One image with two objects, one without any."""
     found = Target(torch.tensor([[5.0, 5, 40, 30], [30, 20, 60, 64]]), torch.tensor([0, 2]), image_label=2)
     return [found, Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))]
 
@@ -71,7 +71,7 @@ def test_a_batch_without_objects_keeps_every_term_in_the_graph(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", ALONE)
-def test_predictions_lie_in_the_picture_best_first(name: str) -> None:
+def test_predictions_lie_in_the_image_best_first(name: str) -> None:
     head = build(name).eval()
     with torch.inference_mode():
         raw = head.raw(features())

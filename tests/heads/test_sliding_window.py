@@ -17,9 +17,9 @@ from detkit.heads.sliding_window import SlidingWindow, convolutionalize
 from detkit.structures import Limits, Target
 
 
-def crops_of(picture: Tensor, size: int, stride: int) -> Tensor:
-    """(h, w, 3, size, size): every window of a picture (1, 3, H, W)."""
-    return picture[0].unfold(1, size, stride).unfold(2, size, stride).permute(1, 2, 0, 3, 4)
+def crops_of(image: Tensor, size: int, stride: int) -> Tensor:
+    """(h, w, 3, size, size): every window of an image (1, 3, H, W)."""
+    return image[0].unfold(1, size, stride).unfold(2, size, stride).permute(1, 2, 0, 3, 4)
 
 
 def textbook() -> nn.Sequential:
@@ -35,10 +35,10 @@ def textbook() -> nn.Sequential:
 @pytest.mark.parametrize(("size", "windows"), [(14, 1), (16, 2), (28, 8)])
 @torch.no_grad()
 def test_the_textbooks_map_holds_the_scores_of_all_crops(size: int, windows: int) -> None:
-    net, picture = textbook(), torch.randn(1, 3, size, size)
-    scores = convolutionalize(net, 14)(picture)
+    net, image = textbook(), torch.randn(1, 3, size, size)
+    scores = convolutionalize(net, 14)(image)
     assert scores.shape == (1, 4, windows, windows)
-    crops = crops_of(picture, 14, 2)
+    crops = crops_of(image, 14, 2)
     assert crops.shape[:2] == (windows, windows)
     wanted = net(crops.flatten(0, 1)).unflatten(0, (windows, windows)).permute(2, 0, 1)
     torch.testing.assert_close(scores[0], wanted, rtol=0, atol=1e-5)
@@ -64,10 +64,10 @@ def classifier(name: str, classes: int = 3) -> nn.Module:
 
 @torch.no_grad()
 def test_lenet_without_padding_equals_its_crops() -> None:
-    net, picture = classifier("lenet5"), torch.randn(1, 3, 44, 40)
-    scores = convolutionalize(net)(picture)
+    net, image = classifier("lenet5"), torch.randn(1, 3, 44, 40)
+    scores = convolutionalize(net)(image)
     assert scores.shape == (1, 3, 4, 3)
-    wanted = net(crops_of(picture, 32, 4).flatten(0, 1)).unflatten(0, (4, 3)).permute(2, 0, 1)
+    wanted = net(crops_of(image, 32, 4).flatten(0, 1)).unflatten(0, (4, 3)).permute(2, 0, 1)
     torch.testing.assert_close(scores[0], wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -83,8 +83,8 @@ def test_networks_of_the_table(name: str, size: int, stride: int) -> None:
 
 @torch.no_grad()
 def test_of_one_window_the_scores_are_the_classifiers() -> None:
-    net, picture = classifier("resnet18"), torch.randn(1, 3, 64, 64)
-    torch.testing.assert_close(convolutionalize(net, 64)(picture)[..., 0, 0], net(picture), rtol=1e-4, atol=1e-5)
+    net, image = classifier("resnet18"), torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(convolutionalize(net, 64)(image)[..., 0, 0], net(image), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

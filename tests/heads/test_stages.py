@@ -48,7 +48,7 @@ def test_the_duality_gap_is_closed(cost: float) -> None:
 OBJECTS = {0: (10.0, 10.0, 30.0, 30.0), 1: (40.0, 40.0, 60.0, 60.0)}
 
 
-def picture(seed: int, labels: tuple[int, ...] = (0, 1), background: int = 30, **kind: Any) -> Embedded:
+def image(seed: int, labels: tuple[int, ...] = (0, 1), background: int = 30, **kind: Any) -> Embedded:
     """Objects of the classes ``labels``, a near and a half overlapping region each, and background; the first
     features tell the class, the others are noise."""
     rng = np.random.default_rng(seed)
@@ -77,7 +77,7 @@ def probabilities(found: Stages, item: Embedded) -> np.ndarray:
 
 
 def test_classes_are_told_apart_and_margins_become_probabilities() -> None:
-    found, item = fit([picture(seed) for seed in range(8)]), picture(99)
+    found, item = fit([image(seed) for seed in range(8)]), image(99)
     p = probabilities(found, item)
     for label in (0, 1):
         shown = np.flatnonzero(item.features[:, label] > 1)
@@ -90,14 +90,14 @@ def test_classes_are_told_apart_and_margins_become_probabilities() -> None:
 
 def test_probabilities_are_the_shares_of_regions_that_show_the_class() -> None:
     """Features that say nothing: every region's probability is the share of regions that overlap an object."""
-    data = [picture(seed, labels=(0,)) for seed in range(20)]
+    data = [image(seed, labels=(0,)) for seed in range(20)]
     data = [item._replace(features=np.ones_like(item.features)) for item in data]
     p = probabilities(fit(data, 1), data[0])[:, 0]
     assert p == pytest.approx(np.full(33, 3 / 33), abs=0.02)
 
 
 def test_negatives_overlap_no_object_of_their_class_by_0_3(monkeypatch: pytest.MonkeyPatch) -> None:
-    item, taken, train = picture(0, labels=(0,)), set[int](), stages._train
+    item, taken, train = image(0, labels=(0,)), set[int](), stages._train
     item.boxes[3:5] = torch.tensor([[10.0, 10, 30, 18], [10, 10, 30, 15]])  # IoU 0.4 and 0.25
 
     def noted(data: Any, one: Any, *rest: Any) -> None:
@@ -110,7 +110,7 @@ def test_negatives_overlap_no_object_of_their_class_by_0_3(monkeypatch: pytest.M
 
 
 def test_negatives_are_mined_in_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = [picture(seed) for seed in range(12)]
+    data = [image(seed) for seed in range(12)]
     every = fit(data)
     monkeypatch.setattr(stages, "RETRAIN", 60)
     mined = fit(data)
@@ -122,16 +122,16 @@ def test_negatives_are_mined_in_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kind", ["crowd", "difficult"])
 def test_what_is_aside_is_no_example(kind: str) -> None:
     aside = {kind: torch.tensor([True])}
-    found = fit([picture(seed, labels=(0,), **aside) for seed in range(4)], 1)
+    found = fit([image(seed, labels=(0,), **aside) for seed in range(4)], 1)
     assert found.rounds.tolist() == [0]
     assert not found.regressed.any()
-    seen = [picture(seed, labels=(0,)) for seed in range(8)]
-    mixed = fit([*seen, *(picture(seed, labels=(0,), **aside) for seed in range(8, 16))], 1)
+    seen = [image(seed, labels=(0,)) for seed in range(8)]
+    mixed = fit([*seen, *(image(seed, labels=(0,), **aside) for seed in range(8, 16))], 1)
     assert probabilities(mixed, seen[0])[0, 0] > 0.5  # those aside did not become negatives
 
 
 def test_the_box_regression_is_ridge_regression() -> None:
-    data = [picture(seed, labels=(0,)) for seed in range(6)]
+    data = [image(seed, labels=(0,)) for seed in range(6)]
     near, deltas = [], []
     for item in data:
         near.append(item.features[:2].astype(np.float64))  # the object and the region of IoU 0.86
@@ -145,12 +145,12 @@ def test_the_box_regression_is_ridge_regression() -> None:
     assert found.boxes_bias[0] == pytest.approx(y.mean(0) - wanted @ x.mean(0), rel=1e-3, abs=1e-3)
 
 
-def test_no_pictures_is_an_error_and_empty_ones_are_not() -> None:
-    with pytest.raises(ValueError, match="pictures"):
+def test_no_images_is_an_error_and_empty_ones_are_not() -> None:
+    with pytest.raises(ValueError, match="images"):
         fit([])
     empty = Embedded(np.zeros((0, 6), np.float16), torch.zeros(0, 4), Target(torch.zeros(0, 4), torch.zeros(0).long()))
     assert fit([empty]).rounds.tolist() == [0, 0, 0]
-    assert fit([empty, *(picture(seed) for seed in range(3))]).rounds.tolist() == [1, 1, 0]
+    assert fit([empty, *(image(seed) for seed in range(3))]).rounds.tolist() == [1, 1, 0]
 
 
 def test_the_head_answers_with_its_svms_once_fitted() -> None:
@@ -160,7 +160,7 @@ def test_the_head_answers_with_its_svms_once_fitted() -> None:
     before = head.raw(features, rois)
     assert "margins" not in before
     assert head.fits
-    head.fit([picture(seed) for seed in range(4)])
+    head.fit([image(seed) for seed in range(4)])
     after = head.raw(features, rois)
     assert torch.equal(before["classes"], after["classes"])
     assert not torch.equal(before["boxes"][:, 0], after["boxes"][:, 0])

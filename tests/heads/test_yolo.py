@@ -16,7 +16,7 @@ from detkit.structures import Limits, Target
 
 ANCHORS = [(20.0, 40.0), (60.0, 30.0)]
 NONE = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-# The textbook's head: linear boxes, squared errors, sums over the picture.
+# The textbook's head: linear boxes, squared errors, sums over the image.
 COURSE: dict[str, Any] = {
     "assign": "midpoint",
     "coder": "course",
@@ -46,14 +46,14 @@ def test_course_target_shapes(grid: int, anchors: list[tuple[float, float]], sha
 
 
 def test_course_target_by_hand() -> None:
-    """A wide car (class 1), midpoint (48, 72), 60 x 24 in a picture of 96 x 96: row 2, column 1, second anchor."""
+    """A wide car (class 1), midpoint (48, 72), 60 x 24 in an image of 96 x 96: row 2, column 1, second anchor."""
     y, lost = course_target(target((18, 60, 78, 84, 1)), 3, ANCHORS, 3, (96, 96))
     assert y[2, 1, 1].tolist() == pytest.approx([1, 0.5, 0.25, 0.75, 1.875, 0, 1, 0])
     assert y.count_nonzero() == 6
     assert lost == 0
 
 
-def test_course_target_of_a_picture_that_is_not_square() -> None:
+def test_course_target_of_a_image_that_is_not_square() -> None:
     y, _ = course_target(target((30, 10, 50, 50, 0)), 2, [(20, 40)], 2, (100, 60))
     assert y[0, 1, 0].tolist() == pytest.approx([1, (40 - 30) / 30, 30 / 50, 40 / 50, 20 / 30, 1, 0])
 

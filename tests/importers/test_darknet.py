@@ -46,11 +46,11 @@ OPENCV = {
     ],
     "new_coords": [(16, 24, 0.19434, 0.59644, 0.3142, 0.1148, 0.3937)],
 }
-PICTURE = np.random.RandomState(1).randint(0, 256, (64, 96, 3)).astype(np.uint8)
+IMAGE = np.random.RandomState(1).randint(0, 256, (64, 96, 3)).astype(np.uint8)
 
 
 def pixels() -> torch.Tensor:
-    return torch.from_numpy(PICTURE).permute(2, 0, 1)[None]
+    return torch.from_numpy(IMAGE).permute(2, 0, 1)[None]
 
 
 def outputs(detector: Detector) -> list[torch.Tensor]:
@@ -117,7 +117,7 @@ def test_it_is_trained_saved_and_loaded_like_any_other(name: str, make: Make, tm
     again = detkit.load(path, device="cpu")
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(outputs(detector), outputs(again), strict=True))
     assert (again.classes, again.class_ids, again.resize) == (("cat", "dog", "ant"), (0, 1, 2), detector.resize)
-    assert again.record["pictures_seen"] == 1234
+    assert again.record["images_seen"] == 1234
     target = Target(torch.tensor([[8.0, 8, 40, 50], [50, 10, 90, 30]]), torch.tensor([0, 2]))
     batch = Batch(pixels(), torch.tensor([[64, 96]]), (Geometry(96, 64, 1.0, 1.0),), (0,), ("",))
     losses = again.train()(batch, [target])
@@ -125,7 +125,7 @@ def test_it_is_trained_saved_and_loaded_like_any_other(name: str, make: Make, tm
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in again.parameters())
 
 
-def test_pictures_are_stretched_unless_the_cfg_says_letter_box(make: Make) -> None:
+def test_images_are_stretched_unless_the_cfg_says_letter_box(make: Make) -> None:
     cfg, weights, names = make("v3_tiny")
     resize = import_darknet(cfg, weights, names).resize
     assert (resize.mode, resize.height, resize.width, resize.content(500, 100)) == ("stretch", 64, 96, (64, 96))
@@ -152,7 +152,7 @@ def test_the_older_header_is_four_bytes_shorter(make: Make) -> None:
     new = import_darknet(cfg, weights, names)
     weights.write_bytes(struct.pack("<4i", 0, 1, 0, 77) + weights.read_bytes()[20:])
     old = import_darknet(cfg, weights, names)
-    assert old.record["pictures_seen"] == 77
+    assert old.record["images_seen"] == 77
     assert all(torch.equal(a, b) for a, b in zip(outputs(new), outputs(old), strict=True))
 
 

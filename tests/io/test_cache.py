@@ -34,7 +34,7 @@ def test_computed_once_and_returned_as_it_was(tmp_path: Path) -> None:
     assert kept.flags.writeable
 
 
-def test_other_parameters_and_pictures_are_other_entries(tmp_path: Path) -> None:
+def test_other_parameters_and_images_are_other_entries(tmp_path: Path) -> None:
     one, two = (Cache("boxes", {"plan": plan}, folder=tmp_path) for plan in ("fast", "quality"))
     quiet(one, lambda: ARRAY)
     assert len(quiet(two, lambda: ARRAY[:1])) == 1

@@ -1,4 +1,4 @@
-"""Boxes, names and points lie where they belong, and inside the picture."""
+"""Boxes, names and points lie where they belong, and inside the image."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_copy_is_drawn_on() -> None:
         [9, 9, 2, 2],
     ],
 )
-def test_boxes_of_any_kind_and_pictures_of_any_size(size: tuple[int, int], box: list[float]) -> None:
+def test_boxes_of_any_kind_and_images_of_any_size(size: tuple[int, int], box: list[float]) -> None:
     image = np.zeros((*size, 3), np.uint8)
     assert draw_detections(image, found([box])).shape == image.shape
     assert draw_target(image, Target(np.asarray([box]), [0], crowd=[True]), CLASSES).shape == image.shape
@@ -98,13 +98,13 @@ def test_answers_that_share_a_box_stand_below_each_other(monkeypatch: pytest.Mon
     assert rows[-1] + height <= 120
 
 
-def test_a_sheet_of_pictures() -> None:
-    pictures = [np.full((10 + k, 20, 3), 50 * k, np.uint8) for k in range(3)]
-    plain = draw.sheet(pictures, columns=2)
+def test_a_sheet_of_images() -> None:
+    images = [np.full((10 + k, 20, 3), 50 * k, np.uint8) for k in range(3)]
+    plain = draw.sheet(images, columns=2)
     assert plain.shape == (2 * (12 + draw.GAP) + draw.GAP, 2 * (20 + draw.GAP) + draw.GAP, 3)
     assert (plain[draw.GAP : draw.GAP + 10, draw.GAP : draw.GAP + 20] == 0).all()
     assert (plain[-draw.GAP - 12 : -draw.GAP, draw.GAP : draw.GAP + 20] == 100).all()
-    named = draw.sheet(pictures, ["a", "b", "a name that is longer than its picture is wide"], columns=3)
+    named = draw.sheet(images, ["a", "b", "a name that is longer than its image is wide"], columns=3)
     assert named.shape[0] > plain.shape[0] / 2
     assert (named[:, -30:] < 128).any()  # its end
     assert (named == 100).all(2).sum() == 12 * 20

@@ -168,7 +168,7 @@ def bomb_png(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000"])
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.7, 0.97])
-def test_cut_off_pictures_are_errors(form: str, share: float) -> None:
+def test_cut_off_images_are_errors(form: str, share: float) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (90, 90, 3), dtype=np.uint8)
     data = encoded(Image.fromarray(noise), form)
     with pytest.raises(DetkitError) as caught:
@@ -198,15 +198,15 @@ def test_bytes_after_the_end_do_no_harm() -> None:
     [
         ("missing.jpg", None, "no such file"),
         ("empty.jpg", b"", "empty"),
-        ("text.jpg", b"this is a note, not a picture", "text file"),
+        ("text.jpg", b"this is a note, not an image", "text file"),
         ("web.jpg", b"<!DOCTYPE html><html>404</html>", "text file"),
-        ("binary.png", bytes(range(200)), "not a picture"),
+        ("binary.png", bytes(range(200)), "not an image"),
         ("phone.heic", b"\0\0\0\x18ftypheic" + bytes(99), "HEIC"),
         ("header.jpg", b"\xff\xd8\xff\xe0", "damaged or cut off"),
         ("bomb.png", bomb_png(60000, 60000), "too large: 60000 x 60000"),
     ],
 )
-def test_what_is_no_picture_is_said_in_three_lines(
+def test_what_is_no_image_is_said_in_three_lines(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, data: bytes | None, what: str
 ) -> None:
     path = tmp_path / name
@@ -220,7 +220,7 @@ def test_what_is_no_picture_is_said_in_three_lines(
     assert capfd.readouterr().err == ""
 
 
-def test_a_folder_is_no_picture(tmp_path: Path) -> None:
+def test_a_folder_is_no_image(tmp_path: Path) -> None:
     for read in (read_image, image_size):
         with pytest.raises(DetkitError):
             read(tmp_path)
@@ -235,7 +235,7 @@ def test_the_limit_of_pixels_can_be_moved() -> None:
 
 
 @pytest.mark.parametrize(("suffix", "lossless"), [(".png", True), (".bmp", True), (".jpg", False), (".webp", False)])
-def test_written_pictures_come_back(tmp_path: Path, suffix: str, lossless: bool) -> None:
+def test_written_images_come_back(tmp_path: Path, suffix: str, lossless: bool) -> None:
     path = tmp_path / f"a{suffix}"
     write_image(path, photo())
     difference = np.abs(read_image(path).astype(int) - photo())

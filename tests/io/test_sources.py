@@ -1,4 +1,4 @@
-"""Whatever a user may name becomes one stream, and one bad picture costs that picture."""
+"""Whatever a user may name becomes one stream, and one bad image costs that image."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def picture(shade: int = 100) -> np.ndarray:
 def folder(tmp_path: Path) -> Path:
     for i, name in enumerate(("b.png", "a.jpg", "ü 猫.PNG", "deep/c.png", "deep/deeper/d.png")):
         write_image(tmp_path / name, picture(i * 10))
-    (tmp_path / "broken.jpg").write_text("no picture")
-    (tmp_path / ".hidden.png").write_text("no picture")
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "broken.jpg").write_text("no image")
+    (tmp_path / ".hidden.png").write_text("no image")
+    (tmp_path / "notes.txt").write_text("no image")
     return tmp_path
 
 
@@ -35,7 +35,7 @@ def names(stream: object) -> list[str]:
     return [("!" if isinstance(f, Failure) else "") + Path(f.source).name for f in stream]  # type: ignore[attr-defined]
 
 
-def test_a_folder_gives_its_own_pictures_and_one_failure(folder: Path) -> None:
+def test_a_folder_gives_its_own_images_and_one_failure(folder: Path) -> None:
     stream = list(open_sources([folder]))
     assert names(stream) == ["a.jpg", "b.png", "!broken.jpg", "ü 猫.PNG"]
     frame = stream[1]
@@ -72,7 +72,7 @@ def test_stdin_bytes_and_arrays() -> None:
         assert (frame.image == 77).all()
     (frame,) = open_sources("-", stdin=io.BytesIO(data.tobytes()))
     assert frame.source == "-"
-    for nothing in (b"", b"hello, world, no picture"):
+    for nothing in (b"", b"hello, world, no image"):
         (failure,) = open_sources("-", stdin=io.BytesIO(nothing))
         assert isinstance(failure, Failure)
         assert failure.source == "-"

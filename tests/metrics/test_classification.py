@@ -24,7 +24,7 @@ def truth(labels: list[int], classes: int = 7, image: list[int] | None = None) -
 
 
 def answers(*ranked: list[int]) -> Results:
-    """Of each picture the labels, best first."""
+    """Of each image the labels, best first."""
     rows = [(i, label, 1 - 0.1 * k) for i, labels in enumerate(ranked) for k, label in enumerate(labels)]
     image, label, score = (np.array(column) for column in zip(*rows, strict=True))
     return Results(image, label, np.tile([0.0, 0, 10, 10], (len(rows), 1)), score)
@@ -50,14 +50,14 @@ def test_the_order_of_the_rows_does_not_count_but_for_equal_scores() -> None:
     assert ranks(gt, even)[0].tolist() == [0, 1]
 
 
-def test_pictures_need_exactly_one_label() -> None:
-    with pytest.raises(DetkitError, match="2 of 3 pictures do not have exactly one label"):
+def test_images_need_exactly_one_label() -> None:
+    with pytest.raises(DetkitError, match="2 of 3 images do not have exactly one label"):
         evaluate(truth([0, 1, 2], image=[0, 0, 2]), answers([0], [1], [2]), "classify")
     with pytest.raises(ValueError, match="iou"):
         evaluate(truth([0]), answers([0]), "classify", iou=0.6)
 
 
-def test_copies_of_pictures_are_as_good_as_weights() -> None:
+def test_copies_of_images_are_as_good_as_weights() -> None:
     gt, dt = truth([0, 1, 2]), answers([0], [0, 1], [2])
     value = resampler(gt, dt, "top1")
     assert value(np.array([1, 1, 1])) == pytest.approx(2 / 3)

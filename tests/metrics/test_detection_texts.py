@@ -20,7 +20,7 @@ CLASSES = ("cat", "dining table", "table")
 
 @pytest.fixture
 def data(tmp_path: Path) -> SimpleNamespace:
-    """Three pictures; the data does not say how large the last one is."""
+    """Three images; the data does not say how large the last one is."""
     cv2.imwrite(str(tmp_path / "c.v2.png"), np.zeros((50, 200, 3), np.uint8))
     return SimpleNamespace(
         image_ids=["a", "b", "c"],

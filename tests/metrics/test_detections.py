@@ -127,7 +127,7 @@ def test_no_detections(tmp_path: Path) -> None:
     ("source", "image"),
     [("one/1.jpg", 0), ("../two/1.jpg", 1), ("C:\\data\\two\\1.jpg", 1), ("Zo\u00eb.jpg", 2), ("Zoe\u0308.jpg", 2)],
 )
-def test_pictures_are_found_by_name_and_folder(tmp_path: Path, source: str, image: int) -> None:
+def test_images_are_found_by_name_and_folder(tmp_path: Path, source: str, image: int) -> None:
     line = json.dumps({"source": source, "detections": [json.loads(FOUND)]})
     assert read_detections(write(tmp_path, line), DATA)[0].image.tolist() == [image]
 

@@ -50,7 +50,7 @@ def test_without_points_there_is_nothing_to_measure(tables: tuple[GroundTruth, R
         evaluate(gt, replace(dt, points=dt.points[:, :1]), "points")  # type: ignore[index]
 
 
-def test_copies_of_pictures_are_as_good_as_weights(tables: tuple[GroundTruth, Results]) -> None:
+def test_copies_of_images_are_as_good_as_weights(tables: tuple[GroundTruth, Results]) -> None:
     assert resampler(*tables, "PCK")(np.array([1, 1])) == pytest.approx(1 / 3)
     assert resampler(*tables, "PCK")(np.array([3, 1])) == pytest.approx(3 / 7)
     assert resampler(*tables, "NME")(np.array([1, 5])) == pytest.approx(0.125)

@@ -62,7 +62,7 @@ def test_midpoint_takes_the_cell_and_the_best_anchor() -> None:
         pytest.param([92, 92, 100, 100], 8, id="midpoint on the far corner: the last cell"),
         pytest.param([-10, -10, 10, 10], 0, id="midpoint on the origin"),
         pytest.param([22, 0, 42, 20], 1, id="midpoint on a cell's border: the cell it begins"),
-        pytest.param([200, 0, 220, 20], 2, id="midpoint beyond the picture: the nearest cell"),
+        pytest.param([200, 0, 220, 20], 2, id="midpoint beyond the image: the nearest cell"),
     ],
 )
 def test_midpoint_on_borders(box: list[float], cell: int) -> None:

@@ -14,7 +14,7 @@ from detkit.ops.roi import roi_align, roi_pool, roi_table
 
 
 def regions(count: int, size: float, images: int = 2, seed: int = 0) -> Tensor:
-    """Boxes around and beyond a picture of ``size`` pixels, some without area or upside down."""
+    """Boxes around and beyond an image of ``size`` pixels, some without area or upside down."""
     generator = torch.Generator().manual_seed(seed)
     centre = (torch.rand(count, 2, generator=generator) * 1.4 - 0.2) * size
     half = torch.exp(torch.randn(count, 2, generator=generator)) * size / 10
@@ -144,7 +144,7 @@ def test_half_precision_is_computed_in_float32() -> None:
     assert torch.equal(found, roi_align(x.float(), rois.half().float(), 7, 1 / 8))
 
 
-def test_a_list_of_boxes_a_picture() -> None:
+def test_a_list_of_boxes_a_image() -> None:
     rois = regions(8, 130)
     boxes = [rois[rois[:, 0] == i, 1:] for i in range(2)]
     assert torch.equal(roi_table(boxes)[:, 0], torch.tensor([0.0] * 4 + [1] * 4))
@@ -159,9 +159,9 @@ def test_a_list_of_boxes_a_picture() -> None:
         pytest.param((torch.zeros(2, 4, 4), torch.zeros(1, 5), 7), ValueError, id="no batch"),
         pytest.param((torch.zeros(1, 2, 4, 4), torch.zeros(1, 4), 7), ValueError, id="no batch index"),
         pytest.param((torch.zeros(1, 2, 4, 4), torch.zeros(1, 5), 0), ValueError, id="no cells"),
-        pytest.param((torch.zeros(1, 2, 4, 4), torch.ones(1, 5), 7), ValueError, id="a picture that is not there"),
-        pytest.param((torch.zeros(1, 2, 4, 4), -torch.ones(1, 5), 7), ValueError, id="a picture before the first"),
-        pytest.param((torch.zeros(1, 2, 4, 4), torch.full((1, 5), torch.nan), 7), ValueError, id="picture NaN"),
+        pytest.param((torch.zeros(1, 2, 4, 4), torch.ones(1, 5), 7), ValueError, id="an image that is not there"),
+        pytest.param((torch.zeros(1, 2, 4, 4), -torch.ones(1, 5), 7), ValueError, id="an image before the first"),
+        pytest.param((torch.zeros(1, 2, 4, 4), torch.full((1, 5), torch.nan), 7), ValueError, id="image NaN"),
     ],
 )
 def test_wrong_input(arguments: tuple[Any, ...], error: type[Exception]) -> None:

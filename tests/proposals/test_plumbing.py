@@ -84,7 +84,7 @@ def detector(source: Any, dataset: Dataset) -> Detector:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_evaluation_and_prediction_see_the_boxes_of_the_original_picture(data: Dataset, workers: int) -> None:
+def test_evaluation_and_prediction_see_the_boxes_of_the_original_image(data: Dataset, workers: int) -> None:
     source = SelectiveSearch(max=30)
     model = detector(source, data)
     _, results, _ = evaluate(model, data, workers=workers, batch=2)
@@ -104,7 +104,7 @@ def test_proposals_that_a_sample_brings_are_kept(data: Dataset) -> None:
     np.testing.assert_allclose(found.boxes, own, atol=1e-3)
 
 
-def test_training_sees_them_moved_with_the_picture(data: Dataset, tmp_path: Path) -> None:
+def test_training_sees_them_moved_with_the_image(data: Dataset, tmp_path: Path) -> None:
     source = SelectiveSearch(max=25)
     model = detector(source, data)
     options = TrainOptions(epochs=1, batch=2, workers=1, precision="fp32", device="cpu", ema=0)
@@ -149,7 +149,7 @@ def read_text(tmp_path: Path, text: str) -> Any:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("mosaic: 0", "mosaic: 0.5", ("mosaic joins pictures", "line 9, augment.mosaic", "mosaic: 0")),
+        ("mosaic: 0", "mosaic: 0.5", ("mosaic joins images", "line 9, augment.mosaic", "mosaic: 0")),
         ("  mosaic: 0", "  scale: null", ("mosaic", "augment")),  # its default is on
         ("mosaic: 0", "{mosaic: 0, mixup: 0.2}", ("mixup joins", "line 8, augment.mixup", "mixup: 0")),
         ("plan: fast", "plan: best", ("model.proposals.plan", "line 6", "fast, quality")),

@@ -90,7 +90,7 @@ def test_the_loss_is_the_papers() -> None:
     assert losses["box"].count == 2
 
 
-def test_proposals_are_the_best_after_nms_inside_the_picture() -> None:
+def test_proposals_are_the_best_after_nms_inside_the_image() -> None:
     rpn = network(before=(50, 20), after=(10, 5), iou=0.5)
     for training, most in ((True, 10), (False, 5)):
         found, raw = rpn.propose(BATCH, features(), training)

@@ -24,7 +24,7 @@ NOISY = np.clip(BLOCKS + RNG.normal(0, 12, BLOCKS.shape), 0, 255).astype(np.uint
 
 
 def shapes() -> tuple[np.ndarray, np.ndarray]:
-    """A picture of filled boxes of different colours, and the boxes."""
+    """An image of filled boxes of different colours, and the boxes."""
     boxes = np.array([[20, 15, 80, 70], [100, 30, 180, 60], [30, 90, 60, 150], [110, 80, 190, 140]], np.float32)
     image = np.full((160, 200, 3), (40, 90, 60), np.uint8)
     for (x1, y1, x2, y2), colour in zip(
@@ -105,7 +105,7 @@ def test_joins_shared_by_all_thresholds_change_nothing(seed: int) -> None:
 
 @pytest.mark.parametrize("scale", [50, 300])
 def test_segments_like_scikit_image(scale: int) -> None:
-    # scikit-image joins diagonal neighbours too and smooths otherwise: alike, not equal, unless the picture is clear.
+    # scikit-image joins diagonal neighbours too and smooths otherwise: alike, not equal, unless the image is clear.
     theirs = partition(felzenszwalb(BLOCKS, scale=scale, sigma=0, min_size=20))
     ours = graph_segments(BLOCKS, scale, sigma=0, min_size=20)
     assert np.array_equal(ours.ravel(), theirs)
@@ -170,12 +170,12 @@ def test_one_colour_is_one_box(size: tuple[int, int], plan: search.PlanName) -> 
     assert selective_search(image, plan).tolist() == [[0, 0, size[1], size[0]]]
 
 
-def test_grey_pictures() -> None:
+def test_grey_images() -> None:
     grey = NOISY[..., 0]
     assert np.array_equal(selective_search(grey), selective_search(np.repeat(grey[..., None], 3, axis=2)))
 
 
-def test_the_picture_is_left_alone_and_may_be_a_view() -> None:
+def test_the_image_is_left_alone_and_may_be_a_view() -> None:
     image = NOISY.copy()
     mirrored = selective_search(image[:, ::-1])
     assert np.array_equal(image, NOISY)
@@ -202,7 +202,7 @@ def test_bad_arguments(image: object, arguments: dict, kind: type[Exception], wo
 # As a source
 
 
-def test_source_caches_pictures_of_data_sets_only(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_source_caches_images_of_data_sets_only(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = SelectiveSearch(folder=tmp_path, max=20)
     expected = selective_search(NOISY, max=20)
     assert np.array_equal(source.of_image(NOISY), expected)

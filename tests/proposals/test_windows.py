@@ -27,7 +27,7 @@ def test_aspects_keep_the_area() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 300), (300, 7)])
-def test_a_picture_smaller_than_a_window_has_none(size: tuple[int, int]) -> None:
+def test_a_image_smaller_than_a_window_has_none(size: tuple[int, int]) -> None:
     assert sliding_windows(size, windows=[8], aspects=[1]).shape == (0, 4)
 
 
@@ -55,7 +55,7 @@ def test_bad_arguments(size: tuple[int, ...], arguments: dict, word: str) -> Non
         sliding_windows(size, **arguments)
 
 
-def test_as_a_source_each_picture_gets_those_of_its_own_size() -> None:
+def test_as_a_source_each_image_gets_those_of_its_own_size() -> None:
     sizes = torch.tensor([[16, 20], [4, 4], [16, 20]])
     batch = Batch(torch.zeros(3, 3, 32, 32, dtype=torch.uint8), sizes, (Geometry(1, 1),) * 3)
     source = Windows(windows=(8,), aspects=(1,), stride=0.5)

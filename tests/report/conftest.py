@@ -23,7 +23,7 @@ class Case(NamedTuple):
     results: Results
 
 
-# xywh on pictures of 120 x 80: label 0 is the cat, 1 the dog; "cow & <calf>" has no object.
+# xywh on images of 120 x 80: label 0 is the cat, 1 the dog; "cow & <calf>" has no object.
 OBJECTS = [(0, 0, [10, 10, 40, 40]), (0, 1, [60, 10, 40, 40]), (1, 0, [5, 5, 30, 60]), (2, 0, [80, 40, 30, 30])]
 FOUND = [
     (0, 0, [10, 10, 40, 40], 0.9),  # right
@@ -36,7 +36,7 @@ FOUND = [
 
 @pytest.fixture
 def case(tmp_path: Path) -> Case:
-    """Three pictures (one with a difficult name), four objects, seven detections."""
+    """Three images (one with a difficult name), four objects, seven detections."""
     names = ["a.jpg", "b & <i>.jpg", "c d#é.jpg"]
     rng = np.random.default_rng(0)
     for name in names:

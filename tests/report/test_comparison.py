@@ -1,4 +1,4 @@
-"""Runs side by side: numbers, which differences count, the table and the picture."""
+"""Runs side by side: numbers, which differences count, the table and the image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ N = 60
 
 @pytest.fixture(scope="module")
 def compared() -> dict:
-    """Three detectors on 60 pictures of one object: one finds all, two find different halves."""
+    """Three detectors on 60 images of one object: one finds all, two find different halves."""
     image, no = np.arange(N), np.zeros(N, bool)
     boxes = np.tile([0.0, 0.0, 50.0, 50.0], (N, 1))
     gt = GroundTruth(N, image, image * 0, boxes, boxes[:, 2] ** 2, no, no, image + 1, ("a",))
@@ -63,7 +63,7 @@ def test_table(compared: dict) -> None:
     assert sum(line.endswith("may be noise") for line in lines) == 1
 
 
-def test_picture(compared: dict, tmp_path: Path) -> None:
+def test_image(compared: dict, tmp_path: Path) -> None:
     draw(tmp_path / "c.png", compared)
     picture = cv2.imread(str(tmp_path / "c.png"))
     assert picture.std() > 5

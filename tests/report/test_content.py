@@ -30,7 +30,7 @@ def test_numbers(case) -> None:
 
 def test_worst_and_examples(case) -> None:
     got = content(case.annotations, case.results, Settings())
-    # In the first picture the dog, the only one, is missed: half of AP. The cat taken for it costs something too.
+    # In the first image the dog, the only one, is missed: half of AP. The cat taken for it costs something too.
     first, second = got["worst"]
     assert first["file"].endswith("a.jpg")
     assert [one["label"] for one in first["missed"]] == ["dog"]

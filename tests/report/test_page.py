@@ -78,11 +78,11 @@ def test_well_formed_and_self_contained(page: Path) -> None:
     assert {link[1:] for link in got.links if link.startswith("#")} == set(got.ids)
     for word in ("95% interval", "best F1", "expected calibration error", "background", "localization", "cow & <calf>"):
         assert word in got.text
-    for word in ("milliseconds a picture", "post-processing", "1,234,567", "best & <only>", "100 detections", "crowd"):
+    for word in ("milliseconds an image", "post-processing", "1,234,567", "best & <only>", "100 detections", "crowd"):
         assert word in got.text
 
 
-def test_links_lead_to_the_pictures(page: Path) -> None:
+def test_links_lead_to_the_images(page: Path) -> None:
     files = [link for link in parsed(page).links if not link.startswith("#")]
     assert files
     assert all((page.parent / unquote(link)).is_file() for link in files)
@@ -95,13 +95,13 @@ def test_the_same_numbers_give_the_same_page(case) -> None:
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
-def test_without_pictures_without_detections_and_over_a_file(case) -> None:
+def test_without_images_without_detections_and_over_a_file(case) -> None:
     for file in case.file.parent.glob("*.jpg"):
         file.unlink()
     path = case.file.parent / "r.html"
     whole = content(case.annotations, case.results, Settings())
     assert write_report(path, whole, "t") > 0
-    assert "no picture" in parsed(path).text
+    assert "no image" in parsed(path).text
     with pytest.raises(DetkitError, match="exists"):
         write_report(path, whole, "t")
     nothing = Results(
@@ -122,7 +122,7 @@ def test_tables_escape_and_align() -> None:
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 def test_in_a_browser(page: Path, tmp_path: Path) -> None:
-    """Shown without an error on the console and not blank; without its pictures it would be shorter."""
+    """Shown without an error on the console and not blank; without its images it would be shorter."""
     shot, profile = tmp_path / "shot.png", tmp_path / "profile"
     words = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
     words += [f"--user-data-dir={profile}", "--window-size=1000,5000", "--enable-logging=stderr", "--v=0"]

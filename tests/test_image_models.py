@@ -1,4 +1,4 @@
-"""Models that answer once for a picture, from data to detections: classifiers, localizers, landmarks."""
+"""Models that answer once for an image, from data to detections: classifiers, localizers, landmarks."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def corners(sample: Sample) -> Sample:
 
 
 @pytest.mark.parametrize("points", [0, 4])
-def test_one_object_a_picture_can_be_learned_by_heart(points: int) -> None:
+def test_one_object_a_image_can_be_learned_by_heart(points: int) -> None:
     samples = [toy_sample(seed, 64, most=1) for seed in range(3)]
     samples = [corners(s) if points else s for s in samples]
     samples.append(Sample(toy_sample(9, 64, most=1).image[:20, :20].repeat(3, 0).repeat(3, 1)))
@@ -72,7 +72,7 @@ def test_one_object_a_picture_can_be_learned_by_heart(points: int) -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A classifier trained for a moment on objects cut out of toy pictures; its data lies beside it."""
+    """A classifier trained for a moment on objects cut out of toy images; its data lies beside it."""
     folder = tmp_path_factory.mktemp("classifier")
     toys = write_toy_data(folder / "toys", train=24, val=8, size=96)
     parts = {name: read(toys, split=name) for name in ("train", "val")}
@@ -247,8 +247,8 @@ def test_a_detector_starts_from_a_classifier_and_says_so(run: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["augment.mosaic=0.5"], "mosaic joins pictures"),
-        (["augment.mixup=0.5"], "mixup joins pictures"),
+        (["augment.mosaic=0.5"], "mosaic joins images"),
+        (["augment.mixup=0.5"], "mixup joins images"),
         (["train.best_by=AP"], "not measured by AP"),
         (["data.train={path: TOYS, split: train}", "data.val={path: TOYS, split: val}"], "detkit data crops"),
         (["train.stage_lr=[0.1, 0.2, 0.3, 1]"], "the backbone has 3 name 3 at most"),
@@ -271,7 +271,7 @@ def test_one_that_looks_for_boxes_in_class_folders_is_told(run: Path, tmp_path: 
     overrides = ["model.head={name: localize, cells: 1}", "train.best_by=null", "train.workers=0"]
     config = run / "run" / "config.yaml"
     api.train(config, overrides=overrides, out=tmp_path / "new", dry_run=True, on_event=said.append)
-    assert any("to name pictures, train classify" in str(event) for event in said)
+    assert any("to name images, train classify" in str(event) for event in said)
 
 
 @pytest.mark.parametrize("name", ["classify", "localize"])

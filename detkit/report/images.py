@@ -1,4 +1,4 @@
-"""The gallery's pictures: small, drawn, as data URIs of JPEG."""
+"""The gallery's images: small, drawn, as data URIs of JPEG."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _MARGIN = 0.4  # of the box, around an example
 _COLOURS = {"false": 0, "missed": 2, "right": 3}
 
 
-def gallery_picture(entry: Mapping[str, Any]) -> str | None:
-    """The picture of an entry of ``content["worst"]``: false positives red, missed objects orange and dashed; None if
+def gallery_image(entry: Mapping[str, Any]) -> str | None:
+    """The image of an entry of ``content["worst"]``: false positives red, missed objects orange and dashed; None if
     it cannot be read."""
     wrong, missed = entry["false_positives"], entry["missed"]
     boxes = [one["box"] for one in (*wrong, *missed)]
@@ -30,7 +30,7 @@ def gallery_picture(entry: Mapping[str, Any]) -> str | None:
     return _drawn(entry["file"], np.array(boxes, float).reshape(-1, 4), captions, colours, dashed)
 
 
-def example_picture(kind: str, one: Mapping[str, Any]) -> str | None:
+def example_image(kind: str, one: Mapping[str, Any]) -> str | None:
     """One example of ``content["examples"]``, cut out with some of its surroundings; None if it cannot be read."""
     colour = {"right": "right", "false_positive": "false", "missed": "missed"}[kind]
     box = np.array(one["box"], float)

@@ -1,4 +1,4 @@
-"""Heads that answer for a whole picture: classification, localization, landmarks; by hand-worked numbers."""
+"""Heads that answer for a whole image: classification, localization, landmarks; by hand-worked numbers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from detkit.errors import DetkitError
+from detkit.heads.classify import Classify
 from detkit.heads.localize import Localize, chosen_object, localization_target
-from detkit.heads.picture import Classify
 from detkit.ops.losses import localization_loss
 from detkit.structures import Limits, Target
 
@@ -39,10 +39,10 @@ def test_the_loss_of_a_label_is_minus_its_log_likelihood() -> None:
     labelled = [target(image_label=0), target(image_label=2), target()]
     loss = head.loss(raw, labelled, SIZES.expand(3, 2))["classes"]
     assert loss.sum.item() == pytest.approx(-math.log(0.5) - math.log(0.1), rel=1e-5)
-    assert loss.count.item() == 2  # a picture without a label teaches nothing
+    assert loss.count.item() == 2  # an image without a label teaches nothing
 
 
-def test_an_answer_is_a_detection_of_the_whole_picture() -> None:
+def test_an_answer_is_a_detection_of_the_whole_image() -> None:
     head = Classify([4], [32], 3)
     raw = {"classes": torch.tensor([[0.3, 0.6, 0.1]]).log()}
     found = head.predict(raw, SIZES, Limits(conf=0.25))[0]
@@ -114,7 +114,7 @@ def test_the_textbooks_target() -> None:
     assert localization_target(target(), (100, 200), 3).tolist() == [0] * 8
 
 
-def test_the_largest_object_that_counts_is_the_pictures() -> None:
+def test_the_largest_object_that_counts_is_the_images() -> None:
     boxes = ((0.0, 0, 10, 10), (0.0, 0, 50, 50), (0.0, 0, 30, 30), (5.0, 0, 35, 30))
     labels = (0, 1, 2, 3)
     assert chosen_object(target(*boxes, labels=labels)) == 1

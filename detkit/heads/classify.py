@@ -1,4 +1,4 @@
-"""Heads that answer once for a whole picture, and the first of them: image classification."""
+"""Heads that answer once for a whole image, and the first of them: image classification."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from detkit.ops.losses import class_loss
 from detkit.structures import Detections, Limits, Loss, Target
 
 SIDE_GAIN = 0.3  # of side branches (Szegedy et al. 2014, arXiv 1409.4842, section 5)
-_CELLS, _PICTURE = 7, 224  # of the published classifiers: cells along a side of the last map, pixels of the picture
+_CELLS, _IMAGE = 7, 224  # of the published classifiers: cells along a side of the last map, pixels of the image
 
 
-class PictureHead(nn.Module):
+class ImageHead(nn.Module):
     """The last map, pooled to ``cells`` x ``cells`` or through the backbone's own trunk, ``hidden`` layers, one output.
 
     Subclasses write ``raw``, ``loss`` and ``answers``. A finer map than the last is not looked at, so a neck that joins
-    several is of no use. ``joins`` is false: a picture made of several has no one answer.
+    several is of no use. ``joins`` is false: an image made of several has no one answer.
     """
 
     joins = False
@@ -56,7 +56,7 @@ class PictureHead(nn.Module):
         width = channels[-1] * cells * cells
         if self.trunk is not None:
             # A trunk that begins early may pool before it looks at as many cells as the last map has.
-            width = output_width(self.trunk, channels[-1], max(_CELLS, math.ceil(_PICTURE / strides[-1])))
+            width = output_width(self.trunk, channels[-1], max(_CELLS, math.ceil(_IMAGE / strides[-1])))
         parts: list[nn.Module] = []
         for size in hidden:
             parts += [nn.Linear(width, size), nn.ReLU(inplace=True)]
@@ -93,7 +93,7 @@ class PictureHead(nn.Module):
     ) -> list[Detections]:
         """Detections (torch, input pixels, clipped to ``sizes`` (B, 2) height, width; without class names), best first.
 
-        One a class with a score of at least ``limits.conf``, all at the picture's one box.
+        One a class with a score of at least ``limits.conf``, all at the image's one box.
         """
         scores, boxes, more = self.answers(raw, sizes)
         scores = of_wanted_classes(torch.nan_to_num(scores, nan=-1), limits)
@@ -111,10 +111,10 @@ class PictureHead(nn.Module):
         ]
 
 
-class Classify(PictureHead):
-    """Image classification: softmax over the classes, an answer being a detection of the whole picture.
+class Classify(ImageHead):
+    """Image classification: softmax over the classes, an answer being a detection of the whole image.
 
-    Pictures are labelled by ``Target.image_label`` (class folders have one each); one without teaches nothing.
+    Images are labelled by ``Target.image_label`` (class folders have one each); one without teaches nothing.
 
     layers: the last map averaged (``pool``), or the rest of the backbone's own classifier up to its logits
     (``backbone``: EfficientNet's last convolution, VGG's fc6 and fc7); hidden: widths of fully connected layers with
@@ -155,7 +155,7 @@ class Classify(PictureHead):
         return raw
 
     def loss(self, raw: dict[str, Tensor], targets: list[Target], sizes: Tensor) -> dict[str, Loss]:
-        """The term ``classes``: minus log-likelihood of each picture's label, counted by labelled pictures; ``side1``,
+        """The term ``classes``: minus log-likelihood of each image's label, counted by labelled images; ``side1``,
         ``side2``: the same of the branches that ``raw`` has, times ``SIDE_GAIN``."""
         given = [-1 if target.image_label is None else target.image_label for target in targets]
         labels = torch.tensor(given, device=raw["classes"].device)
@@ -172,6 +172,6 @@ class Classify(PictureHead):
         return conf if conf > Limits.evaluation().conf else 0.0
 
     def answers(self, raw: dict[str, Tensor], sizes: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Probabilities (B, C), and the whole picture as the box."""
+        """Probabilities (B, C), and the whole image as the box."""
         whole = torch.cat((torch.zeros_like(sizes), sizes.flip(1)), dim=1)
         return raw["classes"].softmax(1), whole.to(raw["classes"]), {}
