@@ -71,7 +71,7 @@ def load(
     models = [_load_one(name, device, size, precision) for name in several]
     if len(models) == 1 and not tta:
         return models[0]
-    from detkit.engine.combine import Combined
+    from detkit.prediction.ensemble import Combined
 
     return Combined(models, tta)
 
@@ -79,7 +79,7 @@ def load(
 def _load_one(path_or_name: str | Path | None, device: str | None, size: int | None, precision: str) -> Predicting:
     from detkit import config
     from detkit.data.resize import Resize
-    from detkit.engine.runtime import pick_precision
+    from detkit.devices import pick_precision
 
     if size is not None and size < 32:
         raise DetkitError(f"an input of {size} pixels is too small", "--size", "give 320, say")
@@ -87,7 +87,7 @@ def _load_one(path_or_name: str | Path | None, device: str | None, size: int | N
         raise DetkitError(f"no precision {precision!r} to detect with", "--precision", "choose fp32, bf16 or auto")
     name = "default" if path_or_name is None else str(path_or_name)
     if name.startswith("torchvision/") and not Path(name).exists():
-        from detkit.engine.torchvision_model import load_torchvision
+        from detkit.prediction.torchvision import load_torchvision
 
         if precision == "bf16":
             raise DetkitError("torchvision's detectors compute in fp32 here", "--precision", "leave it out")
@@ -106,7 +106,7 @@ def _placed(model: Any, device: str | None) -> Any:
     """The module on this device, the best where it is None, in the order of pixels that is fastest there."""
     import torch
 
-    from detkit.engine.runtime import pick_device
+    from detkit.devices import pick_device
 
     return model.to(pick_device(device or "auto")).to(memory_format=torch.channels_last).eval()
 

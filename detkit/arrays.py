@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -65,3 +67,17 @@ def moved(value: Any, device: Any) -> Any:
 def as_numpy(value: Any) -> Any:
     """A tensor as a numpy array; anything else as it is."""
     return value.detach().cpu().numpy() if is_tensor(value) else value
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON can hold it: lists for tuples and arrays, Python's numbers for numpy's, null for NaN, text for
+    the rest."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

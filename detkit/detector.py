@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -15,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from detkit import zoo
+from detkit.arrays import plain
 from detkit.data.loader import collate
 from detkit.data.resize import Resize
 from detkit.errors import DetkitError
-from detkit.structures import Batch, Detections, Geometry, Limits, Loss, Sample, Target
-
-Losses = dict[str, Loss]
+from detkit.interfaces import Backbone, Head, Losses, Neck, ProposalSource
+from detkit.structures import Batch, Detections, Geometry, Limits, Sample, Target
 
 
 class Predicting:
@@ -82,11 +81,11 @@ class Predicting:
     ) -> Iterator[Detections]:
         """Detections in each image or frame of a path, folder, glob, video, camera number or a list of those.
 
-        One batch is in memory at a time. Images that cannot be read raise; ``detkit.engine.predictor.stream`` hands
+        One batch is in memory at a time. Images that cannot be read raise; ``detkit.prediction.stream.stream`` hands
         them on instead.
         """
-        from detkit.engine.predictor import stream
         from detkit.io.sources import Failure, open_sources
+        from detkit.prediction.stream import stream
 
         sources = [source] if isinstance(source, (str, bytes, int, Path, np.ndarray)) else list(source)
         limits = self.limits(conf, iou, max_detections, classes)
@@ -132,17 +131,17 @@ class Detector(nn.Module, Predicting):
     precision: str = "fp32"
     mean: Tensor
     std: Tensor
-    backbone: Any
-    neck: Any
-    head: Any
-    proposals: Any
+    backbone: Backbone
+    neck: Neck
+    head: Head
+    proposals: ProposalSource | None
 
     def __init__(
         self,
-        backbone: Any,
-        neck: Any,
-        head: Any,
-        proposals: Any = None,
+        backbone: Backbone,
+        neck: Neck,
+        head: Head,
+        proposals: ProposalSource | None = None,
         *,
         classes: Sequence[str],
         resize: Resize,
@@ -159,7 +158,7 @@ class Detector(nn.Module, Predicting):
         if len(self.class_ids) != len(self.classes):
             raise ValueError(f"{len(self.classes)} classes but {len(self.class_ids)} class ids")
         self.resize, self.config, self.threshold = resize, dict(config), float(threshold)
-        self.protocol, self.flip_pairs = getattr(head, "protocol", "coco"), getattr(head, "flip_pairs", ())
+        self.protocol, self.flip_pairs = head.protocol, head.flip_pairs
         self.scores, self.record = dict(scores or {}), dict(record or {})
         self.register_buffer("mean", torch.tensor(backbone.mean, dtype=torch.float32).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(backbone.std, dtype=torch.float32).view(1, 3, 1, 1))
@@ -214,7 +213,7 @@ class Detector(nn.Module, Predicting):
                 return losses
         if limits is None:
             limits = Limits(conf=self.threshold) if targets is None else Limits.evaluation()
-        inside = self.head.predict(raw, batch.sizes, limits, features)
+        inside = self.head.predict(raw, batch.sizes, limits)
         found = [
             Detections(restore.to_original(d.boxes), d.scores, d.labels, self.classes, _restored(d.extra, restore))
             for d, restore in zip(inside, batch.restore, strict=True)
@@ -254,21 +253,21 @@ class Detector(nn.Module, Predicting):
         return clipped, learned
 
     @property
-    def of_image(self) -> Callable[[np.ndarray, str], np.ndarray] | None:
+    def proposals_for_image(self) -> Callable[[np.ndarray, str], np.ndarray] | None:
         """(image, path) -> (R, 4): the proposals that need the original image, or None.
 
         Whoever loads images for this model fills ``Sample.proposals`` with it: the data workers in training and
         evaluation, ``predict_samples`` for images that come without.
         """
-        return getattr(self.proposals, "of_image", None)
+        return None if self.proposals is None else self.proposals.proposals_for_image
 
     def predict_samples(self, samples: list[Sample], limits: Limits) -> list[Detections]:
         """Detections (numpy) in each sample's original pixels, whatever mode the model is in."""
         if not samples:
             return []
-        if (source := self.of_image) is not None:
+        if (source := self.proposals_for_image) is not None:
             samples = [s if s.proposals is not None else s.replace(proposals=source(s.image, "")) for s in samples]
-        from detkit.engine.fuse import ready
+        from detkit.speedups.fuse import ready
 
         batch = collate(samples, self.resize)[0].to(self.device)
         model = self if self.training else ready(self)
@@ -316,7 +315,7 @@ class Detector(nn.Module, Predicting):
             "record": self.record,
         }
         # Through bytes, not save_file: that maps the file, and a full disk would then kill the process.
-        data = save(state, zoo.header_metadata(_plain(header)))
+        data = save(state, zoo.header_metadata(plain(header)))
         write_bytes(path, data, overwrite=overwrite)
 
 
@@ -370,16 +369,3 @@ def _as_image(source: Any, bgr: bool) -> np.ndarray:
         raise DetkitError("the image has no pixels")
     image = np.repeat(source[..., None], 3, axis=2) if source.ndim == 2 else source[..., :: -1 if bgr else 1]
     return np.ascontiguousarray(image)
-
-
-def _plain(value: Any) -> Any:
-    """JSON values only: tuples to lists, numpy numbers to Python's, NaN to null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
 
 
@@ -22,3 +24,20 @@ class DetkitError(Exception):
 
 def _rebuild_error(kind: type[DetkitError], what: str, where: str, do: str, code: int) -> DetkitError:
     return kind(what, where, do, code=code)
+
+
+def nearest(name: Any, names: Iterable[Any], *, otherwise: str | None = None) -> str:
+    """What to do about an unknown name: the nearest of ``names``, or all of them.
+
+    Args:
+        name: What was given.
+        names: What there is.
+        otherwise: The sentence where none is near; None: the names are listed.
+    """
+    known = [str(one) for one in names]
+    near = get_close_matches(str(name), known, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {near[0]}?"
+    if otherwise is not None:
+        return otherwise
+    return f"choose one of {', '.join(known)}" if known else "leave it out"

@@ -341,8 +341,8 @@ def test_a_two_stage_detector_hands_over_clipped_proposals_once(detector):
         def loss(self, raw, targets, sizes):
             return detector.head.loss(raw, targets, sizes)
 
-        def predict(self, raw, sizes, limits, features):
-            return detector.head.predict(raw, sizes, limits, features)
+        def predict(self, raw, sizes, limits):
+            return detector.head.predict(raw, sizes, limits)
 
     model = Detector(
         detector.backbone, detector.neck, Head(), Candidates(), classes=CLASSES, resize=detector.resize, config={}

@@ -15,8 +15,9 @@ import pytest
 import typer
 import yaml
 
-from detkit.config.experiment import MODEL_KEYS, SOURCE_KEYS, EvaluateOptions, check_data, part_table
-from detkit.config.schema import Place, find_part, keys_of
+from detkit import registry
+from detkit.config.experiment import MODEL_KEYS, SOURCE_KEYS, EvaluateOptions, check_data
+from detkit.config.schema import Place, keys_of
 from detkit.data.augment import Augment
 from detkit.engine.options import TrainOptions
 
@@ -123,8 +124,7 @@ def test_keys_that_are_explained_exist(page: Path) -> None:
     schemas = {"augment": Augment, "train": TrainOptions, "evaluate": EvaluateOptions}
     known |= {f"{section}.{key}" for section, schema in schemas.items() for key in keys_of(schema)}
     for kind in PARTS:
-        table = part_table(kind)
-        parts = (find_part(table, kind, name, Place(), ()) for name in table)
+        parts = (registry.find(kind, name) for name in registry.own(kind))
         known |= {f"{kind}.name"} | {f"{kind}.{key}" for part in parts for key in keys_of(part)}
     sections = "|".join((*PARTS, "data", "augment", "train", "evaluate"))
     named = re.findall(rf"`((?:{sections})\.[\w.]+)[`:=]", page.read_text(encoding="utf-8"))
@@ -133,7 +133,7 @@ def test_keys_that_are_explained_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", FAMILIES)
 def test_costs_are_those_of_the_config(page: str) -> None:
-    from detkit.engine.summary import of_config
+    from detkit.explain.summary import of_config
 
     config = ROOT / f"configs/{FAMILIES[page]}.yaml"
     total = of_config(str(config), num_classes=9).total

@@ -20,11 +20,11 @@ from detkit.data.dataset import read
 from detkit.data.loader import collate
 from detkit.data.toy import CLASSES, toy_sample, write_toy_data
 from detkit.detector import Detector, Predicting
-from detkit.engine.combine import Combined
 from detkit.engine.events import EpochDone, Event, Notice
 from detkit.engine.optimizer import parameter_groups
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
+from detkit.prediction.ensemble import Combined
 from detkit.structures import Detections, Limits, Sample, Target
 
 LENET = {"name": "lenet_course", "taps": [2]}

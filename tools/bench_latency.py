@@ -26,7 +26,7 @@ import torchvision
 
 from detkit import api
 from detkit.data.loader import collate
-from detkit.engine.fuse import ready
+from detkit.speedups.fuse import ready
 from detkit.structures import Limits, Sample
 
 

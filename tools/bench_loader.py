@@ -51,11 +51,11 @@ def endless(loader: Loader) -> Iterator[Any]:
 
 def stepper(dataset: Dataset, config_name: str, size: int) -> tuple[Any, Any]:
     """A function that trains on one (batch, targets), and the configuration's augmentation."""
-    from detkit.engine.depthwise import speed_up_depthwise
     from detkit.engine.ema import Average
     from detkit.engine.optimizer import make_optimizer
     from detkit.engine.runtime import Runtime
     from detkit.engine.step import Stepper
+    from detkit.speedups.depthwise import speed_up_depthwise
 
     config = read_config(shipped(config_name), [f"model.size={size}"], train_schema=TrainOptions)
     options: TrainOptions = config.train

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from detkit.backbones.vgg import vgg16
 from detkit.data.resize import Resize
 from detkit.data.toy import toy_sample
-from detkit.engine.runtime import keep_freed_memory
+from detkit.devices import keep_freed_memory
 from detkit.heads.roi import RoIHead
 from detkit.io.images import read_image
 from detkit.proposals.rpn import RPN

@@ -20,7 +20,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from detkit.engine.runtime import keep_freed_memory
+from detkit.devices import keep_freed_memory
 from detkit.heads import pooling
 from detkit.heads.roi import RoIHead
 from detkit.ops.roi import roi_align, roi_pool

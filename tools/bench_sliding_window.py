@@ -23,7 +23,7 @@ import torch
 
 from detkit.backbones.vgg import vgg16
 from detkit.data.dataset import Dataset, read
-from detkit.engine.runtime import keep_freed_memory
+from detkit.devices import keep_freed_memory
 from detkit.heads.sliding_window import convolutionalize
 from detkit.metrics.proposals import RecallMeter
 from detkit.proposals.windows import sliding_windows

@@ -17,7 +17,7 @@ import time
 from detkit import api
 from detkit.data.dataset import Dataset, read
 from detkit.engine.evaluator import evaluate
-from detkit.engine.summary import facts
+from detkit.explain.summary import facts
 from detkit.report.comparison import METRICS, Candidate, judge, table
 
 

@@ -9,13 +9,15 @@ from typing import Any, ClassVar, Literal, get_type_hints
 
 from torch import Tensor, nn
 
+from detkit.interfaces import Backbone
+
 Frozen = int | Literal["all"]
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
-class Backbone(nn.Module):
+class StagedBackbone(Backbone, nn.Module):
     """A chain of stages and the outputs of some of them.
 
     stages: one module a stage, each continuing from the one before; stages after the last tap are dropped.
@@ -93,7 +95,7 @@ class Backbone(nn.Module):
         """The rest of ``forward``, which is ``from_frozen(frozen_maps(x))``."""
         return maps[: sum(tap < self.frozen for tap in self.taps)] + self._tapped(maps[-1], self.frozen)
 
-    def train(self, mode: bool = True) -> Backbone:
+    def train(self, mode: bool = True) -> StagedBackbone:
         """As usual, but frozen stages stay in evaluation mode."""
         super().train(mode)
         for stage in self.stages[: self.frozen]:
@@ -104,9 +106,9 @@ class Backbone(nn.Module):
 class Classifier(nn.Module):
     """A backbone with a classifier on its last stage: (B, 3, H, W) normalised pixels to (B, num_classes) logits."""
 
-    body: ClassVar[type[Backbone]] = Backbone  # what ``split`` makes
+    body: ClassVar[type[StagedBackbone]] = StagedBackbone  # what ``split`` makes
 
-    def __init__(self, backbone: Backbone, classifier: nn.Sequential) -> None:
+    def __init__(self, backbone: StagedBackbone, classifier: nn.Sequential) -> None:
         super().__init__()
         self.backbone, self.classifier = backbone, classifier
         self.mean, self.std = backbone.mean, backbone.std
@@ -114,7 +116,7 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.backbone(x)[-1])
 
-    def split(self, taps: Sequence[int], frozen: Frozen = 0) -> tuple[Backbone, nn.Sequential]:
+    def split(self, taps: Sequence[int], frozen: Frozen = 0) -> tuple[StagedBackbone, nn.Sequential]:
         """A backbone that ends at the last of ``taps``, and the family's trunk: all that follows, but the logits.
 
         This is how a head that looks at single regions gets the rest of the classifier (VGG's fc6 and fc7, ResNet's
@@ -139,7 +141,7 @@ class Classifier(nn.Module):
         del layers[_place_of_logits(layers)]
         return body, nn.Sequential(*whole.stages[len(body.stages) :], *layers)
 
-    def branches(self, body: Backbone) -> Mapping[int, nn.Sequential]:
+    def branches(self, body: StagedBackbone) -> Mapping[int, nn.Sequential]:
         """Side branches, which only help to train: each by the place, among what ``body`` (from ``split``) hands out
         while it trains, of the map (B, C, h, w) that it makes logits of. Their last layer is to be made for the classes
         (``set_logits``)."""
@@ -190,10 +192,10 @@ class Parts:
     mean: Sequence[float] = IMAGENET_MEAN
     std: Sequence[float] = IMAGENET_STD
     size: int = 224
-    make: Callable[[Backbone, nn.Sequential], Classifier] = Classifier
+    make: Callable[[StagedBackbone, nn.Sequential], Classifier] = Classifier
 
 
-def assemble(parts: Parts, num_classes: int | None, taps: Sequence[int], frozen: Frozen) -> Backbone | Classifier:
+def assemble(parts: Parts, num_classes: int | None, taps: Sequence[int], frozen: Frozen) -> StagedBackbone | Classifier:
     """A ``Backbone`` of the parts with these taps; with ``num_classes`` a ``Classifier`` on the last stage instead, of
     as many classes as the network was published for where it is 0.
 
@@ -201,7 +203,7 @@ def assemble(parts: Parts, num_classes: int | None, taps: Sequence[int], frozen:
         ValueError: taps or frozen outside the stages.
     """
     taps = taps if num_classes is None else (len(parts.stages) - 1,)
-    backbone = Backbone(
+    backbone = StagedBackbone(
         parts.stages,
         parts.channels,
         parts.strides,
@@ -220,7 +222,7 @@ def assemble(parts: Parts, num_classes: int | None, taps: Sequence[int], frozen:
 
 def family(
     name: str, parts: Callable[..., Parts], default_taps: tuple[int, ...] = (2, 3, 4)
-) -> Callable[..., Backbone | Classifier]:
+) -> Callable[..., StagedBackbone | Classifier]:
     """The entry of the table of backbones for the network ``name``, which ``parts(name, weights, **options)`` builds.
 
     The keyword-only arguments of ``parts`` are keys of the backbone too.
@@ -234,9 +236,9 @@ def family(
         frozen: Frozen = 0,
         scales: tuple[float, ...] = (1.0,),
         **options: object,
-    ) -> Backbone | Classifier:
+    ) -> StagedBackbone | Classifier:
         net = assemble(parts(name, weights, **options), num_classes, taps, frozen)
-        return at_scales(net, scales) if isinstance(net, Backbone) else net
+        return at_scales(net, scales) if isinstance(net, StagedBackbone) else net
 
     own = inspect.signature(build)
     keys = [key for key in own.parameters.values() if key.kind is not inspect.Parameter.VAR_KEYWORD]
@@ -256,7 +258,7 @@ def family(
     return build
 
 
-def at_scales(backbone: Backbone, scales: Sequence[float]) -> Backbone:
+def at_scales(backbone: StagedBackbone, scales: Sequence[float]) -> StagedBackbone:
     """``backbone`` itself where ``scales`` is 1 alone, else a ``Pyramid`` of it."""
     from detkit.backbones.pyramid import Pyramid
 

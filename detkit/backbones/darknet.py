@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.backbones.base import Backbone, Classifier, Frozen, Parts, family
+from detkit.backbones.base import Classifier, Frozen, Parts, StagedBackbone, family
 from detkit.backbones.darknet_graph import Layer, plan, read_lines
 from detkit.errors import DetkitError
 
@@ -101,7 +101,7 @@ class Stage(nn.ModuleDict):
         return x
 
 
-class Darknet(Backbone):
+class Darknet(StagedBackbone):
     """A graph as a backbone; pixels come as 0..1.
 
     layers: what ``plan`` makes of the graph; outputs: numbers of the layers that are returned, in this order; layers
@@ -180,7 +180,7 @@ def darknet(
     taps: tuple[int, ...] = (2, 3, 4),
     outputs: tuple[int, ...] = (),
     frozen: Frozen = 0,
-) -> Backbone | Classifier:
+) -> StagedBackbone | Classifier:
     """The network that ``graph`` describes (none: Darknet-19), a line a layer in the words of a Darknet cfg:
     "convolutional filters=32 size=3 stride=2 pad=1 batch_normalize=1 activation=leaky".
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torchvision.models.googlenet import BasicConv2d, GoogLeNet, Inception, InceptionAux
 
-from detkit.backbones.base import Backbone, Classifier, Parts, family, he_init
+from detkit.backbones.base import Classifier, Parts, StagedBackbone, family, he_init
 from detkit.backbones.pretrained import load_weights, refuse_imagenet
 
 
@@ -25,7 +25,7 @@ _MIDDLE = 3  # the stage inside which the side branches begin, after these of it
 _READ = ("1", "4")
 
 
-class SideBackbone(Backbone):
+class SideBackbone(StagedBackbone):
     """While it trains it hands out the maps of 4a and 4d too, in order of depth.
 
     Raises:
@@ -59,7 +59,7 @@ class SideClassifier(Classifier):
 
     body = SideBackbone
 
-    def __init__(self, backbone: Backbone, classifier: nn.Sequential, sides: Sequence[InceptionAux]) -> None:
+    def __init__(self, backbone: StagedBackbone, classifier: nn.Sequential, sides: Sequence[InceptionAux]) -> None:
         super().__init__(backbone, classifier)
         parts = [
             (nn.AdaptiveAvgPool2d(4), s.conv, nn.Flatten(), s.fc1, nn.ReLU(inplace=True), s.dropout, s.fc2)
@@ -67,7 +67,7 @@ class SideClassifier(Classifier):
         ]
         self.sides = nn.ModuleList(nn.Sequential(*part) for part in parts)
 
-    def branches(self, body: Backbone) -> Mapping[int, nn.Sequential]:
+    def branches(self, body: StagedBackbone) -> Mapping[int, nn.Sequential]:
         before = sum(tap < _MIDDLE for tap in body.taps)
         return {before + k: side for k, side in enumerate(self.sides) if isinstance(side, nn.Sequential)}
 

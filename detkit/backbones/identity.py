@@ -7,7 +7,7 @@ from typing import cast
 
 from torch import nn
 
-from detkit.backbones.base import Backbone, Classifier, Frozen
+from detkit.backbones.base import Classifier, Frozen, StagedBackbone
 
 
 def identity(
@@ -17,7 +17,7 @@ def identity(
     weights: str | None = "none",
     taps: tuple[int, ...] = (0,),
     frozen: Frozen = 0,
-) -> Backbone | Classifier:
+) -> StagedBackbone | Classifier:
     """One stage of stride 1 that does nothing; what follows it, for heads that ask, is the whole of ``cnn``.
 
     cnn: another backbone's name, whose normalisation is this one's too; weights: that one's; num_classes: return its
@@ -34,7 +34,7 @@ def identity(
     make = getattr(import_module(module), attribute)
     body_only = num_classes is None
     whole = cast(Classifier, make(1 if body_only else num_classes, weights="none" if body_only else weights))
-    body = Backbone([nn.Identity()], [3], [1], taps=taps, frozen=frozen, mean=whole.mean, std=whole.std)
+    body = StagedBackbone([nn.Identity()], [3], [1], taps=taps, frozen=frozen, mean=whole.mean, std=whole.std)
     if body_only:
         return body
     return Classifier(body, nn.Sequential(*whole.backbone.stages, *whole.classifier))

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from detkit.backbones.base import Backbone
+from detkit.backbones.base import StagedBackbone
 
 
-class Pyramid(Backbone):
+class Pyramid(StagedBackbone):
     """``backbone`` on the image enlarged or reduced by each of ``scales``; its maps of all of them, finest first.
 
     strides and offsets are told in pixels of the image itself: a map of stride 16 at scale 0.5 has a stride of 32.
@@ -22,7 +22,7 @@ class Pyramid(Backbone):
         ValueError: no scales, or one that is not above 0.
     """
 
-    def __init__(self, backbone: Backbone, scales: Sequence[float]) -> None:
+    def __init__(self, backbone: StagedBackbone, scales: Sequence[float]) -> None:
         channels, strides, offsets = backbone.every
         super().__init__(
             list(backbone.stages),

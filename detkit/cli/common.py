@@ -95,16 +95,6 @@ def message(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout; NaN becomes null, since JSON has none."""
-    print(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False), flush=True)
+    from detkit.arrays import plain
 
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    if isinstance(value, float) and value != value:
-        return None
-    return str(value) if isinstance(value, Path) else value
+    print(json.dumps(plain(value), ensure_ascii=False, allow_nan=False), flush=True)

@@ -76,7 +76,7 @@ def compare(
     from detkit import api
     from detkit.data.names import explain_match
     from detkit.engine.evaluator import evaluate
-    from detkit.engine.summary import facts
+    from detkit.explain.summary import facts
     from detkit.report.comparison import Candidate, draw, judge, table
 
     models: list[Any] = [api.load(path, device=device, threads=threads) for path in paths]
@@ -177,7 +177,7 @@ def _given_data(data: str, split: str | None, images: Path | None) -> Dataset:
 
 
 def _hash(dataset: Dataset) -> str:
-    from detkit.engine.loggers import data_hash
+    from detkit.engine.run_folder import data_hash
 
     return data_hash(dataset)
 

@@ -62,9 +62,9 @@ def detect(
 ) -> int:
     """Detect objects. Prints a line an image; with --json, one JSON line an image or frame."""
     kind = _format_of(out, form)
-    from detkit.engine.predictor import stream
     from detkit.io.sources import Failure, open_sources
     from detkit.io.writers import open_writer
+    from detkit.prediction.stream import stream
 
     frames = open_sources(source)
     failures: list[Failure] = []

@@ -128,7 +128,7 @@ def evaluate(
     if (as_json or report is not None) and protocol != "classify":
         about = None
         if predictor is not None:
-            from detkit.engine.summary import facts
+            from detkit.explain.summary import facts
 
             about = {"name": ", ".join(models) or "the default model", **facts(predictor)}
         done = content(annotations, results, settings, about=about, timings=timings)

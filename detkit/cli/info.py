@@ -10,7 +10,7 @@ from detkit.cli.common import JsonOption, is_config, print_json
 from detkit.errors import DetkitError
 
 if TYPE_CHECKING:
-    from detkit.engine.summary import Summary
+    from detkit.explain.summary import Summary
 
 
 def info(
@@ -35,7 +35,7 @@ def info(
     facts, summary = {}, None
     pixels = None if size is None else _pixels(size)
     if name in BACKBONES or is_config(name):
-        from detkit.engine import summary as made_of
+        from detkit.explain import summary as made_of
 
         of = made_of.of_backbone if name in BACKBONES else made_of.of_config
         summary = of(name, pixels, num_classes)
@@ -44,7 +44,7 @@ def info(
         if num_classes is not None:
             raise DetkitError("a model file has classes of its own", "--num-classes", "leave it out")
         if layers or pixels:
-            from detkit.engine.summary import of_file
+            from detkit.explain.summary import of_file
 
             summary = of_file(facts["file"], pixels)
     if as_json:

@@ -57,7 +57,7 @@ def filters(
     """
     import numpy as np
 
-    from detkit.engine.inspect import first_filters
+    from detkit.explain.features import first_filters
     from detkit.io.draw import sheet
 
     found = first_filters(_load(model, weights))
@@ -86,7 +86,7 @@ def maps(
     """
     import numpy as np
 
-    from detkit.engine.inspect import stage_maps, stages_of
+    from detkit.explain.features import stage_maps, stages_of
     from detkit.io.draw import sheet
     from detkit.io.images import read_image
 
@@ -132,8 +132,8 @@ def patches(
     field, or --window of it), the frame in it the cell itself.
     """
     from detkit.data.dataset import Dataset, read
-    from detkit.engine.inspect import patches as cut
-    from detkit.engine.inspect import peaks
+    from detkit.explain.features import patches as cut
+    from detkit.explain.features import peaks
     from detkit.io.draw import sheet
     from detkit.io.files import refuse_existing
 
@@ -180,7 +180,7 @@ def cam(
 
     From blue to red; of classifiers and of detectors.
     """
-    from detkit.engine.gradcam import grad_cam, overlaid
+    from detkit.explain.gradcam import grad_cam, overlaid
     from detkit.io.draw import sheet
     from detkit.io.images import read_image
 
@@ -216,7 +216,7 @@ def edges(
     """
     import numpy as np
 
-    from detkit.engine import edges as made_by
+    from detkit.explain import edges as made_by
     from detkit.io.draw import sheet
     from detkit.io.images import read_image
 
@@ -254,7 +254,7 @@ def _load(name: str, weights: str | None, size: int | None = None) -> Detector:
     from detkit.backbones import BACKBONES
 
     if name in BACKBONES:
-        from detkit.engine.inspect import published
+        from detkit.explain.features import published
 
         try:
             return published(name, weights or "imagenet", size)

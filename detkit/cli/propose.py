@@ -114,7 +114,7 @@ def _selective_search(plan: str, seed: int, cache: Path | None) -> Source:
 
     if plan not in PLANS:
         raise DetkitError(f"no plan {plan!r}", "--plan", f"choose one of {', '.join(PLANS)}")
-    return SelectiveSearch(plan=plan, max=0, seed=seed, folder=cache).of_image  # type: ignore[arg-type]
+    return SelectiveSearch(plan=plan, max=0, seed=seed, folder=cache).proposals_for_image  # type: ignore[arg-type]
 
 
 def _sliding_window(windows: tuple[float, ...], aspects: tuple[float, ...], stride: float, seed: int) -> Source:
@@ -139,7 +139,8 @@ def _model_proposals(name: str, device: str | None) -> Source:
     from detkit import api
 
     detector = api.load(name, device=device)
-    if not hasattr(getattr(detector, "proposals", None), "parameters"):
+    source: Any = getattr(detector, "proposals", None)
+    if not hasattr(source, "parameters"):
         raise DetkitError("this model has no region proposal network", name, "give a Faster R-CNN")
 
     def find(image: np.ndarray, path: str) -> np.ndarray:
@@ -150,7 +151,7 @@ def _model_proposals(name: str, device: str | None) -> Source:
 
         batch = collate([Sample(image)], detector.resize)[0].to(detector.device)
         with torch.inference_mode():
-            boxes, _ = detector.proposals.propose(batch, detector.features(batch.pixels), False)
+            boxes, _ = source.propose(batch, detector.features(batch.pixels), False)
         found: np.ndarray = batch.restore[0].to_original(boxes[0]).cpu().numpy()
         return found
 

@@ -11,18 +11,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from detkit import zoo
+from detkit import registry, zoo
 from detkit.backbones.base import at_scales
-from detkit.config.experiment import MODEL_KEYS, PARTS, Config, check_model, part_table
-from detkit.config.schema import Place, find_part, located
+from detkit.config.experiment import MODEL_KEYS, PARTS, Config, check_model, find_part
+from detkit.config.schema import Place, located
 from detkit.config.transfer import start_from
 from detkit.data.dataset import Dataset
 from detkit.data.resize import Resize
 from detkit.detector import Detector, read_weights
 from detkit.errors import DetkitError
 from detkit.heads.yolo import split_anchors
+from detkit.interfaces import Backbone, Head, Neck, ProposalSource
 from detkit.ops.anchors import average_iou, kmeans_anchors
 
 _NEARLY = 0.95  # of the best anchors' IoU
@@ -182,7 +182,7 @@ def load(path_or_name: str | Path) -> Detector:
     """
     path = zoo.resolve(path_or_name)
     header, weights = zoo.read_header(path), read_weights(path)
-    place = Place(str(path))
+    place = Place(str(path), trusted=False)
     # The state of the caller's generator stays as it is: the random weights are replaced at once.
     with torch.random.fork_rng(devices=[]):
         model = check_model(header["config"].get("model"), place)
@@ -201,14 +201,14 @@ def load(path_or_name: str | Path) -> Detector:
 
 def _parts(
     model: dict[str, Any], num_classes: int, place: Place, weights: str | None
-) -> tuple[nn.Module, nn.Module, nn.Module, Any]:
-    """Backbone, neck, head and proposals, wired: channels and strides travel along the chain."""
+) -> tuple[Backbone, Neck, Head, ProposalSource | None]:
+    """StagedBackbone, neck, head and proposals, wired: channels and strides travel along the chain."""
     backbone, neck, trunk = _body(model, place, weights)
     head = _part(model, "head", place, neck.channels, neck.strides, num_classes, *trunk)
-    name, takes = model["head"]["name"], hasattr(head, "sample")
+    name, takes = model["head"]["name"], head.takes_proposals
     if model["proposals"] is None:
         if takes:
-            do = f"choose one of {', '.join(part_table('proposals'))}"
+            do = f"choose one of {', '.join(registry.own('proposals'))}"
             raise DetkitError(f"the head {name} needs proposals", place.at(("model", "proposals")), do)
         return backbone, neck, head, None
     if not takes:
@@ -252,7 +252,7 @@ def _check_sides(model: dict[str, Any], place: Place) -> None:
 def _part(model: dict[str, Any], kind: str, place: Place, *wired: Any) -> Any:
     arguments = dict(model[kind])
     name = arguments.pop("name")
-    constructor = find_part(part_table(kind), kind, name, place, ("model", kind, "name"))
+    constructor = find_part(kind, name, place, ("model", kind, "name"))
     with located(place, ("model", kind), arguments):
         return constructor(*wired, **arguments)
 

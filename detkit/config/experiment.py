@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from detkit import zoo
-from detkit.config.schema import Key, Place, check, dotted, find_part, keys_of, located, nearest
+from detkit import registry, zoo
+from detkit.arrays import plain
+from detkit.config.schema import Key, Place, check, dotted, keys_of, located
 from detkit.config.yaml_file import Lines, Path_, dump, parse
-from detkit.errors import DetkitError
+from detkit.errors import DetkitError, nearest
 from detkit.structures import Limits
 
 SECTIONS = ("data", "model", "augment", "train", "evaluate")
@@ -69,7 +70,7 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, section by section."""
         sections = {name: getattr(self, name) for name in ("data", "model", "augment")}
-        return _plain({**sections, "train": asdict(self.train), "evaluate": asdict(self.evaluate)})
+        return plain({**sections, "train": asdict(self.train), "evaluate": asdict(self.evaluate)})
 
     def to_yaml(self) -> str:
         """Every value in force as YAML that ``read_config`` reads back to the same experiment."""
@@ -92,6 +93,8 @@ def read_config(path_or_name: str | Path, overrides: Sequence[str] = (), *, trai
         best = path / "best.safetensors"
         path = best if best.is_file() and str(path) not in shipped_configs() else shipped(str(path_or_name))
     lines: Lines = {}
+    # What a run left behind may come from a stranger, as a model file may: neither decides what is imported.
+    trusted = path.suffix != ".safetensors" and not (path.parent / "run.json").is_file()
     if path.suffix == ".safetensors":
         header = zoo.read_header(path)["config"]
         values = {**header, "model": {**header.get("model", {}), "weights": str(path)}}
@@ -107,7 +110,7 @@ def read_config(path_or_name: str | Path, overrides: Sequence[str] = (), *, trai
     changed: dict[Path_, str] = {}
     for override in overrides:
         changed[_override(values, override)] = override
-    return check_config(values, Place(str(path), lines, changed), train_schema)
+    return check_config(values, Place(str(path), lines, changed, trusted), train_schema)
 
 
 def check_config(values: Mapping[str, Any], place: Place, train_schema: type) -> Config:
@@ -177,10 +180,10 @@ def check_model(values: Any, place: Place, path: Path_ = ("model",)) -> dict[str
         if isinstance(part, str):
             part = {"name": part}
         if not isinstance(part, dict) or "name" not in part:
-            do = f"write {kind}: {{name: {next(iter(part_table(kind)))}}}, say"
+            do = f"write {kind}: {{name: {next(iter(registry.own(kind)))}}}, say"
             raise DetkitError(f"{dotted(here)} needs a name", place.at(here), do)
         name = part["name"]
-        constructor = find_part(part_table(kind), kind, name, place, (*here, "name"))
+        constructor = find_part(kind, name, place, (*here, "name"))
         arguments = {key: value for key, value in part.items() if key != "name"}
         model[kind] = {"name": name, **check(arguments, keys_of(constructor), place, here)}
     return model
@@ -191,8 +194,8 @@ def _check_joining(model: Mapping[str, Any], augment: Mapping[str, Any], place: 
     needs_them = []
     for kind in ("proposals", "head"):
         if model[kind] is not None:
-            part = find_part(part_table(kind), kind, model[kind]["name"], place, ())
-            if hasattr(part, "of_image") or not getattr(part, "joins", True):
+            part = find_part(kind, model[kind]["name"], place, ("model", kind, "name"))
+            if getattr(part, "proposals_for_image", None) or not getattr(part, "allows_mosaic", True):
                 needs_them.append(model[kind]["name"])
     for name in ("mosaic", "mixup"):
         if needs_them and augment.get(name):
@@ -200,14 +203,9 @@ def _check_joining(model: Mapping[str, Any], augment: Mapping[str, Any], place: 
             raise DetkitError(what, place.at(("augment", name)), f"write augment: {{{name}: 0}}")
 
 
-def part_table(kind: str) -> Mapping[str, str]:
-    """The dict of all parts of a kind: name to "module:attribute"."""
-    from detkit.backbones import BACKBONES
-    from detkit.heads import HEADS
-    from detkit.necks import NECKS
-    from detkit.proposals import PROPOSALS
-
-    return {"backbone": BACKBONES, "neck": NECKS, "proposals": PROPOSALS, "head": HEADS}[kind]
+def find_part(kind: str, name: Any, place: Place, path: Path_) -> Any:
+    """The constructor of a part that the value at ``path`` names; see ``detkit.registry.find``."""
+    return registry.find(kind, name, where=place.at(path), trusted=place.trusts(path))
 
 
 def shipped_configs() -> list[str]:
@@ -257,11 +255,3 @@ def _override(values: dict[str, Any], override: str) -> Path_:
         inner = following
     inner[path[-1]] = value
     return path
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value

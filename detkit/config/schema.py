@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 import re
@@ -10,24 +9,31 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
-from difflib import get_close_matches
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from detkit.config.yaml_file import Path_
-from detkit.errors import DetkitError
+from detkit.errors import DetkitError, nearest
 
 REQUIRED = inspect.Parameter.empty
 
 
 @dataclass(slots=True, frozen=True)
 class Place:
-    """Where values came from, for errors: a file, the lines of its keys, and the overrides that replaced some."""
+    """Where values came from, for errors: a file, the lines of its keys, and the overrides that replaced some.
+
+    trusted: False for a model file and for the config.yaml of a run folder, which may not import code.
+    """
 
     source: str = ""
     lines: Mapping[Path_, int] = field(default_factory=dict)
     overrides: Mapping[Path_, str] = field(default_factory=dict)
+    trusted: bool = True
+
+    def trusts(self, path: Path_) -> bool:
+        """True if a person said the value at ``path``, not a file that may be a stranger's."""
+        return self.trusted or any(path[:end] in self.overrides for end in range(1, len(path) + 1))
 
     def at(self, path: Path_) -> str:
         """The file and line of ``path``, or of the nearest enclosing key that has one, or the override."""
@@ -66,13 +72,6 @@ def keys_of(constructor: Callable[..., Any]) -> dict[str, Key]:
         for name, parameter in inspect.signature(constructor).parameters.items()
         if dataclass_type or parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """A sentence that points at the nearest of ``names``, or lists them."""
-    names = list(names)
-    near = get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else f"choose one of {', '.join(names)}" if names else "leave it out"
 
 
 def check(values: Any, keys: Mapping[str, Key], place: Place, path: Path_) -> dict[str, Any]:
@@ -132,19 +131,6 @@ def _named(names: Iterable[str], text: str) -> str:
     """That of ``names`` which ``text`` mentions first, or ""."""
     found = [(told.start(), name) for name in names if (told := re.search(rf"\b{re.escape(name)}\b", text))]
     return min(found)[1] if found else ""
-
-
-def find_part(table: Mapping[str, str], kind: str, name: Any, place: Place, path: Path_) -> Callable[..., Any]:
-    """The constructor that ``table`` (name to "module:attribute") holds under ``name``.
-
-    Raises:
-        DetkitError: no such part, with the nearest name.
-    """
-    if not isinstance(name, str) or name not in table:
-        raise DetkitError(f"there is no {kind} {name!r}", place.at(path), nearest(str(name), table))
-    module, attribute = table[name].split(":")
-    part: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-    return part
 
 
 def _is_union(type_: Any) -> bool:

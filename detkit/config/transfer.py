@@ -31,12 +31,12 @@ def start_from(detector: Detector, path: str | Path, *, backbone_only: bool = Fa
     weights, classes = read_weights(path), tuple(zoo.read_header(path)["classes"])
     own = detector.state_dict()
     if backbone_only:
-        trunk = getattr(detector.head, "backbone_trunk", None)
+        trunk = detector.head.backbone_trunk
         parts = ("backbone.",) if trunk is None else ("backbone.", "head.trunk.")
         own, weights = ({k: v for k, v in each.items() if k.startswith(parts)} for each in (own, weights))
     layouts: dict[str, Layout] = {}
     if classes != detector.classes:
-        rows = getattr(detector.head, "class_rows", {})
+        rows = detector.head.class_rows
         layouts = {key: rows[part] for key in own for part in rows if key.startswith(f"head.{part}")}
     table = match(detector.classes, classes)
     taken: dict[str, Tensor] = {}

@@ -16,10 +16,10 @@ from torch import nn
 from detkit.data.loader import Loader
 from detkit.data.names import match
 from detkit.detector import Detector
-from detkit.engine.fuse import ready
 from detkit.engine.runtime import Runtime
 from detkit.errors import DetkitError
 from detkit.metrics.tables import GroundTruth, Results
+from detkit.speedups.fuse import ready
 from detkit.structures import Batch, Detections, Limits, Predictor, Sample, Target
 
 
@@ -72,7 +72,7 @@ def evaluate(
     limits = limits or Limits.evaluation()
     if isinstance(predictor, nn.Module):
         resize: Any = predictor.resize
-        if (source := getattr(predictor, "of_image", None)) is not None:
+        if (source := getattr(predictor, "proposals_for_image", None)) is not None:
             dataset = dataset.with_proposals(source)
         with Loader(dataset, resize=resize, batch=batch, workers=workers) as loader:
             model = ready(predictor) if isinstance(predictor, Detector) and not predictor.training else predictor

@@ -28,9 +28,9 @@ from detkit.engine.events import (
     TrainFinished,
 )
 from detkit.engine.feature_cache import embed_regions
-from detkit.engine.loggers import save_first_batch
 from detkit.engine.optimizer import set_rate
 from detkit.engine.options import TrainOptions
+from detkit.engine.run_folder import save_first_batch
 from detkit.engine.schedule import rate_factor
 from detkit.engine.session import Session
 from detkit.engine.step import Item, divided
@@ -82,7 +82,7 @@ class Trainer(Session):
         """All epochs, from the start or from where the saved state stands."""
         self.begin(config, resume)
         progress, options = self.state.progress, self.options
-        fits = getattr(getattr(self.model, "head", None), "fits", False) and not progress.fitted
+        fits = self.model.head.needs_fit and not progress.fitted
         if fits:
             self._expect_fit()
         if options.cache_features and progress.epoch < options.epochs:

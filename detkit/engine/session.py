@@ -11,20 +11,20 @@ import torch
 from detkit.data.loader import Loader
 from detkit.data.sampler import Sampler
 from detkit.engine.checkpoint import Progress, State
-from detkit.engine.depthwise import speed_up_depthwise
 from detkit.engine.ema import Average
 from detkit.engine.errors import StopRequest
 from detkit.engine.events import BatchValidated, Event, Listener, Notice, Row, Saved, TrainStarted
 from detkit.engine.feature_cache import CachedLoader, FrozenStages, refuse_uncacheable
-from detkit.engine.loggers import RunFolder, data_hash, machine_record, save_first_batch
 from detkit.engine.norms import begin_averages
 from detkit.engine.optimizer import make_optimizer
 from detkit.engine.options import TrainOptions
+from detkit.engine.run_folder import RunFolder, data_hash, machine_record, save_first_batch
 from detkit.engine.runtime import Runtime
 from detkit.engine.step import Stepper
 from detkit.errors import DetkitError
 from detkit.io.files import write_text
 from detkit.metrics import SCORES
+from detkit.speedups.depthwise import speed_up_depthwise
 from detkit.structures import Limits
 
 _KEPT = ("AP", "AR", "top", "NME", "PCK")  # scores of a row that go into a model's file
@@ -47,7 +47,7 @@ class Session:
     ) -> None:
         self.options, self.run, self.stop, self.listener = options, Path(run), stop, on_event
         self.limits = limits or Limits.evaluation()
-        if (source := getattr(detector, "of_image", None)) is not None:
+        if (source := getattr(detector, "proposals_for_image", None)) is not None:
             train_set, val_set = train_set.with_proposals(source), val_set and val_set.with_proposals(source)
         self.train_set = train_set.subset(range(min(options.limit, len(train_set)))) if options.limit else train_set
         self.val_set = val_set

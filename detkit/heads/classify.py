@@ -14,6 +14,7 @@ from detkit.backbones.base import set_logits
 from detkit.errors import DetkitError
 from detkit.heads.dense import full_precision, of_wanted_classes
 from detkit.heads.trunk import output_width
+from detkit.interfaces import Head
 from detkit.ops.losses import class_loss
 from detkit.structures import Detections, Limits, Loss, Target
 
@@ -21,14 +22,14 @@ SIDE_GAIN = 0.3  # of side branches (Szegedy et al. 2014, arXiv 1409.4842, secti
 _CELLS, _IMAGE = 7, 224  # of the published classifiers: cells along a side of the last map, pixels of the image
 
 
-class ImageHead(nn.Module):
+class ImageHead(Head, nn.Module):
     """The last map, pooled to ``cells`` x ``cells`` or through the backbone's own trunk, ``hidden`` layers, one output.
 
     Subclasses write ``raw``, ``loss`` and ``answers``. A finer map than the last is not looked at, so a neck that joins
-    several is of no use. ``joins`` is false: an image made of several has no one answer.
+    several is of no use. ``allows_mosaic`` is false: an image made of several has no one answer.
     """
 
-    joins = False
+    allows_mosaic = False
     protocol = "coco"
 
     def __init__(
@@ -88,9 +89,7 @@ class ImageHead(nn.Module):
         """The score that an answer must have under limits of ``conf``."""
         return conf
 
-    def predict(
-        self, raw: dict[str, Tensor], sizes: Tensor, limits: Limits, features: list[Tensor] | None = None
-    ) -> list[Detections]:
+    def predict(self, raw: dict[str, Tensor], sizes: Tensor, limits: Limits) -> list[Detections]:
         """Detections (torch, input pixels, clipped to ``sizes`` (B, 2) height, width; without class names), best first.
 
         One a class with a score of at least ``limits.conf``, all at the image's one box.

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from detkit.interfaces import Head
 from detkit.ops import boxes as box_ops
 from detkit.ops.assign import Assignment, Objects
 from detkit.ops.coder import Level, Priors, grid_priors
@@ -24,7 +25,7 @@ from detkit.structures import Detections, Limits, Loss, Target
 BoxLoss = Literal["iou", "giou", "diou", "ciou", "squared"]
 
 
-class DenseHead(nn.Module):
+class DenseHead(Head, nn.Module):
     """k priors a cell on every level; each prior predicts a box code, an objectness and class scores.
 
     Subclasses write ``assign`` and ``decode`` (and ``box_terms`` for losses that are no IoU).
@@ -84,6 +85,7 @@ class DenseHead(nn.Module):
         self.level_gains = None if level_gains is None else tuple(level_gains)
         self.anchors = [torch.tensor(level, dtype=torch.float32, device="cpu").reshape(-1, 2) for level in anchors]
         outputs = self.outputs
+        self.class_rows = {"layers.": (outputs - num_classes, 1, 0)} if class_scores else {}
         layers = [nn.Conv2d(c, len(level) * outputs, 1) for c, level in zip(channels, self.anchors, strict=True)]
         self.layers = nn.ModuleList(layers)
         stems = [_stem(c, stem) for c in (channels[:1] if share_stem else channels)]
@@ -104,11 +106,6 @@ class DenseHead(nn.Module):
     def outputs(self) -> int:
         """Numbers a prior: the box code's 4, objectness, class scores, in this order."""
         return 5 + (self.num_classes if self.class_scores else 0)
-
-    @property
-    def class_rows(self) -> dict[str, tuple[int, int, int]]:
-        """Of each prediction layer by the start of its name, a prior's rows: before the classes', of each, after."""
-        return {"layers.": (self.outputs - self.num_classes, 1, 0)} if self.class_scores else {}
 
     # What a family adds.
 
@@ -226,9 +223,7 @@ class DenseHead(nn.Module):
         parts = [raw["boxes"].new_full((n,), g) for n, g in zip(counts, self.level_gains, strict=True)]
         return torch.cat(parts)
 
-    def predict(
-        self, raw: dict[str, Tensor], sizes: Tensor, limits: Limits, features: list[Tensor] | None = None
-    ) -> list[Detections]:
+    def predict(self, raw: dict[str, Tensor], sizes: Tensor, limits: Limits) -> list[Detections]:
         """Detections (torch, input pixels, clipped to ``sizes`` (B, 2) height, width; without class names), best first.
 
         A prior may answer with several classes. Pairs of prior and class with score >= ``limits.conf`` take part, at

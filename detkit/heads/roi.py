@@ -8,7 +8,7 @@ CNN, and linear SVMs may follow it. Sections named here are those of Fast R-CNN 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ from detkit.heads.trunk import (
     two_layers,
     without_pooling,
 )
+from detkit.interfaces import Head
 from detkit.ops.assign import Objects, Regions, draw, label_regions
 from detkit.ops.coder import decode_deltas, encode_deltas
 from detkit.ops.inputs import check_positive, check_shares
@@ -36,7 +37,7 @@ from detkit.ops.roi import roi_table
 from detkit.structures import Detections, Limits, Loss, Target
 
 
-class RoIHead(nn.Module):
+class RoIHead(Head, nn.Module):
     """Pooling, trunk, softmax over the classes and background, and class-specific boxes, for each proposal.
 
     channels, strides: of the feature maps, equally many channels if they are several; num_classes: C; trunk: the rest
@@ -63,7 +64,7 @@ class RoIHead(nn.Module):
     see ``detkit.heads.stages``.
     """
 
-    class_rows: ClassVar = {"classes.": (0, 1, 1), "boxes.": (0, 4, 0)}  # see DenseHead.class_rows
+    takes_proposals = True
 
     def __init__(
         self,
@@ -112,6 +113,7 @@ class RoIHead(nn.Module):
             raise ValueError(f"padding of {padding} pixels on both sides leaves nothing of a size of {size}")
         if layers == "backbone" and trunk is None:
             raise DetkitError("the backbone gives no trunk", "head.layers", "take layers: mlp")
+        self.class_rows = {"classes.": (0, 1, 1), "boxes.": (0, 4, 0)}
         self.num_classes, self.layers, self.chunk, self.norm = num_classes, layers, chunk, norm
         self.rois, self.positive_share, self.positive, self.background = rois, positive_share, positive, background
         self.weights, self.beta = weights, beta
@@ -184,7 +186,7 @@ class RoIHead(nn.Module):
             raw = {"rois": rois[:, 1:], "image": rois[:, 0].long(), "classes": classes, "boxes": boxes}
             if self.points:
                 raw["points"] = self.landmarks(embedded).unflatten(1, (self.points, 2))
-            if self.fits and self.fitted:
+            if self.needs_fit and self.fitted:
                 raw["margins"] = F.linear(embedded.float(), self.svm, self.svm_bias)  # type: ignore[arg-type]
         return raw
 
@@ -250,9 +252,7 @@ class RoIHead(nn.Module):
             found.append(shown._replace(row=rows[shown.row] if len(rows) else shown.row))
         return Regions(*(torch.cat(column) for column in zip(*found, strict=True)))
 
-    def predict(
-        self, raw: dict[str, Tensor], sizes: Tensor, limits: Limits, features: list[Tensor] | None = None
-    ) -> list[Detections]:
+    def predict(self, raw: dict[str, Tensor], sizes: Tensor, limits: Limits) -> list[Detections]:
         """Detections (torch, input pixels, clipped to ``sizes`` (B, 2) height, width; without class names), best first.
 
         A region may answer with several classes, each with a box of its own; scores from ``limits.conf`` up take part
@@ -267,7 +267,7 @@ class RoIHead(nn.Module):
         return select_detections(boxes, score, label, image, sizes, self.num_classes, limits, more)
 
     @property
-    def fits(self) -> bool:
+    def needs_fit(self) -> bool:
         """True if ``fit`` is to be called once, after training."""
         return self.classifier == "svm"
 

@@ -103,16 +103,12 @@ class SlidingWindow(DenseHead):
         self.trunk, self.step = network, _step(network, shape)
         self.sides = [float(cells if span is None else span) * stride for stride in strides]
         self.positive, self.negative, self.best = positive, negative, best
+        self.class_rows = {"layers.": (4 if self.regresses else 0, 1, 1)}
 
     @property
     def outputs(self) -> int:
         """Numbers a window: the box code's 4 if there is one, class scores, background."""
         return (4 if self.regresses else 0) + self.num_classes + 1
-
-    @property
-    def class_rows(self) -> dict[str, tuple[int, int, int]]:
-        """See ``DenseHead.class_rows``."""
-        return {"layers.": (4 if self.regresses else 0, 1, 1)}
 
     def _start(self, layers: list[nn.Conv2d], objectness_prior: float) -> None:
         odds = objectness_prior / (1 - objectness_prior)

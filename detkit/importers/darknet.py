@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from detkit.backbones.darknet import Convolution, Darknet, load_weights
 from detkit.backbones.darknet_graph import Section, plan, read_cfg, to_lines
@@ -58,8 +58,9 @@ def untrained(cfg: str | Path, names: str | Path | None = None) -> tuple[Detecto
     detector = build_detector(config, classes, class_ids=ids_of(classes))
     # Nothing was trained here, so that no way of training is on record.
     detector.config = {"model": detector.config["model"]}
-    backbone: Darknet = detector.backbone
-    own = {head.section.number - 1: (layer, None) for head, layer in zip(heads, detector.head.layers, strict=True)}
+    backbone = cast(Darknet, detector.backbone)
+    layers = cast(Any, detector.head).layers
+    own = {head.section.number - 1: (layer, None) for head, layer in zip(heads, layers, strict=True)}
     return detector, {**backbone.convolutions(), **own}
 
 

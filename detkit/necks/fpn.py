@@ -11,8 +11,10 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detkit.interfaces import Neck
 
-class FPN(nn.Module):
+
+class FPN(Neck, nn.Module):
     """Coarse maps are enlarged and added to finer ones, so that every level knows what the coarsest has seen.
 
     channels, strides: of the maps that come in, finest first; out: channels of every map that goes out; kernel: width

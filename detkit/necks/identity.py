@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from detkit.interfaces import Neck
 
-class Identity(nn.Module):
+
+class Identity(Neck, nn.Module):
     """Hands the backbone's feature maps on as they are."""
 
     def __init__(self, channels: list[int], strides: list[int]) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from detkit.errors import DetkitError
 from detkit.heads.dense import DenseHead, select_detections
+from detkit.interfaces import ProposalSource
 from detkit.ops import boxes as box_ops
 from detkit.ops.assign import Assignment, Objects, assign_iou, draw
 from detkit.ops.coder import Priors, decode_deltas, encode_deltas
@@ -15,7 +16,7 @@ from detkit.ops.inputs import check_positive, check_shares
 from detkit.structures import Batch, Limits
 
 
-class RPN(DenseHead):
+class RPN(DenseHead, ProposalSource):
     """Objectness and deltas for anchors of several scales and ratios at every cell; the best become proposals.
 
     channels, strides: of the feature maps. scales: the anchors' sides in input pixels, sorted and dealt evenly to the
@@ -73,6 +74,7 @@ class RPN(DenseHead):
             self.stems = nn.ModuleList([nn.Sequential(convolution, nn.ReLU(inplace=True))])
         self.positive, self.negative, self.samples, self.beta = positive, negative, samples, beta
         self.before, self.after, self.iou = before, after, iou
+        self.max_proposals = after[1]
         # On the CPU, whatever the model is on; the engine keeps its state in the checkpoint.
         self.generator = torch.Generator("cpu").manual_seed(torch.initial_seed())
 

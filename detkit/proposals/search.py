@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import cv2
 import numpy as np
 
+from detkit.interfaces import ProposalSource
 from detkit.io.cache import Cache, image_hash
 from detkit.ops.compiled import run_chunks, thread_count
 from detkit.ops.suppression import nms
@@ -24,7 +25,7 @@ from detkit.proposals import graph_kernels, search_kernels
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from detkit.structures import Batch, Loss, Target
+    from detkit.structures import Batch
 
 PlanName = Literal["fast", "quality"]
 SIGMA, MIN_SIZE = 0.6, 100  # of the blur, in pixels (0.8 in the first paper finds less); pixels of a segment
@@ -158,8 +159,8 @@ def _hierarchies(channels: Sequence[np.ndarray], plan: Plan) -> list[np.ndarray]
     return found
 
 
-class SelectiveSearch:
-    """Selective search as a source of proposals, found in the original image (``of_image``) by whoever loads it.
+class SelectiveSearch(ProposalSource):
+    """Selective search as a source of proposals, found in the original image by whoever loads it.
 
     plan, seed: as for ``selective_search``; max: boxes kept, the likelier ones (0: all); cache: keep the boxes of the
     images of data sets on disk (some 10 KB each, see ``detkit.io.cache``), so that they are searched once; folder:
@@ -179,7 +180,7 @@ class SelectiveSearch:
     ) -> None:
         if max < 0:
             raise ValueError(f"max must be 0 or more, got {max}")
-        self.plan, self.max, self.seed = plan, max, seed
+        self.plan, self.max_proposals, self.seed = plan, max, seed
         self.cache, self.folder = cache, folder
 
     @cached_property
@@ -188,7 +189,7 @@ class SelectiveSearch:
         parameters = {"plan": self.plan, "numbers": numbers, "seed": self.seed}
         return Cache("selective-search", parameters, VERSION, folder=self.folder)
 
-    def of_image(self, image: np.ndarray, path: str = "") -> np.ndarray:
+    def proposals_for_image(self, image: np.ndarray, path: str = "") -> np.ndarray:
         """(R, 4) float32 xyxy in the pixels of ``image`` (uint8 (H, W, 3) RGB).
 
         path: of a data set's image, whose boxes are cached; "": not, as a camera's frames would fill the disk.
@@ -198,18 +199,14 @@ class SelectiveSearch:
             return selective_search(image, self.plan, seed=self.seed).astype(np.int32)
 
         boxes = self._kept.get(image_hash(image), search) if self.cache and path else search()
-        return boxes[: self.max or None].astype(np.float32)
+        return boxes[: self.max_proposals or None].astype(np.float32)
 
     def propose(self, batch: Batch, features: list[Tensor], training: bool) -> tuple[list[Tensor], None]:
         """The boxes that came with the images, in input pixels.
 
         Raises:
-            ValueError: they came without, so whoever loaded them did not call ``of_image``.
+            ValueError: they came without, so whoever loaded them did not call ``proposals_for_image``.
         """
         if batch.proposals is None:
-            raise ValueError("this batch has no proposals: fill Sample.proposals with Detector.of_image(image, path)")
+            raise ValueError("this batch has no proposals: fill Sample.proposals (Detector.proposals_for_image)")
         return batch.proposals, None
-
-    def loss(self, raw: None, targets: list[Target], sizes: Tensor) -> dict[str, Loss]:
-        """Nothing is learned."""
-        return {}

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from detkit.interfaces import ProposalSource
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from detkit.structures import Batch, Loss, Target
+    from detkit.structures import Batch
 
 WINDOWS = (64, 128, 256)
 ASPECTS = (0.5, 1.0, 2.0)
@@ -51,7 +53,7 @@ def sliding_windows(
     return np.concatenate(found)
 
 
-class Windows:
+class Windows(ProposalSource):
     """Sliding windows of each image's part of the input as proposals; arguments as for ``sliding_windows``.
 
     max: windows kept at most, evenly chosen from all (0: all of them).
@@ -70,15 +72,15 @@ class Windows:
         if max < 0:
             raise ValueError(f"max must be 0 or more, got {max}")
         self.arguments: dict[str, Any] = {"windows": windows, "aspects": aspects, "stride": stride}
-        self.max = max
+        self.max_proposals = max
         self.of_size(1, 1)  # checks the arguments
 
     def of_size(self, height: int, width: int) -> np.ndarray:
         """(N, 4) float32: the windows of an image of ``height`` x ``width`` pixels."""
         boxes = sliding_windows((height, width), **self.arguments)
-        if not self.max or len(boxes) <= self.max:
+        if not self.max_proposals or len(boxes) <= self.max_proposals:
             return boxes
-        return boxes[np.arange(self.max) * len(boxes) // self.max]
+        return boxes[np.arange(self.max_proposals) * len(boxes) // self.max_proposals]
 
     def propose(self, batch: Batch, features: list[Tensor], training: bool) -> tuple[list[Tensor], None]:
         """The windows of each image, in input pixels, on the batch's device."""
@@ -86,7 +88,3 @@ class Windows:
 
         made = {size: torch.from_numpy(self.of_size(*size)) for size in set(map(tuple, batch.sizes.tolist()))}
         return [made[tuple(size)].to(batch.pixels.device) for size in batch.sizes.tolist()], None
-
-    def loss(self, raw: None, targets: list[Target], sizes: Tensor) -> dict[str, Loss]:
-        """Nothing is learned."""
-        return {}

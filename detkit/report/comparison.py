@@ -21,7 +21,7 @@ METRICS = ("AP", "AP50")
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
     """A detector: its detections; seconds, of single images, from pixels to boxes; minutes of training (None:
-    unknown); facts as ``detkit.engine.summary.facts``."""
+    unknown); facts as ``detkit.explain.summary.facts``."""
 
     name: str
     results: Results

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from detkit.backbones import BACKBONES, pretrained
-from detkit.backbones.base import Backbone, Classifier, set_logits
-from detkit.engine.summary import Field, Tracer
+from detkit.backbones.base import Classifier, StagedBackbone, set_logits
 from detkit.errors import DetkitError
+from detkit.explain.summary import Field, Tracer
 
 # The cheapest of each family; the variants are cheap too.
 SMALL = (
@@ -40,7 +40,7 @@ def make(name: str, *args, **keys):
     return getattr(importlib.import_module(module), attribute)(*args, **keys)
 
 
-def whole(name: str) -> Backbone:
+def whole(name: str) -> StagedBackbone:
     """With every stage tapped."""
     with torch.device("meta"):
         stages = len(make(name).every[0])
@@ -48,16 +48,16 @@ def whole(name: str) -> Backbone:
 
 
 @cache
-def _whole(name: str) -> Backbone:
+def _whole(name: str) -> StagedBackbone:
     return whole(name)
 
 
-def small(name: str, taps: tuple[int, ...] | None = None, frozen: int | str = 0) -> Backbone:
+def small(name: str, taps: tuple[int, ...] | None = None, frozen: int | str = 0) -> StagedBackbone:
     """As ``make``, but a copy of stages made once: fully connected layers that nobody asks for take long to fill."""
     net = copy.deepcopy(_whole(name))
     channels, strides, offsets = net.every
     taps = net.taps if taps is None else taps
-    return Backbone(net.stages, channels, strides, taps=taps, frozen=frozen, offsets=offsets)
+    return StagedBackbone(net.stages, channels, strides, taps=taps, frozen=frozen, offsets=offsets)
 
 
 @pytest.mark.parametrize("name", BACKBONES)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from detkit.backbones.base import Backbone
+from detkit.backbones.base import StagedBackbone
 from detkit.backbones.darknet import MaxPool, Reorg, Route, darknet, darknet19, darknet53
 from detkit.backbones.darknet_graph import plan, read_cfg, read_lines, to_lines
 from detkit.errors import DetkitError
@@ -74,7 +74,7 @@ def test_lines_and_sections_say_the_same() -> None:
 
 def test_stages_begin_where_the_stride_grows_and_where_the_neck_begins() -> None:
     net = darknet(graph=GRAPH, outputs=(5, 2))
-    assert isinstance(net, Backbone)
+    assert isinstance(net, StagedBackbone)
     assert [list(stage) for stage in net.stages] == [["0"], ["1"], ["2", "3"], ["4", "5"]]
     assert (net.channels, net.strides, net.offsets) == ([16, 12], [4, 8], [2, 4])
     assert [tuple(o.shape) for o in net(torch.rand(1, 3, 32, 64))] == [(1, 16, 8, 16), (1, 12, 4, 8)]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from detkit.backbones.base import Backbone
+from detkit.backbones.base import StagedBackbone
 from detkit.backbones.pyramid import Pyramid
 from detkit.backbones.resnet import resnet18
 
 
-def net(**keys: object) -> Backbone:
+def net(**keys: object) -> StagedBackbone:
     torch.manual_seed(0)
     return resnet18(**keys).eval()  # type: ignore[return-value]
 

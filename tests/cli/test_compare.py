@@ -12,8 +12,8 @@ import pytest
 
 from detkit.cli import main
 from detkit.config import read_config, train_val_datasets
-from detkit.engine.loggers import data_hash
 from detkit.engine.options import TrainOptions
+from detkit.engine.run_folder import data_hash
 from detkit.io.images import write_image
 from detkit.structures import Detections, Limits, Sample
 

@@ -25,7 +25,7 @@ from detkit.data.sampler import Sampler
 from detkit.data.toy import CLASSES, write_toy_data
 from detkit.detector import Detector
 from detkit.engine import feature_cache as module
-from detkit.engine import loggers, loop, session
+from detkit.engine import loop, run_folder, session
 from detkit.engine.errors import Interrupted
 from detkit.engine.events import BatchDone, BatchValidated, EpochDone, EpochStarted, Notice
 from detkit.engine.feature_cache import CachedLoader, FrozenStages
@@ -51,7 +51,7 @@ GRAPH = [
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DETKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(loggers, "draw_curves", lambda *arguments: None)  # what a short run spends its time on
+    monkeypatch.setattr(run_folder, "draw_curves", lambda *arguments: None)  # what a short run spends its time on
     return tmp_path / "cache"
 
 

@@ -21,6 +21,7 @@ from detkit.engine.errors import Interrupted
 from detkit.engine.loop import train
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
+from detkit.interfaces import Head
 from detkit.metrics.tables import GroundTruth
 from detkit.structures import Batch, Detections, Loss, Sample, Target
 
@@ -72,6 +73,12 @@ class Images:
         return Images(len(images))
 
 
+class ToyHead(Head, nn.Linear):
+    """One box per image."""
+
+    forward = nn.Linear.forward
+
+
 class Toy(nn.Module):
     """The smallest detector: one box an image, from a convolution with BatchNorm; random noise as dropout has it."""
 
@@ -81,7 +88,7 @@ class Toy(nn.Module):
         super().__init__()
         torch.manual_seed(1)
         self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4))
-        self.head = nn.Linear(8 * 16, 5)
+        self.head = ToyHead(8 * 16, 5)
         self.resize = Resize(SIZE)
         self.noise, self.frozen, self.threshold = noise, frozen, 0.25
         self.generator = torch.Generator().manual_seed(3)

@@ -159,7 +159,7 @@ def test_the_head_answers_with_its_svms_once_fitted() -> None:
     features, rois = [torch.rand(1, 2, 8, 8)], [torch.tensor([[0.0, 0, 30, 30], [20, 20, 60, 60]])]
     before = head.raw(features, rois)
     assert "margins" not in before
-    assert head.fits
+    assert head.needs_fit
     head.fit([image(seed) for seed in range(4)])
     after = head.raw(features, rois)
     assert torch.equal(before["classes"], after["classes"])

@@ -90,7 +90,7 @@ def test_evaluation_and_prediction_see_the_boxes_of_the_original_image(data: Dat
     _, results, _ = evaluate(model, data, workers=workers, batch=2)
     for i in range(len(data)):
         image = data.load(i).image
-        expected = source.of_image(image)
+        expected = source.proposals_for_image(image)
         found = model.predict_samples([Sample(image)], Limits.evaluation())[0]
         np.testing.assert_allclose(found.boxes, expected, atol=1e-3)
         xywh = results.xywh[results.image == i]
@@ -110,7 +110,7 @@ def test_training_sees_them_moved_with_the_image(data: Dataset, tmp_path: Path) 
     options = TrainOptions(epochs=1, batch=2, workers=1, precision="fp32", device="cpu", ema=0)
     mirrored = Augment.off(mirror=1)
     train(model, data, None, options, run=tmp_path / "run", augment=mirrored)
-    expected = [source.of_image(data.load(i).image) for i in range(len(data))]
+    expected = [source.proposals_for_image(data.load(i).image) for i in range(len(data))]
     assert len(model.head.trained) == 4
     scale = 96 / data.load(0).image.shape[0]
     for boxes in model.head.trained:
@@ -135,7 +135,7 @@ def test_augmented_proposals_stay_on_the_objects(data: Dataset, strengths: dict[
 def test_windows_need_no_pixels(data: Dataset) -> None:
     source = Windows(windows=(32,), aspects=(1,), stride=1)
     model = detector(source, data)
-    assert model.of_image is None
+    assert model.proposals_for_image is None
     found = model.predict_samples([Sample(data.load(0).image)], Limits.evaluation())[0]
     assert len(found) == 9
 

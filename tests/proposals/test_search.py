@@ -205,23 +205,23 @@ def test_bad_arguments(image: object, arguments: dict, kind: type[Exception], wo
 def test_source_caches_images_of_data_sets_only(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = SelectiveSearch(folder=tmp_path, max=20)
     expected = selective_search(NOISY, max=20)
-    assert np.array_equal(source.of_image(NOISY), expected)
+    assert np.array_equal(source.proposals_for_image(NOISY), expected)
     assert not list(tmp_path.rglob("*.bin"))
-    assert np.array_equal(source.of_image(NOISY, "a.jpg"), expected)
+    assert np.array_equal(source.proposals_for_image(NOISY, "a.jpg"), expected)
     assert len(list(tmp_path.rglob("*.bin"))) == 1
     monkeypatch.setattr(search, "selective_search", lambda *_, **__: pytest.fail("searched again"))
-    assert np.array_equal(source.of_image(NOISY, "b.jpg"), expected)
-    assert np.array_equal(pickle.loads(pickle.dumps(source)).of_image(NOISY, "b.jpg"), expected)
+    assert np.array_equal(source.proposals_for_image(NOISY, "b.jpg"), expected)
+    assert np.array_equal(pickle.loads(pickle.dumps(source)).proposals_for_image(NOISY, "b.jpg"), expected)
 
 
 @pytest.mark.parametrize("changed", ["SAME", "MIN_SIZE", "PLANS"])
 def test_boxes_of_other_numbers_are_searched_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
-    SelectiveSearch(folder=tmp_path).of_image(NOISY, "a.jpg")
+    SelectiveSearch(folder=tmp_path).proposals_for_image(NOISY, "a.jpg")
     other = {"SAME": 0.5, "MIN_SIZE": 400, "PLANS": search.PLANS | {"fast": search.PLANS["quality"]}}[changed]
     monkeypatch.setattr(search, changed, other)
-    found = SelectiveSearch(folder=tmp_path).of_image(NOISY, "a.jpg")
+    found = SelectiveSearch(folder=tmp_path).proposals_for_image(NOISY, "a.jpg")
     assert np.array_equal(found, selective_search(NOISY))
     assert len(list(tmp_path.rglob("*.bin"))) == 2
 
@@ -230,14 +230,14 @@ def test_a_source_says_once_that_it_cannot_cache(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     source = SelectiveSearch(folder=tmp_path / "file")
     with pytest.warns(RuntimeWarning, match="nothing is cached"):
-        first = source.of_image(NOISY, "a.jpg")
+        first = source.proposals_for_image(NOISY, "a.jpg")
     with warnings.catch_warnings(action="error"):
-        assert np.array_equal(source.of_image(NOISY, "b.jpg"), first)
+        assert np.array_equal(source.proposals_for_image(NOISY, "b.jpg"), first)
 
 
 def test_source_hands_on_what_the_batch_brought() -> None:
     batch = Batch(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), torch.tensor([[4, 4]]), (Geometry(4, 4),))
-    with pytest.raises(ValueError, match="of_image"):
+    with pytest.raises(ValueError, match="proposals_for_image"):
         SelectiveSearch().propose(batch, [], True)
     with pytest.raises(ValueError, match="max"):
         SelectiveSearch(max=-1)

@@ -17,10 +17,10 @@ from detkit.data.dataset import Dataset, read
 from detkit.data.loader import collate
 from detkit.data.toy import CLASSES, toy_sample, write_toy_data
 from detkit.detector import Detector
-from detkit.engine.gradcam import grad_cam, overlaid
-from detkit.engine.inspect import first_filters, patches, peaks, published, stage_maps
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
+from detkit.explain.features import first_filters, patches, peaks, published, stage_maps
+from detkit.explain.gradcam import grad_cam, overlaid
 from detkit.structures import Limits, Sample
 
 FAMILIES: dict[str, dict[str, Any]] = {

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from detkit.backbones.efficientnet_lite import SameConv2d
-from detkit.engine.depthwise import filter_gradient, speed_up_depthwise
+from detkit.speedups.depthwise import filter_gradient, speed_up_depthwise
 
 LAYERS = {
     "3 x 3": nn.Conv2d(64, 64, 3, padding=1, groups=64, bias=False),

@@ -18,9 +18,9 @@ from detkit.config.experiment import Config, EvaluateOptions, check_model
 from detkit.config.schema import Place
 from detkit.data.resize import Resize
 from detkit.detector import Detector
-from detkit.engine.fuse import _Reads, ready
 from detkit.engine.options import TrainOptions
 from detkit.heads.yolo import YOLO
+from detkit.speedups.fuse import _Reads, ready
 from detkit.structures import Detections, Limits, Sample
 
 CLASSES = ("circle", "square")
@@ -315,7 +315,7 @@ def test_settings_and_hooks_of_the_model_hold_in_the_view() -> None:
 
 def test_a_model_in_training_is_not_folded_and_stays_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
     detector = net(RUNS["two in a row"][0]).train()
-    monkeypatch.setattr("detkit.engine.fuse.fold", lambda detector: pytest.fail("folded"))
+    monkeypatch.setattr("detkit.speedups.fuse.fold", lambda detector: pytest.fail("folded"))
     everything(detector)
     assert detector.training
 

@@ -14,9 +14,9 @@ from detkit.cli import main
 from detkit.config import build_detector, read_config
 from detkit.data.toy import toy_sample
 from detkit.detector import Detector, Predicting
-from detkit.engine.combine import SCALES, Combined
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
+from detkit.prediction.ensemble import SCALES, Combined
 from detkit.structures import Detections, Limits, Sample
 
 BRIGHT = np.array([[20, 10, 50, 40]], np.float32)

@@ -11,8 +11,8 @@ from torch import nn
 
 from detkit.backbones import BACKBONES
 from detkit.cli import main
-from detkit.engine.summary import Summary, of_backbone, of_config, summarise
 from detkit.errors import DetkitError
+from detkit.explain.summary import Summary, of_backbone, of_config, summarise
 
 
 def classifier(name: str, num_classes: int = 0, size: int | None = None, **keys) -> Summary:

@@ -176,7 +176,7 @@ def of_detector(detector: Any, size: tuple[int, int] | None = None) -> Summary:
     summary = _checked(detector, size or detector.resize.input_size, run)
     proposals: Any = detector.proposals
     if proposals is not None:
-        regions = proposals.max if hasattr(proposals, "max") else proposals.after[1]
+        regions = proposals.max_proposals
         each = sum(layer.multiply_adds for layer in summary.layers if layer.name.startswith("head."))
         summary.total.update(regions=regions, region_multiply_adds=each)
         summary.total["multiply_adds"] += max(regions - 1, 0) * each

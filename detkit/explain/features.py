@@ -17,15 +17,16 @@ from detkit.data.dataset import Dataset
 from detkit.data.loader import collate
 from detkit.data.resize import Resize
 from detkit.detector import Detector
-from detkit.engine.summary import Field, Tracer
 from detkit.errors import DetkitError
+from detkit.explain.summary import Field, Tracer
+from detkit.interfaces import Head
 from detkit.io.draw import draw_boxes
 from detkit.io.images import scaled_to
 from detkit.necks.identity import Identity
 from detkit.structures import Batch, Sample
 
 
-class _Answers(nn.Module):
+class _Answers(Head, nn.Module):
     """A published network's classifier in a head's place."""
 
     def __init__(self, classifier: nn.Module) -> None:

@@ -23,7 +23,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from detkit.data.loader import collate
 from detkit.detector import Detector
-from detkit.engine.runtime import keep_freed_memory
+from detkit.devices import keep_freed_memory
 from detkit.structures import Limits, Sample
 
 

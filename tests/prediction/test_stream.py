@@ -8,10 +8,10 @@ import pytest
 
 from detkit.engine.evaluator import detections_to_results
 from detkit.engine.options import TrainOptions
-from detkit.engine.predictor import stream
 from detkit.engine.schedule import rate_factor
 from detkit.errors import DetkitError
 from detkit.io.sources import Failure, Frame
+from detkit.prediction.stream import stream
 from detkit.structures import Detections, Limits, Sample
 
 

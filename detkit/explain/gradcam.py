@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from detkit.data.loader import collate
 from detkit.detector import Detector
-from detkit.engine.inspect import stages_of
 from detkit.errors import DetkitError
+from detkit.explain.features import stages_of
+from detkit.heads.dense import DenseHead
 from detkit.heads.pooling import with_context
 from detkit.ops.roi import roi_table
 from detkit.structures import Sample
@@ -43,7 +44,7 @@ def grad_cam(detector: Detector, image: np.ndarray, label: int | None = None, st
         DetkitError: no such stage, or the answer does not come through it.
     """
     stages = stages_of(detector, stage)
-    source = detector.of_image
+    source = detector.proposals_for_image
     sample = Sample(image, proposals=None if source is None else source(image, ""))
     batch = collate([sample], detector.resize)[0].to(detector.device)
     with _noted(stages, stage) as outputs, torch.enable_grad():  # weights may be frozen: gradients start at the pixels
@@ -61,7 +62,7 @@ def grad_cam(detector: Detector, image: np.ndarray, label: int | None = None, st
         logit = _logits(detector, detector.head.raw(features, boxes))[place, label]
     outputs, window = outputs + in_region, None
     if boxes is not None and in_region:
-        pooling = detector.head.pooling
+        pooling: Any = detector.head.pooling
         window = with_context(roi_table(boxes), pooling.size, pooling.padding)[0, 1:]
     gradients = torch.autograd.grad(logit, [output for _, output in outputs], allow_unused=True)
     pairs = [(number, x, g) for (number, x), g in zip(outputs, gradients, strict=True) if g is not None and g.any()]
@@ -120,7 +121,7 @@ def overlaid(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
 def _scores(detector: Detector, raw: dict[str, Tensor]) -> Tensor:
     """(A, C), 0..1, of one image: of each prior, of each region, or of the image as a whole."""
     if raw["classes"].ndim == 3:
-        scores: Tensor = detector.head.scores(raw)[0]
+        scores: Tensor = cast(DenseHead, detector.head).scores(raw)[0]
         return scores
     if "margins" in raw:  # of R-CNN's linear SVMs
         return raw["margins"].sigmoid()

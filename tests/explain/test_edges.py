@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from detkit.engine.edges import FILTERS, as_image, example, learn, response
-from detkit.engine.summary import summarise
+from detkit.explain.edges import FILTERS, as_image, example, learn, response
+from detkit.explain.summary import summarise
 
 
 @pytest.mark.parametrize(("name", "peak"), [("vertical", 30), ("sobel", 40), ("scharr", 160)])

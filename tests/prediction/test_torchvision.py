@@ -15,9 +15,9 @@ import detkit
 from detkit import zoo
 from detkit.cli import main
 from detkit.data.toy import toy_sample, write_toy_data
-from detkit.engine.torchvision_model import TorchvisionDetector
 from detkit.errors import DetkitError
 from detkit.io.images import write_image
+from detkit.prediction.torchvision import TorchvisionDetector
 from detkit.structures import Limits, Sample
 
 NAME = "torchvision/ssdlite320_mobilenet_v3_large"

@@ -1,0 +1,196 @@
+"""What detkit asks of the parts it is built from: derive from these, inside the package or outside.
+
+Members with a value are optional. Nothing here imports torch, so parts that are networks name both bases, this one
+first: ``class MyHead(Head, nn.Module)``. A constructor's keyword-only arguments, with their types, are the part's keys
+in a config file; what comes before them is wired by the builder. docs/parts.md writes one of each, step by step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+    from detkit.data.annotations import Annotations
+    from detkit.structures import Batch, Detections, Limits, Loss, Target
+
+    Module = nn.Module
+else:
+    Module = object
+
+Raw = dict[str, "Tensor"]  # what a head computes once, for loss and prediction alike
+Losses = dict[str, "Loss"]
+
+
+class Backbone(Module):
+    """Images in, feature maps of several strides out.
+
+    ``Backbone(*, taps, frozen, ...)``; most are a chain of stages: derive from ``detkit.backbones.base.StagedBackbone``
+    then, which has all of this.
+
+    Attributes:
+        channels: Of each map that ``forward`` returns, finest first.
+        strides: Input pixels per cell, of each map.
+        mean: Per channel (R, G, B), in units of 0..255; the detector subtracts it.
+        std: The same, by which the detector divides.
+        stages: The modules in the order of computation, for ``stage_lr``, ``unfreeze`` and ``frozen``; it may be empty.
+        frozen: How many stages from the input on do not train.
+    """
+
+    channels: Sequence[int]
+    strides: Sequence[float]
+    mean: Sequence[float] = (123.675, 116.28, 103.53)
+    std: Sequence[float] = (58.395, 57.12, 57.375)
+    stages: nn.ModuleList
+    frozen: int = 0
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Normalised pixels (B, 3, H, W) to one map (B, channels[i], H / strides[i], W / strides[i]) per stride."""
+        raise NotImplementedError
+
+    def freeze(self, count: int) -> None:
+        """From now on the first ``count`` stages do not train, and the others do."""
+        raise NotImplementedError
+
+    def frozen_maps(self, x: Tensor) -> list[Tensor]:
+        """The frozen stages' part of ``forward``: what ``from_frozen`` needs of them."""
+        raise NotImplementedError
+
+    def from_frozen(self, maps: list[Tensor]) -> list[Tensor]:
+        """The rest of ``forward``, which is ``from_frozen(frozen_maps(x))``."""
+        raise NotImplementedError
+
+
+class Neck(Module):
+    """Maps in, maps out: ``Neck(channels, strides, *, ...)``.
+
+    Attributes:
+        channels: Of each map that ``forward`` returns.
+        strides: Input pixels per cell, of each map.
+    """
+
+    channels: Sequence[int]
+    strides: Sequence[float]
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """One map (B, channels[i], H_i, W_i) per entry of ``channels``."""
+        raise NotImplementedError
+
+
+class Head(Module):
+    """From features to losses and detections: ``Head(channels, strides, num_classes, *, ...)``.
+
+    Attributes:
+        takes_proposals: True for a head that looks at regions, which a proposal source gives.
+        protocol: The metric (``detkit.metrics.METRICS``) that its answers are judged by.
+        flip_pairs: Pairs of landmarks, counted from 0, that change places where an image is mirrored.
+        class_rows: Of each prediction layer, by the start of its parameters' names: rows per group before the classes',
+            rows of each class, rows after them. A model for other classes keeps what it can by it.
+        allows_mosaic: False if an image must stay whole, so that mosaic and mixup are refused.
+    """
+
+    takes_proposals: ClassVar[bool] = False
+    protocol: str = "coco"
+    flip_pairs: tuple[tuple[int, int], ...] = ()
+    allows_mosaic: ClassVar[bool] = True
+    class_rows: Mapping[str, tuple[int, int, int]] = MappingProxyType({})
+
+    @property
+    def needs_fit(self) -> bool:
+        """True if ``fit`` is to be called once, after training."""
+        return False
+
+    @property
+    def backbone_trunk(self) -> nn.Module | None:
+        """The part of the head that is the rest of the backbone's classifier, and trains at its rate."""
+        return None
+
+    def sample(self, proposals: list[Tensor], targets: list[Target]) -> list[Tensor]:
+        """The proposals (R_i, 4) xyxy per image, in input pixels, that the loss is computed on: here all of them."""
+        return proposals
+
+    def raw(self, features: list[Tensor], proposals: list[Tensor] | None = None) -> Raw:
+        """Every tensor that ``loss`` and ``predict`` need, from the maps and, per image, proposals (R_i, 4)."""
+        raise NotImplementedError
+
+    def loss(self, raw: Raw, targets: list[Target], sizes: Tensor) -> Losses:
+        """Terms by name, each a sum and the count that divides it.
+
+        Args:
+            raw: What ``raw`` returned.
+            targets: Per image, torch, boxes in input pixels.
+            sizes: (B, 2) int64, height and width of each image's part of the input, the rest being padding.
+        """
+        raise NotImplementedError
+
+    def predict(self, raw: Raw, sizes: Tensor, limits: Limits) -> list[Detections]:
+        """Detections per image (torch, input pixels, without class names), best first."""
+        raise NotImplementedError
+
+    def fit(self, regions: Sequence[Any]) -> None:
+        """Learns, after training, what is not learned by gradient; see ``needs_fit``."""
+        raise NotImplementedError
+
+
+class ProposalSource:
+    """Where candidate boxes come from: ``Source(channels, strides, *, ...)``; a learned one is an ``nn.Module`` too.
+
+    Attributes:
+        max_proposals: The most that it gives per image when it predicts; 0: there is no limit.
+        proposals_for_image: (image uint8 (H, W, 3) RGB, path) to boxes (R, 4) float32 in the image's own pixels, for a
+            source that needs the original image; whoever loads images calls it, and ``propose`` gives what is in the
+            batch.
+    """
+
+    max_proposals: int = 0
+    proposals_for_image: Callable[[np.ndarray, str], np.ndarray] | None = None
+
+    def propose(self, batch: Batch, features: list[Tensor], training: bool) -> tuple[list[Tensor] | None, Any]:
+        """Boxes (R_i, 4) xyxy per image in input pixels, and what ``loss`` reads.
+
+        Args:
+            batch: The images.
+            features: The neck's maps.
+            training: True if the head will sample from them for its loss.
+        """
+        return batch.proposals, None
+
+    def loss(self, raw: Any, targets: list[Target], sizes: Tensor) -> Losses:
+        """Terms of the source's own loss; none where nothing is learned."""
+        return {}
+
+
+class DatasetFormat:
+    """A way in which labelled images are kept; made without arguments, asked to recognise a path by looking.
+
+    Attributes:
+        looked_for: What it recognises, for people: "a COCO .json file (or ...)".
+    """
+
+    looked_for: str
+
+    def recognises(self, path: Path) -> bool:
+        """True if ``path`` holds this format; opens as little as it can."""
+        raise NotImplementedError
+
+    def splits(self, path: Path) -> list[str]:
+        """Names of the parts (train, val, ...); empty if it is one piece."""
+        return []
+
+    def read(self, path: Path, split: str | None, images: Path | None) -> Annotations:
+        """The labels; whatever is dropped or repaired is counted in ``Annotations.findings``.
+
+        Args:
+            path: What was recognised.
+            split: One part of it, or None for all of them.
+            images: The folder of the images where it is not the one that the format says.
+
+        Raises:
+            DetkitError: A file that cannot be read, or a part that is not there.
+        """
+        raise NotImplementedError
