@@ -21,6 +21,7 @@ from detkit.data.loader import collate
 from detkit.detector import Predicting
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
+from detkit.interfaces import Head
 from detkit.structures import Limits, Predictor, Sample, Target
 
 CLASSES = ("cat", "dog", "café")
@@ -329,7 +330,7 @@ def test_a_two_stage_detector_hands_over_clipped_proposals_once(detector):
 
     calls = []
 
-    class Head(torch.nn.Module):
+    class Echo(Head, torch.nn.Module):
         def sample(self, proposals, targets):
             calls.append("sample")
             return proposals
@@ -345,7 +346,7 @@ def test_a_two_stage_detector_hands_over_clipped_proposals_once(detector):
             return detector.head.predict(raw, sizes, limits)
 
     model = Detector(
-        detector.backbone, detector.neck, Head(), Candidates(), classes=CLASSES, resize=detector.resize, config={}
+        detector.backbone, detector.neck, Echo(), Candidates(), classes=CLASSES, resize=detector.resize, config={}
     )
     batch, targets = collate(samples(), detector.resize)
     features = model.features(batch.pixels)

@@ -104,7 +104,7 @@ class Peaks:
 
     values: np.ndarray
     cells: np.ndarray
-    pictures: np.ndarray
+    images: np.ndarray
     field: Field
     failed: list[str]
 
@@ -120,7 +120,7 @@ def peaks(
     dataset: Dataset,
     stage: int,
     *,
-    pictures: int = 300,
+    images: int = 300,
     seed: int = 0,
     batch: int = 8,
 ) -> Peaks:
@@ -129,7 +129,7 @@ def peaks(
     Raises:
         DetkitError: no such stage, or no image could be read.
     """
-    order = np.random.default_rng(seed).permutation(len(dataset))[:pictures].tolist()
+    order = np.random.default_rng(seed).permutation(len(dataset))[:images].tolist()
     field, failed, used = _field(detector, stage), [], []
     values, cells, samples = [], [], []
     for done, index in enumerate(order, 1):
@@ -186,7 +186,7 @@ def patches(
         raise DetkitError(f"there is no channel {channel}", where, f"the stage has channels 0 to {last}")
     made, seen_size = [], window or found.field.size
     for row in np.argsort(-found.values[:, channel], kind="stable")[:count].tolist():
-        sample = dataset.load(int(found.pictures[row]))
+        sample = dataset.load(int(found.images[row]))
         geometry = detector.resize.geometry(*sample.image.shape[:2])
         centre = found.field.centre + found.cells[row, channel] * found.field.stride
         sizes = np.array([[seen_size], [found.field.stride]]) / 2

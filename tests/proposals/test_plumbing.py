@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from detkit import interfaces
 from detkit.config import read_config
 from detkit.config.build import build_detector
 from detkit.data.augment import Augment
@@ -47,8 +48,10 @@ class Pixels(nn.Module):
         return [x]
 
 
-class Echo(nn.Module):
+class Echo(interfaces.Head, nn.Module):
     """A head that answers with the proposals themselves, and remembers those that it was trained on."""
+
+    takes_proposals = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +68,7 @@ class Echo(nn.Module):
     def loss(self, raw: dict[str, Any], targets: Any, sizes: Tensor) -> dict[str, Loss]:
         return {"nothing": Loss(self.weight.square().sum(), torch.tensor(1.0))}
 
-    def predict(self, raw: dict[str, Any], sizes: Tensor, limits: Limits, features: Any) -> list[Detections]:
+    def predict(self, raw: dict[str, Any], sizes: Tensor, limits: Limits) -> list[Detections]:
         return [Detections(b, torch.ones(len(b)), torch.zeros(len(b), dtype=torch.long)) for b in raw["rois"]]
 
 

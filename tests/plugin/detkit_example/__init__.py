@@ -1,0 +1,1 @@
+"""Parts for detkit from outside: detkit finds them by the entry points in pyproject.toml."""
