@@ -145,7 +145,7 @@ def patches(
         refuse_existing(out / name, overwrite)
     dataset = Dataset(read(data, split=split, images=images))
     detector = _load(model, weights, size)
-    found = peaks(detector, dataset, stage, pictures=pictures, seed=seed)
+    found = peaks(detector, dataset, stage, images=pictures, seed=seed)
     for line in found.failed:
         message(f"left out: {line}")
     chosen = [int(word) for word in words] or found.choose(8)
@@ -154,8 +154,8 @@ def patches(
     captions = [f"{channel}: {patch.value:.3g}" for channel, row in rows.items() for patch in row]
     made = {name: sheet(tiles, captions, len(tiles) // len(rows))}
     listed = {k: [{"value": p.value, "path": p.path} for p in row] for k, row in rows.items()}
-    facts = {"field": found.field.size, "stride": found.field.stride, "images": len(found.pictures)}
-    said = f"a cell sees {found.field.size:g} pixels, stride {found.field.stride:g}; {len(found.pictures)} images"
+    facts = {"field": found.field.size, "stride": found.field.stride, "images": len(found.images)}
+    said = f"a cell sees {found.field.size:g} pixels, stride {found.field.stride:g}; {len(found.images)} images"
     code = _write(made, out, overwrite, as_json, facts | {"channels": listed, "failed": found.failed}, said)
     return 3 if found.failed else code
 
