@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import warnings
@@ -16,6 +17,7 @@ from types import FrameType
 from typing import TextIO
 
 from detkit.errors import DetkitError
+from detkit.registry import UntrustedPart
 
 
 class Terminated(BaseException):
@@ -49,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DetkitError as error:
         if debug:
             raise
+        if isinstance(error, UntrustedPart):
+            error.do = f"if you trust it: {shlex.join(['detkit', *_with_plugin(words, error.module)])}"
         _say(error)
         return error.code
     except (KeyboardInterrupt, Terminated) as stop:
@@ -80,6 +84,12 @@ def _run(words: list[str]) -> int:
     if code == 130:  # typer's answer to Ctrl-C
         raise KeyboardInterrupt
     return code if isinstance(code, int) else 0
+
+
+def _with_plugin(words: list[str], module: str) -> list[str]:
+    """The same command line with one more ``--plugin``, before a ``--`` that ends the options."""
+    end = words.index("--") if "--" in words else len(words)
+    return [*words[:end], "--plugin", module, *words[end:]]
 
 
 def _closed_pipe() -> int:

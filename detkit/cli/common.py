@@ -1,46 +1,18 @@
-"""What every verb shares: options with one name everywhere, output on stdout, messages on stderr."""
+"""What every verb shares besides its options: results on stdout, messages on stderr."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Protocol
 
 from detkit.errors import DetkitError
 
 if TYPE_CHECKING:
     from detkit.detector import Predicting
-
-DataArgument = Annotated[str, typer.Argument(metavar="DATA", help="COCO json, VOC folder, data.yaml or class folders.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random choice.")]
-SplitOption = Annotated[str | None, typer.Option("--split", help="Which part of DATA (train, val, ...).")]
-ImagesOption = Annotated[Path | None, typer.Option("--images", help="Folder of the images of a COCO json.")]
-OutOption = Annotated[Path | None, typer.Option("--out", "-o", help="Write to exactly this path.")]
-ModelOption = Annotated[str | None, typer.Option("--model", "-m", help="Weights file, run folder or shipped name.")]
-ModelsOption = Annotated[
-    list[str] | None,
-    typer.Option("--model", "-m", help="Weights file, run folder, shipped name or torchvision/NAME; see --ensemble."),
-]
-EnsembleOption = Annotated[
-    bool, typer.Option("--ensemble", help="Fuse the answers of two or more models (their weights are never averaged).")
-]
-TtaOption = Annotated[
-    str | None,
-    typer.Option(
-        "--tta", help="Look again: flip (mirrored), scales (resized); a classifier: crops. Several by commas."
-    ),
-]
-DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps (default: the best).")]
-PrecisionOption = Annotated[
-    str, typer.Option("--precision", help="fp32, bf16 (faster where the hardware has it, coarser) or auto.")
-]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads (default: torch's choice).")]
 
 
 def load_predictor(
@@ -93,7 +65,40 @@ def message(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def print_json(value: Any) -> None:
+class Printable(Protocol):
+    """What a verb prints: the result of the one function that it calls."""
+
+    def to_dict(self) -> Mapping[str, object]:
+        """For ``--json``."""
+
+    def lines(self) -> Sequence[str]:
+        """For a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class Printed:
+    """A ``Printable`` of what is at hand, for results that have no class of their own."""
+
+    facts: Mapping[str, object]
+    text: Sequence[str]
+
+    def to_dict(self) -> Mapping[str, object]:
+        return self.facts
+
+    def lines(self) -> Sequence[str]:
+        return self.text
+
+
+def emit(result: Printable, as_json: bool) -> None:
+    """Prints a result on stdout: its lines, or one JSON document, in which NaN is null since JSON has none."""
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        for line in result.lines():
+            print(line, flush=True)
+
+
+def print_json(value: object) -> None:
     """One JSON document on stdout; NaN becomes null, since JSON has none."""
     from detkit.arrays import plain
 

@@ -13,19 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detkit.cli.common import (
-    DeviceOption,
-    ImagesOption,
-    JsonOption,
-    OutOption,
-    OverwriteOption,
-    SeedOption,
-    SplitOption,
-    ThreadsOption,
-    is_config,
-    message,
-    print_json,
-)
+from detkit.cli import options
+from detkit.cli.common import is_config, message, print_json
 from detkit.errors import DetkitError
 
 if TYPE_CHECKING:
@@ -39,17 +28,18 @@ def compare(
     data: Annotated[
         str | None, typer.Option("--data", help="Measure on this instead; then also model files and shipped names.")
     ] = None,
-    split: SplitOption = None,
-    images: ImagesOption = None,
+    split: options.Split = None,
+    images: options.Images = None,
     timed: Annotated[int, typer.Option("--timed", min=1, help="Images to take the time of, one by one.")] = 20,
     bootstrap: Annotated[int, typer.Option("--bootstrap", min=1, metavar="N", help="Draws of the images.")] = 1000,
-    seed: SeedOption = 0,
+    seed: options.Seed = 0,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images at a time, when not timed.")] = 8,
-    device: DeviceOption = None,
-    threads: ThreadsOption = None,
-    out: OutOption = None,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    out: options.Out = None,
+    overwrite: options.Overwrite = False,
+    plugin: options.Plugins = None,
+    as_json: options.Json = False,
 ) -> int:
     """One table of runs on the same data (their validation images, or --split test): size, AP and AP50, time of an
     image and of training, and which differences are more than noise. --out draws them.

@@ -7,15 +7,17 @@ from typing import Annotated
 
 import typer
 
-from detkit.cli.common import JsonOption, OutOption, OverwriteOption, print_json
+from detkit.cli import options
+from detkit.cli.common import print_json
 
 
 def compress(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Weights file, run folder or shipped name.")],
     ranks: Annotated[str, typer.Option("--ranks", metavar="N,N", help="Rank of each layer, first one first.")],
-    out: OutOption = None,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
+    out: options.Out = None,
+    overwrite: options.Overwrite = False,
+    plugin: options.Plugins = None,
+    as_json: options.Json = False,
 ) -> int:
     """Split the fully connected layers of a region-based detector by truncated SVD (Fast R-CNN, section 3.1): fewer
     multiplications for a little accuracy. Default --out: MODEL's name, ending in -svd.safetensors, here."""

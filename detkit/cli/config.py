@@ -6,14 +6,16 @@ from typing import Annotated
 
 import typer
 
-from detkit.cli.common import JsonOption, print_json
+from detkit.cli import options
+from detkit.cli.common import print_json
 from detkit.errors import DetkitError
 
 
 def config(
     file: Annotated[str, typer.Argument(metavar="FILE|NAME", help="A YAML file, or a shipped config's name.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values to change.")] = None,
-    as_json: JsonOption = False,
+    plugin: options.Plugins = None,
+    as_json: options.Json = False,
 ) -> int:
     """Print a config: with every value in force for a FILE, as it was written for a shipped NAME."""
     from pathlib import Path

@@ -9,18 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detkit.cli.common import (
-    DataArgument,
-    ImagesOption,
-    JsonOption,
-    OutOption,
-    OverwriteOption,
-    SeedOption,
-    SplitOption,
-    message,
-    names_in,
-    print_json,
-)
+from detkit.cli import options
+from detkit.cli.common import message, names_in, print_json
 from detkit.errors import DetkitError
 
 if TYPE_CHECKING:
@@ -75,11 +65,11 @@ def _print_findings(findings: list[Finding]) -> None:
 
 @app.command()
 def check(
-    data: DataArgument,
-    split: SplitOption = None,
-    images: ImagesOption = None,
+    data: options.Data,
+    split: options.Split = None,
+    images: options.Images = None,
     headers: Annotated[bool, typer.Option("--headers", help="Read only the images' headers: quick.")] = False,
-    as_json: JsonOption = False,
+    as_json: options.Json = False,
 ) -> int:
     """Look for mistakes in labels and images; exit code 3 if there are any."""
     from detkit.data.check import check as check_data
@@ -100,14 +90,14 @@ def check(
 
 @app.command()
 def stats(
-    data: DataArgument,
-    split: SplitOption = None,
-    images: ImagesOption = None,
-    out: OutOption = None,
+    data: options.Data,
+    split: options.Split = None,
+    images: options.Images = None,
+    out: options.Out = None,
     sample: Annotated[int, typer.Option(min=0, help="Images to read for the colour statistics (0: none).")] = 300,
-    seed: SeedOption = 0,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
+    seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
 ) -> int:
     """Count and measure the boxes; colour mean and covariance of the images; plots to --out."""
     from detkit.data.stats import colour, describe, plot
@@ -149,16 +139,16 @@ def _print_stats(numbers: dict[str, Any]) -> None:
 
 @app.command()
 def show(
-    data: DataArgument,
-    split: SplitOption = None,
-    images: ImagesOption = None,
-    out: OutOption = None,
+    data: options.Data,
+    split: options.Split = None,
+    images: options.Images = None,
+    out: options.Out = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Images to show.")] = 12,
     augment: Annotated[int, typer.Option(min=0, help="Augmented versions of each image.")] = 0,
     size: Annotated[int, typer.Option(min=32, help="Side of each image in the grid, in pixels.")] = 320,
-    seed: SeedOption = 0,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
+    seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
 ) -> int:
     """Draw labels on some images, in one grid (--out, else labels.jpg here)."""
     from detkit.data.dataset import Dataset
@@ -185,14 +175,14 @@ def show(
 
 @app.command()
 def convert(
-    data: DataArgument,
+    data: options.Data,
     to: Annotated[Format, typer.Option("--to", help="The format to write.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write (COCO: or one .json, without images).")],
-    split: SplitOption = None,
-    images: ImagesOption = None,
+    split: options.Split = None,
+    images: options.Images = None,
     link: Annotated[bool, typer.Option("--link", help="Link the images instead of copying them.")] = False,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
 ) -> int:
     """Write the data set in another format, every part of it or one --split; what is lost is counted."""
     from detkit.data.convert import convert as convert_data
@@ -212,15 +202,15 @@ def convert(
 
 @app.command()
 def split(
-    data: DataArgument,
+    data: options.Data,
     val: Annotated[float, typer.Option(min=0, max=1, help="Share of the validation part.")] = 0.2,
     test: Annotated[float, typer.Option(min=0, max=1, help="Share of the test part.")] = 0.0,
     part: Annotated[str | None, typer.Option("--split", help="Split this part of DATA (default: all of it).")] = None,
-    images: ImagesOption = None,
-    out: OutOption = None,
-    seed: SeedOption = 0,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
+    images: options.Images = None,
+    out: options.Out = None,
+    seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
 ) -> int:
     """Draw train, val and test parts with balanced classes; writes lists or json files, moves no image.
 
@@ -253,16 +243,16 @@ def split(
 
 @app.command()
 def crops(
-    data: DataArgument,
+    data: options.Data,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write: PART/CLASS/*.jpg.")],
     background: Annotated[int, typer.Option(min=0, help="So many crops of each part that touch no object.")] = 0,
     min_size: Annotated[int, typer.Option(min=1, help="Leave out objects with a shorter side, in pixels.")] = 48,
     classes: Annotated[str | None, typer.Option(help="Only these classes: cat,dog.")] = None,
-    split: SplitOption = None,
-    images: ImagesOption = None,
-    seed: SeedOption = 0,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
+    split: options.Split = None,
+    images: options.Images = None,
+    seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
 ) -> int:
     """Cut the objects out: a folder of class folders, to train a classifier on."""
     from detkit.data.crops import UNREADABLE
@@ -289,17 +279,17 @@ def crops(
 
 @app.command()
 def anchors(
-    data: DataArgument,
+    data: options.Data,
     k: Annotated[int, typer.Option("-k", "--anchors", min=1, help="How many.")] = 9,
     size: Annotated[int | None, typer.Option(min=1, help="Letterbox to this input size (default: pixels).")] = None,
     distance: Annotated[Distance, typer.Option(help="What k-means makes small: 1 - IoU, or Euclidean.")] = Distance.IOU,
     grid: Annotated[int | None, typer.Option(min=1, help="Share of objects losing their slot on S x S cells.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Plot average IoU for 1 to 12 anchors, both distances.")] = None,
-    split: SplitOption = None,
-    images: ImagesOption = None,
-    seed: SeedOption = 0,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
+    split: options.Split = None,
+    images: options.Images = None,
+    seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
 ) -> int:
     """Choose anchor boxes by k-means; say what average IoU they reach."""
     from detkit.data.anchors import collisions, curve, object_sizes, plot_curve

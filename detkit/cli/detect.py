@@ -12,20 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detkit.cli.common import (
-    DeviceOption,
-    EnsembleOption,
-    JsonOption,
-    ModelsOption,
-    OutOption,
-    OverwriteOption,
-    PrecisionOption,
-    ThreadsOption,
-    TtaOption,
-    load_predictor,
-    message,
-    names_in,
-)
+from detkit.cli import options
+from detkit.cli.common import load_predictor, message, names_in
 from detkit.errors import DetkitError
 
 if TYPE_CHECKING:
@@ -40,25 +28,26 @@ def detect(
         list[str],
         typer.Argument(metavar="SOURCE...", help="Image, folder, glob, video, camera or - (stdin)."),
     ],
-    model: ModelsOption = None,
-    conf: Annotated[float | None, typer.Option("--conf", help="Lowest score (default: the model's own).")] = None,
-    iou: Annotated[float, typer.Option("--iou", help="NMS drops boxes that overlap more than this.")] = 0.5,
+    model: options.Models = None,
+    conf: options.Conf = None,
+    iou: options.Iou = 0.5,
     max_detections: Annotated[int, typer.Option("--max-detections", help="Most boxes an image.")] = 100,
-    classes: Annotated[str | None, typer.Option("--classes", help="Only these, by name: cat,dog.")] = None,
-    size: Annotated[int | None, typer.Option("--size", help="Input size in pixels (default: the model's).")] = None,
-    tta: TtaOption = None,
-    ensemble: EnsembleOption = False,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Images at a time.")] = 1,
-    device: DeviceOption = None,
-    precision: PrecisionOption = "fp32",
-    threads: ThreadsOption = None,
-    out: OutOption = None,
+    classes: options.Classes = None,
+    size: options.Size = None,
+    tta: options.Tta = None,
+    ensemble: options.Ensemble = False,
+    batch: options.Batch = 1,
+    device: options.Device = None,
+    precision: options.Precision = "fp32",
+    threads: options.Threads = None,
+    out: options.Out = None,
     form: Annotated[
         str | None, typer.Option("--format", help="Of --out: jsonl, coco, csv (by its ending), yolo or voc (a folder).")
     ] = None,
     save: Annotated[bool, typer.Option("--save", help="Annotated copies in a new folder runs/detect-N.")] = False,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
+    overwrite: options.Overwrite = False,
+    plugin: options.Plugins = None,
+    as_json: options.Json = False,
 ) -> int:
     """Detect objects. Prints a line an image; with --json, one JSON line an image or frame."""
     kind = _format_of(out, form)

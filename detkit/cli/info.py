@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detkit.cli.common import JsonOption, is_config, print_json
+from detkit.cli import options
+from detkit.cli.common import is_config, print_json
 from detkit.errors import DetkitError
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ def info(
     num_classes: Annotated[
         int | None, typer.Option("--num-classes", min=1, help="Of a backbone's classifier or a config's detector.")
     ] = None,
-    as_json: JsonOption = False,
+    plugin: options.Plugins = None,
+    as_json: options.Json = False,
 ) -> int:
     """Show a model file's classes, input geometry, scores and training record (no torch, nothing executed), or a
     network's layers: shapes, parameters, multiply-adds, receptive field and stride in pixels of the input."""

@@ -9,17 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detkit.cli.common import (
-    DataArgument,
-    ImagesOption,
-    JsonOption,
-    OverwriteOption,
-    SeedOption,
-    SplitOption,
-    message,
-    names_in,
-    print_json,
-)
+from detkit.cli import options
+from detkit.cli.common import message, names_in, print_json
 from detkit.errors import DetkitError
 
 if TYPE_CHECKING:
@@ -36,7 +27,6 @@ ImageArgument = Annotated[str, typer.Argument(metavar="PICTURE", help="An image.
 WeightsOption = Annotated[
     str | None, typer.Option("--weights", help="Of a backbone: imagenet (the default), none or a file.")
 ]
-SizeOption = Annotated[int | None, typer.Option("--size", min=1, help="Input size in pixels (default: the model's).")]
 FolderOption = Annotated[
     Path | None, typer.Option("--out", "-o", help="Folder for the images (default: a new one in runs/).")
 ]
@@ -48,8 +38,9 @@ def filters(
     model: ModelArgument,
     weights: WeightsOption = None,
     out: FolderOption = None,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
+    overwrite: options.Overwrite = False,
+    plugin: options.Plugins = None,
+    as_json: options.Json = False,
 ) -> int:
     """Draw the filters of the first layer.
 
@@ -75,10 +66,11 @@ def maps(
     stage: Annotated[int | None, typer.Option("--stage", help="Only this stage, from 0 (default: each).")] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Maps of a stage: those that vary most.")] = 35,
     weights: WeightsOption = None,
-    size: SizeOption = None,
+    size: options.Size = None,
     out: FolderOption = None,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
+    overwrite: options.Overwrite = False,
+    plugin: options.Plugins = None,
+    as_json: options.Json = False,
 ) -> int:
     """Draw what each stage makes of an image.
 
@@ -108,7 +100,7 @@ def maps(
 @app.command()
 def patches(
     model: ModelArgument,
-    data: DataArgument,
+    data: options.Data,
     stage: Annotated[int, typer.Option("--stage", help="Stage of the backbone, from 0.")] = 2,
     channels: Annotated[
         str | None, typer.Option("--channels", help="0,5,17 (default: eight that stand out most).")
@@ -118,13 +110,14 @@ def patches(
         int | None, typer.Option("--window", min=1, help="Pixels of the input to cut out (default: what a cell sees).")
     ] = None,
     weights: WeightsOption = None,
-    size: SizeOption = None,
-    split: SplitOption = None,
-    images: ImagesOption = None,
-    seed: SeedOption = 0,
+    size: options.Size = None,
+    split: options.Split = None,
+    images: options.Images = None,
+    seed: options.Seed = 0,
     out: FolderOption = None,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
+    overwrite: options.Overwrite = False,
+    plugin: options.Plugins = None,
+    as_json: options.Json = False,
 ) -> int:
     """Draw the patches of images that excite a channel most.
 
@@ -171,10 +164,11 @@ def cam(
         int | None, typer.Option("--stage", help="From 0 (default: the deepest that the answer comes through).")
     ] = None,
     weights: WeightsOption = None,
-    size: SizeOption = None,
+    size: options.Size = None,
     out: FolderOption = None,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
+    overwrite: options.Overwrite = False,
+    plugin: options.Plugins = None,
+    as_json: options.Json = False,
 ) -> int:
     """Draw where an image speaks for a class: Grad-CAM.
 
@@ -205,10 +199,10 @@ def edges(
         str | None, typer.Argument(metavar="PICTURE", help="An image (default: 6 x 6 numbers, as in textbooks).")
     ] = None,
     learn: Annotated[str, typer.Option("--learn", help="The filter that gradient descent is to find.")] = "sobel",
-    seed: SeedOption = 0,
+    seed: options.Seed = 0,
     out: FolderOption = None,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
 ) -> int:
     """Filter an image by edge filters, made by hand and learned.
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from detkit.cli.common import JsonOption, print_json
+from detkit.cli import options
+from detkit.cli.common import Printed, emit
 
 
-def models(as_json: JsonOption = False) -> int:
+def models(as_json: options.Json = False) -> int:
     """List the shipped weights, configs, backbones, necks and heads."""
     from detkit.backbones import BACKBONES, FAMILIES
     from detkit.config import shipped_configs
@@ -13,22 +14,13 @@ def models(as_json: JsonOption = False) -> int:
     from detkit.necks import NECKS
     from detkit.zoo import TORCHVISION, WEIGHTS
 
-    parts = {
-        "configs": shipped_configs(),
-        "backbones": list(BACKBONES),
-        "necks": list(NECKS),
-        "heads": list(HEADS),
-    }
     weights = {name: {"licence": w.licence, "classes": len(w.classes), "score": w.score} for name, w in WEIGHTS.items()}
-    if as_json:
-        print_json({"weights": weights, "torchvision": TORCHVISION, **parts})
-        return 0
-    for name, facts in weights.items():
-        print(f"weights    {name}  {facts['classes']} classes  {facts['score']}  {facts['licence']}")
-    print("torchvision's own, trained on COCO, fetched from its server when first used:")
-    print(f"           {' '.join(TORCHVISION)}")
+    parts = {"configs": shipped_configs(), "backbones": list(BACKBONES), "necks": list(NECKS), "heads": list(HEADS)}
+    lines = [f"weights    {name}  {w['classes']} classes  {w['score']}  {w['licence']}" for name, w in weights.items()]
+    lines.append("torchvision's own, trained on COCO, fetched from its server when first used:")
+    lines.append(f"           {' '.join(TORCHVISION)}")
     for part, names in parts.items():
-        lines = [" ".join(members) for members in FAMILIES.values()] if part == "backbones" else [" ".join(names)]
-        for line, text in enumerate(lines):
-            print(f"{'' if line else part:<10} {text}")
+        rows = FAMILIES.values() if part == "backbones" else [names]
+        lines += [f"{'' if i else part:<10} {' '.join(row)}" for i, row in enumerate(rows)]
+    emit(Printed({"weights": weights, "torchvision": TORCHVISION, **parts}, lines), as_json)
     return 0

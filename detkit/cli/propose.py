@@ -8,19 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from detkit.cli.common import (
-    DeviceOption,
-    ImagesOption,
-    JsonOption,
-    ModelOption,
-    OutOption,
-    OverwriteOption,
-    SeedOption,
-    SplitOption,
-    message,
-    print_json,
-    progress,
-)
+from detkit.cli import options
+from detkit.cli.common import message, print_json, progress
 from detkit.errors import DetkitError
 
 if TYPE_CHECKING:
@@ -48,17 +37,18 @@ def propose(
     count: Annotated[int, typer.Option("--max", min=0, help="Boxes an image at most (0: all).")] = 2000,
     recall: Annotated[bool, typer.Option("--recall", help="Recall and overlap against DATA's labels.")] = False,
     limit: Annotated[int, typer.Option("--limit", min=0, help="Only the first images (0: all).")] = 0,
-    seed: SeedOption = 0,
+    seed: options.Seed = 0,
     cache: Annotated[
         Path | None, typer.Option("--cache", help="Folder that keeps what --recall finds (default: the user's).")
     ] = None,
-    split: SplitOption = None,
-    images: ImagesOption = None,
-    model: ModelOption = None,
-    device: DeviceOption = None,
-    out: OutOption = None,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
+    split: options.Split = None,
+    images: options.Images = None,
+    model: options.Model = None,
+    device: options.Device = None,
+    out: options.Out = None,
+    overwrite: options.Overwrite = False,
+    plugin: options.Plugins = None,
+    as_json: options.Json = False,
 ) -> int:
     """Propose boxes where objects may be: drawn and printed; with --recall, measured against labels.
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detkit.cli.common import JsonOption, OverwriteOption, message, print_json
+from detkit.cli import options
+from detkit.cli.common import message, print_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,8 +34,9 @@ def quickstart(
     train: Annotated[
         bool, typer.Option("--train", help="First train a small detector on toy images, about a minute.")
     ] = False,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
+    overwrite: options.Overwrite = False,
+    plugin: options.Plugins = None,
+    as_json: options.Json = False,
 ) -> int:
     """Detect in photos that come inside installed packages (or in yours), print what is there, draw quickstart.jpg."""
     from detkit import api

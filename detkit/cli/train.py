@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from detkit.cli.common import DeviceOption, JsonOption, OutOption, ThreadsOption, message, print_json
+from detkit.cli import options
+from detkit.cli.common import emit, message
 from detkit.errors import DetkitError
 
 if TYPE_CHECKING:
@@ -26,13 +27,14 @@ def train(
         str | None, typer.Option("--data", help="Data to train on: COCO json, VOC folder, data.yaml or class folders.")
     ] = None,
     resume: Annotated[Path | None, typer.Option("--resume", help="Go on with this run folder.")] = None,
-    device: DeviceOption = None,
-    threads: ThreadsOption = None,
-    out: OutOption = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    out: options.Out = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Build everything, run two steps, estimate time and memory.")
     ] = False,
-    as_json: JsonOption = False,
+    plugin: options.Plugins = None,
+    as_json: options.Json = False,
 ) -> int:
     """Train a detector. Without CONFIG, the default recipe on --data: no YAML is needed to start."""
     config = None
@@ -60,11 +62,7 @@ def train(
         return 0
     with _Progress() as show:
         result = run(on_event=show.event)
-    if as_json:
-        print_json(result.to_dict())
-        return 0
-    for line in result.lines():
-        print(line)
+    emit(result, as_json)
     return 0
 
 

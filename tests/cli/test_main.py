@@ -137,10 +137,10 @@ def test_images_smaller_than_a_kernel_are_the_users(
 def test_a_stop_inside_a_verb_is_said(
     stop: type[BaseException], code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopped(_: object) -> None:
+    def stopped(*_: object) -> None:
         raise stop
 
-    monkeypatch.setattr("detkit.cli.models.print_json", stopped)
+    monkeypatch.setattr("detkit.cli.models.emit", stopped)
     assert main(["models", "--json"]) == code
     assert "stopped" in _said(capsys)
 
