@@ -18,8 +18,9 @@ from detkit.arrays import plain
 from detkit.data.loader import collate
 from detkit.data.resize import Resize
 from detkit.errors import DetkitError
+from detkit.geometry import Geometry
 from detkit.interfaces import Backbone, Head, Losses, Neck, ProposalSource
-from detkit.structures import Batch, Detections, Geometry, Limits, Sample, Target
+from detkit.structures import Batch, Detections, Limits, Sample, Target
 
 
 class Predicting:

@@ -14,20 +14,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from detkit.arrays import as_numpy, convert_kind, filled, is_tensor, moved, row_index
-from detkit.errors import DetkitError
+from detkit.arrays import as_numpy, convert_kind, filled, moved, row_index
+from detkit.errors import DetkitError, nearest
 
 if TYPE_CHECKING:
+    import supervision
     import torch
 
-Array = Any  # a numpy array or a torch tensor; naming both here would need torch
+    from detkit.geometry import Geometry
+
+# A numpy array or a torch tensor. As a union, every expression of two of them would be a type error.
+Array = Any
 
 
-def _checked_boxes(boxes: Any, owner: str) -> Any:
+def _checked_boxes(boxes: Array, owner: str) -> Array:
     boxes = convert_kind(boxes, "float32", boxes)
     if boxes.shape == (0,):
         boxes = boxes.reshape(0, 4)
@@ -36,53 +40,56 @@ def _checked_boxes(boxes: Any, owner: str) -> Any:
     return boxes
 
 
-def _checked_column(name: str, value: Any, dtype: str, boxes: Any, owner: str) -> Any:
+def _checked_column(name: str, value: Array, dtype: str, boxes: Array, owner: str) -> Array:
     value = convert_kind(value, dtype, boxes)
     if value.ndim != 1 or len(value) != len(boxes):
         raise ValueError(f"{owner}: {name} must be ({len(boxes)},), got shape {tuple(value.shape)}")
     return value
 
 
-def _select(value: Any, index: Any) -> Any:
-    return value if value is None else value[index]
-
-
 @dataclass(slots=True, frozen=True, eq=False)
 class Target:
     """The labelled objects of one image.
 
-    boxes (N, 4) float32 xyxy; labels (N,) int64; crowd (N,) bool, a region of many objects (COCO's iscrowd);
-    difficult (N,) bool (PASCAL's); area (N,) float32, the annotation's own area in pixels (default: the box's);
-    weight (N,) float32, the object's weight in the loss (default 1); points (N, K, 3) x, y, visible, which follow the
-    pixels through augmentation; masks (N, H, W), which augmentation and batches leave out; image_label: class index of
-    the whole image, for classification.
+    Attributes:
+        boxes: (N, 4) float32 xyxy, pixels.
+        labels: (N,) int64.
+        crowd: (N,) bool, regions of many objects (COCO's iscrowd); default: none.
+        difficult: (N,) bool (PASCAL VOC's); default: none.
+        area: (N,) float32, the annotations' own areas in square pixels; default: the boxes'.
+        weight: (N,) float32, each object's weight in the loss; default: 1.
+        points: (N, K, 3) x, y, visible, which follow the pixels through augmentation; or None.
+        masks: (N, H, W), which augmentation and batches leave out; or None.
+        image_label: Class index of the whole image, for classification; or None.
+
+    Raises:
+        ValueError: Columns that do not have N rows, or boxes that are not (N, 4).
+        TypeError: numpy arrays and torch tensors mixed.
     """
 
     boxes: Array
     labels: Array
-    crowd: Any = None
-    difficult: Any = None
-    area: Any = None
-    weight: Any = None
-    points: Any = None
-    masks: Any = None
+    crowd: Array = None
+    difficult: Array = None
+    area: Array = None
+    weight: Array = None
+    points: Array = None
+    masks: Array = None
     image_label: int | None = None
 
     def __post_init__(self) -> None:
         boxes = _checked_boxes(self.boxes, "Target")
         n = len(boxes)
-        area = self.area
-        if area is None:
-            area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-        columns = {
-            "labels": (self.labels, "int64"),
-            "crowd": (filled(n, "bool", boxes) if self.crowd is None else self.crowd, "bool"),
-            "difficult": (filled(n, "bool", boxes) if self.difficult is None else self.difficult, "bool"),
-            "area": (area, "float32"),
-            "weight": (filled(n, "float32", boxes, 1) if self.weight is None else self.weight, "float32"),
-        }
         object.__setattr__(self, "boxes", boxes)
-        for name, (value, dtype) in columns.items():
+        for name, dtype, usual in (
+            ("labels", "int64", None),
+            ("crowd", "bool", filled(n, "bool", boxes)),
+            ("difficult", "bool", filled(n, "bool", boxes)),
+            ("area", "float32", (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])),
+            ("weight", "float32", filled(n, "float32", boxes, 1)),
+        ):
+            value = getattr(self, name)
+            value = usual if value is None else value
             object.__setattr__(self, name, _checked_column(name, value, dtype, boxes, "Target"))
         for name in ("points", "masks"):
             value = getattr(self, name)
@@ -98,9 +105,10 @@ class Target:
         return len(self.boxes)
 
     def __getitem__(self, index: Any) -> Target:
+        """The objects of a mask, a slice, indices or one index; always a Target."""
         index = row_index(index, self.boxes)
-        names = ("boxes", "labels", "crowd", "difficult", "area", "weight", "points", "masks")
-        rows = {name: _select(getattr(self, name), index) for name in names}
+        columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "image_label"}
+        rows = {name: None if column is None else column[index] for name, column in columns.items()}
         return Target(**rows, image_label=self.image_label)
 
     @classmethod
@@ -108,7 +116,7 @@ class Target:
         """A target without objects (numpy)."""
         return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
 
-    def to(self, device: Any) -> Target:
+    def to(self, device: torch.device | str) -> Target:
         """The same as torch tensors on ``device``."""
         return Target(**{f.name: moved(getattr(self, f.name), device) for f in fields(self)})
 
@@ -116,7 +124,7 @@ class Target:
         """The same as numpy arrays."""
         return Target(**{f.name: as_numpy(getattr(self, f.name)) for f in fields(self)})
 
-    def to_torchvision(self) -> dict[str, Any]:
+    def to_torchvision(self) -> dict[str, torch.Tensor]:
         """torchvision's target dict: boxes, labels **with background as 0**, iscrowd, area (torch tensors)."""
         t = self.to("cpu")
         return {"boxes": t.boxes, "labels": t.labels + 1, "iscrowd": t.crowd.long(), "area": t.area}
@@ -126,21 +134,29 @@ class Target:
 class Detections:
     """What a detector found in one image, best first.
 
-    boxes (N, 4) float32 xyxy; scores (N,) float32 in 0..1; labels (N,) int64; classes: the model's class names;
-    extra: arrays of N rows (points, track ids, masks) that are indexed with the boxes.
+    Attributes:
+        boxes: (N, 4) float32 xyxy, pixels.
+        scores: (N,) float32 in 0..1.
+        labels: (N,) int64.
+        classes: The model's class names, by label.
+        extra: Arrays of N rows (points, track ids, masks) that are indexed with the boxes.
+
+    Raises:
+        ValueError: Columns that do not have N rows, or boxes that are not (N, 4).
+        TypeError: numpy arrays and torch tensors mixed.
     """
 
     boxes: Array
     scores: Array
     labels: Array
     classes: tuple[str, ...] = ()
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         boxes = _checked_boxes(self.boxes, "Detections")
         object.__setattr__(self, "boxes", boxes)
-        object.__setattr__(self, "scores", _checked_column("scores", self.scores, "float32", boxes, "Detections"))
-        object.__setattr__(self, "labels", _checked_column("labels", self.labels, "int64", boxes, "Detections"))
+        for name, dtype in (("scores", "float32"), ("labels", "int64")):
+            object.__setattr__(self, name, _checked_column(name, getattr(self, name), dtype, boxes, "Detections"))
         object.__setattr__(self, "classes", tuple(self.classes))
         for name, value in self.extra.items():
             if len(value) != len(boxes):
@@ -150,6 +166,7 @@ class Detections:
         return len(self.boxes)
 
     def __getitem__(self, index: Any) -> Detections:
+        """The detections of a mask, a slice, indices or one index; always ``Detections``."""
         index = row_index(index, self.boxes)
         extra = {name: value[index] for name, value in self.extra.items()}
         return Detections(self.boxes[index], self.scores[index], self.labels[index], self.classes, extra)
@@ -167,7 +184,7 @@ class Detections:
         """The class name of each detection."""
         return [self.classes[int(label)] if self.classes else str(int(label)) for label in self.labels]
 
-    def to(self, device: Any) -> Detections:
+    def to(self, device: torch.device | str) -> Detections:
         """The same as torch tensors on ``device``."""
         extra = {name: moved(value, device) for name, value in self.extra.items()}
         boxes, scores, labels = (moved(value, device) for value in (self.boxes, self.scores, self.labels))
@@ -176,58 +193,65 @@ class Detections:
     def numpy(self) -> Detections:
         """The same as numpy arrays."""
         extra = {name: as_numpy(value) for name, value in self.extra.items()}
-        boxes, scores, labels = (as_numpy(value) for value in (self.boxes, self.scores, self.labels))
-        return Detections(boxes, scores, labels, self.classes, extra)
+        return Detections(as_numpy(self.boxes), as_numpy(self.scores), as_numpy(self.labels), self.classes, extra)
 
     def filter(self, conf: float = 0.0, classes: tuple[int | str, ...] | None = None) -> Detections:
-        """Detections with score >= ``conf`` and, if given, of these classes (names or labels)."""
+        """Some of them, in the same order.
+
+        Args:
+            conf: The lowest score to keep.
+            classes: Names or labels to keep; None: all.
+
+        Raises:
+            ValueError: A class name that the model does not know.
+        """
         keep = self.scores >= conf
         if classes is not None:
             wanted = {self._label(c) for c in classes}
-            chosen = np.asarray([int(label) in wanted for label in self.labels], dtype=bool)
-            keep = keep & (convert_kind(chosen.tolist(), "bool", self.boxes) if len(chosen) else keep)
+            chosen = [int(label) in wanted for label in self.labels]
+            keep = keep & convert_kind(chosen, "bool", self.boxes)
         return self[keep]
 
     def _label(self, name: int | str) -> int:
         if isinstance(name, str):
             if name not in self.classes:
-                raise ValueError(f"no class {name!r} among {', '.join(self.classes)}")
+                raise ValueError(f"no class {name!r}: {nearest(name, self.classes)}")
             return self.classes.index(name)
         return int(name)
 
     def to_records(self) -> list[dict[str, Any]]:
-        """One dict a detection: label (name), label_id, score, box [x1, y1, x2, y2], and points [[x, y], ...] where it
-        has some: the form of ``detect --json``."""
+        """The form of ``detect --json``: per detection label (name), label_id, score, box [x1, y1, x2, y2], and points
+        [[x, y], ...] where it has some."""
         d = self.numpy()
-        records: list[dict[str, Any]] = [
-            {
-                "label": name,
-                "label_id": int(label),
-                "score": round(float(score), 5),
-                "box": [round(float(v), 2) for v in box],
-            }
-            for name, label, score, box in zip(d.names, d.labels, d.scores, d.boxes, strict=True)
-        ]
-        for record, points in zip(records, d.extra.get("points", ()), strict=False):
-            record["points"] = [[round(float(v), 2) for v in point] for point in points]
+        records = []
+        for i, name in enumerate(d.names):
+            box = [round(float(v), 2) for v in d.boxes[i]]
+            record = {"label": name, "label_id": int(d.labels[i]), "score": round(float(d.scores[i]), 5), "box": box}
+            if "points" in d.extra:
+                record["points"] = [[round(float(v), 2) for v in point] for point in d.extra["points"][i]]
+            records.append(record)
         return records
 
-    def to_supervision(self) -> Any:
+    def to_supervision(self) -> supervision.Detections:
         """The same as a ``supervision.Detections`` (that package must be installed)."""
-        import supervision  # type: ignore[import-not-found, unused-ignore]
+        import supervision
 
         d = self.numpy()
         data = {"class_name": np.asarray(d.names)}
         return supervision.Detections(xyxy=d.boxes, confidence=d.scores, class_id=d.labels.astype(int), data=data)
 
     def draw(self, image: np.ndarray) -> np.ndarray:
-        """A copy of ``image`` (RGB) with the boxes, names and scores drawn."""
+        """A copy of ``image`` (uint8 RGB) with the boxes, names and scores drawn."""
         from detkit.io.draw import draw_detections
 
         return draw_detections(image, self)
 
     def save(self, path: str | Path, image: np.ndarray, *, overwrite: bool = False) -> None:
-        """Draws on a copy of ``image`` (RGB) and writes it to ``path``; a file that exists is an error by default."""
+        """Draws on a copy of ``image`` (uint8 RGB) and writes it to ``path``.
+
+        Raises:
+            DetkitError: The file exists and not ``overwrite``, or it cannot be written.
+        """
         from detkit.io.images import write_image
 
         write_image(path, self.draw(image), overwrite=overwrite)
@@ -235,7 +259,7 @@ class Detections:
     def __repr__(self) -> str:
         if not len(self):
             return "Detections(none)"
-        rows = [f"{r['label']} {r['score']:.2f} {[round(v) for v in r['box']]}" for r in self.to_records()[:10]]
+        rows = [f"{r['label']} {r['score']:.2f} {[round(v) for v in r['box']]}" for r in self[:10].to_records()]
         more = [] if len(self) <= 10 else [f"... {len(self) - 10} more"]
         return "Detections(\n  " + "\n  ".join(rows + more) + "\n)"
 
@@ -249,50 +273,20 @@ class Detections:
         return f"<table><tr><th>class</th><th>score</th><th>box (x1, y1, x2, y2)</th></tr>{cells}</table>"
 
 
-class Geometry(NamedTuple):
-    """How one original image lies inside a model's input: input = original * scale + offset.
-
-    width and height are the original's in pixels; scales and offsets are floats in input pixels.
-    """
-
-    width: int
-    height: int
-    scale_x: float = 1.0
-    scale_y: float = 1.0
-    left: float = 0.0
-    top: float = 0.0
-
-    def to_input(self, boxes: Any) -> Any:
-        """Original xyxy (N, 4) to input pixels; numpy or torch."""
-        return boxes * self._scales(boxes) + self._offsets(boxes)
-
-    def to_original(self, boxes: Any) -> Any:
-        """Input xyxy (N, 4) to original pixels, clipped to the image; numpy or torch."""
-        boxes = (boxes - self._offsets(boxes)) / self._scales(boxes)
-        limit = self._like(boxes, (self.width, self.height, self.width, self.height))
-        if is_tensor(boxes):
-            return boxes.clamp(min=0).minimum(limit)
-        return np.minimum(np.maximum(boxes, 0), limit)
-
-    def points_to_original(self, points: Any) -> Any:
-        """Input points (..., 2) x, y to original pixels, not clipped; numpy or torch."""
-        offset, scale = (self._like(points, pair) for pair in ((self.left, self.top), (self.scale_x, self.scale_y)))
-        return (points - offset) / scale
-
-    def _scales(self, like: Any) -> Any:
-        return self._like(like, (self.scale_x, self.scale_y) * 2)
-
-    def _offsets(self, like: Any) -> Any:
-        return self._like(like, (self.left, self.top) * 2)
-
-    @staticmethod
-    def _like(like: Any, values: tuple[float, ...]) -> Any:
-        return like.new_tensor(values) if is_tensor(like) else np.asarray(values, dtype=like.dtype)
-
-
 @dataclass(slots=True, frozen=True, eq=False)
 class Sample:
-    """One image and what is known of it: uint8 (H, W, 3) RGB; target (numpy); proposals (R, 4) float32 xyxy."""
+    """One image and what is known of it.
+
+    Attributes:
+        image: uint8 (H, W, 3) RGB.
+        target: Its objects (numpy).
+        proposals: (R, 4) float32 xyxy in the image's pixels, or None.
+        image_id: The data set's own id.
+        path: Of the file, "" where there is none.
+
+    Raises:
+        ValueError: Another kind of image.
+    """
 
     image: np.ndarray
     target: Target = field(default_factory=Target.empty)
@@ -302,9 +296,8 @@ class Sample:
 
     def __post_init__(self) -> None:
         if self.image.dtype != np.uint8 or self.image.ndim != 3 or self.image.shape[2] != 3:
-            raise ValueError(
-                f"Sample: image must be uint8 (H, W, 3) RGB, got {self.image.dtype} {tuple(self.image.shape)}"
-            )
+            found = f"{self.image.dtype} {tuple(self.image.shape)}"
+            raise ValueError(f"Sample: image must be uint8 (H, W, 3) RGB, got {found}")
 
     def replace(self, **changes: Any) -> Sample:
         """A copy with these fields changed."""
@@ -315,9 +308,14 @@ class Sample:
 class Batch:
     """Images as a model takes them.
 
-    pixels uint8 (B, 3, H, W); sizes (B, 2) int64, height and width of the image's part of the input (the rest is
-    padding); restore: one Geometry an image; image_ids, paths: one an image; proposals: (R_i, 4) float32 tensors in
-    input pixels or None; cached: (B, C, H, W) maps of frozen stages that take the pixels' place, or None.
+    Attributes:
+        pixels: uint8 (B, 3, H, W).
+        sizes: (B, 2) int64, height and width of each image's part of the input; the rest is padding.
+        restore: One Geometry per image.
+        image_ids: One per image.
+        paths: One per image.
+        proposals: (R_i, 4) float32 per image, in input pixels; or None.
+        cached: (B, C, H, W) maps of frozen stages that take the pixels' place; or None.
     """
 
     pixels: torch.Tensor
@@ -331,7 +329,7 @@ class Batch:
     def __len__(self) -> int:
         return len(self.restore)
 
-    def to(self, device: Any, non_blocking: bool = False) -> Batch:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same on ``device``."""
         proposals = None if self.proposals is None else [p.to(device) for p in self.proposals]
         pixels = self.pixels.to(device, non_blocking=non_blocking)
@@ -341,9 +339,16 @@ class Batch:
 
 @dataclass(slots=True, frozen=True)
 class Limits:
-    """What a predictor returns: score >= conf, NMS at IoU > iou, at most max_detections an image, these labels only.
+    """What a predictor returns; the defaults are for people, ``Limits.evaluation()`` is for AP.
 
-    The defaults are for people; evaluation always uses ``Limits.evaluation()``.
+    Attributes:
+        conf: The lowest score.
+        iou: NMS drops boxes of one class that overlap a better one by more.
+        max_detections: The most per image.
+        classes: The labels to look for; None: all.
+
+    Raises:
+        DetkitError: A value out of range.
     """
 
     conf: float = 0.25
@@ -361,13 +366,13 @@ class Limits:
 
     @classmethod
     def evaluation(cls, iou: float = 0.5) -> Limits:
-        """Scores down to 0.001 and 100 detections an image, as AP is defined."""
+        """Scores down to 0.001 and 100 detections per image, as AP is defined."""
         return cls(conf=0.001, iou=iou, max_detections=100)
 
 
 @dataclass(slots=True, frozen=True, eq=False)
 class Loss:
-    """One term of a loss: its sum over examples and the number that it is to be divided by (both 0-d tensors)."""
+    """One term of a loss: its sum over examples and the number that divides it (both 0-d tensors)."""
 
     sum: torch.Tensor
     count: torch.Tensor

@@ -21,9 +21,10 @@ from detkit.data.warp import Warp
 from detkit.detector import Detector
 from detkit.engine.evaluator import evaluate
 from detkit.engine.options import TrainOptions
+from detkit.geometry import Geometry
 from detkit.metrics import coco
 from detkit.ops.boxes import iou
-from detkit.structures import Batch, Geometry, Limits, Target
+from detkit.structures import Batch, Limits, Target
 
 BODY = {"backbone": {"name": "resnet18", "taps": [2]}, "neck": {"name": "fpn", "out": 32}}
 WINDOWS = {"name": "windows", "windows": [20, 28, 40], "aspects": [1.0]}

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from detkit.errors import DetkitError
-from detkit.structures import Batch, Detections, Geometry, Limits, Sample, Target
+from detkit.geometry import Geometry
+from detkit.structures import Batch, Detections, Limits, Sample, Target
 
 BOXES = np.array([[0, 0, 10, 20], [5, 5, 8, 9], [1, 2, 3, 4]], np.float32)
 

@@ -27,11 +27,12 @@ from detkit.backbones.vgg import vgg16
 from detkit.data.resize import Resize
 from detkit.data.toy import toy_sample
 from detkit.devices import keep_freed_memory
+from detkit.geometry import Geometry
 from detkit.heads.roi import RoIHead
 from detkit.io.images import read_image
 from detkit.proposals.rpn import RPN
 from detkit.proposals.search import selective_search
-from detkit.structures import Batch, Geometry
+from detkit.structures import Batch
 
 REGIONS, CLASSES, RANKS = 2000, 20, [1024, 256]
 SCALES = {"600": (600, 1000), "320": (320, 320)}  # the shorter side and the longer one at most

@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader
 from detkit.data.resize import Resize, moved_target
 from detkit.data.sampler import Sampler, Slots, repeat_factors
 from detkit.errors import DetkitError
-from detkit.structures import Batch, Geometry, Sample, Target
+from detkit.geometry import Geometry
+from detkit.structures import Batch, Sample, Target
 
 _ATTEMPTS = 10
 

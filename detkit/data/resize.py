@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 
 from detkit.errors import DetkitError
-from detkit.structures import Geometry, Target
+from detkit.geometry import Geometry
+from detkit.structures import Target
 
 Mode = Literal["letterbox", "stretch"]
 

@@ -21,10 +21,11 @@ from detkit.data.sampler import Sampler
 from detkit.engine.options import TrainOptions
 from detkit.engine.runtime import Runtime
 from detkit.errors import DetkitError
+from detkit.geometry import Geometry
 from detkit.heads.stages import Embedded
 from detkit.io.cache import Cache, image_hash
 from detkit.ops.roi import roi_table
-from detkit.structures import Batch, Geometry, Target
+from detkit.structures import Batch, Target
 
 VERSION = 1  # of what is kept: a higher one makes entries stale
 

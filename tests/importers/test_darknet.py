@@ -19,8 +19,9 @@ from detkit.data.names import COCO_CLASSES, COCO_IDS
 from detkit.detector import Detector
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
+from detkit.geometry import Geometry
 from detkit.importers.darknet import import_darknet, untrained
-from detkit.structures import Batch, Geometry, Target
+from detkit.structures import Batch, Target
 
 Make = Callable[[str], tuple[Path, Path, Path]]
 # Of the convolution before each region or yolo layer, finest stride first, by OpenCV 4.12's readNetFromDarknet: rows,

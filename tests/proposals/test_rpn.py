@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detkit.errors import DetkitError
+from detkit.geometry import Geometry
 from detkit.heads.dense import gather_objects
 from detkit.ops.boxes import iou
 from detkit.ops.coder import encode_deltas
 from detkit.proposals.rpn import RPN, anchors
-from detkit.structures import Batch, Geometry, Target
+from detkit.structures import Batch, Target
 
 SIZES = torch.tensor([[64, 64], [64, 48]])
 

@@ -13,10 +13,11 @@ import torch
 from skimage.segmentation import felzenszwalb
 
 from detkit import iou, selective_search
+from detkit.geometry import Geometry
 from detkit.metrics.proposals import best_overlaps
 from detkit.proposals import graph_kernels, search
 from detkit.proposals.search import SelectiveSearch, graph_segments
-from detkit.structures import Batch, Geometry
+from detkit.structures import Batch
 
 RNG = np.random.default_rng(0)
 BLOCKS = np.kron(RNG.integers(0, 255, (6, 8, 3)), np.ones((20, 20, 1))).astype(np.uint8)

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from detkit import sliding_windows
+from detkit.geometry import Geometry
 from detkit.proposals.windows import Windows
-from detkit.structures import Batch, Geometry
+from detkit.structures import Batch
 
 
 def test_places_by_hand() -> None:

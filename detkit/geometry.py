@@ -1,0 +1,53 @@
+"""Where an image lies in a model's input, and the way back."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from detkit.arrays import is_tensor
+
+Array = Any  # a numpy array or a torch tensor
+
+
+class Geometry(NamedTuple):
+    """How one original image lies inside a model's input: input = original * scale + offset.
+
+    Attributes:
+        width: Of the original, in pixels.
+        height: Of the original, in pixels.
+        scale_x: Input pixels per original pixel.
+        scale_y: The same, downwards.
+        left: The original's left edge, in input pixels.
+        top: Its upper edge, in input pixels.
+    """
+
+    width: int
+    height: int
+    scale_x: float = 1.0
+    scale_y: float = 1.0
+    left: float = 0.0
+    top: float = 0.0
+
+    def to_input(self, boxes: Array) -> Array:
+        """Original xyxy (N, 4) to input pixels; numpy or torch."""
+        return boxes * self._pairs(boxes, self.scale_x, self.scale_y) + self._pairs(boxes, self.left, self.top)
+
+    def to_original(self, boxes: Array) -> Array:
+        """Input xyxy (N, 4) to original pixels, clipped to the image; numpy or torch."""
+        boxes = self.points_to_original(boxes)
+        limit = self._pairs(boxes, self.width, self.height)
+        if is_tensor(boxes):
+            return boxes.clamp(min=0).minimum(limit)
+        return np.minimum(np.maximum(boxes, 0), limit)
+
+    def points_to_original(self, points: Array) -> Array:
+        """Input points (..., 2) x, y, or (..., 4) two of them, to original pixels, not clipped; numpy or torch."""
+        return (points - self._pairs(points, self.left, self.top)) / self._pairs(points, self.scale_x, self.scale_y)
+
+    @staticmethod
+    def _pairs(like: Array, x: float, y: float) -> Array:
+        """(x, y), repeated to the length of the last axis of ``like``, of its kind."""
+        values = (x, y) * (like.shape[-1] // 2)
+        return like.new_tensor(values) if is_tensor(like) else np.asarray(values, dtype=like.dtype)
