@@ -160,7 +160,7 @@ def train(
         changes = [f"data.train={json.dumps(str(data))}", "data.val=null", "data.test=null", *changes]
     elif config is None:
         raise DetkitError("nothing to train on", do="give data=, or a config that names its data")
-    checked = read_config(config or DEFAULT_RECIPE, changes, train_schema=TrainOptions)
+    checked = read_config(config or DEFAULT_RECIPE, changes, train_schema=TrainOptions, trusted=resume is None)
     train_set, val_set, notes = train_val_datasets(checked)
     if config is None:
         notes.insert(0, f"recipe: {DEFAULT_RECIPE} (detkit config {DEFAULT_RECIPE} shows it)")

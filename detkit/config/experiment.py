@@ -33,11 +33,17 @@ MODEL_KEYS = {
     "head": Key(Any),
 }
 PARTS = ("backbone", "neck", "proposals", "head")
+LEFT_BY_A_RUN = ("run.json", "state.pt", "metrics.csv", "best.safetensors", "last.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """How a run is judged: iou, the NMS threshold; protocol, whose AP is printed first. Scores go down to 0.001."""
+    """How a model is judged; scores go down to 0.001.
+
+    Attributes:
+        iou: The NMS threshold.
+        protocol: The metric, see ``detkit.metrics.METRICS``.
+    """
 
     iou: float = 0.5
     protocol: Literal["coco", "voc2007", "voc2010"] = "coco"
@@ -54,10 +60,13 @@ class EvaluateOptions:
 class Config:
     """A checked experiment, every value in force.
 
-    data: train, val and test (None or a list of sources, dicts of ``SOURCE_KEYS``), classes, val_share; model: size,
-    resize, weights and the parts, each a dict of its name and arguments; augment: arguments of
-    ``detkit.data.augment.Augment``; train: an instance of the schema handed to ``read_config``; evaluate; place: where
-    the values came from, for errors.
+    Attributes:
+        data: train, val and test (None or a list of sources, dicts of ``SOURCE_KEYS``), classes, val_share.
+        model: size, resize, weights and the parts, each a dict of its name and arguments.
+        augment: Arguments of ``detkit.data.augment.Augment``.
+        train: An instance of the schema handed to ``read_config``.
+        evaluate: How the model is judged.
+        place: Where the values came from, for errors.
     """
 
     data: dict[str, Any]
@@ -77,25 +86,32 @@ class Config:
         return "\n".join(dump({name: section}) for name, section in self.to_dict().items())
 
 
-def read_config(path_or_name: str | Path, overrides: Sequence[str] = (), *, train_schema: type) -> Config:
-    """The experiment in a YAML file, under a shipped name or of a model file or run, with ``a.b=value`` overrides.
+def read_config(
+    path_or_name: str | Path, overrides: Sequence[str] = (), *, train_schema: type, trusted: bool = True
+) -> Config:
+    """Reads and checks one experiment.
 
-    A model file (.safetensors) or run folder stands for training on from its weights, with its own parts and settings.
-
-    train_schema: the dataclass of the ``train`` section.
+    Args:
+        path_or_name: A YAML file or a shipped name; a model file (.safetensors) or run folder stands for training on
+            from its weights, with its own parts and settings.
+        overrides: ``a.b=value``, each in the place of what the file says.
+        train_schema: The dataclass of the ``train`` section.
+        trusted: False if the file may be a stranger's, so that it may not name code to import; a model file, and what
+            a run left behind, never is.
 
     Raises:
-        DetkitError: no such file or name, bad YAML, an unknown or missing key, a value of a wrong type, with file,
+        DetkitError: No such file or name, bad YAML, an unknown or missing key, a value of a wrong type, with file,
             line, key and the nearest name.
+        UntrustedPart: A part of a module that nobody has allowed, see ``detkit.registry``.
     """
     path = Path(path_or_name)
     if not path.is_file():
         best = path / "best.safetensors"
         path = best if best.is_file() and str(path) not in shipped_configs() else shipped(str(path_or_name))
     lines: Lines = {}
-    # What a run left behind may come from a stranger, as a model file may: neither decides what is imported.
-    trusted = path.suffix != ".safetensors" and not (path.parent / "run.json").is_file()
+    trusted = trusted and not any((path.parent / name).exists() for name in LEFT_BY_A_RUN)
     if path.suffix == ".safetensors":
+        trusted = False
         header = zoo.read_header(path)["config"]
         values = {**header, "model": {**header.get("model", {}), "weights": str(path)}}
     else:

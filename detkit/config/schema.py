@@ -21,9 +21,13 @@ REQUIRED = inspect.Parameter.empty
 
 @dataclass(slots=True, frozen=True)
 class Place:
-    """Where values came from, for errors: a file, the lines of its keys, and the overrides that replaced some.
+    """Where values came from, for errors.
 
-    trusted: False for a model file and for the config.yaml of a run folder, which may not import code.
+    Attributes:
+        source: The file.
+        lines: Of its keys, by their paths.
+        overrides: The overrides that replaced values, by their paths.
+        trusted: False for a model file and for the config.yaml of a run folder, which may not import code.
     """
 
     source: str = ""
@@ -63,10 +67,21 @@ def dotted(path: Path_) -> str:
 
 
 def keys_of(constructor: Callable[..., Any]) -> dict[str, Key]:
-    """The keys that ``constructor`` takes: its keyword-only arguments, or all fields of a dataclass."""
+    """The keys that ``constructor`` takes: its keyword-only arguments, or all fields of a dataclass.
+
+    Raises:
+        DetkitError: A type that is not there at run time.
+    """
     dataclass_type = is_dataclass(constructor)
-    owner = constructor.__init__ if isinstance(constructor, type) and not dataclass_type else constructor  # type: ignore[misc]
-    hints = get_type_hints(owner)
+    owner: Any = constructor
+    if isinstance(constructor, type) and not dataclass_type:
+        owner = owner.__init__
+    try:
+        hints = get_type_hints(owner)
+    except NameError as error:
+        name = getattr(constructor, "__name__", constructor)
+        do = "import the types of its arguments at run time, not under TYPE_CHECKING"
+        raise DetkitError(f"the types of {name}'s arguments cannot be read: {error}", str(name), do) from None
     return {
         name: Key(hints.get(name, Any), parameter.default)
         for name, parameter in inspect.signature(constructor).parameters.items()
@@ -74,11 +89,20 @@ def keys_of(constructor: Callable[..., Any]) -> dict[str, Key]:
     }
 
 
-def check(values: Any, keys: Mapping[str, Key], place: Place, path: Path_) -> dict[str, Any]:
-    """``values`` with every key's type checked and every default filled in, in the order of ``keys``.
+def check(values: object, keys: Mapping[str, Key], place: Place, path: Path_) -> dict[str, Any]:
+    """Checks every key and fills in the defaults.
+
+    Args:
+        values: A mapping, or None for an empty one.
+        keys: What it may hold.
+        place: Where it came from.
+        path: Its own path there.
+
+    Returns:
+        All of ``keys``, in their order.
 
     Raises:
-        DetkitError: not a mapping, an unknown key (with the nearest name), a missing one, or a value of a wrong type.
+        DetkitError: Not a mapping, an unknown key (with the nearest name), a missing one, or a value of a wrong type.
     """
     if values is None:
         values = {}
@@ -99,7 +123,7 @@ def check(values: Any, keys: Mapping[str, Key], place: Place, path: Path_) -> di
     return checked
 
 
-def check_value(value: Any, type_: Any, place: Place, path: Path_) -> Any:
+def check_value(value: object, type_: Any, place: Place, path: Path_) -> Any:
     """``value`` as ``type_``: whole numbers may stand for numbers and lists for tuples, nothing else is converted."""
     adapter = TypeAdapter(type_, config=ConfigDict(strict=True))
     try:
@@ -133,20 +157,20 @@ def _named(names: Iterable[str], text: str) -> str:
     return min(found)[1] if found else ""
 
 
-def _is_union(type_: Any) -> bool:
+def _is_union(type_: object) -> bool:
     return get_origin(type_) in (Union, types.UnionType)
 
 
-def _words(type_: Any) -> list[str]:
+def _words(type_: object) -> list[str]:
     """The words that a type lists by name."""
     if _is_union(type_):
         return [word for part in get_args(type_) for word in _words(part)]
     return [str(word) for word in get_args(type_)] if get_origin(type_) is Literal else []
 
 
-def _describe(type_: Any) -> str:
+def _describe(type_: object) -> str:
     """A type in a person's words."""
-    names: dict[Any, str] = {
+    names: dict[object, str] = {
         int: "a whole number",
         float: "a number",
         bool: "true or false",

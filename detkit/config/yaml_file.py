@@ -36,7 +36,7 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     yaml_implicit_resolvers = _RESOLVERS  # type: ignore[assignment]
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: object) -> bool:
         return True
 
 
@@ -44,10 +44,17 @@ _Dumper.add_representer(list, lambda dumper, v: dumper.represent_sequence("tag:y
 
 
 def parse(text: str, source: str) -> tuple[Any, Lines]:
-    """The document in ``text`` as plain values, and the line (from 1) of every key and list item by its path.
+    """Reads one document.
+
+    Args:
+        text: YAML.
+        source: Its file, for errors.
+
+    Returns:
+        Plain values, and the line (from 1) of every key and list item by its path.
 
     Raises:
-        DetkitError: not YAML, a key given twice, an alias; with ``source`` and the line.
+        DetkitError: Not YAML, a key given twice, an alias; with ``source`` and the line.
     """
     try:
         node = _compose(text)
@@ -61,8 +68,8 @@ def parse(text: str, source: str) -> tuple[Any, Lines]:
     return (None if node is None else _value(node, (), lines, source)), lines
 
 
-def dump(values: Any) -> str:
-    """``values`` as YAML that ``parse`` reads back: dicts a key a line, lists in brackets."""
+def dump(values: object) -> str:
+    """``values`` as YAML that ``parse`` reads back: one line per key, lists in brackets."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, default_flow_style=False, allow_unicode=True, width=110)
 
 
