@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from detkit.data.dataset import Annotations, Dataset
     from detkit.detector import Detector, Predicting
     from detkit.engine.events import Event, TrainFinished
-    from detkit.metrics import Evaluation
-    from detkit.metrics.tables import Results
     from detkit.structures import Predictor
+    from detkit.tables import Evaluation, Results
 
 DEFAULT_RECIPE = "yolo"
 
@@ -283,13 +282,12 @@ def evaluate_model(
     """
     from detkit.data.dataset import Dataset, read
     from detkit.engine.evaluator import evaluate as run
-    from detkit.metrics.classification import refuse_other_than_one_label
+    from detkit.metrics import find_metric
     from detkit.structures import Limits
 
     predictor = load(model) if isinstance(model, (str, Path)) else model
     annotations = read(data, split=split, images=images)
-    if getattr(predictor, "protocol", "coco") == "classify":
-        refuse_other_than_one_label(annotations.ground_truth())  # before a long run
+    find_metric(getattr(predictor, "protocol", "coco")).check(annotations.ground_truth())  # before a long run
     _, results, timings = run(
         predictor,
         Dataset(annotations),

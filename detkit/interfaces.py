@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from detkit.data.annotations import Annotations
     from detkit.structures import Batch, Detections, Limits, Loss, Target
+    from detkit.tables import Evaluation, GroundTruth, Results
 
     Module = nn.Module
 else:
@@ -192,5 +193,65 @@ class DatasetFormat:
 
         Raises:
             DetkitError: A file that cannot be read, or a part that is not there.
+        """
+        raise NotImplementedError
+
+
+class Metric:
+    """How good answers are, as numbers by name; made without arguments.
+
+    Attributes:
+        answers: What it judges: "boxes", "points" (with their boxes) or "labels" (of whole images).
+        scores: Names of the numbers that may choose a run's best weights, the usual one first; higher is better.
+        shown: Names of the numbers that training's lines print; empty: ``scores``.
+        rules: How it counts, in one line; ``{iou}`` and ``{limit}`` in it are filled in.
+        takes_iou: False where no boxes are matched, so that a threshold is refused.
+        takes_max_detections: False where every detection counts, so that a limit is refused.
+    """
+
+    answers: ClassVar[str] = "boxes"
+    scores: ClassVar[tuple[str, ...]]
+    shown: ClassVar[tuple[str, ...]] = ()
+    rules: ClassVar[str]
+    takes_iou: ClassVar[bool] = True
+    takes_max_detections: ClassVar[bool] = False
+
+    def check(self, gt: GroundTruth) -> None:
+        """Looks at the labels before a long run of a model.
+
+        Raises:
+            DetkitError: Labels that it cannot judge by.
+        """
+
+    def evaluate(
+        self, gt: GroundTruth, dt: Results, *, iou: float | None = None, max_detections: int = 100
+    ) -> Evaluation:
+        """The numbers of all classes together and of each; ``Evaluation.protocol`` is filled in by the caller.
+
+        Args:
+            gt: The labels.
+            dt: The answers, in the labels' classes.
+            iou: The threshold of matching; None: the metric's own.
+            max_detections: Of an image and class, the best ones.
+
+        Raises:
+            ValueError: Tables that do not fit together, or a threshold that makes no sense.
+        """
+        raise NotImplementedError
+
+    def resampler(
+        self, gt: GroundTruth, dt: Results, score: str, *, iou: float | None = None, max_detections: int = 100
+    ) -> Callable[[np.ndarray], float]:
+        """From image weights (images,) int64 to one number on that many copies of each image, for the bootstrap.
+
+        Args:
+            gt: The labels.
+            dt: The answers; they are matched once, here.
+            score: Name of the number.
+            iou: As in ``evaluate``.
+            max_detections: As in ``evaluate``.
+
+        Raises:
+            ValueError: A name that the metric does not have.
         """
         raise NotImplementedError

@@ -26,7 +26,7 @@ from detkit.io.download import sha256_of
 from detkit.metrics import evaluate
 from detkit.metrics.bootstrap import interval
 from detkit.metrics.curves import best_threshold
-from detkit.metrics.tables import GroundTruth, Results
+from detkit.tables import GroundTruth, Results
 
 Tables = tuple[GroundTruth, Results]
 

@@ -16,7 +16,7 @@ from detkit.errors import DetkitError
 if TYPE_CHECKING:
     from detkit.data.dataset import Annotations
     from detkit.detector import Predicting
-    from detkit.metrics.tables import GroundTruth, Results
+    from detkit.tables import GroundTruth, Results
 
 PROTOCOLS = {
     "coco": "COCO (IoU 0.50:0.95, 101 recall points, {limit} detections an image and class; "

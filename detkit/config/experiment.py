@@ -46,7 +46,7 @@ class EvaluateOptions:
     """
 
     iou: float = 0.5
-    protocol: Literal["coco", "voc2007", "voc2010"] = "coco"
+    protocol: str = "coco"
 
     def __post_init__(self) -> None:
         self.limits()
@@ -137,6 +137,7 @@ def check_config(values: Mapping[str, Any], place: Place, train_schema: type) ->
     augment = check(sections["augment"], keys_of(Augment), place, ("augment",))
     train = check(sections["train"], keys_of(train_schema), place, ("train",))
     evaluate = check(sections["evaluate"], keys_of(EvaluateOptions), place, ("evaluate",))
+    find_part("metric", evaluate["protocol"], place, ("evaluate", "protocol"))
     data, model = check_data(sections["data"], place), check_model(sections["model"], place)
     _check_joining(model, augment, place)
     with located(place, ("augment",), augment):

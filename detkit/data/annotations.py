@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from detkit.errors import DetkitError
-from detkit.metrics.tables import GroundTruth, image_rank
+from detkit.tables import GroundTruth, image_rank
 
 EXAMPLES = 5
 UNSAFE = "annotation file declares entities, which can exhaust the memory (never read, image dropped)"

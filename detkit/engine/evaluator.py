@@ -18,9 +18,9 @@ from detkit.data.names import match
 from detkit.detector import Detector
 from detkit.engine.runtime import Runtime
 from detkit.errors import DetkitError
-from detkit.metrics.tables import GroundTruth, Results
 from detkit.speedups.fuse import ready
 from detkit.structures import Batch, Detections, Limits, Predictor, Sample, Target
+from detkit.tables import GroundTruth, Results
 
 
 @dataclass(slots=True)

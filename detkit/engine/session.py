@@ -23,7 +23,7 @@ from detkit.engine.runtime import Runtime
 from detkit.engine.step import Stepper
 from detkit.errors import DetkitError
 from detkit.io.files import write_text
-from detkit.metrics import SCORES
+from detkit.metrics import find_metric
 from detkit.speedups.depthwise import speed_up_depthwise
 from detkit.structures import Limits
 
@@ -88,7 +88,7 @@ class Session:
 
     def _best_by(self) -> str:
         """The score that chooses the best weights. Raises DetkitError where model, data and options do not fit."""
-        possible = SCORES[self.protocol]
+        possible = find_metric(self.protocol).scores
         chosen = self.options.best_by or possible[0]
         if chosen not in possible:
             do = f"choose {', '.join(possible)}"

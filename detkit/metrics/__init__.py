@@ -2,57 +2,56 @@
 
 from __future__ import annotations
 
-import importlib
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
-from detkit.metrics.tables import GroundTruth, Results
+from detkit.interfaces import Metric
+from detkit.registry import find
+from detkit.tables import Evaluation, GroundTruth, Results
 
-# protocol: module with ``evaluate(gt, dt, *, iou=None, **options)`` and ``resampler``, and the options
-METRICS: dict[str, tuple[str, dict[str, Any]]] = {
-    "coco": ("detkit.metrics.coco", {}),
-    "voc2007": ("detkit.metrics.voc", {"year": "2007"}),
-    "voc2010": ("detkit.metrics.voc", {"year": "2010"}),
-    "classify": ("detkit.metrics.classification", {}),
-    "points": ("detkit.metrics.points", {}),
+METRICS = {
+    "coco": "detkit.metrics.coco:Coco",
+    "voc2007": "detkit.metrics.voc:Voc2007",
+    "voc2010": "detkit.metrics.voc:Voc2010",
+    "classify": "detkit.metrics.classification:Classification",
+    "points": "detkit.metrics.points:Points",
 }
-# What a training run may choose its best weights by, the usual one first.
-SCORES = {"coco": ("AP", "AP50"), "classify": ("top1", "top5"), "points": ("AP", "AP50", "PCK")}
 
 
-@dataclass(slots=True, frozen=True)
-class Evaluation:
-    """Numbers of one protocol: metrics by name, and by class name; NaN (per class) where there is nothing to find."""
+def find_metric(protocol: str, *, where: str = "", trusted: bool = True) -> Metric:
+    """The metric of this name, ready to use.
 
-    protocol: str
-    metrics: dict[str, float]
-    per_class: dict[str, dict[str, float]]
+    Args:
+        protocol: A key of ``METRICS``, an entry point of ``detkit.metrics``, or "package.module:Name".
+        where: The place of the name, for errors.
+        trusted: False if a file that may be a stranger's says the name.
 
-    def to_dict(self) -> dict[str, Any]:
-        """The form of ``evaluate --json``."""
-        return {"protocol": self.protocol, "metrics": self.metrics, "per_class": self.per_class}
-
-
-def protocol_module(protocol: str) -> tuple[Any, dict[str, Any]]:
-    """The module of a protocol and its options; ValueError for an unknown one."""
-    if protocol not in METRICS:
-        raise ValueError(f"no protocol {protocol!r}; there are {', '.join(METRICS)}")
-    name, options = METRICS[protocol]
-    return importlib.import_module(name), options
+    Raises:
+        DetkitError: As ``detkit.registry.find``.
+    """
+    found: Metric = find("metric", protocol, where=where, trusted=trusted)()
+    return found
 
 
 def evaluate(
-    gt: GroundTruth, dt: Results, protocol: str = "coco", *, iou: float | None = None, **options: Any
+    gt: GroundTruth,
+    dt: Results,
+    protocol: str = "coco",
+    *,
+    iou: float | None = None,
+    max_detections: int = 100,
 ) -> Evaluation:
-    """Evaluates detections by a protocol of ``METRICS``.
+    """How good detections are.
 
-    ``iou`` is the matching threshold: COCO adds AP there to its numbers, PASCAL takes it instead of 0.5; options are
-    the protocol's own (COCO's max_detections). Raises ValueError for an unknown protocol or tables that do not fit
-    together.
+    Args:
+        gt: The labels.
+        dt: The detections, in the labels' classes.
+        protocol: See ``find_metric``.
+        iou: The matching threshold: COCO adds AP there to its numbers, PASCAL takes it instead of 0.5.
+        max_detections: Of an image and class, where the metric has such a limit.
+
+    Raises:
+        ValueError: Tables that do not fit together, or a threshold that makes no sense.
+        DetkitError: There is no such metric.
     """
-    module, usual = protocol_module(protocol)
-    options = {**usual, **options}
-    if iou is not None:
-        options = {**options, "iou": iou}
-    result = module.evaluate(gt, dt, **options)
-    return Evaluation(protocol, result.metrics, result.per_class)
+    result = find_metric(protocol).evaluate(gt, dt, iou=iou, max_detections=max_detections)
+    return replace(result, protocol=protocol)

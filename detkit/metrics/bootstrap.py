@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from detkit.metrics import protocol_module
-from detkit.metrics.tables import GroundTruth, Results
+from detkit.metrics import find_metric
+from detkit.tables import GroundTruth, Results
 
 
 @dataclass(slots=True, frozen=True)
@@ -68,16 +68,26 @@ def draws(
     seed: int = 0,
     protocol: str = "coco",
     iou: float | None = None,
-    **options: Any,
+    max_detections: int = 100,
 ) -> Draws:
-    """A metric over ``samples`` draws of the images; ``iou`` and options as in ``evaluate``.
+    """A number of a metric over draws of the images.
 
-    Raises ValueError for an unknown metric or protocol, or fewer than one sample.
+    Args:
+        gt: The labels.
+        dt: The detections.
+        metric: Name of the number.
+        samples: Draws.
+        seed: Of the draws: the same seed draws the same images.
+        protocol: As in ``detkit.metrics.evaluate``.
+        iou: As there.
+        max_detections: As there.
+
+    Raises:
+        ValueError: An unknown number, or fewer than one sample.
     """
     if samples < 1:
         raise ValueError(f"bootstrap needs samples >= 1, got {samples}")
-    module, usual = protocol_module(protocol)
-    value = module.resampler(gt, dt, metric, **usual, **({} if iou is None else {"iou": iou}), **options)
+    value = find_metric(protocol).resampler(gt, dt, metric, iou=iou, max_detections=max_detections)
     rng = np.random.default_rng(seed)
     drawn = [value(_drawn_once(rng, gt.images)) for _ in range(samples)]
     return Draws(value(np.ones(gt.images, np.int64)), np.array(drawn, float))

@@ -6,13 +6,14 @@ Lin et al., "Microsoft COCO: Common Objects in Context", 2014, and the evaluatio
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from detkit.interfaces import Metric
 from detkit.metrics.matching import Matches, in_class_chunks, match, positives
-from detkit.metrics.tables import GroundTruth, Results
+from detkit.tables import Evaluation, GroundTruth, Results
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
@@ -21,7 +22,7 @@ _RANGES = np.array(list(AREAS.values()))
 _AREA_NAMES = list(AREAS)
 
 
-class Metric(NamedTuple):
+class _Number(NamedTuple):
     """What one number averages: precision or recall; one IoU threshold or all (None); area range; max detections."""
 
     recall: bool
@@ -30,25 +31,23 @@ class Metric(NamedTuple):
     limit: int
 
 
-def metric_table(max_detections: Sequence[int] = (1, 10, 100)) -> dict[str, Metric]:
-    """COCO's numbers by name, in pycocotools' order (twelve for three limits)."""
-    limits = sorted(max_detections)
-    most = limits[-1]
-    table = {
-        "AP": Metric(False, None, "all", most),
-        "AP50": Metric(False, 0.5, "all", most),
-        "AP75": Metric(False, 0.75, "all", most),
-        "APs": Metric(False, None, "small", most),
-        "APm": Metric(False, None, "medium", most),
-        "APl": Metric(False, None, "large", most),
-    }
-    table |= {f"AR{limit}": Metric(True, None, "all", limit) for limit in limits}
-    return table | {f"AR{area[0]}": Metric(True, None, area, most) for area in ("small", "medium", "large")}
-
-
 def limits_up_to(most: int) -> tuple[int, ...]:
-    """COCO's limits of detections an image and class, the last one ``most`` instead of 100."""
+    """COCO's limits of detections per image and class, the last one ``most`` instead of 100."""
     return (*(limit for limit in (1, 10) if limit < most), most)
+
+
+def metric_table(max_detections: int = 100, iou: float | None = None) -> dict[str, _Number]:
+    """COCO's numbers by name, in pycocotools' order (twelve for 100 detections); AP at ``iou`` comes last."""
+    table = {
+        "AP": _Number(False, None, "all", max_detections),
+        "AP50": _Number(False, 0.5, "all", max_detections),
+        "AP75": _Number(False, 0.75, "all", max_detections),
+    }
+    sizes = [area for area in AREAS if area != "all"]
+    table |= {f"AP{area[0]}": _Number(False, None, area, max_detections) for area in sizes}
+    table |= {f"AR{limit}": _Number(True, None, "all", limit) for limit in limits_up_to(max_detections)}
+    table |= {f"AR{area[0]}": _Number(True, None, area, max_detections) for area in sizes}
+    return table if iou is None else table | {iou_name(iou): _Number(False, iou, "all", max_detections)}
 
 
 def iou_name(iou: float) -> str:
@@ -57,62 +56,88 @@ def iou_name(iou: float) -> str:
 
 
 @dataclass(slots=True, frozen=True, eq=False)
-class CocoResult:
+class CocoResult(Evaluation):
     """COCO's numbers of one set of detections.
 
-    metrics: the twelve numbers by name (AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl), -1 where there is no
-    object to find, as pycocotools prints them; per_class: AP, AP50, AP75, APs, APm, APl and AR at most detections of
-    each class (NaN where there is none) and objects, the number to be found. precision (T, R, K, A) at most detections
-    and recall (T, K, A, M) float64 over thresholds, recall levels, classes, area ranges and limits; -1 where undefined.
+    ``metrics`` are the twelve numbers by name (AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl), -1 where there is
+    no object to find, as pycocotools prints them; ``per_class`` has AP, AP50, AP75, APs, APm, APl and AR at most
+    detections of each class (NaN where there is none).
+
+    Attributes:
+        precision: (T, R, K, A) float64 at most detections, over thresholds, recall levels, classes and area ranges; -1
+            where undefined.
+        recall: (T, K, A, M) float64, M over ``limits``; -1 where undefined.
+        thresholds: (T,) IoU.
+        limits: Detections per image and class, ascending.
     """
 
-    metrics: dict[str, float]
-    per_class: dict[str, dict[str, float]]
-    precision: np.ndarray
-    recall: np.ndarray
-    thresholds: np.ndarray
-    max_detections: tuple[int, ...]
+    precision: np.ndarray = field(kw_only=True)
+    recall: np.ndarray = field(kw_only=True)
+    thresholds: np.ndarray = field(kw_only=True)
+    limits: tuple[int, ...] = field(kw_only=True)
 
 
-def evaluate(
-    gt: GroundTruth, dt: Results, *, max_detections: Sequence[int] = (1, 10, 100), iou: float | None = None
-) -> CocoResult:
-    """COCO's twelve numbers and the same per class.
+class Coco(Metric):
+    """COCO's box metrics.
 
     Difficult objects are ignored with ordinary IoU, one detection each; crowds by COCO's crowd rule (intersection /
-    detection area, any number of detections). ``iou`` adds AP at that threshold (0.6 gives AP60) to the numbers.
-    Raises ValueError for tables that do not fit together.
+    detection area, any number of detections). An IoU adds AP at that threshold (0.6 gives AP60) to the numbers.
     """
-    limits = tuple(sorted(max_detections))
-    names = metric_table(limits)
-    thresholds = THRESHOLDS
-    if iou is not None:
-        names[iou_name(iou)] = Metric(False, iou, "all", limits[-1])
-        thresholds = np.union1d(THRESHOLDS, [iou])
-    matches = match(gt, dt, thresholds=thresholds, areas=_RANGES, max_detections=limits[-1])
-    counts = positives(gt, _RANGES)
-    precision, recall = accumulate(matches, counts, limits)
-    tables = {name: _select(precision, recall, thresholds, metric, limits) for name, metric in names.items()}
-    columns = {n: _class_means(table) for n, table in tables.items() if _per_class(n, limits[-1])}
-    per_class = {
-        name: {n: column[k] for n, column in columns.items()} | {"objects": int(counts[k, 0])}
-        for k, name in enumerate(gt.classes)
-    }
-    metrics = {name: _mean(table, -1.0) for name, table in tables.items()}
-    return CocoResult(metrics, per_class, precision, recall, thresholds, limits)
 
+    scores: ClassVar[tuple[str, ...]] = ("AP", "AP50")
+    rules = (
+        "COCO (IoU 0.50:0.95, 101 recall points, {limit} detections an image and class; crowds and difficult ignored)"
+    )
+    takes_max_detections = True
 
-def _per_class(name: str, limit: int) -> bool:
-    return name.startswith("AP") or name == f"AR{limit}"
+    def evaluate(
+        self, gt: GroundTruth, dt: Results, *, iou: float | None = None, max_detections: int = 100
+    ) -> CocoResult:
+        """COCO's twelve numbers and the same per class."""
+        names, limits = metric_table(max_detections, iou), limits_up_to(max_detections)
+        thresholds = THRESHOLDS if iou is None else np.union1d(THRESHOLDS, [iou])
+        matches = match(gt, dt, thresholds=thresholds, areas=_RANGES, max_detections=max_detections)
+        counts = positives(gt, _RANGES)
+        precision, recall = accumulate(matches, counts, limits)
+        tables = {name: _select(precision, recall, thresholds, number, limits) for name, number in names.items()}
+        columns = {
+            name: _class_means(table)
+            for name, table in tables.items()
+            if name.startswith("AP") or name == f"AR{max_detections}"
+        }
+        per_class = {
+            name: {n: column[k] for n, column in columns.items()} | {"objects": int(counts[k, 0])}
+            for k, name in enumerate(gt.classes)
+        }
+        metrics = {name: _mean(table, -1.0) for name, table in tables.items()}
+        return CocoResult(metrics, per_class, precision=precision, recall=recall, thresholds=thresholds, limits=limits)
+
+    def resampler(
+        self, gt: GroundTruth, dt: Results, score: str = "AP50", *, iou: float | None = None, max_detections: int = 100
+    ) -> Callable[[np.ndarray], float]:
+        """From image weights (images,) int64 to a number on that many copies of each image; NaN without an object."""
+        table = metric_table(max_detections, iou)
+        if score not in table:
+            raise ValueError(f"no COCO metric {score!r}; there are {', '.join(table)}")
+        wanted = table[score]
+        areas = np.array([AREAS[wanted.area]])
+        thresholds = THRESHOLDS if wanted.iou is None else np.array([wanted.iou])
+        matches = match(gt, dt, thresholds=thresholds, areas=areas, max_detections=max_detections)
+
+        def value(weights: np.ndarray) -> float:
+            precision, recall = accumulate(matches, positives(gt, areas, weights), [wanted.limit], weights)
+            return _mean(recall if wanted.recall else precision, np.nan)
+
+        return value
 
 
 def _select(
-    precision: np.ndarray, recall: np.ndarray, thresholds: np.ndarray, metric: Metric, limits: tuple[int, ...]
+    precision: np.ndarray, recall: np.ndarray, thresholds: np.ndarray, number: _Number, limits: tuple[int, ...]
 ) -> np.ndarray:
     """The entries that a number averages, the last axis being the class."""
-    area = _AREA_NAMES.index(metric.area)
-    table = recall[..., area, limits.index(metric.limit)] if metric.recall else precision[..., area]
-    wanted = np.isin(thresholds, THRESHOLDS) if metric.iou is None else thresholds == metric.iou
+    area = _AREA_NAMES.index(number.area)
+    table = recall[..., area, limits.index(number.limit)] if number.recall else precision[..., area]
+    wanted = np.isin(thresholds, THRESHOLDS) if number.iou is None else thresholds == number.iou
     return table[wanted]
 
 
@@ -132,10 +157,17 @@ def _mean(table: np.ndarray, nothing: float) -> float:
 def accumulate(
     matches: Matches, counts: np.ndarray, limits: Sequence[int], weights: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Interpolated precision (T, R, K, A) at the last limit and recall (T, K, A, M), -1 where there is no object.
+    """Interpolated precision at the last limit and recall, -1 where there is no object.
 
-    counts (K, A) int64: objects to be found; limits, ascending: detections an image and class; weights (images,)
-    int64: how many times each image counts (default once), exactly as if the data held that many copies of it.
+    Args:
+        matches: Detections after matching.
+        counts: (K, A) int64, objects to be found.
+        limits: Detections per image and class, ascending.
+        weights: (images,) int64, how many times each image counts (default once), exactly as if the data held that
+            many copies of it.
+
+    Returns:
+        (T, R, K, A) and (T, K, A, M) float64.
     """
     from detkit.metrics import kernels
 
@@ -148,28 +180,3 @@ def accumulate(
     fixed = (weights, counts, number, np.array(limits), RECALLS, precision, recall)
     in_class_chunks(lambda first, last: kernels.accumulate(first, last, *columns, *fixed), matches.starts)
     return np.moveaxis(precision, 0, -1), np.moveaxis(recall, 0, 2)
-
-
-def resampler(
-    gt: GroundTruth, dt: Results, metric: str = "AP50", iou: float | None = None, max_detections: int = 100
-) -> Callable[[np.ndarray], float]:
-    """A function from image weights (images,) int64 to the metric on that many copies of each image.
-
-    Matching is done once, here. ``iou`` names a threshold for metrics like AP60. NaN where there is no object.
-    Raises ValueError for an unknown metric.
-    """
-    table = metric_table(limits_up_to(max_detections))
-    if iou is not None:
-        table[iou_name(iou)] = Metric(False, iou, "all", max_detections)
-    if metric not in table:
-        raise ValueError(f"no COCO metric {metric!r}; there are {', '.join(table)}")
-    wanted = table[metric]
-    areas = np.array([AREAS[wanted.area]])
-    thresholds = THRESHOLDS if wanted.iou is None else np.array([wanted.iou])
-    matches = match(gt, dt, thresholds=thresholds, areas=areas, max_detections=max_detections)
-
-    def value(weights: np.ndarray) -> float:
-        precision, recall = accumulate(matches, positives(gt, areas, weights), [wanted.limit], weights)
-        return _mean(recall if wanted.recall else precision, np.nan)
-
-    return value

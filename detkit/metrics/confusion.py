@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detkit.metrics.matching import match
-from detkit.metrics.tables import GroundTruth, Results
+from detkit.tables import GroundTruth, Results
 
 
 @dataclass(slots=True, frozen=True, eq=False)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detkit.metrics.matching import ALL_AREAS, match, positives
-from detkit.metrics.tables import GroundTruth, Results
+from detkit.tables import GroundTruth, Results
 
 NO_THRESHOLD = 0.25  # where no detection is ever right: what people see by default
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from detkit.errors import DetkitError
-from detkit.metrics.tables import Results
+from detkit.tables import Results
 
 if TYPE_CHECKING:
     from detkit.metrics.detections import Labelled

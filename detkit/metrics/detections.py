@@ -25,7 +25,7 @@ from detkit.errors import DetkitError
 from detkit.metrics.detection_texts import Found, is_text, read_texts
 from detkit.metrics.doubts import doubts
 from detkit.metrics.scanner import places, scan_results
-from detkit.metrics.tables import Results
+from detkit.tables import Results
 
 _GZIP = b"\x1f\x8b"
 _FORMS = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from detkit.metrics.matching import match
-from detkit.metrics.tables import GroundTruth, Results
+from detkit.tables import GroundTruth, Results
 
 _FEW = 20  # detections that say nothing about a whole file
 _SEARCHED = 20_000  # detections among which repeated ones are looked for, in a file that is in order

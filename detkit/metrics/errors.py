@@ -13,8 +13,8 @@ import numpy as np
 
 from detkit.metrics.coco import accumulate
 from detkit.metrics.matching import ALL_AREAS, Matches, match, positives
-from detkit.metrics.tables import GroundTruth, Results
 from detkit.ops.boxes import iou as box_iou
+from detkit.tables import GroundTruth, Results
 
 # In the order of ``ErrorBreakdown.kind``; objects that nothing was near are "missed".
 KINDS = {

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detkit.metrics.tables import GroundTruth, Results
 from detkit.ops.compiled import run_chunks, thread_count
 from detkit.ops.inputs import behaved
+from detkit.tables import GroundTruth, Results
 
 ALL_AREAS = np.array([[0.0, 1e5**2]])
 _THREADED = 50_000  # detections above which starting threads costs less than it saves

@@ -3,49 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 
-from detkit.metrics import coco
+from detkit.metrics.coco import Coco, CocoResult
 from detkit.metrics.matching import match
-from detkit.metrics.tables import GroundTruth, Results
+from detkit.tables import GroundTruth, Results
 
 NEAR = 0.1  # of the square root of the box's area
 
 
-@dataclass(slots=True, frozen=True, eq=False)
-class PointResult:
-    """COCO's numbers, and NME and PCK, of all objects and of each class (``per_class``)."""
-
-    metrics: dict[str, float]
-    per_class: dict[str, dict[str, float]]
-
-
-def evaluate(gt: GroundTruth, dt: Results, *, iou: float | None = None) -> PointResult:
+class Points(Coco):
     """COCO's box metrics, and of the points that are labelled as visible:
 
     NME, the mean distance over the square root of the object's box area, of objects found at an IoU of 0.5 (NaN where
     none is), Zhu et al., "Face Alignment Across Large Poses", 2016, section 5.2; PCK, the share within a tenth of it,
     objects that were not found counting as wrong (Yang and Ramanan, "Articulated Human Detection", 2013, section 8.1).
-    Raises ValueError for tables that do not fit together.
     """
-    boxes = coco.evaluate(gt, dt, iou=iou)
-    error, visible = errors(gt, dt)
-    wanted = ~(gt.crowd | gt.difficult)
-    numbers = _numbers(error[wanted], visible[wanted])
-    per_class = {}
-    for k, name in enumerate(gt.classes):
-        rows = wanted & (gt.label == k)
-        per_class[name] = {**boxes.per_class[name], **_numbers(error[rows], visible[rows])}
-    return PointResult({**boxes.metrics, **numbers}, per_class)
+
+    answers = "points"
+    scores = ("AP", "AP50", "PCK")
+    shown = ("AP", "AP50", "NME", "PCK")
+    rules = "COCO's boxes; points: NME over the root of the box's area, PCK within a tenth of it (boxes at IoU 0.50)"
+    takes_max_detections = False
+
+    def evaluate(
+        self, gt: GroundTruth, dt: Results, *, iou: float | None = None, max_detections: int = 100
+    ) -> CocoResult:
+        """COCO's numbers, NME and PCK, of all objects and of each class."""
+        boxes = super().evaluate(gt, dt, iou=iou)
+        error, visible = point_errors(gt, dt)
+        wanted = ~(gt.crowd | gt.difficult)
+        numbers = _numbers(error[wanted], visible[wanted])
+        per_class = {}
+        for k, name in enumerate(gt.classes):
+            rows = wanted & (gt.label == k)
+            per_class[name] = {**boxes.per_class[name], **_numbers(error[rows], visible[rows])}
+        return replace(boxes, metrics={**boxes.metrics, **numbers}, per_class=per_class)
+
+    def resampler(
+        self, gt: GroundTruth, dt: Results, score: str = "PCK", *, iou: float | None = None, max_detections: int = 100
+    ) -> Callable[[np.ndarray], float]:
+        """From image weights (images,) int64 to a number on that many copies of each image."""
+        if score not in ("NME", "PCK"):
+            return super().resampler(gt, dt, score, iou=iou)
+        error, visible = point_errors(gt, dt)
+        wanted = ~(gt.crowd | gt.difficult)
+        return lambda weights: _numbers(error[wanted], visible[wanted], weights[gt.image[wanted]])[score]
 
 
-def errors(gt: GroundTruth, dt: Results) -> tuple[np.ndarray, np.ndarray]:
-    """(N, K) float64: each object's points' distances over the square root of its box's area, infinite where the object
-    is not found at an IoU of 0.5; and (N, K) bool: which are labelled as visible. K is 0 where either has no points.
+def point_errors(gt: GroundTruth, dt: Results) -> tuple[np.ndarray, np.ndarray]:
+    """How far off the points of each object are.
 
-    Raises ValueError where the numbers of points differ.
+    Returns:
+        (N, K) float64, distances over the square root of the object's box area, infinite where the object is not found
+        at an IoU of 0.5; and (N, K) bool, which are labelled as visible. K is 0 where either table has no points.
+
+    Raises:
+        ValueError: The numbers of points differ.
     """
     if gt.points is None or dt.points is None:
         return np.zeros((len(gt.label), 0)), np.zeros((len(gt.label), 0), bool)
@@ -67,17 +83,3 @@ def _numbers(error: np.ndarray, visible: np.ndarray, weights: np.ndarray | None 
     distance = (times * np.where(found, error, 0)).sum()
     near = (times * (error <= NEAR)).sum()
     return {"NME": float(distance / measured) if measured else np.nan, "PCK": float(near / total) if total else np.nan}
-
-
-def resampler(
-    gt: GroundTruth, dt: Results, metric: str = "PCK", iou: float | None = None
-) -> Callable[[np.ndarray], float]:
-    """A function from image weights (images,) int64 to the metric on that many copies of each image.
-
-    Raises ValueError for an unknown metric.
-    """
-    if metric not in ("NME", "PCK"):
-        return coco.resampler(gt, dt, metric, iou)
-    error, visible = errors(gt, dt)
-    wanted = ~(gt.crowd | gt.difficult)
-    return lambda weights: _numbers(error[wanted], visible[wanted], weights[gt.image[wanted]])[metric]

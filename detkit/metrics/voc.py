@@ -10,53 +10,86 @@ devkit's; adding 1 again would count it twice. On data with fractional corners t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
+from detkit.interfaces import Metric
 from detkit.metrics.coco import iou_name
 from detkit.metrics.matching import check_tables, group_by_class, positives
-from detkit.metrics.tables import GroundTruth, Results
+from detkit.tables import Evaluation, GroundTruth, Results
 
 _ALL = np.array([[-np.inf, np.inf]])
 
 
-@dataclass(slots=True, frozen=True, eq=False)
-class VocResult:
-    """PASCAL's numbers: metrics {"AP", "AP50" (or the threshold used)}, both the mean over classes with objects.
+class Voc2010(Metric):
+    """The area under the precision-recall curve, the mean over classes with objects.
 
-    per_class: the same with recall (at all detections) and objects, the number to be found; NaN for classes without.
+    A detection belongs to the object of its class that it overlaps most; at IoU >= the threshold (0.5) the first (by
+    score) is true, later ones are false; on a difficult object (crowds count as such) it counts neither way. There is
+    no limit on the detections of an image. Per class there are recall (at all detections) and NaN without objects.
     """
 
-    metrics: dict[str, float]
-    per_class: dict[str, dict[str, float]]
+    scores = ("AP",)
+    rules = "VOC2010 (IoU {iou:g}, area under the curve, all detections, difficult ignored)"
+
+    @staticmethod
+    def average(recall: np.ndarray, precision: np.ndarray) -> float:
+        """AP of one class's curve: the area under precision made monotonous."""
+        recall = np.concatenate(([0.0], recall, [1.0]))
+        precision = np.concatenate(([0.0], precision, [0.0]))
+        envelope = np.maximum.accumulate(precision[::-1])[::-1]
+        return float(np.sum(np.diff(recall) * envelope[1:]))
+
+    def evaluate(
+        self, gt: GroundTruth, dt: Results, *, iou: float | None = None, max_detections: int = 100
+    ) -> Evaluation:
+        """AP at one IoU, twice: by that name and by the threshold's (AP50)."""
+        iou = 0.5 if iou is None else iou
+        label, _, true, counted = _matched(gt, dt, iou)
+        counts = positives(gt, _ALL)[:, 0]
+        per_class: dict[str, dict[str, float]] = {}
+        starts = np.searchsorted(label, np.arange(len(gt.classes) + 1))
+        for k, name in enumerate(gt.classes):
+            rows = slice(starts[k], starts[k + 1])
+            recall, precision = curve(true[rows], counted[rows], int(counts[k]))
+            ap = self.average(recall, precision) if counts[k] else np.nan
+            reached = float(recall[-1]) if len(recall) else 0.0
+            numbers = {"AP": ap, iou_name(iou): ap, "recall": reached if counts[k] else np.nan}
+            per_class[name] = {**numbers, "objects": int(counts[k])}
+        mean = _mean([row["AP"] for row in per_class.values()])
+        return Evaluation({"AP": mean, iou_name(iou): mean}, per_class)
+
+    def resampler(
+        self, gt: GroundTruth, dt: Results, score: str = "AP", *, iou: float | None = None, max_detections: int = 100
+    ) -> Callable[[np.ndarray], float]:
+        """From image weights (images,) int64 to the mean AP on that many copies of each image, which do not meet."""
+        iou = 0.5 if iou is None else iou
+        if score not in ("AP", iou_name(iou)):
+            raise ValueError(f"no PASCAL metric {score!r}; there are AP, {iou_name(iou)}")
+        label, rows, true, counted = _matched(gt, dt, iou)
+        starts = np.searchsorted(label, np.arange(len(gt.classes) + 1))
+        image = dt.image[rows]
+
+        def value(weights: np.ndarray) -> float:
+            counts, weight = positives(gt, _ALL, weights)[:, 0], weights[image].astype(float)
+            found = []
+            for k in np.flatnonzero(counts):
+                part = slice(starts[k], starts[k + 1])
+                found.append(self.average(*curve(true[part], counted[part], int(counts[k]), weight[part])))
+            return _mean(found)
+
+        return value
 
 
-def evaluate(gt: GroundTruth, dt: Results, *, year: str = "2010", iou: float = 0.5) -> VocResult:
-    """VOC2007's 11-point AP (year "2007") or VOC2010's area AP (year "2010").
+class Voc2007(Voc2010):
+    """The mean over recall 0, 0.1 ... 1 of the best precision at that recall or above."""
 
-    A detection belongs to the object of its class that it overlaps most; at IoU >= ``iou`` the first (by score) is
-    true, later ones are false; on a difficult object (crowds count as such) it counts neither way. There is no limit
-    on the detections of an image. Raises ValueError for another year or tables that do not fit together.
-    """
-    average = _average(year)
-    label, _, true, counted = _matched(gt, dt, iou)
-    counts = positives(gt, _ALL)[:, 0]
-    per_class: dict[str, dict[str, float]] = {}
-    starts = np.searchsorted(label, np.arange(len(gt.classes) + 1))
-    for k, name in enumerate(gt.classes):
-        rows = slice(starts[k], starts[k + 1])
-        recall, precision = curve(true[rows], counted[rows], int(counts[k]))
-        ap = average(recall, precision) if counts[k] else np.nan
-        reached = float(recall[-1]) if len(recall) else 0.0
-        per_class[name] = {
-            "AP": ap,
-            iou_name(iou): ap,
-            "recall": reached if counts[k] else np.nan,
-            "objects": int(counts[k]),
-        }
-    mean = _mean([row["AP"] for row in per_class.values()])
-    return VocResult({"AP": mean, iou_name(iou): mean}, per_class)
+    rules = "VOC2007 (IoU {iou:g}, 11 recall points, all detections, difficult ignored)"
+
+    @staticmethod
+    def average(recall: np.ndarray, precision: np.ndarray) -> float:
+        """AP of one class's curve: from 11 points."""
+        return float(sum(precision[recall >= level].max(initial=0.0) for level in np.arange(11) / 10) / 11)
 
 
 def curve(
@@ -64,58 +97,17 @@ def curve(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Recall and precision (float64) after each detection that counts, best first; all rows one class.
 
-    true, counted (n,) bool; weight (n,): how many times each row counts.
+    Args:
+        true: (n,) bool.
+        counted: (n,) bool.
+        objects: Number to be found.
+        weight: (n,) how many times each row counts; None: once.
     """
     ones = np.ones(len(true)) if weight is None else weight
     kept = counted & (ones > 0)
     hits = np.cumsum(np.where(true, ones, 0.0)[kept])
     seen = np.cumsum(ones[kept])
     return (hits / objects if objects else np.zeros(len(hits))), hits / seen
-
-
-def eleven_point_ap(recall: np.ndarray, precision: np.ndarray) -> float:
-    """VOC2007: the mean over recall 0, 0.1 ... 1 of the best precision at that recall or above."""
-    return float(sum(precision[recall >= level].max(initial=0.0) for level in np.arange(11) / 10) / 11)
-
-
-def area_ap(recall: np.ndarray, precision: np.ndarray) -> float:
-    """VOC2010: the area under precision made monotonous."""
-    recall = np.concatenate(([0.0], recall, [1.0]))
-    precision = np.concatenate(([0.0], precision, [0.0]))
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    return float(np.sum(np.diff(recall) * envelope[1:]))
-
-
-def resampler(
-    gt: GroundTruth, dt: Results, metric: str = "AP", *, year: str = "2010", iou: float = 0.5
-) -> Callable[[np.ndarray], float]:
-    """A function from image weights (images,) int64 to the mean AP on that many copies of each image.
-
-    Matching is done once, here: copies do not meet. Raises ValueError for an unknown metric or year.
-    """
-    if metric not in ("AP", iou_name(iou)):
-        raise ValueError(f"no PASCAL metric {metric!r}; there are AP, {iou_name(iou)}")
-    average = _average(year)
-    label, rows, true, counted = _matched(gt, dt, iou)
-    starts = np.searchsorted(label, np.arange(len(gt.classes) + 1))
-    image = dt.image[rows]
-
-    def value(weights: np.ndarray) -> float:
-        counts, weight = positives(gt, _ALL, weights)[:, 0], weights[image].astype(float)
-        scores = []
-        for k in np.flatnonzero(counts):
-            part = slice(starts[k], starts[k + 1])
-            scores.append(average(*curve(true[part], counted[part], int(counts[k]), weight[part])))
-        return _mean(scores)
-
-    return value
-
-
-def _average(year: str) -> Callable[[np.ndarray, np.ndarray], float]:
-    years = {"2007": eleven_point_ap, "2010": area_ap}
-    if year not in years:
-        raise ValueError(f"no PASCAL protocol of {year!r}; there are {', '.join(years)}")
-    return years[year]
 
 
 def _mean(values: list[float]) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 
 from detkit.io.figures import written_figure
 from detkit.metrics.bootstrap import draws
-from detkit.metrics.tables import GroundTruth, Results
+from detkit.tables import GroundTruth, Results
 
 METRICS = ("AP", "AP50")
 

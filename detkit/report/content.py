@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detkit.metrics import SCORES, evaluate
+from detkit.metrics import evaluate, find_metric
 from detkit.metrics.bootstrap import interval
 from detkit.metrics.calibration import calibration
-from detkit.metrics.coco import AREAS, iou_name, limits_up_to
+from detkit.metrics.coco import AREAS, iou_name
 from detkit.metrics.confusion import confusion_matrix
 from detkit.metrics.curves import Curve, Curves, best_threshold, curves
 from detkit.metrics.errors import KINDS, MISSED, error_breakdown
@@ -20,7 +20,7 @@ from detkit.report.costs import Costs, costs
 
 if TYPE_CHECKING:
     from detkit.data.annotations import Annotations
-    from detkit.metrics.tables import GroundTruth, Results
+    from detkit.tables import GroundTruth, Results
 
 WORST = 24  # images that are listed
 _NAMED = 8  # errors of an image that are listed
@@ -58,8 +58,8 @@ class Settings:
 
 def numbers(gt: GroundTruth, dt: Results, settings: Settings) -> dict[str, Any]:
     """protocol, metrics, per_class, intervals (if asked for), best_threshold and settings: what is quick to find."""
-    limits = {"max_detections": limits_up_to(settings.max_detections)} if settings.protocol == "coco" else {}
-    result = evaluate(gt, dt, settings.protocol, iou=settings.iou, **limits).to_dict()
+    how = {"iou": settings.iou, "max_detections": settings.max_detections}
+    result = evaluate(gt, dt, settings.protocol, **how).to_dict()  # type: ignore[arg-type]
     if settings.bootstrap:
         result["intervals"] = _intervals(gt, dt, settings)
     threshold, f1 = best_threshold(gt, dt, iou=settings.match_iou, max_detections=settings.max_detections)
@@ -139,20 +139,29 @@ def content(
 def _protocols(gt: GroundTruth, dt: Results, settings: Settings, done: dict[str, Any]) -> dict[str, dict[str, float]]:
     """The numbers of the protocol that was asked for, then of COCO and of both years of PASCAL."""
     table = {settings.protocol: done["metrics"]}
-    coco = {"max_detections": limits_up_to(settings.max_detections)}
-    for name, limits in {"coco": coco, "voc2007": {}, "voc2010": {}}.items():
+    for name in ("coco", "voc2007", "voc2010"):
         if name != settings.protocol:
-            table[name] = evaluate(gt, dt, name, iou=settings.iou, **limits).metrics
+            table[name] = evaluate(gt, dt, name, iou=settings.iou, max_detections=settings.max_detections).metrics
     return table
 
 
 def _intervals(gt: GroundTruth, dt: Results, settings: Settings) -> dict[str, tuple[float, float]]:
-    names, extra = list(SCORES.get(settings.protocol, ["AP"])), {}
-    if settings.protocol == "coco":
-        extra = {"max_detections": settings.max_detections}
-        names = list(dict.fromkeys(["AP", "AP50", iou_name(settings.match_iou)]))
-    how = {"samples": settings.bootstrap, "seed": settings.seed, "protocol": settings.protocol, "iou": settings.iou}
-    return {name: interval(gt, dt, name, **how, **extra) for name in names}  # type: ignore[arg-type]
+    names = find_metric(settings.protocol).scores
+    if settings.iou is not None:
+        names = tuple(dict.fromkeys([*names, iou_name(settings.iou)]))
+    return {
+        name: interval(
+            gt,
+            dt,
+            name,
+            samples=settings.bootstrap,
+            seed=settings.seed,
+            protocol=settings.protocol,
+            iou=settings.iou,
+            max_detections=settings.max_detections,
+        )
+        for name in names
+    }
 
 
 def _curves(shape: Curves) -> dict[str, Any]:

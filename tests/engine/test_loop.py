@@ -22,8 +22,8 @@ from detkit.engine.loop import train
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
 from detkit.interfaces import Head
-from detkit.metrics.tables import GroundTruth
 from detkit.structures import Batch, Detections, Loss, Sample, Target
+from detkit.tables import GroundTruth
 
 SIZE = 32
 OPTIONS = TrainOptions(epochs=4, batch=4, lr=0.01, workers=0, precision="fp32", device="cpu", close_mosaic=0)

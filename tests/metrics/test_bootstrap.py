@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detkit.metrics import coco, evaluate, voc
+from detkit.metrics import coco, evaluate, find_metric
 from detkit.metrics.bootstrap import Draws, draws, interval
-from detkit.metrics.tables import GroundTruth, Results
+from detkit.tables import GroundTruth, Results
 
 Make = Callable[..., Any]
 
@@ -56,21 +56,21 @@ def copies(gt: GroundTruth, dt: Results, weights: np.ndarray) -> tuple[GroundTru
 @pytest.mark.parametrize("metric", list(coco.metric_table()))
 def test_coco_weights_are_copies(ground_truth: Make, results: Make, metric: str) -> None:
     gt, dt = scene(ground_truth, results, 0)
-    value = coco.resampler(gt, dt, metric)
-    assert value(np.ones(gt.images, np.int64)) == pytest.approx(coco.evaluate(gt, dt).metrics[metric], abs=1e-12)
+    value = coco.Coco().resampler(gt, dt, metric)
+    assert value(np.ones(gt.images, np.int64)) == pytest.approx(coco.Coco().evaluate(gt, dt).metrics[metric], abs=1e-12)
     for seed in range(3):
         weights = np.random.default_rng(seed).integers(0, 4, gt.images)
-        expected = coco.evaluate(*copies(gt, dt, weights)).metrics[metric]
+        expected = coco.Coco().evaluate(*copies(gt, dt, weights)).metrics[metric]
         assert value(weights) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("year", ["2007", "2010"])
 def test_voc_weights_are_copies(ground_truth: Make, results: Make, year: str) -> None:
     gt, dt = scene(ground_truth, results, 1)
-    value = voc.resampler(gt, dt, year=year)
-    assert value(np.ones(gt.images, np.int64)) == pytest.approx(voc.evaluate(gt, dt, year=year).metrics["AP"])
+    value = find_metric(f"voc{year}").resampler(gt, dt, "AP")
+    assert value(np.ones(gt.images, np.int64)) == pytest.approx(evaluate(gt, dt, f"voc{year}").metrics["AP"])
     weights = np.random.default_rng(0).integers(0, 4, gt.images)
-    expected = voc.evaluate(*copies(gt, dt, weights), year=year).metrics["AP"]
+    expected = evaluate(*copies(gt, dt, weights), f"voc{year}").metrics["AP"]
     assert value(weights) == pytest.approx(expected, abs=1e-9)
 
 
@@ -104,7 +104,7 @@ def test_paired_differences(ground_truth: Make, results: Make) -> None:
     first, second = (draws(gt, one, samples=50) for one in (dt, exact))
     better = second.minus(first)
     assert better.significant
-    assert better.value == pytest.approx(1 - coco.evaluate(gt, dt).metrics["AP50"])
+    assert better.value == pytest.approx(1 - coco.Coco().evaluate(gt, dt).metrics["AP50"])
     assert first.minus(second).high < 0
 
 

@@ -10,8 +10,8 @@ import pytest
 from detkit.errors import DetkitError
 from detkit.metrics import evaluate
 from detkit.metrics.bootstrap import interval
-from detkit.metrics.classification import ranks, resampler
-from detkit.metrics.tables import GroundTruth, Results
+from detkit.metrics.classification import Classification, ranks
+from detkit.tables import GroundTruth, Results
 
 
 def truth(labels: list[int], classes: int = 7, image: list[int] | None = None) -> GroundTruth:
@@ -59,10 +59,10 @@ def test_images_need_exactly_one_label() -> None:
 
 def test_copies_of_images_are_as_good_as_weights() -> None:
     gt, dt = truth([0, 1, 2]), answers([0], [0, 1], [2])
-    value = resampler(gt, dt, "top1")
+    value = Classification().resampler(gt, dt, "top1")
     assert value(np.array([1, 1, 1])) == pytest.approx(2 / 3)
     assert value(np.array([0, 3, 1])) == pytest.approx(1 / 4)
     low, high = interval(gt, dt, "top1", samples=50, protocol="classify")
     assert 0 <= low <= 2 / 3 <= high <= 1.3
     with pytest.raises(ValueError, match="top1"):
-        resampler(gt, dt, "AP")
+        Classification().resampler(gt, dt, "AP")

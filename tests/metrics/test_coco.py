@@ -15,7 +15,7 @@ import pytest
 
 from detkit.metrics import coco
 from detkit.metrics.matching import match, positives
-from detkit.metrics.tables import GroundTruth, Results, image_rank
+from detkit.tables import GroundTruth, Results, image_rank
 
 Make = Callable[..., Any]
 
@@ -103,12 +103,12 @@ def random_case(seed: int) -> tuple[list[int], GroundTruth, Results]:
 def test_random_tables_are_bit_equal_to_pycocotools(seed: int) -> None:
     ids, gt, dt = random_case(seed)
     reference = pycocotools(ids, list(range(len(gt.classes))), *as_records(ids, gt, dt))
-    got = coco.evaluate(gt, dt)
+    got = coco.Coco().evaluate(gt, dt)
     assert list(got.metrics.values()) == reference.stats.tolist()
     np.testing.assert_array_equal(got.precision, reference.eval["precision"][..., -1])
     matches = match(gt, dt, thresholds=coco.THRESHOLDS, areas=np.array(list(coco.AREAS.values())))
     counts = positives(gt, matches.areas)
-    for m, limit in enumerate(got.max_detections):
+    for m, limit in enumerate(got.limits):
         np.testing.assert_array_equal(coco.accumulate(matches, counts, [limit])[0], reference.eval["precision"][..., m])
     np.testing.assert_array_equal(got.recall, reference.eval["recall"])
 
@@ -116,8 +116,8 @@ def test_random_tables_are_bit_equal_to_pycocotools(seed: int) -> None:
 def test_more_detections_than_the_limit_in_one_image(ground_truth: Make, results: Make) -> None:
     gt = ground_truth([[0, 0, 10, 10]])
     dt = results([[50, 50, 10, 10]] * 100 + [[0, 0, 10, 10]], [0.9] * 100 + [0.8])
-    assert coco.evaluate(gt, dt).metrics["AP50"] == 0.0
-    assert coco.evaluate(gt, dt, max_detections=(1, 10, 101)).metrics["AR101"] == 1.0
+    assert coco.Coco().evaluate(gt, dt).metrics["AP50"] == 0.0
+    assert coco.Coco().evaluate(gt, dt, max_detections=101).metrics["AR101"] == 1.0
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -126,13 +126,13 @@ def test_equal_scores_in_two_images_follow_the_image_ids_not_the_file(
 ) -> None:
     gt = replace(ground_truth([[0, 0, 10, 10]], image=[0], images=2), rank=np.array([1, 0] if reverse else [0, 1]))
     dt = results([[0, 0, 10, 10], [0, 0, 10, 10]], [0.5, 0.5], image=[0, 1])
-    assert coco.evaluate(gt, dt).metrics["AP50"] == pytest.approx(0.5 if reverse else 1.0)
+    assert coco.Coco().evaluate(gt, dt).metrics["AP50"] == pytest.approx(0.5 if reverse else 1.0)
 
 
 def test_an_annotation_with_id_0_is_never_found_as_in_pycocotools(ground_truth: Make, results: Make) -> None:
     gt, dt = ground_truth([[0, 0, 10, 10]]), results([[0, 0, 10, 10]], [0.5])
-    assert coco.evaluate(gt, dt).metrics["AP50"] == pytest.approx(1.0)
-    assert coco.evaluate(replace(gt, ids=np.array([0])), dt).metrics["AP50"] == 0.0
+    assert coco.Coco().evaluate(gt, dt).metrics["AP50"] == pytest.approx(1.0)
+    assert coco.Coco().evaluate(replace(gt, ids=np.array([0])), dt).metrics["AP50"] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_ignored_objects(
     dt = results([[100, 0, 10, 10], [100, 0, 10, 10], [0, 0, 10, 10]], [0.9, 0.8, 0.7])
     # by hand: with two objects the precisions are 1, 1/2, 2/3: 1 up to recall 0.5 (51 points), then 2/3 (50 points)
     expected = (51 + 50 * 2 / 3) / 101 if not crowd and not difficult else expected
-    assert coco.evaluate(gt, dt).metrics["AP50"] == pytest.approx(expected), why
+    assert coco.Coco().evaluate(gt, dt).metrics["AP50"] == pytest.approx(expected), why
 
 
 def test_a_difficult_object_is_hidden_by_iou_and_a_crowd_by_the_share_of_the_detection(
@@ -159,13 +159,13 @@ def test_a_difficult_object_is_hidden_by_iou_and_a_crowd_by_the_share_of_the_det
 ) -> None:
     inside = results([[0, 0, 10, 10], [200, 0, 10, 10]], [0.9, 0.8])  # a tenth of the region
     boxes = [[0, 0, 100, 10], [200, 0, 10, 10]]
-    assert coco.evaluate(ground_truth(boxes, crowd=[1, 0]), inside).metrics["AP50"] == pytest.approx(1.0)
-    assert coco.evaluate(ground_truth(boxes, difficult=[1, 0]), inside).metrics["AP50"] == pytest.approx(0.5)
+    assert coco.Coco().evaluate(ground_truth(boxes, crowd=[1, 0]), inside).metrics["AP50"] == pytest.approx(1.0)
+    assert coco.Coco().evaluate(ground_truth(boxes, difficult=[1, 0]), inside).metrics["AP50"] == pytest.approx(0.5)
 
 
 def test_per_class_and_nothing_to_find(ground_truth: Make, results: Make) -> None:
     gt = ground_truth([[0, 0, 10, 10], [0, 0, 200, 200]], label=[0, 2], classes=("cat", "dog", "cow"))
-    got = coco.evaluate(gt, results([[0, 0, 10, 10], [0, 0, 9, 9]], [0.5, 0.4], label=[0, 1]))
+    got = coco.Coco().evaluate(gt, results([[0, 0, 10, 10], [0, 0, 9, 9]], [0.5, 0.4], label=[0, 1]))
     assert got.per_class["cat"]["AP"] == pytest.approx(1.0)
     assert got.per_class["cow"]["AP"] == 0.0
     assert np.isnan(got.per_class["dog"]["AP"])
@@ -176,20 +176,23 @@ def test_per_class_and_nothing_to_find(ground_truth: Make, results: Make) -> Non
 
 
 def test_nothing_at_all(ground_truth: Make, results: Make) -> None:
-    got = coco.evaluate(ground_truth([], images=0, classes=()), results([], []))
+    got = coco.Coco().evaluate(ground_truth([], images=0, classes=()), results([], []))
     assert set(got.metrics.values()) == {-1.0}
     assert got.per_class == {}
 
 
 def test_ap_at_any_iou_leaves_the_other_numbers_alone() -> None:
     _, gt, dt = random_case(3)
-    plain = coco.evaluate(gt, dt)
+    plain = coco.Coco().evaluate(gt, dt)
     for iou, like in ((0.5, "AP50"), (0.75, "AP75")):
-        assert coco.evaluate(gt, dt, iou=iou).metrics == {**plain.metrics, coco.iou_name(iou): plain.metrics[like]}
-    more = coco.evaluate(gt, dt, iou=0.6)
+        assert coco.Coco().evaluate(gt, dt, iou=iou).metrics == {
+            **plain.metrics,
+            coco.iou_name(iou): plain.metrics[like],
+        }
+    more = coco.Coco().evaluate(gt, dt, iou=0.6)
     assert {name: more.metrics[name] for name in plain.metrics} == plain.metrics
     assert more.metrics["AP60"] == pytest.approx(np.mean(plain.precision[2, :, :, 0]))
-    assert "AP12.5" in coco.evaluate(gt, dt, iou=0.125).metrics
+    assert "AP12.5" in coco.Coco().evaluate(gt, dt, iou=0.125).metrics
 
 
 @pytest.mark.parametrize(
@@ -204,7 +207,7 @@ def test_ap_at_any_iou_leaves_the_other_numbers_alone() -> None:
 def test_tables_that_do_not_fit_are_refused(changes: dict, word: str, ground_truth: Make, results: Make) -> None:
     dt = replace(results([[0, 0, 10, 10]], [0.5]), **changes)
     with pytest.raises(ValueError, match=word):
-        coco.evaluate(ground_truth([[0, 0, 10, 10]]), dt)
+        coco.Coco().evaluate(ground_truth([[0, 0, 10, 10]]), dt)
 
 
 @pytest.mark.parametrize("thresholds", [[], [0.0], [1.1], np.linspace(0.1, 1, 65)])
@@ -216,7 +219,7 @@ def test_thresholds_that_make_no_sense_are_refused(thresholds: list[float], grou
 def test_tables_are_not_changed() -> None:
     _, gt, dt = random_case(8)
     before = [column.copy() for column in (gt.xywh, gt.image, gt.area, dt.xywh, dt.score, dt.image)]
-    coco.evaluate(gt, dt)
+    coco.Coco().evaluate(gt, dt)
     for old, new in zip(before, (gt.xywh, gt.image, gt.area, dt.xywh, dt.score, dt.image), strict=True):
         np.testing.assert_array_equal(old, new)
 
@@ -240,7 +243,7 @@ def test_real_annotations_through_the_reader_are_equal_to_pycocotools(shared_dat
     file.write_text(json.dumps(detections))
     annotations = read(path)
     found, notes = read_detections(file, annotations)
-    got = coco.evaluate(annotations.ground_truth(), found)
+    got = coco.Coco().evaluate(annotations.ground_truth(), found)
     reference = pycocotools(
         [image["id"] for image in data["images"]],
         [category["id"] for category in data["categories"]],

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from detkit.metrics.doubts import doubts, swapped_classes
-from detkit.metrics.tables import GroundTruth, Results
+from detkit.tables import GroundTruth, Results
 
 SIZES = np.array([[100, 200]] * 10)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from detkit.metrics.coco import evaluate
+from detkit.metrics import evaluate
 from detkit.metrics.errors import KINDS, error_breakdown
 
 A = [0.0, 0.0, 10.0, 10.0]

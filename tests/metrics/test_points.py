@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from detkit.metrics import evaluate
-from detkit.metrics.points import resampler
-from detkit.metrics.tables import GroundTruth, Results
+from detkit.metrics.points import Points
+from detkit.tables import GroundTruth, Results
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_without_points_there_is_nothing_to_measure(tables: tuple[GroundTruth, R
 
 
 def test_copies_of_images_are_as_good_as_weights(tables: tuple[GroundTruth, Results]) -> None:
-    assert resampler(*tables, "PCK")(np.array([1, 1])) == pytest.approx(1 / 3)
-    assert resampler(*tables, "PCK")(np.array([3, 1])) == pytest.approx(3 / 7)
-    assert resampler(*tables, "NME")(np.array([1, 5])) == pytest.approx(0.125)
-    assert resampler(*tables, "AP50")(np.array([1, 1])) == evaluate(*tables, "coco").metrics["AP50"]
+    assert Points().resampler(*tables, "PCK")(np.array([1, 1])) == pytest.approx(1 / 3)
+    assert Points().resampler(*tables, "PCK")(np.array([3, 1])) == pytest.approx(3 / 7)
+    assert Points().resampler(*tables, "NME")(np.array([1, 5])) == pytest.approx(0.125)
+    assert Points().resampler(*tables, "AP50")(np.array([1, 1])) == evaluate(*tables, "coco").metrics["AP50"]

@@ -12,7 +12,7 @@ import pytest
 
 from detkit.data.annotations import Annotations
 from detkit.data.dataset import read
-from detkit.metrics.tables import Results
+from detkit.tables import Results
 
 
 class Case(NamedTuple):

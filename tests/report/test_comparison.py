@@ -10,8 +10,8 @@ import pytest
 
 from detkit.errors import DetkitError
 from detkit.metrics import evaluate
-from detkit.metrics.tables import GroundTruth, Results
 from detkit.report.comparison import Candidate, _draw, draw, judge, table
+from detkit.tables import GroundTruth, Results
 
 N = 60
 

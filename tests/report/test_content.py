@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from detkit.metrics import evaluate
-from detkit.metrics.tables import Results
 from detkit.report.content import Settings, content, latency
+from detkit.tables import Results
 
 
 def test_numbers(case) -> None:

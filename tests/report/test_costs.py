@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from detkit.metrics.tables import GroundTruth, Results
 from detkit.report.costs import costs
+from detkit.tables import GroundTruth, Results
 
 
 def plain_ap(gt: GroundTruth, dt: Results, iou: float = 0.5) -> float:

@@ -13,9 +13,9 @@ import cv2
 import pytest
 
 from detkit.errors import DetkitError
-from detkit.metrics.tables import Results
 from detkit.report.content import Settings, content
 from detkit.report.page import table, write_report
+from detkit.tables import Results
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VOID = {"meta", "img", "br"}

@@ -1,9 +1,10 @@
-"""The exact, flat float64 tables that the metrics work on, in the file's own xywh: never through float32 xyxy."""
+"""Flat, exact float64 tables of objects and detections in the file's own xywh, and what a metric says of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -56,6 +57,25 @@ class Results:
         """Some detections: a mask or indices."""
         points = None if self.points is None else self.points[rows]
         return Results(self.image[rows], self.label[rows], self.xywh[rows], self.score[rows], points)
+
+
+@dataclass(slots=True, frozen=True, eq=False)
+class Evaluation:
+    """The numbers of one metric.
+
+    Attributes:
+        metrics: By name; -1 or NaN where there is nothing to find.
+        per_class: By class name, then as ``metrics``, with ``objects``, the number to be found.
+        protocol: Name of the metric (``detkit.metrics.METRICS``).
+    """
+
+    metrics: dict[str, float]
+    per_class: dict[str, dict[str, float]]
+    protocol: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form of ``evaluate --json``."""
+        return {"protocol": self.protocol, "metrics": self.metrics, "per_class": self.per_class}
 
 
 def image_rank(ids: Sequence[int | str]) -> np.ndarray:
