@@ -1,4 +1,4 @@
-"""The few functions that need everything: ``load``, ``train``, ``evaluate``. Heavy parts are imported when called."""
+"""``load``, ``train`` and ``evaluate``: what needs everything. Heavy parts are imported when called."""
 
 from __future__ import annotations
 
@@ -7,39 +7,44 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack, overload
 
 from detkit.errors import DetkitError
+from detkit.registry import allow
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from detkit.config import Config
     from detkit.data.dataset import Annotations, Dataset
     from detkit.detector import Detector, Predicting
-    from detkit.engine.events import Event, TrainFinished
+    from detkit.engine.events import DryRun, Event, TrainFinished
     from detkit.structures import Predictor
     from detkit.tables import Evaluation, Results
+
+    Network = TypeVar("Network", bound=nn.Module)
 
 DEFAULT_RECIPE = "yolo"
 
 
+class LoadOptions(TypedDict, total=False):
+    """The keyword arguments of ``load`` that any model takes."""
+
+    device: str | None
+    threads: int | None
+    size: int | None
+    precision: str
+    plugins: Sequence[str]
+
+
 @overload
-def load(
-    path_or_name: str | Path | None = ...,
-    *,
-    device: str | None = ...,
-    threads: int | None = ...,
-    size: int | None = ...,
-    precision: str = ...,
-) -> Detector: ...
+def load(path_or_name: str | Path | None = ..., **options: Unpack[LoadOptions]) -> Detector: ...
 @overload
 def load(
     path_or_name: str | Path | Sequence[str | Path] | None = ...,
     *,
-    device: str | None = ...,
-    threads: int | None = ...,
-    size: int | None = ...,
-    precision: str = ...,
     tta: Sequence[str] = ...,
+    **options: Unpack[LoadOptions],
 ) -> Predicting: ...
 def load(
     path_or_name: str | Path | Sequence[str | Path] | None = None,
@@ -49,25 +54,36 @@ def load(
     size: int | None = None,
     precision: str = "fp32",
     tta: Sequence[str] = (),
-) -> Any:
+    plugins: Sequence[str] = (),
+) -> Predicting:
     """A trained detector, ready to predict.
 
-    path_or_name: a .safetensors file, a run folder (its best weights) or a shipped name; None: the shipped default;
-    "torchvision/NAME": one of torchvision's COCO detectors, which predicts but is no ``Detector``; several of these:
-    their ensemble. device: "cpu", "cuda", "cuda:1", "mps"; None: the best there is. threads: CPU threads. size: input
-    size in pixels instead of the model's own. precision: of the arithmetic, "fp32"; "bf16", faster on CPUs and GPUs
-    made for it; or "auto", which takes bf16 there and fp32 elsewhere. Nothing but your word chooses bf16: it moves
-    scores in the second or third digit, and a model should find and measure the same on every machine. tta: views to
-    add at test time: "flip", "scales" and, for a classifier, "crops".
+    Args:
+        path_or_name: A .safetensors file, a run folder (its best weights) or a shipped name; None: the shipped default;
+            "torchvision/NAME": one of torchvision's COCO detectors, which predicts but is no ``Detector``; several of
+            these: their ensemble.
+        device: "cpu", "cuda", "cuda:1", "mps"; None: the best there is.
+        threads: CPU threads; None: torch's choice.
+        size: Input size in pixels instead of the model's own.
+        precision: Of the arithmetic: "fp32"; "bf16", faster on CPUs and GPUs made for it; or "auto", which takes bf16
+            there and fp32 elsewhere. Nothing but your word chooses bf16: it moves scores in the second or third digit,
+            and a model should find and measure the same on every machine.
+        tta: Views to add at test time: "flip", "scales" and, for a classifier, "crops".
+        plugins: Modules whose parts a model file may name as ``module:Name``; trusted for the life of the process.
+
+    Returns:
+        The detector; with several models or ``tta`` a predictor that fuses their answers.
 
     Raises:
-        DetkitError: no such file or name, a damaged or too new file, a device that this machine lacks, models of an
+        DetkitError: No such file or name, a damaged or too new file, a device that this machine lacks, models of an
             ensemble that know different classes.
+        UntrustedPart: A file names a part whose module is not among ``plugins``.
     """
+    allow(plugins)
     if threads is not None:
         set_threads(threads)
-    several = [path_or_name] if path_or_name is None or isinstance(path_or_name, (str, Path)) else list(path_or_name)
-    models = [_load_one(name, device, size, precision) for name in several]
+    names = [path_or_name] if path_or_name is None or isinstance(path_or_name, (str, Path)) else list(path_or_name)
+    models = [_load_one(name, device, size, precision) for name in names]
     if len(models) == 1 and not tta:
         return models[0]
     from detkit.prediction.ensemble import Combined
@@ -101,7 +117,7 @@ def _load_one(path_or_name: str | Path | None, device: str | None, size: int | N
     return detector
 
 
-def _placed(model: Any, device: str | None) -> Any:
+def _placed(model: Network, device: str | None) -> Network:
     """The module on this device, the best where it is None, in the order of pixels that is fastest there."""
     import torch
 
@@ -130,68 +146,87 @@ def train(
     resume: str | Path | None = None,
     dry_run: bool = False,
     on_event: Callable[[Event], None] = lambda event: None,
-) -> TrainFinished | Any:
+    plugins: Sequence[str] = (),
+) -> TrainFinished | DryRun:
     """Trains a detector and returns what came of it; the run folder holds everything else.
 
-    config: a YAML file or a shipped name; None: the default recipe. data: takes the place of the config's data (its
-    own validation part is used, or one is drawn). overrides: "train.epochs=20" and the like. out: the run folder;
-    None: a new numbered one in runs/. resume: a run folder to go on with. dry_run: two steps, then an estimate.
-    on_event: called with each event of the engine (see ``detkit.engine.events``).
+    Args:
+        config: A YAML file or a shipped name; None: the default recipe.
+        data: Takes the place of the config's data (its own validation part is used, or one is drawn).
+        overrides: "train.epochs=20" and the like.
+        out: The run folder; None: a new numbered one in runs/.
+        resume: A run folder to go on with.
+        dry_run: Two steps, then an estimate of time and memory.
+        on_event: Called with each event of the engine (see ``detkit.engine.events``).
+        plugins: Modules whose parts the config of a run or a model file may name as ``module:Name``.
 
     Raises:
-        DetkitError: a mistake in config or data (code 2); a run that had to stop (code 4, 130 or 143).
+        DetkitError: A mistake in config or data (code 2); a run that had to stop (code 4, 130 or 143).
+        UntrustedPart: A file names a part whose module is not among ``plugins``.
     """
     from detkit.config import read_config, train_val_datasets
     from detkit.data.augment import Augment
     from detkit.engine import loop
     from detkit.engine.events import Notice
     from detkit.engine.options import TrainOptions
-    from detkit.io.files import numbered_folder
 
+    allow(plugins)
     changes = list(overrides)
     if resume is not None:
-        config = Path(resume) / "config.yaml"
-        if not config.is_file():
-            raise DetkitError("this folder holds no run to go on with", str(resume), "give a folder that train made")
-        changes = [*_anchors_of_run(Path(resume)), *changes]
+        config, changes = _config_of_run(Path(resume)), [*_anchors_of_run(Path(resume)), *changes]
     elif data is not None:
         # An override of a path may hold any character: JSON strings are YAML too.
         changes = [f"data.train={json.dumps(str(data))}", "data.val=null", "data.test=null", *changes]
     elif config is None:
         raise DetkitError("nothing to train on", do="give data=, or a config that names its data")
-    checked = read_config(config or DEFAULT_RECIPE, changes, train_schema=TrainOptions, trusted=resume is None)
+    recipe = config or DEFAULT_RECIPE
+    checked = read_config(recipe, changes, train_schema=TrainOptions, trusted=resume is None)
+    if data is None and resume is None:
+        _refuse_missing_data(checked, recipe)
     train_set, val_set, notes = train_val_datasets(checked)
     if config is None:
         notes.insert(0, f"recipe: {DEFAULT_RECIPE} (detkit config {DEFAULT_RECIPE} shows it)")
-    notes.append(f"classes: {', '.join(train_set.classes)}")
-
-    def tell(text: str) -> None:
-        on_event(Notice(text))
-
-    for note in notes:
-        tell(note)
-    detector = build(checked, train_set, tell)
+    for note in [*notes, f"classes: {', '.join(train_set.classes)}"]:
+        on_event(Notice(note))
+    detector = build(checked, train_set, lambda text: on_event(Notice(text)))
     if "started" in detector.record and resume is None:
-        tell(detector.record["started"])
-    if resume is not None:
-        run = Path(resume)
-    elif out is not None:
-        run = Path(out)
-    else:
-        run = numbered_folder("runs", Path(config or DEFAULT_RECIPE).stem)
+        on_event(Notice(detector.record["started"]))
     return loop.train(
         detector,
         train_set,
         val_set,
         checked.train,
         augment=Augment(**checked.augment),
-        run=run,
+        run=_run_folder(resume or out, Path(recipe).stem),
         config=checked.to_yaml(),
         limits=checked.evaluate.limits(),
         on_event=on_event,
         resume=resume is not None,
         dry_run=dry_run,
     )
+
+
+def _config_of_run(run: Path) -> Path:
+    config = run / "config.yaml"
+    if not config.is_file():
+        raise DetkitError("this folder holds no run to go on with", str(run), "give a folder that train made")
+    return config
+
+
+def _run_folder(chosen: str | Path | None, name: str) -> Path:
+    from detkit.io.files import numbered_folder
+
+    return numbered_folder("runs", name) if chosen is None else Path(chosen)
+
+
+def _refuse_missing_data(checked: Config, recipe: str | Path) -> None:
+    """A config names where its data was on another machine: says so before its format is guessed at."""
+    for part in ("train", "val", "test"):
+        for source in checked.data[part] or ():
+            if not Path(source["path"]).exists():
+                what = f"the data that this config names is not here: {source['path']}"
+                do = f"lay it there, or train on other data: detkit train {recipe} --data DATA"
+                raise DetkitError(what, checked.place.at(("data", part)), do)
 
 
 def _anchors_of_run(run: Path) -> list[str]:
@@ -221,16 +256,22 @@ def evaluate(
     split: str | None = None,
     images: str | Path | None = None,
     protocol: str | None = None,
+    plugins: Sequence[str] = (),
 ) -> Evaluation:
-    """AP of a detections file (.json of COCO results, .jsonl of ``detect --json``) or of a model on labelled data; of a
-    classifier top-1 and top-5.
+    """AP of a model, or of a file of detections, on labelled data; of a classifier top-1 and top-5.
 
-    predictions_or_model: a file of detections, or a folder of YOLO's or PASCAL's text files; a model (file, run folder,
-    name) or anything that predicts. data: COCO json, VOC folder, YOLO data.yaml or class folders. protocol: of
-    ``detkit.metrics.METRICS``; None: "coco", or what the model's head answers; for a file on class folders "classify".
+    Args:
+        predictions_or_model: A model (file, run folder, name, or anything that predicts); or detections: .json of COCO
+            results, .jsonl of ``detect --json``, a folder of YOLO's or PASCAL's text files.
+        data: COCO json, VOC folder, YOLO data.yaml or class folders.
+        split: One part of the data; None: all of it.
+        images: Folder of the images of a COCO json.
+        protocol: Of ``detkit.metrics.METRICS``; None: what the model's config names, else what its head answers; for a
+            file "coco", on class folders "classify".
+        plugins: Modules whose parts a model file may name as ``module:Name``.
 
     Raises:
-        DetkitError: data or detections that cannot be read, or that do not fit each other.
+        DetkitError: Data or detections that cannot be read, or that do not fit each other.
     """
     from detkit import metrics
 
@@ -246,10 +287,23 @@ def evaluate(
         usual = "classify" if annotations.labelled else "coco"
     else:
         given = predictions_or_model
-        predictor = load(given) if isinstance(given, (str, Path)) else given
+        predictor = load(given, plugins=plugins) if isinstance(given, (str, Path)) else given
         annotations, results, _ = evaluate_model(predictor, data, split=split, images=images)
-        usual = getattr(predictor, "protocol", "coco")
+        usual = protocol_of(predictor)
     return metrics.evaluate(annotations.ground_truth(), results, protocol=protocol or usual)
+
+
+def protocol_of(predictor: Predictor) -> str:
+    """The metric that a model is judged by: ``evaluate.protocol`` of its config, where "coco" is its head's own."""
+    from detkit.detector import Detector
+    from detkit.metrics import find_metric
+
+    if isinstance(predictor, Detector):
+        named = predictor.config.get("evaluate", {}).get("protocol", "coco")
+        if named != "coco":
+            find_metric(named, where="evaluate.protocol", trusted=False)
+            return str(named)
+    return getattr(predictor, "protocol", "coco")
 
 
 def _holds_detections(path: Path) -> bool:
@@ -273,11 +327,20 @@ def evaluate_model(
 ) -> tuple[Annotations, Results, Mapping[str, float]]:
     """A model's detections on labelled data, under the limits that AP is defined with, and the times it took.
 
-    iou: the NMS threshold; max_detections: of an image; on_progress(done, total) counts batches. Labels are matched
-    by class name: classes that the model does not know have no detections.
+    Labels are matched by class name: classes that the model does not know have no detections.
+
+    Args:
+        model: A file, run folder, name, or anything that predicts.
+        data: COCO json, VOC folder, YOLO data.yaml or class folders.
+        split: One part of the data; None: all of it.
+        images: Folder of the images of a COCO json.
+        iou: The NMS threshold.
+        max_detections: Per image.
+        batch: Images at a time.
+        on_progress: Called with batches done and in all.
 
     Raises:
-        DetkitError: as ``detkit.data.dataset.read`` and ``detkit.engine.evaluator.evaluate``; a classifier on images
+        DetkitError: As ``detkit.data.dataset.read`` and ``detkit.engine.evaluator.evaluate``; a classifier on images
             that do not have exactly one label.
     """
     from detkit.data.dataset import Dataset, read

@@ -77,6 +77,8 @@ def evaluate(
 
     --report and --json add curves, confusion, calibration, kinds of errors, dearest images, times.
     """
+    from detkit.api import protocol_of
+
     if report is not None:
         from detkit.io.files import refuse_existing
 
@@ -92,7 +94,7 @@ def evaluate(
         predictor = load_predictor(
             models, ensemble=ensemble, tta=tta, device=device, precision=precision, threads=threads
         )
-        answers = str(getattr(predictor, "protocol", "coco"))
+        answers = protocol_of(predictor)
         if answers == "classify" and protocol not in (None, "classify"):
             raise DetkitError("a classifier's answers have no boxes", "--protocol", "leave it out")
         protocol = protocol or answers

@@ -82,8 +82,9 @@ def _train() -> tuple[Detector, float]:
     with tempfile.TemporaryDirectory(prefix="detkit-") as folder:
         data = write_toy_data(Path(folder) / "toy", train=256, val=32)
         run = Path(folder) / "run"
-        done = api.train("toy", data=data, out=run, on_event=_tell)
-        return api.load(run, device="cpu"), done.row["AP50"]
+        api.train("toy", data=data, out=run, on_event=_tell)
+        detector = api.load(run, device="cpu")
+        return detector, detector.scores["AP50"]
 
 
 def _tell(event: Any) -> None:
