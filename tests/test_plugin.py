@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
+import runpy
 import shutil
 import signal
 import subprocess
@@ -15,22 +15,10 @@ from typing import Any
 import pytest
 
 from detkit import api, registry
-from detkit.data.toy import toy_sample
 from detkit.engine.events import EpochDone
 from detkit.errors import DetkitError
-from detkit.io.images import write_image
 
 PACKAGE = Path(__file__).parent / "plugin"
-EXPERIMENT = """
-data: {{train: {data}/train, val: {data}/val}}
-model:
-  size: 96
-  backbone: {{name: {backbone}, width: 8}}
-  head: {{name: {head}, box_gain: 2.0}}
-augment: {{mosaic: 0.0}}
-train: {{epochs: 2, batch: 4, workers: 0, precision: fp32, device: cpu}}
-evaluate: {{protocol: example_recall}}
-"""
 
 
 @pytest.fixture(scope="session")
@@ -59,21 +47,18 @@ def plugin(installed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Toy images in the example's own format."""
     folder = tmp_path_factory.mktemp("csv")
-    for part, seeds in (("train", range(8)), ("val", range(100, 104))):
-        rows = []
-        for seed in seeds:
-            sample = toy_sample(seed, 96)
-            write_image(folder / part / sample.path, sample.image)
-            for box, label in zip(sample.target.boxes.tolist(), sample.target.labels.tolist(), strict=True):
-                rows.append([sample.path, *box, ("circle", "square", "triangle")[label]])
-        with (folder / part / "boxes.csv").open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows(rows)
+    runpy.run_path(str(PACKAGE / "draw.py"))["draw"](folder, train=8)
     return folder
 
 
-def experiment(folder: Path, data: Path, backbone: str = "example_cnn", head: str = "example_centre") -> Path:
+def experiment(folder: Path, data: Path, module: str = "") -> Path:
+    """The example's YAML file for this data; module: its parts by ``module:Name``, not as installed ones."""
+    text = (PACKAGE / "experiment.yaml").read_text(encoding="utf-8").replace(": data/", f": {data}/")
+    if module:
+        text = text.replace("example_cnn", f"{module}.backbone:ExampleCNN")
+        text = text.replace("example_centre", f"{module}.head:CentreHead")
     path = folder / "mine.yaml"
-    path.write_text(EXPERIMENT.format(data=data, backbone=backbone, head=head), encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -95,7 +80,7 @@ def test_command_line_from_training_to_detection(installed: Path, data: Path, tm
     assert 0 <= judged["metrics"]["recall50"] <= 1
     coco = detkit("evaluate", "run", data / "val", "--protocol", "coco", "--json", site=installed, cwd=tmp_path)
     assert 0 <= json.loads(coco.stdout)["metrics"]["AP50"] <= 1
-    image = data / "val" / "0100.png"
+    image = data / "val" / "1000.png"
     found = json.loads(
         detkit("detect", image, "--model", "run", "--conf", "0", "--json", site=installed, cwd=tmp_path).stdout
     )
@@ -126,9 +111,9 @@ def test_resume_in_another_folder_is_bit_equal(plugin: None, data: Path, tmp_pat
 def test_a_module_in_a_yaml_file_trains_and_its_model_file_asks_for_it(
     installed: Path, data: Path, tmp_path: Path
 ) -> None:
-    config = experiment(tmp_path, data, "detkit_example.backbone:ExampleCNN", "detkit_example.head:CentreHead")
+    config = experiment(tmp_path, data, "detkit_example")
     detkit("train", config, "--out", "run", "train.epochs=1", site=installed, cwd=tmp_path)
-    image = data / "val" / "0100.png"
+    image = data / "val" / "1000.png"
     typed = ["detect", str(image), "--model", "run/best.safetensors", "--conf", "0", "--json"]
     refused = detkit(*typed, site=installed, cwd=tmp_path, code=2).stderr
     assert "may not import code by itself" in refused
@@ -140,7 +125,7 @@ def test_a_module_in_a_yaml_file_trains_and_its_model_file_asks_for_it(
 
 
 def test_a_run_folder_is_a_strangers_too(plugin: None, data: Path, tmp_path: Path) -> None:
-    config = experiment(tmp_path, data, "detkit_example.backbone:ExampleCNN", "detkit_example.head:CentreHead")
+    config = experiment(tmp_path, data, "detkit_example")
     run = api.train(config, out=tmp_path / "run", overrides=["train.epochs=1"]).run
     for name in [name for name in sys.modules if name.partition(".")[0] == "detkit_example"]:
         del sys.modules[name]
@@ -153,7 +138,7 @@ def test_a_run_folder_is_a_strangers_too(plugin: None, data: Path, tmp_path: Pat
 
 
 def test_an_override_is_a_persons_word(plugin: None, data: Path, tmp_path: Path) -> None:
-    config = experiment(tmp_path, data, head="example_centre")
+    config = experiment(tmp_path, data)
     done = api.train(
         config,
         out=tmp_path / "run",

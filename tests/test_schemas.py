@@ -1,0 +1,86 @@
+"""Every key that a config may hold is read by somebody: none is accepted and then ignored."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import detkit
+from detkit import registry
+from detkit.config.experiment import MODEL_KEYS, SOURCE_KEYS, EvaluateOptions, check_data
+from detkit.config.schema import Place, keys_of
+from detkit.data.augment import Augment
+from detkit.engine.options import TrainOptions
+
+FILES = sorted(Path(detkit.__file__).parent.rglob("*.py"))
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+CHECKS = {"__post_init__", "_require"}  # these look at values without using them
+PARTS = [(kind, name) for kind in ("backbone", "neck", "proposals", "head") for name in registry.own(kind)]
+
+
+def owner_of(node: ast.Attribute) -> str:
+    """``options`` of ``self.options.lr`` and of ``options.lr``."""
+    value = node.value
+    return value.attr if isinstance(value, ast.Attribute) else value.id if isinstance(value, ast.Name) else ""
+
+
+def attributes(owners: set[str]) -> set[str]:
+    """Names that the package reads of a value called so."""
+    nodes = (node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.Attribute))
+    return {node.attr for node in nodes if owner_of(node) in owners}
+
+
+def own_methods(schema: type) -> set[str]:
+    """Names that a schema's own methods read, its checks apart."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(schema)))
+    methods = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name not in CHECKS]
+    nodes = (node for method in methods for node in ast.walk(method) if isinstance(node, ast.Attribute))
+    return {node.attr for node in nodes if owner_of(node) == "self"}
+
+
+@pytest.mark.parametrize(("schema", "owners"), [(TrainOptions, {"options", "train"}), (EvaluateOptions, {"evaluate"})])
+def test_every_option_is_read(schema: type, owners: set[str]) -> None:
+    assert not set(keys_of(schema)) - attributes(owners) - own_methods(schema)
+
+
+def test_every_key_of_data_and_model_is_read() -> None:
+    config = [tree for path, tree in TREES.items() if path.parent.name in ("config", "detkit", "data")]
+    subscripts = (node.slice for tree in config for node in ast.walk(tree) if isinstance(node, ast.Subscript))
+    read = {node.value for node in subscripts if isinstance(node, ast.Constant)}
+    assert not {*SOURCE_KEYS, *MODEL_KEYS, *check_data({"train": "x"}, Place())} - read - {"test"}
+
+
+def functions(part: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """The constructor, those of its bases that it hands arguments to, and what a closure calls."""
+    if isinstance(part, type):
+        for base in part.__mro__:
+            if "__init__" in vars(base) and base.__module__.startswith("detkit"):
+                yield base.__init__
+    else:
+        yield part
+        for cell in part.__closure__ or ():
+            if inspect.isfunction(cell.cell_contents):
+                yield cell.cell_contents
+
+
+def names_read(function: Callable[..., Any]) -> set[str]:
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    loaded = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    return loaded | {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+
+
+@pytest.mark.parametrize(("kind", "name"), PARTS)
+def test_every_argument_of_a_part_is_read(kind: str, name: str) -> None:
+    part = registry.find(kind, name)
+    read = set().union(*(names_read(function) for function in functions(part)))
+    assert not set(keys_of(part)) - read
+
+
+def test_every_argument_of_augmentation_is_read() -> None:
+    assert not set(keys_of(Augment)) - names_read(Augment.__init__)
