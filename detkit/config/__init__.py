@@ -16,7 +16,7 @@ _NAMES = {
     "shipped_configs": "detkit.config.experiment",
     "build_dataset": "detkit.config.datasets",
     "train_val_datasets": "detkit.config.datasets",
-    "anchors_for": "detkit.config.build",
+    "anchors_for": "detkit.config.anchors",
     "build_detector": "detkit.config.build",
     "load": "detkit.config.build",
 }
@@ -24,7 +24,7 @@ _NAMES = {
 __all__ = list(_NAMES)
 
 if TYPE_CHECKING:
-    from detkit.config.build import anchors_for as anchors_for
+    from detkit.config.anchors import anchors_for as anchors_for
     from detkit.config.build import build_detector as build_detector
     from detkit.config.build import load as load
     from detkit.config.datasets import build_dataset as build_dataset

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from detkit import registry, zoo
@@ -17,15 +15,11 @@ from detkit.backbones.base import at_scales
 from detkit.config.experiment import MODEL_KEYS, PARTS, Config, check_model, find_part
 from detkit.config.schema import Place, located
 from detkit.config.transfer import start_from
-from detkit.data.dataset import Dataset
 from detkit.data.resize import Resize
 from detkit.detector import Detector, read_weights
 from detkit.errors import DetkitError
-from detkit.heads.yolo import split_anchors
 from detkit.interfaces import Backbone, Head, Neck, ProposalSource
-from detkit.ops.anchors import average_iou, kmeans_anchors
 
-_NEARLY = 0.95  # of the best anchors' IoU
 _NOT_A_FILE = (None, "none", "imagenet")  # weights of a backbone
 
 
@@ -36,14 +30,21 @@ def build_detector(
     class_ids: Sequence[int | str] | None = None,
     anchors: Sequence[Sequence[float]] | None = None,
 ) -> Detector:
-    """The detector of ``config.model`` for ``classes`` (names by label; class_ids: the data's own ids).
+    """The detector of ``config.model``, with the weights that it is to start from.
 
-    anchors: (w, h) pairs in input pixels that take the place of ``anchors: auto``, see ``anchors_for``. Weights of the
-    backbone and of a detector to start from are loaded as the config says; "none" loads and fetches nothing. The
-    backbone's may be those in a run folder or model file of detkit's too. ``record["started"]`` says what was taken.
+    Args:
+        config: Its ``weights: none`` loads and fetches nothing; a backbone's weights may be those in a run folder or
+            model file of detkit's too.
+        classes: Names by label.
+        class_ids: The data's own ids of them.
+        anchors: (w, h) pairs in input pixels that take the place of ``anchors: auto``, see
+            ``detkit.config.anchors.anchors_for``.
+
+    Returns:
+        The detector; its ``record["started"]`` says which weights were taken.
 
     Raises:
-        DetkitError: parts that do not fit together, anchors still ``auto``, weights that cannot be had.
+        DetkitError: Parts that do not fit together, anchors still ``auto``, weights that cannot be had.
     """
     model = {**config.model, **{kind: config.model[kind] and dict(config.model[kind]) for kind in PARTS}}
     if model["head"].get("anchors") == "auto":
@@ -71,7 +72,7 @@ def build_detector(
             *parts,
             classes=classes,
             class_ids=class_ids,
-            resize=_resize(model, parts[1]),
+            resize=input_resize(model, parts[1]),
             config={**known, "model": shared},
         )
     if file := start or body:
@@ -92,93 +93,12 @@ def _model_file(path: Path) -> Path | None:
     return None
 
 
-def anchors_for(
-    config: Config, dataset: Dataset, tell: Callable[[str], None] = lambda text: None
-) -> list[list[float]] | None:
-    """Anchors (w, h) for ``build_detector``; None where the config does not ask for any.
-
-    By k-means with 1 - IoU on the training set's boxes, but crowds. Where ``model.weights`` has as many on each level,
-    and the boxes' mean best IoU with them is within 5 % of that, or there are too few boxes to compute any, those are
-    kept: its head has learned to answer from them. tell: gets a sentence on which of the two it is.
-
-    Raises:
-        DetkitError: too few boxes and nothing to keep, or ``model.weights`` cannot be had.
-    """
-    model = config.model
-    if model["head"].get("anchors") != "auto":
-        return None
-    with torch.device("meta"):
-        _, neck, _ = _body(model, config.place, "none")
-    wh, each = _input_sizes(dataset, _resize(model, neck)), model["head"]["anchors_per_level"]
-    file = None if model["weights"] == "none" else zoo.resolve(model["weights"])
-    kept = None if file is None else _anchors_of(file, model["head"]["name"], neck.strides, each)
-    if file is None or kept is None:
-        return _best_anchors(wh, each * len(neck.strides))
-    try:
-        new = _best_anchors(wh, each * len(neck.strides))
-    except DetkitError:
-        tell(f"anchors: those of {file.name} are kept, since there are too few boxes to compute others")
-        return kept
-    old_iou, new_iou = (average_iou(wh, np.asarray(anchors)) for anchors in (kept, new))
-    if old_iou >= _NEARLY * new_iou:
-        tell(f"anchors: those of {file.name} are kept, mean best IoU {old_iou:.3f} (computed anew: {new_iou:.3f})")
-        return kept
-    tell(f"anchors: computed anew, mean best IoU {new_iou:.3f} (those of {file.name}: {old_iou:.3f})")
-    return new
-
-
-def _best_anchors(wh: np.ndarray, k: int) -> list[list[float]]:
-    """k anchors for sizes (N, 2), sorted by area, rounded. Raises DetkitError for fewer than k different sizes."""
-    try:
-        anchors = kmeans_anchors(wh, k)
-    except ValueError:
-        different = len(np.unique(wh, axis=0))
-        what = f"{k} anchors cannot be found from {len(wh)} boxes of {different} different sizes"
-        do = "label more objects, or give model.head.anchors as [[w, h], ...]"
-        raise DetkitError(what, "model.head.anchors: auto", do) from None
-    return [[round(float(w), 2), round(float(h), 2)] for w, h in anchors]
-
-
-def _input_sizes(dataset: Dataset, resize: Resize) -> np.ndarray:
-    """(N, 2) width and height in input pixels of the boxes that are neither crowds nor empty."""
-    annotations = dataset.annotations
-    keep = ~annotations.crowd
-    image = annotations.image_index[keep]
-    scales = np.ones((len(annotations), 2))
-    for i in np.unique(image):
-        height, width = (int(side) for side in annotations.sizes[i])
-        if not height or not width:
-            from detkit.io.images import image_size
-
-            width, height = image_size(annotations.files[i])
-        geometry = resize.geometry(height, width)
-        scales[i] = geometry.scale_x, geometry.scale_y
-    wh = annotations.xywh[keep, 2:] * scales[image]
-    return wh[(wh > 0).all(axis=1)]
-
-
-def _anchors_of(file: Path, head: str, strides: Sequence[int], each: int) -> list[list[float]] | None:
-    """Those of a model file, all levels' together; None if its head is none called ``head`` with ``each`` a level."""
-    header = zoo.read_header(file)
-    other = header["config"].get("model", {}).get("head", {})
-    layers = sum(re.fullmatch(r"head\.layers\.\d+\.weight", key) is not None for key in header["tensors"])
-    if other.get("name") != head or layers != len(strides):
-        return None
-    try:
-        levels = split_anchors(other["anchors"], strides)
-    except (DetkitError, KeyError):
-        return None
-    pairs = [[w, h] for level in levels for w, h in level]
-    # Those that a file deals to the levels itself may lie otherwise than by area.
-    fits = all(len(level) == each for level in levels) and split_anchors(pairs, strides) == levels
-    return pairs if fits else None
-
-
 def load(path_or_name: str | Path) -> Detector:
     """The detector in a file that ``Detector.save`` wrote, in a run folder (its best), or of a shipped name.
 
     Raises:
-        DetkitError: no such file or name, or a file that is not a detkit model, damaged or too new.
+        DetkitError: No such file or name, or a file that is not a detkit model, damaged or too new.
+        UntrustedPart: A part of a module that nobody has allowed, see ``detkit.registry``.
     """
     path = zoo.resolve(path_or_name)
     header, weights = zoo.read_header(path), read_weights(path)
@@ -203,7 +123,7 @@ def _parts(
     model: dict[str, Any], num_classes: int, place: Place, weights: str | None
 ) -> tuple[Backbone, Neck, Head, ProposalSource | None]:
     """StagedBackbone, neck, head and proposals, wired: channels and strides travel along the chain."""
-    backbone, neck, trunk = _body(model, place, weights)
+    backbone, neck, trunk = build_body(model, place, weights)
     head = _part(model, "head", place, neck.channels, neck.strides, num_classes, *trunk)
     name, takes = model["head"]["name"], head.takes_proposals
     if model["proposals"] is None:
@@ -217,10 +137,17 @@ def _parts(
     return backbone, neck, head, _part(model, "proposals", place, neck.channels, neck.strides)
 
 
-def _body(model: dict[str, Any], place: Place, weights: str | None) -> tuple[Any, Any, tuple[Any, ...]]:
-    """Backbone and neck, and the trunk of the backbone's family for a head that asks for it (``layers: backbone``).
+def build_body(model: dict[str, Any], place: Place, weights: str | None) -> tuple[Backbone, Neck, tuple[Any, ...]]:
+    """Builds the part of a detector that makes feature maps.
 
-    Where there are side branches, these come after the trunk.
+    Args:
+        model: The checked ``model`` section.
+        place: Where it came from.
+        weights: Of the backbone; "none" fetches nothing.
+
+    Returns:
+        Backbone, neck, and what the head is given besides: the rest of the backbone's classifier where the head asks
+        for it (``layers: backbone``), then its side branches where it has any.
     """
     arguments = {**model["backbone"], **({"weights": weights} if "weights" in model["backbone"] else {})}
     trunk: list[Any] = []
@@ -257,7 +184,8 @@ def _part(model: dict[str, Any], kind: str, place: Place, *wired: Any) -> Any:
         return constructor(*wired, **arguments)
 
 
-def _resize(model: dict[str, Any], neck: Any) -> Resize:
+def input_resize(model: dict[str, Any], neck: Neck) -> Resize:
+    """How the ``model`` section wants images to become inputs, in whole strides of the neck's coarsest map."""
     size = model["size"]
     stride = math.ceil(max(neck.strides))  # a pyramid's strides may be fractions
     return Resize(size if isinstance(size, int) else tuple(size), mode=model["resize"], stride=stride)

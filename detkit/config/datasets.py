@@ -15,14 +15,16 @@ from detkit.data.split import stratify
 from detkit.errors import DetkitError
 
 
-def build_dataset(source: Any, *, split: str, classes: Sequence[str] | None = None) -> Dataset:
-    """The data set of a path, of a mapping of path, split, images, classes and rename, or of a list of those.
+def build_dataset(source: object, *, split: str, classes: Sequence[str] | None = None) -> Dataset:
+    """Reads one part of the ``data`` section.
 
-    split: which part to read ("train", "val", "test") of sources that have several and name none; classes: the classes
-    to have, in this order; those that the data lacks have no objects, others are dropped.
+    Args:
+        source: A path, a mapping of path, split, images, classes and rename, or a list of those.
+        split: Which part to read ("train", "val", "test") of sources that have several and name none.
+        classes: The classes to have, in this order; those that the data lacks have no objects, others are dropped.
 
     Raises:
-        DetkitError: a path that is not there, a part or class that the data does not have, data without images.
+        DetkitError: A path that is not there, a part or class that the data does not have, data without images.
     """
     parts = [_read(item, split) for item in sources(source, Place(), ("data", split))]
     dataset = concat(parts) if len(parts) > 1 else parts[0]
@@ -34,10 +36,16 @@ def build_dataset(source: Any, *, split: str, classes: Sequence[str] | None = No
 
 
 def train_val_datasets(config: Config) -> tuple[Dataset, Dataset, list[str]]:
-    """Training and validation data with the same classes, and sentences on what was chosen for the user.
+    """Reads what a config trains on.
 
     Without ``data.val`` the sources' own validation parts are taken; if one has none, ``data.val_share`` of the
     training images is drawn with ``train.seed``, the classes in balance.
+
+    Returns:
+        Training and validation data with the same classes, and sentences on what was chosen for the user.
+
+    Raises:
+        DetkitError: As ``build_dataset``; no classes, or too few images to draw from.
     """
     data = config.data
     train = build_dataset(data["train"], split="train")
@@ -53,7 +61,7 @@ def train_val_datasets(config: Config) -> tuple[Dataset, Dataset, list[str]]:
         val = build_dataset([item for item in found if item], split="val", classes=train.classes)
         names = ", ".join(dict.fromkeys(str(item["split"]) for item in found if item))
         return train, val, [f"validation: the data's own part {names}, {len(val)} images"]
-    seed = int(getattr(config.train, "seed", 0))
+    seed = config.train.seed
     share = data["val_share"]
     parts = stratify(train.annotations, {"train": 1 - share, "val": share}, seed)
     if not all(len(part) for part in parts.values()):

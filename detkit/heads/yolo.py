@@ -139,7 +139,7 @@ class YOLO(DenseHead):
         return squared_loss(fractions, encode_fractions(boxes, priors)), iou
 
 
-def split_anchors(anchors: Sequence[Sequence[Any]], strides: Sequence[int]) -> list[list[tuple[float, float]]]:
+def split_anchors(anchors: Sequence[Sequence[Any]], strides: Sequence[float]) -> list[list[tuple[float, float]]]:
     """Anchors (width, height) sorted by area and dealt to the levels, the smallest to the finest stride.
 
     Returns one list a stride, in the order of ``strides``; a list of lists is that already, and only checked. Raises

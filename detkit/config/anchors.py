@@ -1,0 +1,110 @@
+"""Anchors for a training set: computed from its boxes, or kept from the weights that training starts from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from detkit import zoo
+from detkit.config.build import build_body, input_resize
+from detkit.config.experiment import Config
+from detkit.data.dataset import Dataset
+from detkit.data.resize import Resize
+from detkit.errors import DetkitError
+from detkit.heads.yolo import split_anchors
+from detkit.ops.anchors import average_iou, kmeans_anchors
+
+_NEARLY = 0.95  # of the best anchors' IoU
+
+
+def anchors_for(
+    config: Config, dataset: Dataset, tell: Callable[[str], None] = lambda text: None
+) -> list[list[float]] | None:
+    """Anchors for ``build_detector``, by k-means with 1 - IoU on the training set's boxes, but crowds.
+
+    Where ``model.weights`` has as many on each level, and the boxes' mean best IoU with them is within 5 % of that, or
+    there are too few boxes to compute any, those are kept: its head has learned to answer from them.
+
+    Args:
+        config: Its ``model.head.anchors`` asks for them by ``auto``.
+        dataset: The training set.
+        tell: Gets a sentence on which of the two it is.
+
+    Returns:
+        (w, h) pairs in input pixels; None where the config does not ask for any.
+
+    Raises:
+        DetkitError: Too few boxes and nothing to keep, or ``model.weights`` cannot be had.
+    """
+    model = config.model
+    if model["head"].get("anchors") != "auto":
+        return None
+    with torch.device("meta"):
+        _, neck, _ = build_body(model, config.place, "none")
+    wh, each = _input_sizes(dataset, input_resize(model, neck)), model["head"]["anchors_per_level"]
+    file = None if model["weights"] == "none" else zoo.resolve(model["weights"])
+    kept = None if file is None else _anchors_of(file, model["head"]["name"], neck.strides, each)
+    if file is None or kept is None:
+        return _best_anchors(wh, each * len(neck.strides))
+    try:
+        new = _best_anchors(wh, each * len(neck.strides))
+    except DetkitError:
+        tell(f"anchors: those of {file.name} are kept, since there are too few boxes to compute others")
+        return kept
+    old_iou, new_iou = (average_iou(wh, np.asarray(anchors)) for anchors in (kept, new))
+    if old_iou >= _NEARLY * new_iou:
+        tell(f"anchors: those of {file.name} are kept, mean best IoU {old_iou:.3f} (computed anew: {new_iou:.3f})")
+        return kept
+    tell(f"anchors: computed anew, mean best IoU {new_iou:.3f} (those of {file.name}: {old_iou:.3f})")
+    return new
+
+
+def _best_anchors(wh: np.ndarray, k: int) -> list[list[float]]:
+    """k anchors for sizes (N, 2), sorted by area, rounded. Raises DetkitError for fewer than k different sizes."""
+    try:
+        anchors = kmeans_anchors(wh, k)
+    except ValueError:
+        different = len(np.unique(wh, axis=0))
+        what = f"{k} anchors cannot be found from {len(wh)} boxes of {different} different sizes"
+        do = "label more objects, or give model.head.anchors as [[w, h], ...]"
+        raise DetkitError(what, "model.head.anchors: auto", do) from None
+    return [[round(float(w), 2), round(float(h), 2)] for w, h in anchors]
+
+
+def _input_sizes(dataset: Dataset, resize: Resize) -> np.ndarray:
+    """(N, 2) width and height in input pixels of the boxes that are neither crowds nor empty."""
+    annotations = dataset.annotations
+    keep = ~annotations.crowd
+    image = annotations.image_index[keep]
+    scales = np.ones((len(annotations), 2))
+    for i in np.unique(image):
+        height, width = (int(side) for side in annotations.sizes[i])
+        if not height or not width:
+            from detkit.io.images import image_size
+
+            width, height = image_size(annotations.files[i])
+        geometry = resize.geometry(height, width)
+        scales[i] = geometry.scale_x, geometry.scale_y
+    wh = annotations.xywh[keep, 2:] * scales[image]
+    return wh[(wh > 0).all(axis=1)]
+
+
+def _anchors_of(file: Path, head: str, strides: Sequence[float], each: int) -> list[list[float]] | None:
+    """Those of a model file, all levels' together; None if its head is none called ``head`` with ``each`` a level."""
+    header = zoo.read_header(file)
+    other = header["config"].get("model", {}).get("head", {})
+    layers = sum(re.fullmatch(r"head\.layers\.\d+\.weight", key) is not None for key in header["tensors"])
+    if other.get("name") != head or layers != len(strides):
+        return None
+    try:
+        levels = split_anchors(other["anchors"], strides)
+    except (DetkitError, KeyError):
+        return None
+    pairs = [[w, h] for level in levels for w, h in level]
+    # Those that a file deals to the levels itself may lie otherwise than by area.
+    fits = all(len(level) == each for level in levels) and split_anchors(pairs, strides) == levels
+    return pairs if fits else None
