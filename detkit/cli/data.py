@@ -185,10 +185,10 @@ def convert(
     as_json: options.Json = False,
 ) -> int:
     """Write the data set in another format, every part of it or one --split; what is lost is counted."""
-    from detkit.data.convert import convert as convert_data
+    from detkit.data.convert import convert_annotations
 
     parts = _read_parts(data, split, images) or {"train": _read(data, None, images)}
-    done = convert_data(parts, to.value, out, overwrite=overwrite, link=link)
+    done = convert_annotations(parts, to.value, out, overwrite=overwrite, link=link)
     if as_json:
         lost = [asdict(f) for f in done.lost]
         print_json({"out": done.out, "images": done.images, "boxes": done.boxes, "lost": lost})

@@ -19,7 +19,7 @@ def build_dataset(source: object, *, split: str, classes: Sequence[str] | None =
     """Reads one part of the ``data`` section.
 
     Args:
-        source: A path, a mapping of path, split, images, classes and rename, or a list of those.
+        source: A path, a mapping of ``SOURCE_KEYS``, or a list of those.
         split: Which part to read ("train", "val", "test") of sources that have several and name none.
         classes: The classes to have, in this order; those that the data lacks have no objects, others are dropped.
 
@@ -73,32 +73,32 @@ def train_val_datasets(config: Config) -> tuple[Dataset, Dataset, list[str]]:
 
 
 def _read(item: dict[str, Any], split: str) -> Dataset:
-    wanted = item["split"] or _part(item["path"], split)
-    annotations = read(item["path"], split=wanted, images=item["images"])
+    wanted = item["split"] or _part(item, split)
+    annotations = read(item["path"], split=wanted, images=item["images"], format=item["format"])
     if item["classes"] is not None or item["rename"] is not None:
         annotations = annotations.select_classes(item["classes"], item["rename"])
     return Dataset(annotations)
 
 
-def _part(path: str, split: str) -> str | None:
+def _part(item: dict[str, Any], split: str) -> str | None:
     """The data's part that ``split`` means: the same name, or the only one that begins so (train2017); None if whole.
 
     Raises:
         DetkitError: the data has parts, but none such.
     """
-    names = splits(path)
+    names = splits(item["path"], format=item["format"])
     if not names or split in names:
         return split if names else None
     alike = [name for name in names if name.startswith(split)]
     if len(alike) != 1:
-        raise DetkitError(f"the data has no part {split!r}", path, f"set split to one of {', '.join(names)}")
+        raise DetkitError(f"the data has no part {split!r}", item["path"], f"set split to one of {', '.join(names)}")
     return alike[0]
 
 
 def _val_of(item: dict[str, Any]) -> dict[str, Any] | None:
     """The source of the validation part beside a training source; None if there is none, or if it may overlap."""
-    names = splits(item["path"])
-    used = item["split"] or (_part(item["path"], "train") if names else None)
+    names = splits(item["path"], format=item["format"])
+    used = item["split"] or (_part(item, "train") if names else None)
     found = [name for name in names if name.startswith("val")]
     if used is None or used in found or "val" in used or len(found) != 1:
         return None

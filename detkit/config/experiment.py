@@ -20,6 +20,7 @@ SOURCE_KEYS = {
     "path": Key(str),
     "split": Key(str | None, None),
     "images": Key(str | None, None),
+    "format": Key(str | None, None),
     "classes": Key(list[str] | None, None),
     "rename": Key(dict[str, str] | None, None),
 }
@@ -178,6 +179,8 @@ def sources(value: Any, place: Place, path: Path_) -> list[dict[str, Any]]:
             item = {"path": str(item)}
         found.append(check(item, SOURCE_KEYS, place, here))
         found[-1]["split"] = _list_file(found[-1]["split"], place)
+        if found[-1]["format"] is not None:
+            find_part("format", found[-1]["format"], place, (*here, "format"))
     return found
 
 

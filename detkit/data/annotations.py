@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from detkit.errors import DetkitError
+from detkit.errors import DetkitError, nearest
+from detkit.io.images import image_size
 from detkit.tables import GroundTruth, image_rank
 
 EXAMPLES = 5
 UNSAFE = "annotation file declares entities, which can exhaust the memory (never read, image dropped)"
 ROUNDING = 0.1  # pixels; files round their coordinates, so a box this little outside is not worth a finding
+_COLUMNS = ("xywh", "crowd", "difficult", "area", "rows", "labels", "ids", "points")  # of objects
 
 
 @dataclass(slots=True, frozen=True)
@@ -26,9 +27,18 @@ class Finding:
     count: int
     examples: tuple[str, ...] = ()
 
+    def lines(self) -> list[str]:
+        """The finding as text for a person."""
+        rest = ["         ..."] if 0 < len(self.examples) < self.count else []
+        return [f"{self.count:7d}  {self.name}", *(f"         {example}" for example in self.examples), *rest]
+
 
 class Findings:
-    """Collects findings by name; keeps every count and the first few examples."""
+    """Collects findings by name; keeps every count and the first few examples.
+
+    Args:
+        found: Findings to begin with.
+    """
 
     def __init__(self, found: Iterable[Finding] = ()) -> None:
         self._counts: dict[str, int] = {}
@@ -37,7 +47,7 @@ class Findings:
             self.add(one.name, *one.examples, count=one.count)
 
     def add(self, name: str, *examples: str, count: int = 1) -> None:
-        """Counts ``count`` more cases of ``name``."""
+        """Counts ``count`` more cases of ``name``; none is nothing."""
         if count < 1:
             return
         self._counts[name] = self._counts.get(name, 0) + count
@@ -45,7 +55,8 @@ class Findings:
         kept.extend(examples[: EXAMPLES - len(kept)])
 
     def add_rows(self, name: str, rows: np.ndarray, where: Callable[[int], str]) -> None:
-        """Counts the rows (indices); ``where`` names one of them."""
+        """Counts the rows that a mask or indices select; ``where`` names one of them for a person."""
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
         self.add(name, *(where(int(row)) for row in rows[:EXAMPLES]), count=len(rows))
 
     def as_list(self) -> list[Finding]:
@@ -55,7 +66,14 @@ class Findings:
 
 @dataclass(slots=True, frozen=True)
 class Source:
-    """Where annotations came from: format name, the file or folder, the part, and the folder of the images."""
+    """Where annotations came from.
+
+    Args:
+        format: The format's name.
+        path: The file or folder.
+        split: The part of it; None: all of them.
+        images: The folder of the images.
+    """
 
     format: str
     path: Path
@@ -65,14 +83,27 @@ class Source:
 
 @dataclass(slots=True, frozen=True, eq=False)
 class Annotations:
-    """All labels of a data set; I images, N objects, sorted by image and within one in file order.
+    """All labels of a data set: I images, N objects, sorted by image and within one in file order.
 
-    image_ids: int or str, I; files: paths of the images, I; sizes (I, 2) int32 height, width in pixels (0 = unknown);
-    offsets (I + 1,) int64: image i owns rows offsets[i]:offsets[i + 1]; xywh (N, 4) float64 in the file's own
-    coordinates (pixels, zero-based; never clipped, so the metrics stay exact); labels (N,) int64 0..C-1; crowd and
-    difficult (N,) bool; area (N,) float64 square pixels; ids (N,) int64; class_ids: the file's own ids of the classes;
-    image_rows (I,), rows (N,) int64: place of each image and object among the records of the source; source: None if
-    there is more than one; points (N, K, 3) float64 x, y in pixels, visible (0: not), or None.
+    Args:
+        image_ids: Of each image, int or str.
+        files: Path of each image.
+        sizes: (I, 2) int32 height and width in pixels; 0: unknown.
+        offsets: (I + 1,) int64; image i owns the rows offsets[i]:offsets[i + 1].
+        xywh: (N, 4) float64 in the file's own coordinates (pixels, zero-based; never clipped, so that metrics stay
+            exact).
+        labels: (N,) int64 in 0..C-1.
+        crowd: (N,) bool.
+        difficult: (N,) bool.
+        area: (N,) float64 square pixels.
+        ids: (N,) int64.
+        classes: Names by label.
+        class_ids: The file's own ids of the classes.
+        image_rows: (I,) int64 place of each image among the records of the source.
+        rows: (N,) int64 place of each object among the records of the source.
+        findings: What was dropped or repaired.
+        source: None if there is more than one.
+        points: (N, K, 3) float64 x, y in pixels, visible (0: not), or None.
     """
 
     image_ids: list[int | str]
@@ -127,16 +158,10 @@ class Annotations:
         """(C,) int64 objects of each class."""
         return np.bincount(self.labels, minlength=len(self.classes)).astype(np.int64)
 
-    def _with_objects(self, keep: np.ndarray) -> Annotations:
-        """Only the objects of the (N,) bool mask; all images stay."""
-        counts = np.bincount(self.image_index[keep], minlength=len(self))
-        return replace(self, offsets=_offsets(counts), **self._columns(keep))
-
     def _columns(self, rows: np.ndarray) -> dict[str, Any]:
         """The columns of some objects, a mask or indices."""
-        names = ["xywh", "labels", "crowd", "difficult", "area", "ids", "rows"]
-        names += [] if self.points is None else ["points"]
-        return {name: getattr(self, name)[rows] for name in names}
+        columns = {name: getattr(self, name) for name in _COLUMNS}
+        return {name: None if column is None else column[rows] for name, column in columns.items()}
 
     def subset(self, images: Sequence[int] | np.ndarray) -> Annotations:
         """These images (indices, in this order) with their objects."""
@@ -144,7 +169,6 @@ class Annotations:
         counts = np.diff(self.offsets)[images]
         offsets = _offsets(counts)
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], counts)
-        rows = np.repeat(self.offsets[:-1][images], counts) + within
         return replace(
             self,
             image_ids=[self.image_ids[i] for i in images],
@@ -152,38 +176,44 @@ class Annotations:
             sizes=self.sizes[images],
             image_rows=self.image_rows[images],
             offsets=offsets,
-            **self._columns(rows),
+            **self._columns(np.repeat(self.offsets[:-1][images], counts) + within),
         )
 
     def select_classes(
         self, classes: Sequence[str] | None = None, rename: Mapping[str, str] | None = None
     ) -> Annotations:
-        """Renames classes first (several may become one), then keeps ``classes``, in that order; all images stay.
+        """Renames classes first, then keeps some; all images stay.
 
-        Raises DetkitError for a name that the data does not have.
+        Args:
+            classes: Names (after renaming) that stay, in their new order; None: all of them.
+            rename: Old name to new; several may become one.
+
+        Raises:
+            DetkitError: A name that the data does not have.
         """
         rename = dict(rename or {})
-        for name in rename:
-            self._known(name, self.classes, "rename")
+        self._refuse_unknown(rename, self.classes, "rename")
         renamed = [rename.get(name, name) for name in self.classes]
         kept = list(dict.fromkeys(renamed if classes is None else classes))
-        for name in kept:
-            self._known(name, tuple(renamed), "classes")
+        self._refuse_unknown(kept, renamed, "classes")
         table = np.asarray([kept.index(name) if name in kept else -1 for name in renamed], dtype=np.int64)
         labels = table[self.labels] if len(table) else self.labels
-        ids = tuple(self.class_ids[renamed.index(name)] for name in kept)
-        # Renamed classes are no longer those of the source's records.
-        source = None if rename else self.source
-        return replace(self, labels=labels, classes=tuple(kept), class_ids=ids, source=source)._with_objects(
-            labels >= 0
+        keep = labels >= 0
+        return replace(
+            self,
+            offsets=_offsets(np.bincount(self.image_index[keep], minlength=len(self))),
+            classes=tuple(kept),
+            class_ids=tuple(self.class_ids[renamed.index(name)] for name in kept),
+            # Renamed classes are no longer those of the source's records.
+            source=None if rename else self.source,
+            **{**self._columns(keep), "labels": labels[keep]},
         )
 
-    def _known(self, name: str, names: tuple[str, ...], key: str) -> None:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            where = f"{self.source.path}, {key}" if self.source else key
-            raise DetkitError(f"no class {name!r} in the data", where, f"{hint}the classes are {', '.join(names)}")
+    def _refuse_unknown(self, names: Iterable[str], known: Sequence[str], key: str) -> None:
+        for name in names:
+            if name not in known:
+                where = f"{self.source.path}, {key}" if self.source else key
+                raise DetkitError(f"no class {name!r} in the data", where, nearest(name, known))
 
 
 def fills(xywh: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -198,9 +228,18 @@ def _offsets(counts: np.ndarray) -> np.ndarray:
 
 @dataclass(slots=True)
 class Objects:
-    """Objects as a reader finds them, in file order: columns as in Annotations; image (N,) int64 index.
+    """Objects as a reader finds them, in file order; columns as in ``Annotations``, None: the usual values.
 
-    where: names one row for a person; area None = the boxes' own.
+    Args:
+        image: (N,) int64 index of the image; -1: unknown, and counted by the reader.
+        xywh: (N, 4).
+        labels: (N,) int64; -1: unknown, and counted by the reader.
+        where: Names one row for a person.
+        crowd: Default: none.
+        difficult: Default: none.
+        area: Default, also where it is not finite: the boxes' own.
+        ids: Default: counted from one.
+        points: Default: nothing has any.
     """
 
     image: np.ndarray
@@ -225,24 +264,29 @@ def assemble(
     source: Source,
     image_rows: np.ndarray | None = None,
 ) -> Annotations:
-    """Sorts by image, and drops what cannot be used; whatever is dropped or sticks out is counted.
+    """Sorts objects by image and drops what cannot be used; whatever is dropped or sticks out is counted.
 
-    Expects image and labels -1 where the reader has already counted them as unknown.
+    Args:
+        objects: What the reader found.
+        image_ids: As in ``Annotations``, like all that follow.
+        files: Paths.
+        sizes: (I, 2).
+        classes: Names.
+        class_ids: The file's own.
+        findings: The reader's so far; these are added to.
+        source: What was read.
+        image_rows: Default: the images are all records of the source, in its order.
     """
     n = len(objects.labels)
     xywh = np.asarray(objects.xywh, dtype=np.float64).reshape(n, 4)
-    keep = (objects.image >= 0) & (objects.labels >= 0)
-    keep &= _usable(xywh, objects.image, sizes, keep, objects.where, findings)
-    order = np.flatnonzero(keep)
-    order = order[np.argsort(objects.image[order], kind="stable")]
+    keep = _usable(objects, xywh, sizes, findings)
+    order = keep[np.argsort(objects.image[keep], kind="stable")]
     xywh = xywh[order]
-    box_area = xywh[:, 2] * xywh[:, 3]
-    area = box_area if objects.area is None else np.asarray(objects.area, dtype=np.float64)[order]
-    area = np.where(np.isfinite(area), area, box_area)
-
-    def flags(column: np.ndarray | None) -> np.ndarray:
-        return np.zeros(len(order), dtype=bool) if column is None else column[order].astype(bool)
-
+    area = xywh[:, 2] * xywh[:, 3]
+    if objects.area is not None:
+        own = np.asarray(objects.area, dtype=np.float64)[order]
+        area = np.where(np.isfinite(own), own, area)
+    no = np.zeros(len(order), dtype=bool)
     return Annotations(
         image_ids=image_ids,
         files=files,
@@ -250,8 +294,8 @@ def assemble(
         offsets=_offsets(np.bincount(objects.image[order], minlength=len(files))),
         xywh=xywh,
         labels=objects.labels[order].astype(np.int64),
-        crowd=flags(objects.crowd),
-        difficult=flags(objects.difficult),
+        crowd=no if objects.crowd is None else objects.crowd[order].astype(bool),
+        difficult=no if objects.difficult is None else objects.difficult[order].astype(bool),
         area=area,
         ids=order + 1 if objects.ids is None else objects.ids[order],
         classes=classes,
@@ -264,47 +308,50 @@ def assemble(
     )
 
 
-def _usable(
-    xywh: np.ndarray,
-    image: np.ndarray,
-    sizes: np.ndarray,
-    known: np.ndarray,
-    where: Callable[[int], str],
-    findings: Findings,
-) -> np.ndarray:
-    """(N,) bool; counts boxes that are not finite, negative, empty, outside, or that stick out (these are kept)."""
+def _usable(objects: Objects, xywh: np.ndarray, sizes: np.ndarray, findings: Findings) -> np.ndarray:
+    """Rows of usable boxes; counts the others, and those that stick out of their image (these are kept)."""
     finite = np.isfinite(xywh).all(axis=1)
-    findings.add_rows("box is not finite (dropped)", np.flatnonzero(known & ~finite), where)
-    good = known & finite
     safe = np.where(finite[:, None], xywh, 1.0)
-    negative = (safe[:, 2:] < 0).any(axis=1)
-    findings.add_rows("box of negative size (dropped)", np.flatnonzero(good & negative), where)
-    good &= ~negative
-    zero = (safe[:, 2:] == 0).any(axis=1)
-    findings.add_rows("box of zero size (dropped)", np.flatnonzero(good & zero), where)
-    good &= ~zero
-    if not len(sizes):
-        return good
-    size = sizes[np.maximum(image, 0)][:, ::-1].astype(np.float64)
-    sized = good & (size > 0).all(axis=1)
     low, high = safe[:, :2], safe[:, :2] + safe[:, 2:]
-    outside = sized & ((low >= size) | (high <= 0)).any(axis=1)
-    findings.add_rows("box outside the image (dropped)", np.flatnonzero(outside), where)
-    good &= ~outside
-    out = sized & ~outside & ((low < -ROUNDING) | (high > size + ROUNDING)).any(axis=1)
-    findings.add_rows("box sticks out of the image (clipped for training)", np.flatnonzero(out), where)
-    return good
+    size = np.zeros_like(low) if not len(sizes) else sizes[np.maximum(objects.image, 0)][:, ::-1].astype(np.float64)
+    sized = (size > 0).all(axis=1)
+    faults = {
+        "box is not finite (dropped)": ~finite,
+        "box of negative size (dropped)": (safe[:, 2:] < 0).any(axis=1),
+        "box of zero size (dropped)": (safe[:, 2:] == 0).any(axis=1),
+        "box outside the image (dropped)": sized & ((low >= size) | (high <= 0)).any(axis=1),
+    }
+    good = (objects.image >= 0) & (objects.labels >= 0)
+    for name, bad in faults.items():
+        findings.add_rows(name, good & bad, objects.where)
+        good &= ~bad
+    out = good & sized & ((low < -ROUNDING) | (high > size + ROUNDING)).any(axis=1)
+    findings.add_rows("box sticks out of the image (clipped for training)", out, objects.where)
+    return np.flatnonzero(good)
 
 
 def size_of(file: str) -> tuple[int, int]:
     """(height, width) from the image's header; zeros if it cannot be read, which ``data check`` reports."""
-    from detkit.io.images import image_size
-
     try:
         width, height = image_size(file)
     except (DetkitError, OSError):
         return 0, 0
     return height, width
+
+
+def fill_sizes(sizes: np.ndarray, files: Sequence[str], missing: Callable[[int], None] | None = None) -> None:
+    """Reads the headers of images whose row of ``sizes`` (I, 2) holds a 0; ``missing`` is told each of them."""
+    for i in np.flatnonzero((sizes == 0).any(axis=1)).tolist():
+        if missing is not None:
+            missing(i)
+        sizes[i] = size_of(files[i])
+
+
+def refuse_unknown_part(split: str | None, parts: Collection[str], where: str | Path) -> None:
+    """Raises DetkitError if ``split`` is a name that is not among ``parts``."""
+    if split is not None and split not in parts:
+        do = f"the parts are {', '.join(parts)}" if parts else "the data set is one piece: leave --split out"
+        raise DetkitError(f"no part {split!r}", str(where), do)
 
 
 def concat_annotations(parts: Sequence[Annotations]) -> Annotations:
@@ -332,13 +379,12 @@ def concat_annotations(parts: Sequence[Annotations]) -> Annotations:
     widths = {0 if part.points is None else part.points.shape[1] for part in parts if len(part.labels)}
     if len(widths) == 1 and widths != {0}:  # of several kinds of points none can be learned
         joined["points"] = np.concatenate([part.points for part in parts if len(part.labels)])
-    n = len(joined["crowd"])
     return Annotations(
         image_ids=image_ids,
         files=[f for part in parts for f in part.files],
         offsets=_offsets(np.concatenate([np.diff(part.offsets) for part in parts])),
         labels=np.concatenate([t[p.labels] if len(t) else p.labels for t, p in zip(tables, parts, strict=True)]),
-        ids=np.arange(1, n + 1, dtype=np.int64),
+        ids=np.arange(1, len(joined["crowd"]) + 1, dtype=np.int64),
         classes=tuple(names),
         class_ids=tuple(classes.values()),
         findings=Findings(f for part in parts for f in part.findings).as_list(),

@@ -9,25 +9,35 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, repeat
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import msgspec
 import numpy as np
 
-from detkit.data.annotations import Annotations, Findings, Objects, Source, assemble, concat_annotations, size_of
+from detkit.data.annotations import (
+    Annotations,
+    Findings,
+    Objects,
+    Source,
+    assemble,
+    concat_annotations,
+    fill_sizes,
+    refuse_unknown_part,
+)
 from detkit.errors import DetkitError
-
-LOOKED_FOR = "a COCO .json file (or a folder with annotations/*.json)"
+from detkit.interfaces import DatasetFormat
 
 # An extra key of "info", relative to the json: other readers ignore it; with it a json finds images kept elsewhere.
 IMAGE_FOLDER = "image_folder"
 
 Id = int | str
+Cleaners = Mapping[str, Callable[[object], object]]  # field to what makes a sound value of anything
+Record = TypeVar("Record", "_Image", "_Category", "_Annotation")
 
 
 class _Image(msgspec.Struct, gc=False):
@@ -57,7 +67,7 @@ class _File(msgspec.Struct):
     images: list[_Image]
     categories: list[_Category]
     annotations: list[_Annotation] = []
-    info: Any = None
+    info: object = None
 
 
 class RawFile(msgspec.Struct):
@@ -70,14 +80,27 @@ class RawFile(msgspec.Struct):
     licenses: msgspec.Raw = msgspec.Raw(b"[]")
 
 
-def recognises(path: Path) -> bool:
-    """True for a .json file and for a folder with annotations/*.json."""
-    return bool(_parts(path))
+class CocoFormat(DatasetFormat):
+    """One json, or a folder whose annotations/ has one per part."""
 
+    looked_for = "a COCO .json file (or a folder with annotations/*.json)"
 
-def splits(path: Path) -> list[str]:
-    """Parts of a COCO folder (stems of its files, without "instances_"); none for a single file."""
-    return [] if path.is_file() else list(_parts(path))
+    def recognises(self, path: Path) -> bool:
+        """True for a .json file and for a folder with annotations/*.json."""
+        return bool(_parts(path))
+
+    def splits(self, path: Path) -> list[str]:
+        """Parts of a folder (stems of its files, without "instances_"); none for a single file."""
+        return [] if path.is_file() else list(_parts(path))
+
+    def read(self, path: Path, split: str | None, images: Path | None) -> Annotations:
+        """Reads one json, or those of a folder; see ``DatasetFormat.read``."""
+        parts = _parts(path)
+        refuse_unknown_part(split, parts if path.is_dir() or split in parts else (), path)
+        if path.is_file():
+            return _read_file(path, None, images)
+        chosen = parts if split is None else [split]
+        return concat_annotations([_read_file(parts[name], name, images) for name in chosen])
 
 
 def _parts(path: Path) -> dict[str, Path]:
@@ -86,20 +109,6 @@ def _parts(path: Path) -> dict[str, Path]:
     found = sorted((path / "annotations").glob("*.json"))
     chosen = [p for p in found if p.stem.startswith("instances_")] or found
     return {p.stem.removeprefix("instances_"): p for p in chosen}
-
-
-def read(path: Path, split: str | None, images: Path | None) -> Annotations:
-    """Reads one json, or those of a folder (``split`` names one). See detkit.data.dataset.read."""
-    parts = _parts(path)
-    if path.is_file():
-        if split is not None and split not in parts:
-            raise DetkitError(f"a COCO json has no parts, so --split {split} means nothing", str(path), "leave it out")
-        return _read_file(path, None, images)
-    if split is not None:
-        if split not in parts:
-            raise DetkitError(f"no part {split!r}", str(path / "annotations"), f"the parts are {', '.join(parts)}")
-        parts = {split: parts[split]}
-    return concat_annotations([_read_file(file, name, images) for name, file in parts.items()])
 
 
 @contextmanager
@@ -122,7 +131,7 @@ def _decode(path: Path, findings: Findings) -> _File:
             return _tolerant(load_json(path, data), path, findings)
 
 
-def load_json(path: Path, data: memoryview) -> dict[str, Any]:
+def load_json(path: Path, data: memoryview) -> dict[str, list[object] | None]:
     """The file by the standard library, which takes NaN; slow, and only for files that the typed decoder refuses."""
     try:
         value = json.loads(bytes(data))
@@ -144,54 +153,49 @@ def load_json(path: Path, data: memoryview) -> dict[str, Any]:
     return value
 
 
-def _tolerant(value: dict[str, Any], path: Path, findings: Findings) -> _File:
+def _tolerant(value: Mapping[str, list[object] | None], path: Path, findings: Findings) -> _File:
     """Records one by one; what is malformed becomes None or NaN, and is counted."""
 
-    def records(key: str) -> list[dict[str, Any]]:
-        rows = value.get(key) or []
-        bad = [i for i, row in enumerate(rows) if not isinstance(row, dict)]
-        findings.add(f"record that is not an object in {key} (dropped)", *(f"{path}: {key}[{i}]" for i in bad),
-                     count=len(bad))  # fmt: skip
-        # A place holder keeps the rows aligned with the file.
-        return [row if isinstance(row, dict) else {} for row in rows]
+    def records(kind: type[Record], key: str, cleaners: Cleaners) -> list[Record]:
+        found = []
+        for i, row in enumerate(value.get(key) or []):
+            if not isinstance(row, dict):
+                findings.add(f"record that is not an object in {key} (dropped)", f"{path}: {key}[{i}]")
+                row = {}  # a place holder keeps the rows aligned with the file
+            fields = {name: clean(row.get(name)) for name, clean in cleaners.items()}
+            found.append(kind(**fields))  # type: ignore[arg-type]
+        return found
 
-    pictures = [
-        _Image(_id(r.get("id")), str(r.get("file_name", "")), _number(r.get("width")), _number(r.get("height")))  # type: ignore[arg-type]
-        for r in records("images")
-    ]
-    categories = [_Category(_id(r.get("id")), str(r.get("name", r.get("id")))) for r in records("categories")]  # type: ignore[arg-type]
-    annotations = [
-        _Annotation(
-            image_id=_id(r.get("image_id")),
-            category_id=_id(r.get("category_id")),
-            bbox=_box(r.get("bbox")),
-            id=_id(r.get("id")),
-            area=_number(r.get("area")),
-            iscrowd=bool(r.get("iscrowd")),
-            difficult=bool(r.get("difficult")),
-            keypoints=_numbers(r.get("keypoints")),
-        )
-        for r in records("annotations")
-    ]
-    return _File(pictures, categories, annotations, value.get("info"))
+    images: Cleaners = {"id": _id, "file_name": _text, "width": _number, "height": _number}
+    annotations: Cleaners = {"id": _id, "image_id": _id, "category_id": _id, "bbox": _box, "area": _number,
+                             "iscrowd": bool, "difficult": bool, "keypoints": _numbers}  # fmt: skip
+    return _File(
+        records(_Image, "images", images),
+        records(_Category, "categories", {"id": _id, "name": _text}),
+        records(_Annotation, "annotations", annotations),
+        value.get("info"),
+    )
 
 
-def _id(value: Any) -> Id | None:
+def _id(value: object) -> Id | None:
     return value if isinstance(value, (int, str)) and not isinstance(value, bool) else None
 
 
-def _number(value: Any) -> float | None:
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _number(value: object) -> float | None:
     return float(value) if isinstance(value, (int, float)) else None
 
 
-def _box(value: Any) -> tuple[float, float, float, float] | None:
+def _box(value: object) -> tuple[float, ...] | None:
     if not isinstance(value, list) or len(value) != 4:
         return None
-    x, y, w, h = (math.nan if (number := _number(v)) is None else number for v in value)
-    return x, y, w, h
+    return tuple(math.nan if (number := _number(v)) is None else number for v in value)
 
 
-def _numbers(value: Any) -> list[float] | None:
+def _numbers(value: object) -> list[float] | None:
     """The list as numbers; what is none becomes 0, which is not visible."""
     return [_number(v) or 0.0 for v in value] if isinstance(value, list) else None
 
@@ -218,42 +222,45 @@ def _read_file(path: Path, split: str | None, images: Path | None) -> Annotation
         file = _decode(path, findings)
     except OSError as error:
         raise DetkitError(f"cannot read this file: {error.strerror}", str(path), "check the path") from error
-    categories = _categories(file.categories, path, findings)
-    names = _class_names(categories, path, findings)
-    seen: dict[Id | None, int] = {}
-    image_rows = []
-    for row, picture in enumerate(file.images):
-        if picture.id is None or picture.id in seen:
-            name = "image without an id (dropped)" if picture.id is None else "image id used twice (later one dropped)"
-            findings.add(name, f"{path}: image {picture.id} ({picture.file_name})")
-            continue
-        seen[picture.id] = len(seen)
-        image_rows.append(row)
-    pictures = [file.images[row] for row in image_rows]
-    folder = image_folder(path, [p.file_name for p in pictures[:20]], images, file.info)
-    files = [os.path.join(folder, p.file_name) for p in pictures]
-    sizes = np.asarray([(_length(p.height), _length(p.width)) for p in pictures], dtype=np.int32).reshape(-1, 2)
-    _fill_sizes(sizes, files, pictures, path, findings)
-    objects = _objects(file.annotations, seen, {c.id: i for i, c in enumerate(categories)}, path, findings)
+    category_rows = _by_id(file.categories, "category", lambda c: c.name, path, findings)
+    image_rows = _by_id(file.images, "image", lambda image: image.file_name, path, findings)
+    kept = [file.images[row] for row in image_rows.values()]
+    folder = image_folder(path, [image.file_name for image in kept[:20]], images, file.info)
+    files = [os.path.join(folder, image.file_name) for image in kept]
+    sizes = np.asarray([(_length(p.height), _length(p.width)) for p in kept], dtype=np.int32).reshape(-1, 2)
+    unsized = "image without width and height (read from the image)"
+    fill_sizes(sizes, files, lambda i: findings.add(unsized, f"{path}: image {kept[i].id}"))
+    names = _class_names([file.categories[row] for row in category_rows.values()], path, findings)
+    image_index, label_of = ({number: i for i, number in enumerate(rows)} for rows in (image_rows, category_rows))
     return assemble(
-        objects,
-        [p.id for p in pictures],
+        _objects(file.annotations, image_index, label_of, path, findings),
+        list(image_rows),
         files,
         sizes,
         names,
-        tuple(c.id for c in categories),
+        tuple(category_rows),
         findings,
         Source("coco", path, split, Path(folder)),
-        np.asarray(image_rows, dtype=np.int64),
+        np.asarray(list(image_rows.values()), dtype=np.int64),
     )
 
 
+def _by_id(
+    records: Sequence[Record], kind: str, name_of: Callable[[Record], str], path: Path, findings: Findings
+) -> dict[Id, int]:
+    """Row of each record that an id tells apart from all others."""
+    rows: dict[Id, int] = {}
+    for row, record in enumerate(records):
+        if record.id is None or record.id in rows:
+            fault = "without an id (dropped)" if record.id is None else "id used twice (later one dropped)"
+            findings.add(f"{kind} {fault}", f"{path}: {kind} {record.id} ({name_of(record)})")
+        else:
+            rows[record.id] = row
+    return rows
+
+
 def _objects(
-    records: list[_Annotation],
-    images: dict[Id | None, int],
-    classes: dict[Id | None, int],
-    path: Path,
-    findings: Findings,
+    records: list[_Annotation], images: dict[Id, int], classes: dict[Id, int], path: Path, findings: Findings
 ) -> Objects:
     n = len(records)
 
@@ -261,78 +268,45 @@ def _objects(
         a = records[row]
         return f"{path}: annotation {a.id if a.id is not None else f'number {row}'} (image {a.image_id})"
 
-    def column(name: str) -> Iterator[Any]:
-        return map(attrgetter(name), records)
+    def numbers(name: str, table: dict[Id, int]) -> np.ndarray:
+        found = np.fromiter(map(table.get, map(attrgetter(name), records), repeat(-1)), np.int64, n)
+        findings.add_rows(f"unknown {name.replace('_', ' ')} (annotation dropped)", found < 0, where)
+        return found
 
-    boxes = list(column("bbox"))
-    no_box = np.asarray([row for row, box in enumerate(boxes) if box is None] if None in boxes else [], np.int64)
+    def flags(name: str) -> np.ndarray:
+        return np.fromiter(map(bool, map(attrgetter(name), records)), bool, n)
+
+    no_box = np.fromiter((record.bbox is None for record in records), bool, n)
     findings.add_rows("annotation without a box of four numbers (dropped)", no_box, where)
-    for row in no_box.tolist():
-        boxes[row] = (0.0, 0.0, 0.0, 0.0)
-    xywh = np.fromiter(chain.from_iterable(boxes), np.float64, 4 * n).reshape(n, 4)
-    image = _look_up(list(column("image_id")), images)
-    labels = _look_up(list(column("category_id")), classes)
-    findings.add_rows("unknown image id (annotation dropped)", np.flatnonzero(image < 0), where)
-    findings.add_rows("unknown category id (annotation dropped)", np.flatnonzero(labels < 0), where)
+    nothing = (0.0, 0.0, 0.0, 0.0)
+    boxes = chain.from_iterable(nothing if record.bbox is None else record.bbox for record in records)
+    xywh = np.fromiter(boxes, np.float64, 4 * n).reshape(n, 4)
+    image, labels = numbers("image_id", images), numbers("category_id", classes)
     labels[no_box] = -1
-    area = np.asarray(list(column("area")), dtype=np.float64)  # None becomes NaN
-    crowd = np.fromiter(map(bool, column("iscrowd")), bool, n)
-    difficult = np.fromiter(map(bool, column("difficult")), bool, n)
-    ids = _whole(list(column("id")))
+    area = np.asarray([record.area for record in records], dtype=np.float64)  # None becomes NaN
+    ids = _whole([record.id for record in records])
     order = np.argsort(ids, kind="stable")
     again = order[1:][ids[order[1:]] == ids[order[:-1]]]
     findings.add_rows("annotation id used again (kept)", np.sort(again), where)
-    return Objects(image, xywh, labels, where, crowd, difficult, area, ids, _points(list(column("keypoints"))))
-
-
-def _look_up(values: list[Id | None], table: dict[Id | None, int]) -> np.ndarray:
-    """(N,) int64: the table's number for each value, -1 where it has none; sorted search where all are integers."""
-    keys = list(table)
-    if not keys or set(map(type, values)) | set(map(type, keys)) != {int}:
-        return np.fromiter(map(table.get, values, repeat(-1)), np.int64, len(values))
-    try:
-        wanted, known = np.asarray(values, dtype=np.int64), np.asarray(keys, dtype=np.int64)
-    except OverflowError:
-        return np.fromiter(map(table.get, values, repeat(-1)), np.int64, len(values))
-    order = np.argsort(known, kind="stable")
-    place = np.minimum(np.searchsorted(known[order], wanted), len(known) - 1)
-    found = order[place]
-    numbers = np.fromiter(table.values(), np.int64, len(keys))
-    return np.where(known[found] == wanted, numbers[found], -1)
+    points = _points([record.keypoints for record in records])
+    return Objects(image, xywh, labels, where, flags("iscrowd"), flags("difficult"), area, ids, points)
 
 
 def _whole(values: list[Id | None]) -> np.ndarray:
     """(N,) int64 ids for the metrics' table; where one is a name or missing, all become record numbers, from one."""
-    if set(map(type, values)) <= {int}:
-        try:
-            return np.asarray(values, dtype=np.int64)
-        except OverflowError:
-            pass
-    return np.arange(1, len(values) + 1, dtype=np.int64)
+    whole = set(map(type, values)) <= {int} and all(-(1 << 63) <= v < 1 << 63 for v in values)  # type: ignore[operator]
+    return np.asarray(values if whole else range(1, len(values) + 1), dtype=np.int64)
 
 
 def _length(value: float | None) -> int:
     return int(value) if value is not None and 0 < value < 1 << 31 else 0
 
 
-def _categories(categories: list[_Category], path: Path, findings: Findings) -> list[_Category]:
-    """Those that an id tells apart from all others."""
-    kept: dict[Id | None, _Category] = {}
-    for category in categories:
-        if category.id is None or category.id in kept:
-            lacking = category.id is None
-            name = "category without an id (dropped)" if lacking else "category id used twice (later one dropped)"
-            findings.add(name, f"{path}: category {category.id} ({category.name})")
-        else:
-            kept[category.id] = category
-    return list(kept.values())
-
-
 def _class_names(categories: list[_Category], path: Path, findings: Findings) -> tuple[str, ...]:
     """Names, made unique: classes are told apart by name everywhere else."""
     names: list[str] = []
     for category in categories:
-        name = category.name
+        name = category.name or str(category.id)
         if name in names:
             name = f"{name} ({category.id})"
             findings.add("category name used twice (its id added)", f"{path}: category {category.id} ({category.name})")
@@ -340,16 +314,7 @@ def _class_names(categories: list[_Category], path: Path, findings: Findings) ->
     return tuple(names)
 
 
-def _fill_sizes(
-    sizes: np.ndarray, files: list[str], pictures: Sequence[_Image], path: Path, findings: Findings
-) -> None:
-    """Reads the image's header where the file gives no size."""
-    for i in np.flatnonzero((sizes == 0).any(axis=1)).tolist():
-        findings.add("image without width and height (read from the image)", f"{path}: image {pictures[i].id}")
-        sizes[i] = size_of(files[i])
-
-
-def image_folder(path: Path, names: list[str], images: Path | None, info: Any = None) -> str:
+def image_folder(path: Path, names: list[str], images: Path | None, info: object = None) -> str:
     """The folder of the images: ``images``, what the file says, beside the json, ../SPLIT, ../images (and below it).
 
     The first one that holds one of ``names``; the first of all if none does (labels can be used without images).
@@ -360,8 +325,8 @@ def image_folder(path: Path, names: list[str], images: Path | None, info: Any = 
     split = path.stem.removeprefix("instances_")
     folders = [beside, beside.parent / split, beside / split, beside.parent / "images", beside / "images"]
     folders += [beside.parent / "images" / split, beside / "images" / split]
-    if isinstance(info, dict) and isinstance(info.get(IMAGE_FOLDER), str):
-        folders.insert(0, beside / info[IMAGE_FOLDER])
+    if isinstance(info, dict) and isinstance(named := info.get(IMAGE_FOLDER), str):
+        folders.insert(0, beside / named)
     for folder in folders:
         if any(name and (folder / name).is_file() for name in names):
             return os.path.normpath(folder)

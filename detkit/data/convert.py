@@ -2,48 +2,73 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 from xml.sax.saxutils import escape
 
 import msgspec
 import numpy as np
 
 from detkit.data.annotations import Annotations, Finding, Findings
-from detkit.data.coco import IMAGE_FOLDER, RawFile, load_json, mapped
+from detkit.data.coco_writer import records_of, write_coco_json
 from detkit.errors import DetkitError
-from detkit.io.files import atomic_folder, atomic_path, write_text
+from detkit.io.files import atomic_folder, flat_names, write_text
 
 _PLAIN = {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "difficult"}
 
 
 @dataclass(slots=True, frozen=True)
 class Converted:
-    """What was written: files, numbers, and by name what the new format could not hold."""
+    """What was written.
+
+    Args:
+        out: File or folder.
+        format: Its format.
+        images: How many.
+        boxes: How many.
+        lost: By name, what the new format could not hold.
+    """
 
     out: Path
+    format: str
     images: int
     boxes: int
     lost: list[Finding] = field(default_factory=list)
 
+    def to_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return {"out": self.out, "images": self.images, "boxes": self.boxes, "lost": [asdict(f) for f in self.lost]}
 
-def convert(
-    parts: dict[str, Annotations], to: str, out: Path, *, overwrite: bool = False, link: bool = False
+    def lines(self) -> list[str]:
+        """For a person."""
+        lost = [f"{self.format} cannot hold:"] if self.lost else []
+        lost += [line for finding in self.lost for line in finding.lines()]
+        return [f"{self.images} images and {self.boxes} boxes written to {self.out}", *lost]
+
+
+def convert_annotations(
+    parts: Mapping[str, Annotations], to: str, out: Path, *, overwrite: bool = False, link: bool = False
 ) -> Converted:
-    """Writes the parts (name to annotations) as one data set of format ``to``: "coco", "voc" or "yolo".
+    """Writes the parts as one data set of another format.
 
-    out: folder; images are copied into it (``link``: as symbolic links). For COCO a name that ends in .json writes
-    just that file, and the images stay where they are. Raises DetkitError if an output exists without ``overwrite``,
-    and for an image that cannot be copied or lies outside the data's image folder; then nothing is left of the
-    output.
+    Args:
+        parts: Name to labels.
+        to: "coco", "voc" or "yolo".
+        out: Folder; images are copied into it. For COCO a name that ends in .json writes just that file, and the
+            images stay where they are.
+        overwrite: Replace files of the same names.
+        link: Symbolic links in place of copies.
+
+    Raises:
+        DetkitError: An output exists without ``overwrite``, an image cannot be copied or lies outside the data's image
+            folder; then nothing is left of the output.
     """
-    if to not in WRITERS:
-        raise DetkitError(f"unknown format {to!r}", "--to", f"the formats are {', '.join(WRITERS)}")
+    if to not in _WRITERS:
+        raise DetkitError(f"unknown format {to!r}", "--to", f"the formats are {', '.join(_WRITERS)}")
     single = out.suffix.lower() == ".json"
     if single and (to != "coco" or len(parts) > 1):
         what = "only COCO is one file" if to != "coco" else f"one json cannot hold {len(parts)} parts"
@@ -55,14 +80,15 @@ def convert(
     for part in parts.values():
         if not single:
             _refuse_outside(part)
-        count_lost(part, to, lost)
+        if to != "coco":
+            _count_lost(part, to, lost)
     if single:
         _write_single(next(iter(parts.values())), out, overwrite)
     else:
         with atomic_folder(out, overwrite) as folder:
-            WRITERS[to](parts, folder, link, lost)
+            _WRITERS[to](parts, folder, link, lost)
     boxes = sum(len(a.labels) - (int(a.crowd.sum()) if to == "yolo" else 0) for a in parts.values())
-    return Converted(out, sum(map(len, parts.values())), boxes, lost.as_list())
+    return Converted(out, to, sum(map(len, parts.values())), boxes, lost.as_list())
 
 
 def _refuse_outside(a: Annotations) -> None:
@@ -76,181 +102,77 @@ def _refuse_outside(a: Annotations) -> None:
             raise DetkitError("a file_name points outside the image folder", file, do)
 
 
-def count_lost(annotations: Annotations, to: str, lost: Findings) -> None:
-    """Counts what format ``to`` cannot hold of these annotations."""
-    a = annotations
-    if to == "coco":
-        return
-    if to == "voc":
-        lost.add("crowd regions (written as difficult)", count=int(a.crowd.sum()))
-    else:
-        lost.add("crowd regions (left out)", count=int(a.crowd.sum()))
+def _count_lost(a: Annotations, to: str, lost: Findings) -> None:
+    lost.add(f"crowd regions ({'written as difficult' if to == 'voc' else 'left out'})", count=int(a.crowd.sum()))
+    if to == "yolo":
         lost.add("difficult flags (the objects are written)", count=int((a.difficult & ~a.crowd).sum()))
     boxes = a.xywh[:, 2] * a.xywh[:, 3]
     lost.add("areas that are not the box's", count=int((np.abs(a.area - boxes) > 1e-3 * np.maximum(boxes, 1)).sum()))
-    if a.source is not None and a.source.format == "coco" and a.source.path.is_file():
-        ids = all(isinstance(i, int) for i in a.class_ids) and list(a.class_ids) == list(range(1, len(a.classes) + 1))
-        lost.add("category ids (numbered anew)", count=0 if ids else len(a.classes))
-        _count_keys(a, lost)
-
-
-def _count_keys(a: Annotations, lost: Findings) -> None:
-    records = _records(a).annotations
-    counts: dict[str, int] = {}
-    for row in a.rows:
-        for key, value in msgspec.json.decode(records[row]).items():
-            if key not in _PLAIN and value not in (None, [], {}):
-                counts[key] = counts.get(key, 0) + 1
+    if a.source is None or a.source.format != "coco" or not a.source.path.is_file():
+        return
+    if list(a.class_ids) != list(range(1, len(a.classes) + 1)):
+        lost.add("category ids (numbered anew)", count=len(a.classes))
+    records = records_of(a).annotations
+    kept = (msgspec.json.decode(records[row]).items() for row in a.rows)
+    counts = Counter(key for items in kept for key, value in items if key not in _PLAIN and value not in (None, [], {}))
     for key, count in counts.items():
         lost.add(f"{key} of annotations", count=count)
 
 
-def _records(a: Annotations) -> RawFile:
-    """The records of the source as bytes."""
-    if a.source is None:
-        raise ValueError("annotations of several sources have no records")
-    path = a.source.path
-    with mapped(path) as data:
-        try:
-            return msgspec.json.decode(data, type=RawFile)
-        except msgspec.DecodeError:
-            value = load_json(path, data)
-
-    def raw(record: Any) -> msgspec.Raw:
-        # NaN, the usual reason to be here, lies in records that the reader dropped.
-        return msgspec.Raw(json.dumps(record, ensure_ascii=False).encode())
-
-    lists = {key: [raw(r) for r in value.get(key) or []] for key in ("images", "categories", "annotations")}
-    return RawFile(**lists, info=raw(value.get("info") or {}), licenses=raw(value.get("licenses") or []))
-
-
-def write_coco_json(
-    annotations: Annotations, path: Path, *, overwrite: bool = False, image_folder: str | None = None
-) -> None:
-    """Writes one COCO json; records that come from one are kept verbatim.
-
-    image_folder: relative to ``path``, kept in "info" where the file does not lie where its images are looked for.
-    """
-    verbatim = annotations.source is not None and annotations.source.format == "coco"
-    pieces = _verbatim(annotations) if verbatim else _made(annotations)
-    info = pieces["info"][0] if isinstance(pieces["info"], list) else {}
-    if image_folder is not None:
-        info = {**info, IMAGE_FOLDER: Path(image_folder).as_posix()}
-    with atomic_path(path, overwrite) as temporary, open(temporary, "wb") as file:
-        file.write(b'{"info":' + msgspec.json.encode(info) + b',"licenses":' + bytes(pieces["licenses"]))
-        for key in ("images", "annotations", "categories"):
-            file.write(b',"' + key.encode() + b'":[')
-            for i, record in enumerate(pieces[key]):
-                file.write((b",\n" if i else b"\n") + bytes(record))
-            file.write(b"]")
-        file.write(b"}\n")
-
-
-def _verbatim(a: Annotations) -> dict[str, Any]:
-    raw = _records(a)
-    info = msgspec.json.decode(raw.info)
-    by_id = {msgspec.json.decode(r).get("id"): r for r in reversed(raw.categories)}
-    return {
-        "info": [info if isinstance(info, dict) else {}],
-        "licenses": raw.licenses,
-        "images": (raw.images[row] for row in a.image_rows),
-        "annotations": (raw.annotations[row] for row in np.sort(a.rows)),
-        "categories": [by_id[i] for i in a.class_ids],
-    }
-
-
-def _made(a: Annotations) -> dict[str, Any]:
-    encode = msgspec.json.Encoder().encode
-    # Names from other formats are not numbers: COCO's ids are made anew, and the name stays in file_name.
-    numbers = [i if isinstance(i, int) else k + 1 for k, i in enumerate(a.image_ids)]
-    if len(set(numbers)) < len(numbers):
-        numbers = list(range(1, len(numbers) + 1))
-    names = file_names(a.files)
-
-    def images() -> Iterator[bytes]:
-        for number, name, (height, width) in zip(numbers, names, a.sizes.tolist(), strict=True):
-            yield encode({"id": number, "file_name": name, "width": width, "height": height})
-
-    def annotations() -> Iterator[bytes]:
-        image = a.image_index
-        for row in range(len(a.labels)):
-            record: dict[str, Any] = {
-                "id": row + 1,
-                "image_id": numbers[image[row]],
-                "category_id": int(a.labels[row]) + 1,
-                "bbox": a.xywh[row].tolist(),
-                "area": float(a.area[row]),
-                "iscrowd": int(a.crowd[row]),
-            }
-            if a.difficult[row]:
-                record["difficult"] = 1
-            yield encode(record)
-
-    categories = [encode({"id": i + 1, "name": name}) for i, name in enumerate(a.classes)]
-    return {"info": [{}], "licenses": b"[]", "images": images(), "annotations": annotations(), "categories": categories}
-
-
-def file_names(files: list[str]) -> list[str]:
-    """File names without folders; a number is added where two would be the same."""
-    taken: set[str] = set()
-    names = []
-    for file in files:
-        stem, suffix = os.path.splitext(os.path.basename(file))
-        name, k = stem + suffix, 2
-        while name.lower() in taken or os.path.splitext(name)[0].lower() in taken:
-            name, k = f"{stem}_{k}{suffix}", k + 1
-        # Label files are named by the stem, so stems must differ too.
-        taken |= {name.lower(), os.path.splitext(name)[0].lower()}
-        names.append(name)
-    return names
-
-
-def copy_image(file: str, to: Path, link: bool = False) -> None:
-    """Copies a data set's image, or links to it, and makes the folders. Raises DetkitError if it is not there."""
-    if not os.path.isfile(file):
-        raise DetkitError("an image of the data set is missing", file, "find the others with detkit data check")
-    to.parent.mkdir(parents=True, exist_ok=True)
-    if os.path.lexists(to):  # two entries of one image
-        return
-    if link:
-        os.symlink(os.path.abspath(file), to)
-    else:
-        shutil.copyfile(file, to)
+def copy_images(files: Sequence[str], names: Sequence[str], folder: Path, link: bool = False) -> None:
+    """Copies a data set's images to ``names`` in ``folder``, or links to them; DetkitError if one is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, name in zip(files, names, strict=True):
+        to = folder / name
+        if not os.path.isfile(file):
+            raise DetkitError("an image of the data set is missing", file, "find the others with detkit data check")
+        if os.path.lexists(to):  # two entries of one image
+            continue
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if link:
+            os.symlink(os.path.abspath(file), to)
+        else:
+            shutil.copyfile(file, to)
 
 
 def _write_single(a: Annotations, out: Path, overwrite: bool) -> None:
-    folder = os.path.commonpath([os.path.dirname(os.path.abspath(f)) for f in a.files])
     if a.source is not None and a.source.format == "coco" and a.source.images is not None:
         folder = str(a.source.images)
+    else:
+        folder = os.path.commonpath([os.path.dirname(os.path.abspath(f)) for f in a.files])
     write_coco_json(a, out, overwrite=overwrite, image_folder=os.path.relpath(folder, out.parent))
 
 
-def _write_coco(parts: dict[str, Annotations], out: Path, link: bool, lost: Findings) -> None:
+def _write_coco(parts: Mapping[str, Annotations], out: Path, link: bool, lost: Findings) -> None:
     for name, a in parts.items():
-        verbatim = a.source is not None and a.source.format == "coco"
-        names = [os.path.relpath(f, a.source.images) for f in a.files] if verbatim else file_names(a.files)  # type: ignore[union-attr, type-var]
-        for file, to in zip(a.files, names, strict=True):
-            copy_image(file, out / name / to, link)
+        if a.source is not None and a.source.format == "coco" and a.source.images is not None:
+            names = [os.path.relpath(file, a.source.images) for file in a.files]
+        else:
+            names = flat_names(a.files)
+        copy_images(a.files, names, out / name, link)
         write_coco_json(a, out / "annotations" / f"instances_{name}.json")
 
 
-def _write_yolo(parts: dict[str, Annotations], out: Path, link: bool, lost: Findings) -> None:
+def _write_yolo(parts: Mapping[str, Annotations], out: Path, link: bool, lost: Findings) -> None:
+    for part, a in parts.items():
+        names = flat_names(a.files)
+        copy_images(a.files, names, out / "images" / part, link)
+        for i, name in enumerate(names):
+            label = out / "labels" / part / (os.path.splitext(name)[0] + ".txt")
+            write_text(label, "".join(_yolo_lines(a, i, lost)))
+    places = {part: f"images/{part}" for part in parts}
+    names_of = dict(enumerate(next(iter(parts.values())).classes))
+    write_yolo_yaml(out / "data.yaml", {"path": ".", **places, "names": names_of})
+
+
+def write_yolo_yaml(path: Path, value: Mapping[str, object], *, overwrite: bool = False) -> None:
+    """Writes a data.yaml, keys in their order."""
     import yaml
 
-    first = next(iter(parts.values()))
-    for name, a in parts.items():
-        (out / "labels" / name).mkdir(parents=True, exist_ok=True)
-        for i, (file, to) in enumerate(zip(a.files, file_names(a.files), strict=True)):
-            copy_image(file, out / "images" / name / to, link)
-            label = out / "labels" / name / (os.path.splitext(to)[0] + ".txt")
-            write_text(label, "".join(yolo_lines(a, i, lost)))
-    places = {name: f"images/{name}" for name in parts}
-    text = yaml.safe_dump({"path": ".", **places, "names": dict(enumerate(first.classes))}, sort_keys=False,
-                          allow_unicode=True)  # fmt: skip
-    write_text(out / "data.yaml", text)
+    write_text(path, yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True), overwrite=overwrite)
 
 
-def yolo_lines(a: Annotations, i: int, lost: Findings) -> Iterator[str]:
+def _yolo_lines(a: Annotations, i: int, lost: Findings) -> Iterator[str]:
     """Label lines of image ``i``: class, centre and size as fractions; crowds are left out, boxes clipped."""
     height, width = (int(v) for v in a.sizes[i])
     for row in range(int(a.offsets[i]), int(a.offsets[i + 1])):
@@ -267,31 +189,29 @@ def yolo_lines(a: Annotations, i: int, lost: Findings) -> Iterator[str]:
         yield f"{a.labels[row]} {cx:.9g} {cy:.9g} {bw:.9g} {bh:.9g}\n"
 
 
-def _write_voc(parts: dict[str, Annotations], out: Path, link: bool, lost: Findings) -> None:
-    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
-    names = iter(file_names([f for a in parts.values() for f in a.files]))
+def _write_voc(parts: Mapping[str, Annotations], out: Path, link: bool, lost: Findings) -> None:
+    names = flat_names([f for a in parts.values() for f in a.files])
+    copy_images([f for a in parts.values() for f in a.files], names, out / "JPEGImages", link)
+    stems = [os.path.splitext(name)[0] for name in names]
+    done = 0
     for part, a in parts.items():
-        stems = []
-        for i, file in enumerate(a.files):
-            to = next(names)
-            copy_image(file, out / "JPEGImages" / to, link)
-            stems.append(os.path.splitext(to)[0])
-            write_text(out / "Annotations" / f"{stems[-1]}.xml", voc_xml(a, i, to))
-        write_text(out / "ImageSets" / "Main" / f"{part}.txt", "".join(f"{s}\n" for s in stems))
-    classes = next(iter(parts.values())).classes
-    write_text(out / "classes.txt", "".join(f"{name}\n" for name in classes))
+        for i in range(len(a)):
+            write_text(out / "Annotations" / f"{stems[done + i]}.xml", _voc_xml(a, i, names[done + i]))
+        listed = "".join(f"{stem}\n" for stem in stems[done : done + len(a)])
+        write_text(out / "ImageSets" / "Main" / f"{part}.txt", listed)
+        done += len(a)
+    write_text(out / "classes.txt", "".join(f"{name}\n" for name in next(iter(parts.values())).classes))
 
 
-def voc_xml(a: Annotations, i: int, name: str) -> str:
+def _voc_xml(a: Annotations, i: int, name: str) -> str:
     """The annotation file of image ``i``: corners one-based again, fractions kept; crowds become difficult."""
     height, width = (int(v) for v in a.sizes[i])
     lines = ["<annotation>", f"  <filename>{escape(name)}</filename>"]
     lines.append(f"  <size><width>{width}</width><height>{height}</height><depth>3</depth></size>")
     for row in range(int(a.offsets[i]), int(a.offsets[i + 1])):
         x, y, w, h = (float(v) for v in a.xywh[row])
-        corners = zip(("xmin", "ymin", "xmax", "ymax"), (x + 1, y + 1, x + w, y + h), strict=True)
-        box = "".join(f"<{key}>{_short(value)}</{key}>" for key, value in corners)
+        corners = {"xmin": x + 1, "ymin": y + 1, "xmax": x + w, "ymax": y + h}
+        box = "".join(f"<{key}>{_short(value)}</{key}>" for key, value in corners.items())
         difficult = int(a.difficult[row] or a.crowd[row])
         label = escape(a.classes[a.labels[row]])
         lines += ["  <object>", f"    <name>{label}</name>", f"    <difficult>{difficult}</difficult>"]
@@ -303,4 +223,4 @@ def _short(value: float) -> str:
     return str(int(value)) if value.is_integer() else repr(round(value, 6))
 
 
-WRITERS = {"coco": _write_coco, "voc": _write_voc, "yolo": _write_yolo}
+_WRITERS = {"coco": _write_coco, "voc": _write_voc, "yolo": _write_yolo}

@@ -2,68 +2,91 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
+from detkit import registry
 from detkit.data.annotations import UNSAFE, Annotations, Finding, Findings, Source, concat_annotations, fills
+from detkit.data.resize import moved_target
 from detkit.errors import DetkitError
+from detkit.geometry import Geometry
+from detkit.interfaces import DatasetFormat
+from detkit.io.images import image_size, read_image
 from detkit.structures import Sample, Target
 
 __all__ = ["FORMATS", "Annotations", "Dataset", "Finding", "Findings", "Source", "concat", "read", "splits"]
 
-# Each module has recognises(path) -> bool, read(path, split, images) -> Annotations, splits(path) -> list[str],
-# and LOOKED_FOR, the sentence that says what it recognises.
 FORMATS = {
-    "coco": "detkit.data.coco",
-    "voc": "detkit.data.voc",
-    "yolo": "detkit.data.yolo",
-    "folders": "detkit.data.folders",
+    "coco": "detkit.data.coco:CocoFormat",
+    "voc": "detkit.data.voc:VocFormat",
+    "yolo": "detkit.data.yolo:YoloFormat",
+    "folders": "detkit.data.folders:FolderFormat",
 }
 
 
-def format_of(path: str | Path) -> tuple[str, ModuleType]:
-    """Name and reader module of the format that ``path`` holds.
+def format_of(path: str | Path, name: str | None = None) -> DatasetFormat:
+    """The format that ``path`` holds: detkit's own are asked first, then those that other packages announce.
 
-    Raises DetkitError, saying what was looked for, if nothing is there or it is none of the known formats.
+    Args:
+        path: File or folder.
+        name: The format's name (of either kind, or ``package.module:Name``) where it is not to be recognised.
+
+    Raises:
+        DetkitError: Nothing is there, or it is none of the known formats (with what was looked for); no such name.
     """
     path = Path(path)
-    for name, place in FORMATS.items():  # most data is of the first format: the other readers are not imported then
-        module = importlib.import_module(place)
-        if module.recognises(path):
-            return name, module
-    wanted = "DATA is " + "; or ".join(importlib.import_module(place).LOOKED_FOR for place in FORMATS.values())
+    if name is not None and path.exists():
+        chosen: DatasetFormat = registry.find("format", name, where=f"format of {path}")()
+        return chosen
+    asked: list[DatasetFormat] = []
+    for known in (*FORMATS, *registry.announced("format")):  # most data is of the first: the others stay unimported
+        asked.append(registry.find("format", known)())
+        if asked[-1].recognises(path):
+            return asked[-1]
+    wanted = "DATA is " + "; or ".join(one.looked_for for one in asked)
     if not path.exists():
         raise DetkitError("there is no such data set", str(path), wanted)
     kind = "folder" if path.is_dir() else "file"
     raise DetkitError(f"this {kind} is not a data set that detkit knows", str(path), wanted)
 
 
-def splits(path: str | Path) -> list[str]:
-    """Names of the parts that the data set has (train, val, ...); empty if it is one piece."""
-    return list(format_of(path)[1].splits(Path(path)))
+def splits(path: str | Path, *, format: str | None = None) -> list[str]:
+    """Names of the parts that the data set has (train, val, ...); empty if it is one piece. See ``format_of``."""
+    return list(format_of(path, format).splits(Path(path)))
 
 
 def read(
-    path: str | Path, *, split: str | None = None, images: str | Path | None = None, refuse: bool = True
+    path: str | Path,
+    *,
+    split: str | None = None,
+    images: str | Path | None = None,
+    format: str | None = None,
+    refuse: bool = True,
 ) -> Annotations:
-    """Reads a COCO json, a PASCAL VOC folder, a YOLO data.yaml or a folder of class folders, recognised by looking.
+    """Reads a COCO json, a PASCAL VOC folder, a YOLO data.yaml, class folders, or what another package reads.
 
-    split: one part; None reads all of them. images: folder of the images, if not where the format puts them.
-    Raises DetkitError for a path, part or image folder that is not there, for a file that cannot be read, and for
-    labels that are not safe to read (``refuse=False`` counts these only); single bad records are counted in
-    ``Annotations.findings``.
+    Args:
+        path: File or folder.
+        split: One part; None: all of them.
+        images: Folder of the images, if not where the format puts them.
+        format: Its name; None: recognised by looking, see ``format_of``.
+        refuse: False: labels that are not safe to read are only counted.
+
+    Returns:
+        The labels; single bad records are counted in ``Annotations.findings``.
+
+    Raises:
+        DetkitError: A path, part or image folder that is not there, a file that cannot be read, or labels that are
+            not safe to read.
     """
     path = Path(path)
-    module = format_of(path)[1]
+    chosen = format_of(path, format)
     folder = None if images is None else Path(images)
     if folder is not None and not folder.is_dir():
         raise DetkitError("there is no such image folder", str(folder), "give --images the folder of the images")
-    result: Annotations = module.read(path, split, folder)
+    result = chosen.read(path, split, folder)
     for unsafe in (found for found in result.findings if refuse and found.name == UNSAFE):
         what = f"{unsafe.count} label files declare XML entities, which can exhaust the memory"
         raise DetkitError(what, unsafe.examples[0], "remove such a file, or the <!DOCTYPE ...> at its top")
@@ -73,8 +96,10 @@ def read(
 class Dataset:
     """Samples of annotations: images are read when asked for.
 
-    annotations: see there; proposals: called with (image, path) in the process that loads, returns (R, 4) float32 xyxy
-    boxes of the original image; None: samples have no proposals.
+    Args:
+        annotations: The labels, with the paths of the images.
+        proposals: Called with (image, path) in the process that loads, returns (R, 4) float32 xyxy boxes of the
+            original image; None: samples have no proposals.
     """
 
     def __init__(
@@ -99,27 +124,33 @@ class Dataset:
     def load(self, i: int, reduce_to: int | None = None) -> Sample:
         """Image ``i`` as stored, with its objects (boxes clipped to the image).
 
-        reduce_to: an image whose longer side is at least twice as many pixels may come at 1/2, 1/4 or 1/8 of its
-        size, decoded in less time, its objects with it. Raises DetkitError if the image is missing or broken.
-        """
-        from detkit.io.images import image_size, read_image
+        Args:
+            i: Index of the image.
+            reduce_to: An image whose longer side is at least twice as many pixels may come at 1/2, 1/4 or 1/8 of its
+                size, decoded in less time, its objects with it.
 
+        Raises:
+            DetkitError: The image is missing or broken.
+        """
         path = self.annotations.files[i]
         # Proposals are found in, and cached for, the image as it is.
-        image = read_image(path, reduce_to=reduce_to if self.proposals is None else None)
+        reduce_to = reduce_to if self.proposals is None else None
+        image = read_image(path, reduce_to=reduce_to)
         height, width = image.shape[:2]
         proposals = None if self.proposals is None else self.proposals(image, path)
-        if reduce_to is not None and self.proposals is None:
+        if reduce_to is not None:
             width, height = image_size(path)
         target = self.target(i, (height, width))
         if (height, width) != image.shape[:2]:
-            target = _scaled(target, image.shape[1] / width, image.shape[0] / height)
+            target = moved_target(target, Geometry(width, height, image.shape[1] / width, image.shape[0] / height))
         return Sample(image, target, proposals, self.annotations.image_ids[i], path)
 
     def target(self, i: int, size: tuple[int, int] | None = None) -> Target:
-        """The objects of image ``i``, clipped to ``size`` (height, width in pixels; None: not clipped).
+        """The objects of image ``i``; an image whose only object fills it is labelled as a whole too.
 
-        An image whose only object fills it is labelled as a whole too (``image_label``).
+        Args:
+            i: Index of the image.
+            size: (height, width) in pixels, to which boxes are clipped; None: they are not.
         """
         a = self.annotations
         rows = slice(int(a.offsets[i]), int(a.offsets[i + 1]))
@@ -129,8 +160,7 @@ class Dataset:
         if size is not None:
             if len(xywh) == 1 and fills(xywh, np.asarray([size])).all():
                 label = int(a.labels[rows.start])
-            limit = np.asarray([size[1], size[0], size[1], size[0]], dtype=np.float64)
-            boxes = np.clip(boxes, 0, limit)
+            boxes = np.clip(boxes, 0, np.asarray([size[1], size[0], size[1], size[0]], dtype=np.float64))
         # In float32, as a model sees it: a sliver may vanish by the rounding.
         boxes = boxes.astype(np.float32)
         points = None if a.points is None else a.points[rows].astype(np.float32)
@@ -154,12 +184,6 @@ class Dataset:
     def subset(self, images: Sequence[int] | np.ndarray) -> Dataset:
         """These images, in this order."""
         return Dataset(self.annotations.subset(images), proposals=self.proposals)
-
-
-def _scaled(target: Target, x: float, y: float) -> Target:
-    boxes = target.boxes * np.asarray([x, y, x, y], dtype=np.float32)
-    points = None if target.points is None else target.points * np.asarray([x, y, 1], dtype=np.float32)
-    return replace(target, boxes=boxes, area=target.area * x * y, points=points)
 
 
 def concat(datasets: Sequence[Dataset]) -> Dataset:

@@ -1,4 +1,4 @@
-"""A folder a class, with its images: labelled images for classification, as one object that fills each of them."""
+"""A folder per class, with its images: labelled images for classification, as one object that fills each of them."""
 
 from __future__ import annotations
 
@@ -6,24 +6,77 @@ from pathlib import Path
 
 import numpy as np
 
-from detkit.data.annotations import Annotations, Findings, Objects, Source, assemble, size_of
+from detkit.data.annotations import (
+    Annotations,
+    Findings,
+    Objects,
+    Source,
+    assemble,
+    fill_sizes,
+    refuse_unknown_part,
+)
 from detkit.errors import DetkitError
+from detkit.interfaces import DatasetFormat
 from detkit.io.images import paths_in
 
-LOOKED_FOR = "a folder of class folders with images (or train/, val/ of those)"
 _PARTS = ("train", "val", "valid", "test")
 # Folders that detection sets keep beside each other.
 _NO_CLASSES = {"images", "labels", "annotations", "masks"}
 
 
-def recognises(path: Path) -> bool:
-    """True for a folder with images in at least two folders, or with parts that are such folders."""
-    return bool(splits(path)) or len(_classes(path)) > 1
+class FolderFormat(DatasetFormat):
+    """Class folders with images, or parts that are folders of such."""
 
+    looked_for = "a folder of class folders with images (or train/, val/ of those)"
 
-def splits(path: Path) -> list[str]:
-    """Those of train, val, valid and test that hold class folders."""
-    return [name for name in _PARTS if _classes(path / name, part=True)]
+    def recognises(self, path: Path) -> bool:
+        """True for a folder with images in at least two folders, or with parts that are such folders."""
+        return bool(self.splits(path)) or len(_classes(path)) > 1
+
+    def splits(self, path: Path) -> list[str]:
+        """Those of train, val, valid and test that hold class folders."""
+        return [name for name in _PARTS if _classes(path / name, part=True)]
+
+    def read(self, path: Path, split: str | None, images: Path | None) -> Annotations:
+        """Reads the folder, or one part of it; all parts have the classes of the whole. See ``DatasetFormat.read``."""
+        if images is not None:
+            raise DetkitError("class folders hold their images themselves", str(images), "leave --images out")
+        parts = self.splits(path)
+        refuse_unknown_part(split, parts, path)
+        homes = [path / name for name in ([split] if split else parts)] or [path]
+        found_in = [_classes(path / part, part=True) for part in parts] or [_classes(path)]
+        classes = tuple(sorted({name for names in found_in for name in names}))
+        found = [
+            (file, label)
+            for home in homes
+            for label, name in enumerate(classes)
+            if (home / name).is_dir()
+            for file in paths_in(home / name)
+        ]
+        findings = Findings()
+        sizes = np.zeros((len(found), 2), dtype=np.int32)
+        fill_sizes(sizes, [str(file) for file, _ in found])
+        readable = (sizes > 0).all(axis=1)
+        unreadable = np.flatnonzero(~readable)
+        findings.add_rows("image that cannot be read (left out)", unreadable, lambda row: str(found[row][0]))
+        kept = [found[i] for i in np.flatnonzero(readable)]
+        if not kept:
+            raise DetkitError("no image of this folder can be read", str(path), "look at it with detkit data check")
+        sizes = sizes[readable]
+        files = [str(file) for file, _ in kept]
+        xywh = np.concatenate([np.zeros((len(kept), 2)), sizes[:, ::-1]], axis=1)
+        labels = np.asarray([label for _, label in kept])
+        base = homes[0] if len(homes) == 1 else path
+        return assemble(
+            Objects(np.arange(len(kept)), xywh, labels, files.__getitem__),
+            [file.relative_to(base).as_posix() for file, _ in kept],
+            files,
+            sizes,
+            classes,
+            tuple(range(len(classes))),
+            findings,
+            Source("folders", path, split),
+        )
 
 
 def _classes(path: Path, part: bool = False) -> list[str]:
@@ -36,44 +89,3 @@ def _classes(path: Path, part: bool = False) -> list[str]:
     classes = names if part else {name for name in names if name.lower() not in _PARTS}
     # Beside several others "train" with images in it is VOC's and COCO's class: as a part it would hold folders.
     return sorted(classes | ({"train"} & names if len(classes) > 1 else set()))
-
-
-def read(path: Path, split: str | None, images: Path | None) -> Annotations:
-    """Reads the folder, or one part of it; all parts have the classes of the whole. See detkit.data.dataset.read."""
-    if images is not None:
-        raise DetkitError("class folders hold their images themselves", str(images), "leave --images out")
-    parts = splits(path)
-    if split is not None and split not in parts:
-        do = f"the parts are {', '.join(parts)}" if parts else "the folder has none: leave --split out"
-        raise DetkitError(f"no part {split!r}", str(path), do)
-    homes = [path / name for name in ([split] if split else parts)] or [path]
-    found_in = [_classes(path / part, part=True) for part in parts] or [_classes(path)]
-    classes = tuple(sorted({name for names in found_in for name in names}))
-    findings = Findings()
-    files: list[Path] = []
-    labels: list[int] = []
-    for home in homes:
-        for label, name in enumerate(classes):
-            found = paths_in(home / name) if (home / name).is_dir() else []
-            files += found
-            labels += [label] * len(found)
-    sizes = np.asarray([size_of(str(file)) for file in files], dtype=np.int32).reshape(-1, 2)
-    for i in np.flatnonzero((sizes == 0).any(axis=1)).tolist():
-        findings.add("image that cannot be read (left out)", str(files[i]))
-    good = np.flatnonzero((sizes > 0).all(axis=1))
-    if not len(good):
-        raise DetkitError("no image of this folder can be read", str(path), "look at it with detkit data check")
-    kept = [files[i] for i in good.tolist()]
-    xywh = np.concatenate([np.zeros((len(good), 2)), sizes[good][:, ::-1]], axis=1)
-    base = homes[0] if len(homes) == 1 else path
-    objects = Objects(np.arange(len(good)), xywh, np.asarray(labels)[good], lambda row: str(kept[row]))
-    return assemble(
-        objects,
-        [file.relative_to(base).as_posix() for file in kept],
-        [str(file) for file in kept],
-        sizes[good],
-        classes,
-        tuple(range(len(classes))),
-        findings,
-        Source("folders", path, split),
-    )

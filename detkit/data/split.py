@@ -12,7 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from detkit.data.annotations import Annotations
+from detkit.data.coco_writer import write_coco_json
+from detkit.data.convert import copy_images, write_yolo_yaml
 from detkit.errors import DetkitError
+from detkit.io.files import atomic_folder, flat_names, refuse_existing, write_text
 
 
 def stratify(annotations: Annotations, fractions: Mapping[str, float], seed: int = 0) -> dict[str, np.ndarray]:
@@ -72,8 +75,17 @@ def write_split(
 
     COCO: STEM-PART.json, with the records as they were. VOC: a list PART.txt (default: in ImageSets/Main). YOLO:
     STEM-PART.txt with the images' paths, and STEM-split.yaml that names them. Class folders, whose parts are folders:
-    copies of the images, PART/CLASS/NAME, and the folders are returned. out: folder (default: beside the source; for
-    class folders a new one must be given). Raises DetkitError if a file exists and ``overwrite`` is not set.
+    copies of the images, PART/CLASS/NAME, and the folders are returned.
+
+    Args:
+        annotations: The labels, of one source.
+        parts: Name to image indices.
+        out: Folder; None: beside the source (for class folders a new one must be given).
+        overwrite: Replace files that exist.
+
+    Raises:
+        DetkitError: A file exists and ``overwrite`` is not set, there are several sources, or their format has no
+            parts that can be written.
     """
     source = annotations.source
     if source is None:
@@ -82,61 +94,47 @@ def write_split(
         return _copy_folders(annotations, parts, out, overwrite)
     home = source.path.parent if source.path.is_file() else source.path
     folder = out or (home / "ImageSets" / "Main" if source.format == "voc" else home)
-    stem = source.path.stem if source.path.is_file() else f"instances_{source.split or 'all'}"
-    if source.format == "coco":
-        stem = stem.removeprefix("instances_")
-        files = [folder / f"{stem}-{name}.json" for name in parts]
-    elif source.format == "voc":
-        files = [folder / f"{name}.txt" for name in parts]
-    else:
-        files = [folder / f"{stem}-{name}.txt" for name in parts] + [folder / f"{stem}-split.yaml"]
-    from detkit.io.files import refuse_existing, write_text
-
-    for file in files:
+    stem = source.path.stem if source.path.is_file() else source.split or "all"
+    stem = stem.removeprefix("instances_")
+    names = {"coco": f"{stem}-{{}}.json", "voc": "{}.txt", "yolo": f"{stem}-{{}}.txt"}
+    if source.format not in names:
+        do = f"write it as another format first: detkit data convert {source.path} --to coco"
+        raise DetkitError(f"parts of the format {source.format} cannot be written", str(source.path), do)
+    files = [folder / names[source.format].format(part) for part in parts]
+    lists = [folder / f"{stem}-split.yaml"] if source.format == "yolo" else []
+    for file in (*files, *lists):
         refuse_existing(file, overwrite)  # all of them before the first is written
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, rows in zip(files, parts.values(), strict=False):
+    for file, rows in zip(files, parts.values(), strict=True):
         subset = annotations.subset(rows)
         if source.format == "coco":
-            from detkit.data.convert import write_coco_json
-
-            pictures = os.path.relpath(source.images, folder) if source.images else None
-            write_coco_json(subset, file, overwrite=overwrite, image_folder=pictures)
+            images = os.path.relpath(source.images, folder) if source.images else None
+            write_coco_json(subset, file, overwrite=overwrite, image_folder=images)
         else:
             lines = subset.image_ids if source.format == "voc" else [os.path.abspath(f) for f in subset.files]
             write_text(file, "".join(f"{line}\n" for line in lines), overwrite=overwrite)
-    if source.format == "yolo":
-        import yaml
-
-        named = dict(zip((str(name) for name in parts), (str(f.absolute()) for f in files), strict=False))
-        names = dict(zip(annotations.class_ids, annotations.classes, strict=True))
-        text = yaml.safe_dump({"path": str(folder.absolute()), **named, "names": names}, sort_keys=False,
-                              allow_unicode=True)  # fmt: skip
-        write_text(files[-1], text, overwrite=overwrite)
-    return files
+    for file in lists:
+        places = {part: str(f.absolute()) for part, f in zip(parts, files, strict=True)}
+        classes = dict(zip(annotations.class_ids, annotations.classes, strict=True))
+        write_yolo_yaml(file, {"path": str(folder.absolute()), **places, "names": classes}, overwrite=overwrite)
+    return files + lists
 
 
 def _copy_folders(
     annotations: Annotations, parts: Mapping[str, np.ndarray], out: Path | None, overwrite: bool
 ) -> list[Path]:
-    from detkit.data.convert import copy_image, file_names
-    from detkit.io.files import atomic_folder
-
     source = annotations.source.path if annotations.source else Path()
     if out is None or out.resolve().is_relative_to(source.resolve()):
         do = "give --out a new folder outside of it: the images are copied to PART/CLASS/ there"
         raise DetkitError("parts of class folders are folders themselves", str(source), do)
-    names = list(annotations.files)
-    for label in range(len(annotations.classes)):
-        mine = np.flatnonzero(annotations.labels == label).tolist()  # one object an image
-        # Where parts of the source were joined, a name may come twice in a class.
-        for i, name in zip(mine, file_names([annotations.files[i] for i in mine]), strict=True):
-            names[i] = name
+    part_of = {int(i): part for part, rows in parts.items() for i in rows}
     with atomic_folder(out, overwrite) as folder:
-        for part, rows in parts.items():
-            for i in rows.tolist():
-                file = annotations.files[i]
-                copy_image(file, folder / part / Path(file).parent.name / names[i])
+        for label in range(len(annotations.classes)):
+            mine = np.flatnonzero(annotations.labels == label).tolist()  # one object per image
+            files = [annotations.files[i] for i in mine]
+            # Where parts of the source were joined, a name may come twice in a class.
+            for i, file, name in zip(mine, files, flat_names(files), strict=True):
+                if i in part_of:
+                    copy_images([file], [name], folder / part_of[i] / Path(file).parent.name)
     return [out / part for part in parts]
 
 

@@ -5,14 +5,13 @@ They stand in for photos where none may be shipped: ``quickstart --train`` and t
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
-from detkit.io.files import write_text
+from detkit.data.annotations import Findings, Objects, Source, assemble
+from detkit.data.coco_writer import write_coco_json
 from detkit.io.images import write_image
 from detkit.structures import Sample, Target
 
@@ -39,29 +38,29 @@ def toy_sample(seed: int, size: int = 160, most: int = 4) -> Sample:
 
 
 def write_toy_data(folder: Path, *, train: int = 64, val: int = 16, size: int = 160, seed: int = 0) -> Path:
-    """Writes ``train`` + ``val`` toy images and one COCO json a part; returns ``folder``."""
+    """Writes toy images and one COCO json per part.
+
+    Args:
+        folder: Where to; returned.
+        train: Images of the part train.
+        val: Images of the part val.
+        size: Side of the images in pixels.
+        seed: Of the first image.
+    """
     for part, count, start in (("train", train, seed), ("val", val, seed + 100_000)):
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
-        for i in range(count):
-            sample = toy_sample(start + i, size)
-            write_image(folder / part / sample.path, sample.image)
-            images.append({"id": i, "file_name": sample.path, "width": size, "height": size})
-            for box, label in zip(sample.target.boxes.tolist(), sample.target.labels.tolist(), strict=True):
-                x1, y1, x2, y2 = box
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": i,
-                        "category_id": label + 1,
-                        "bbox": [x1, y1, x2 - x1, y2 - y1],
-                        "area": (x2 - x1) * (y2 - y1),
-                        "iscrowd": 0,
-                    }
-                )
-        categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
-        table = {"images": images, "annotations": annotations, "categories": categories}
-        write_text(folder / "annotations" / f"instances_{part}.json", json.dumps(table))
+        samples = [toy_sample(start + i, size) for i in range(count)]
+        files = [str(folder / part / sample.path) for sample in samples]
+        for file, sample in zip(files, samples, strict=True):
+            write_image(file, sample.image)
+        boxes = np.concatenate([np.zeros((0, 4)), *(sample.target.boxes for sample in samples)])
+        boxes[:, 2:] -= boxes[:, :2]
+        image = np.repeat(np.arange(count), [len(sample.target) for sample in samples])
+        labels = np.concatenate([np.zeros(0, np.int64), *(sample.target.labels for sample in samples)])
+        sizes, ids = np.full((count, 2), size, np.int32), (1, 2, 3)
+        source = Source("toy", folder)
+        objects = Objects(image, boxes, labels, str)
+        made = assemble(objects, list(range(count)), files, sizes, CLASSES, ids, Findings(), source)
+        write_coco_json(made, folder / "annotations" / f"instances_{part}.json")
     return folder
 
 

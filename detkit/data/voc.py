@@ -7,17 +7,27 @@ subtracting 1 from xmin and ymin only makes them zero-based with exclusive x2 an
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-from xml.sax.handler import ContentHandler
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from detkit.data.annotations import UNSAFE, Annotations, Findings, Objects, Source, assemble, size_of
+from detkit.data.annotations import (
+    UNSAFE,
+    Annotations,
+    Findings,
+    Objects,
+    Source,
+    assemble,
+    fill_sizes,
+    refuse_unknown_part,
+)
 from detkit.errors import DetkitError
+from detkit.interfaces import DatasetFormat
+from detkit.io.images import IMAGE_SUFFIXES
 
-LOOKED_FOR = "a PASCAL VOC folder (with Annotations/*.xml)"
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
@@ -27,52 +37,79 @@ _PARTS = ("head", "hand", "foot")  # VOC's person layout names these inside <par
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
-@dataclass(slots=True)
-class _Object:
-    line: int
-    values: dict[str, str] = field(default_factory=dict)
+class _Object(NamedTuple):
+    image: int
+    file: Path
+    number: int  # among the objects of the file
+    element: Element
+
+    @property
+    def where(self) -> str:
+        """The file and the line where the object starts."""
+        starts = list(re.finditer(rb"<object[\s>]", data := self.file.read_bytes()))
+        line = data.count(b"\n", 0, starts[self.number].start()) + 1 if self.number < len(starts) else 1
+        return f"{self.file}:{line}"
 
 
-class _Handler(ContentHandler):
-    """Collects the text of leaves: the image's in ``values`` and each object's, with the line where it starts."""
+class VocFormat(DatasetFormat):
+    """A folder with Annotations/*.xml, and lists of its parts in ImageSets/Main."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.values: dict[str, str] = {}
-        self.objects: list[_Object] = []
-        self._path: list[str] = []
-        self._text = ""
-        self._locator: Any = None
+    looked_for = "a PASCAL VOC folder (with Annotations/*.xml)"
 
-    def setDocumentLocator(self, locator: Any) -> None:
-        self._locator = locator
+    def recognises(self, path: Path) -> bool:
+        """True for a folder with Annotations/*.xml."""
+        return path.is_dir() and next((path / "Annotations").glob("*.xml"), None) is not None
 
-    def startElement(self, name: str, attrs: Any) -> None:
-        if name == "object" and len(self._path) == 1:
-            self.objects.append(_Object(self._locator.getLineNumber()))
-        self._path.append(name)
-        self._text = ""
+    def splits(self, path: Path) -> list[str]:
+        """Names of the lists in ImageSets/Main, without the lists of single classes (two columns)."""
+        lists = sorted((path / "ImageSets" / "Main").glob("*.txt"))
+        return [p.stem for p in lists if "_" not in p.stem or not _is_class_list(p)]
 
-    def characters(self, content: str) -> None:
-        self._text += content
+    def read(self, path: Path, split: str | None, images: Path | None) -> Annotations:
+        """Reads the folder, or one list of it; ``split`` may also be the path of a list. See ``DatasetFormat.read``."""
+        findings = Findings()
+        stems = sorted(p.stem for p in (path / "Annotations").glob("*.xml"))
+        if split is not None:
+            file = next((f for f in (_list_file(path, split), Path(split)) if f.is_file()), None)
+            if file is None:
+                refuse_unknown_part(split, self.splits(path), path / "ImageSets" / "Main")
+            stems = _listed(file or _list_file(path, split), set(stems), findings)
+        folder = images or next((f for f in (path / "JPEGImages", path / "images") if f.is_dir()), path / "JPEGImages")
+        present = folder.iterdir() if folder.is_dir() else ()
+        by_stem = {p.stem: p.name for p in present if p.suffix.lower() in IMAGE_SUFFIXES}
+        trees: list[tuple[str, Path, Element]] = []
+        for stem in stems:
+            file = path / "Annotations" / f"{stem}.xml"
+            if (tree := _parse(file, findings)) is not None:
+                trees.append((stem, file, tree))
+        if not trees:
+            found = [f"{one.name}: {one.examples[0]}" for one in findings.as_list()]
+            do = found[0] if found else "the list of images is empty"
+            raise DetkitError("no annotation of this data set could be read", str(path / "Annotations"), do)
+        files = [str(folder / by_stem.get(stem, _text(tree, "filename") or f"{stem}.jpg")) for stem, _, tree in trees]
+        sizes = [[_whole(_text(tree, f"size/{key}")) for key in ("height", "width")] for *_, tree in trees]
+        table = np.asarray([pair if all(pair) else (0, 0) for pair in sizes], dtype=np.int32)
+        fill_sizes(table, files, lambda i: findings.add("size missing (read from the image)", str(trees[i][1])))
+        objects = [
+            _Object(i, file, number, element)
+            for i, (_, file, tree) in enumerate(trees)
+            for number, element in enumerate(tree.findall("object"))
+        ]
+        classes = _classes(path, {_text(one.element, "name") for one in objects} - {""})
+        return assemble(
+            _columns(objects, classes, findings),
+            [stem for stem, *_ in trees],
+            files,
+            table,
+            classes,
+            tuple(range(1, len(classes) + 1)),
+            findings,
+            Source("voc", path, split, folder),
+        )
 
-    def endElement(self, name: str) -> None:
-        inside = len(self._path) > 2 and self._path[1] == "object"
-        place = self.objects[-1].values if inside else self.values
-        place.setdefault("/".join(self._path[2:] if inside else self._path[1:]), self._text.strip())
-        self._path.pop()
-        self._text = ""
 
-
-def recognises(path: Path) -> bool:
-    """True for a folder with Annotations/*.xml."""
-    return path.is_dir() and next((path / "Annotations").glob("*.xml"), None) is not None
-
-
-def splits(path: Path) -> list[str]:
-    """Names of the lists in ImageSets/Main, without the lists of single classes (two columns)."""
-    lists = sorted((path / "ImageSets" / "Main").glob("*.txt"))
-    return [p.stem for p in lists if "_" not in p.stem or not _is_class_list(p)]
+def _list_file(path: Path, split: str) -> Path:
+    return path / "ImageSets" / "Main" / f"{split}.txt"
 
 
 def _is_class_list(path: Path) -> bool:
@@ -80,66 +117,7 @@ def _is_class_list(path: Path) -> bool:
         return len(file.readline().split()) == 2
 
 
-def read(path: Path, split: str | None, images: Path | None) -> Annotations:
-    """Reads the folder, or one list of it; ``split`` may also be the path of a list. See detkit.data.dataset.read."""
-    findings = Findings()
-    stems = _stems(path, split, findings)
-    folder = images or next((f for f in (path / "JPEGImages", path / "images") if f.is_dir()), path / "JPEGImages")
-    pictures = _by_stem(folder)
-    ids: list[int | str] = []
-    files: list[str] = []
-    sizes: list[tuple[int, int]] = []
-    objects: list[tuple[int, _Object, str]] = []
-    for stem in stems:
-        file = path / "Annotations" / f"{stem}.xml"
-        parsed = _parse(file, findings)
-        if parsed is None:
-            continue
-        picture = str(folder / pictures.get(stem, parsed.values.get("filename") or f"{stem}.jpg"))
-        size = tuple(_whole(parsed.values.get(f"size/{key}")) for key in ("height", "width"))
-        if not all(size):
-            findings.add("size missing (read from the image)", str(file))
-            size = size_of(picture)
-        objects.extend((len(files), one, str(file)) for one in parsed.objects)
-        ids.append(stem)
-        files.append(picture)
-        sizes.append((size[0], size[1]))
-    if not files:
-        raise DetkitError("no annotation of this data set could be read", str(path / "Annotations"), _first(findings))
-    classes = _classes(path, {name for _, one, _ in objects if (name := one.values.get("name"))})
-    return assemble(
-        _columns(objects, classes, findings),
-        ids,
-        files,
-        np.asarray(sizes, dtype=np.int32),
-        classes,
-        tuple(range(1, len(classes) + 1)),
-        findings,
-        Source("voc", path, split, folder),
-    )
-
-
-def _first(findings: Findings) -> str:
-    found = findings.as_list()
-    return f"{found[0].name}: {found[0].examples[0]}" if found else "the list of images is empty"
-
-
-def _stems(path: Path, split: str | None, findings: Findings) -> list[str]:
-    present = sorted(p.stem for p in (path / "Annotations").glob("*.xml"))
-    if split is None:
-        return present
-    file = path / "ImageSets" / "Main" / f"{split}.txt"
-    if not file.is_file():
-        file = Path(split)
-    if not file.is_file():
-        names = splits(path)
-        do = (
-            f"the parts are {', '.join(names)}"
-            if names
-            else "the folder has no ImageSets/Main/*.txt: leave --split out"
-        )
-        raise DetkitError(f"no part {split!r}", str(path / "ImageSets" / "Main"), do)
-    known = set(present)
+def _listed(file: Path, known: set[str], findings: Findings) -> list[str]:
     stems: dict[str, None] = {}
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         words = line.split()
@@ -156,75 +134,63 @@ def _stems(path: Path, split: str | None, findings: Findings) -> list[str]:
     return list(stems)
 
 
-def _by_stem(folder: Path) -> dict[str, str]:
-    from detkit.io.images import IMAGE_SUFFIXES
+def _parse(file: Path, findings: Findings) -> Element | None:
+    """The file's root; None, counted, if it is not well-formed XML or not safe to read."""
+    from xml.etree.ElementTree import ParseError
 
-    if not folder.is_dir():
-        return {}
-    return {p.stem: p.name for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES}
+    from defusedxml import DefusedXmlException, ElementTree
 
-
-def _parse(file: Path, findings: Findings) -> _Handler | None:
-    """The file's fields; None, counted, if it is not well-formed XML or not safe to read."""
-    from xml.sax import SAXException, SAXParseException
-
-    import defusedxml
-    import defusedxml.sax
-
-    handler = _Handler()
     try:
-        defusedxml.sax.parse(str(file), handler)
-    except defusedxml.DefusedXmlException:
+        root: Element = ElementTree.parse(str(file)).getroot()
+    except DefusedXmlException:
         findings.add(UNSAFE, str(file))
-        return None
-    except (SAXException, UnicodeError) as error:
-        line = error.getLineNumber() if isinstance(error, SAXParseException) else 1
+    except (ParseError, UnicodeError, LookupError) as error:
+        line = error.position[0] if isinstance(error, ParseError) else 1
         findings.add("annotation file is not XML (image dropped)", f"{file}:{line}: {error}")
-        return None
     except OSError as error:
         findings.add("annotation file cannot be read (image dropped)", f"{file}: {error.strerror}")
-        return None
-    return handler
+    else:
+        return root
+    return None
 
 
-def _whole(text: str | None) -> int:
+def _text(element: Element, path: str) -> str:
+    return (element.findtext(path) or "").strip()
+
+
+def _whole(text: str) -> int:
     number = _number(text)
     return int(number) if 0 < number < 1 << 31 else 0
 
 
-def _number(text: str | None) -> float:
+def _number(text: str) -> float:
     try:
         return float(text or "nan")
     except ValueError:
         return float("nan")
 
 
-def _columns(objects: list[tuple[int, _Object, str]], classes: tuple[str, ...], findings: Findings) -> Objects:
+def _columns(objects: list[_Object], classes: tuple[str, ...], findings: Findings) -> Objects:
     index = {name: i for i, name in enumerate(classes)}
     labels = np.full(len(objects), -1, dtype=np.int64)
     corners = np.zeros((len(objects), 4))
     difficult = np.zeros(len(objects), dtype=bool)
-
-    def where(row: int) -> str:
-        return f"{objects[row][2]}:{objects[row][1].line}"
-
-    for row, (_, one, _) in enumerate(objects):
-        name = one.values.get("name")
-        box = [one.values.get(f"bndbox/{key}") for key in _CORNERS]
-        missing = [key for key, text in zip(("name", *_CORNERS), (name, *box), strict=True) if not text]
+    for row, one in enumerate(objects):
+        name = _text(one.element, "name")
+        box = {key: _text(one.element, f"bndbox/{key}") for key in _CORNERS}
+        missing = [key for key, text in {"name": name, **box}.items() if not text]
         if missing:
-            findings.add("object without " + " or ".join(missing) + " (dropped)", where(row))
-            continue
-        if name not in index:
-            findings.add("object of a class that classes.txt does not name (dropped)", f"{where(row)}: {name}")
-            continue
-        labels[row] = index[name]
-        corners[row] = [_number(text) for text in box]
-        difficult[row] = one.values.get("difficult") in ("1", "true", "True")
+            findings.add("object without " + " or ".join(missing) + " (dropped)", one.where)
+        elif name not in index:
+            findings.add("object of a class that classes.txt does not name (dropped)", f"{one.where}: {name}")
+        else:
+            labels[row] = index[name]
+            corners[row] = [_number(text) for text in box.values()]
+            difficult[row] = _text(one.element, "difficult") in ("1", "true", "True")
     low = corners[:, :2] - 1
     xywh = np.concatenate([low, corners[:, 2:] - low], axis=1)
-    image = np.asarray([i for i, _, _ in objects], dtype=np.int64)
-    return Objects(image, xywh, labels, where, difficult=difficult)
+    image = np.asarray([one.image for one in objects], dtype=np.int64)
+    return Objects(image, xywh, labels, lambda row: objects[row].where, difficult=difficult)
 
 
 def _classes(path: Path, found: set[str]) -> tuple[str, ...]:
@@ -239,7 +205,6 @@ def _classes(path: Path, found: set[str]) -> tuple[str, ...]:
     for file in (path / "Annotations").glob("*.xml"):
         text = file.read_bytes()
         words = {name.decode("utf-8", "replace") for name in re.findall(rb"<name>\s*([^<]*?)\s*</name>", text)}
-        if not words <= names | set(_PARTS):
-            parsed = _parse(file, Findings())
-            names |= {name for one in (parsed.objects if parsed else []) if (name := one.values.get("name"))}
+        if not words <= names | set(_PARTS) and (tree := _parse(file, Findings())) is not None:
+            names |= {_text(one, "name") for one in tree.findall("object")} - {""}
     return CLASSES if names <= set(CLASSES) else tuple(sorted(names))

@@ -1,4 +1,4 @@
-"""YOLO's data.yaml: image folders or lists, and one text file of labels an image.
+"""YOLO's data.yaml: image folders or lists, and one text file of labels per image.
 
 A label line is "class x y w h": the centre and size as fractions of the image; or "class x1 y1 x2 y2 x3 y3 ...", a
 polygon, whose bounding box is taken.
@@ -10,25 +10,64 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from detkit.data.annotations import Annotations, Findings, Objects, Source, assemble, size_of
+from detkit.data.annotations import (
+    Annotations,
+    Findings,
+    Objects,
+    Source,
+    assemble,
+    fill_sizes,
+    refuse_unknown_part,
+)
 from detkit.errors import DetkitError
+from detkit.interfaces import DatasetFormat
+from detkit.io.images import IMAGE_SUFFIXES
 
-LOOKED_FOR = "a YOLO data.yaml (or its folder)"
 PARTS = ("train", "val", "test")
 
 
-def recognises(path: Path) -> bool:
-    """True for a .yaml file and for a folder with data.yaml."""
-    return _yaml(path) is not None
+class YoloFormat(DatasetFormat):
+    """A data.yaml, or a folder that holds one."""
 
+    looked_for = "a YOLO data.yaml (or its folder)"
 
-def splits(path: Path) -> list[str]:
-    """Those of train, val and test that the file names."""
-    return list(_parts(_load(path)[1]))
+    def recognises(self, path: Path) -> bool:
+        """True for a .yaml file and for a folder with data.yaml."""
+        return _yaml(path) is not None
+
+    def splits(self, path: Path) -> list[str]:
+        """Those of train, val and test that the file names."""
+        return list(_load(path)[2])
+
+    def read(self, path: Path, split: str | None, images: Path | None) -> Annotations:
+        """Reads the parts that the file names, or one of them; see ``DatasetFormat.read``."""
+        file, value, parts = _load(path)
+        table = _names(value["names"], file)
+        refuse_unknown_part(split, parts, file)
+        findings = Findings()
+        root = file.absolute().parent / str(value.get("path") or ".")
+        if not root.is_dir():
+            # Exported files often carry another machine's path; the file's own folder is what they mean.
+            root = file.absolute().parent
+        found: dict[str, None] = {}
+        for name in parts if split is None else [split]:
+            places = parts[name]
+            for place in places if isinstance(places, list) else [places]:
+                where = images if images is not None and split is not None else _place(root, str(place), file, name)
+                found.update(dict.fromkeys(_images(where, root, findings)))
+        files = list(found)
+        if not files:
+            raise DetkitError(
+                "this data set has no images", f"{file}: {', '.join(parts)}", "check the folders it names"
+            )
+        sizes = np.zeros((len(files), 2), dtype=np.int32)
+        fill_sizes(sizes, files)
+        objects = _read_labels(files, sizes, {number: i for i, number in enumerate(table)}, findings)
+        source = Source("yolo", file, split, root)
+        return assemble(objects, _ids(files, root), files, sizes, tuple(table.values()), tuple(table), findings, source)
 
 
 def _yaml(path: Path) -> Path | None:
@@ -37,7 +76,8 @@ def _yaml(path: Path) -> Path | None:
     return next((path / name for name in ("data.yaml", "data.yml") if (path / name).is_file()), None)
 
 
-def _load(path: Path) -> tuple[Path, dict[str, Any]]:
+def _load(path: Path) -> tuple[Path, dict[str, object], dict[str, object]]:
+    """The file, what it holds, and the places of each part."""
     import yaml
 
     file = _yaml(path) or path
@@ -49,58 +89,28 @@ def _load(path: Path) -> tuple[Path, dict[str, Any]]:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise DetkitError(f"this is not YAML: {getattr(error, 'problem', error)}", f"{file}{line}", "mend it") from None
-    if not isinstance(value, dict) or "names" not in value or not _parts(value):
-        missing = "names" if not isinstance(value, dict) or "names" not in value else "train, val or test"
-        raise DetkitError(f"this data.yaml has no {missing}", str(file), "it needs names and at least one part")
-    return file, value
-
-
-def _parts(value: dict[str, Any]) -> dict[str, Any]:
+    value = value if isinstance(value, dict) else {}
     parts = {name: value[name] for name in PARTS if value.get(name)}
     if "val" not in parts and value.get("valid"):
         parts["val"] = value["valid"]
-    return parts
+    if "names" not in value or not parts:
+        missing = "train, val or test" if "names" in value else "names"
+        raise DetkitError(f"this data.yaml has no {missing}", str(file), "it needs names and at least one part")
+    return file, value, parts
 
 
-def _names(value: Any, file: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Class names in the order of their numbers, and the numbers."""
+def _names(value: object, file: Path) -> dict[int, str]:
+    """Number to class name, in the order of the numbers."""
     try:
-        table = {int(k): str(v) for k, v in (value.items() if isinstance(value, dict) else enumerate(value))}
+        items = value if isinstance(value, dict) else dict(enumerate(value))  # type: ignore[arg-type]
+        table = {int(number): str(name) for number, name in items.items()}
     except (TypeError, ValueError):
-        do = "names is a list, or one number: name a class"
+        do = "names is a list, or one number: name per class"
         raise DetkitError("names of this data.yaml cannot be read", f"{file}, names", do) from None
-    numbers = sorted(table)
-    names = [table[i] for i in numbers]
+    names = list(table.values())
     for twice in {name for name in names if names.count(name) > 1}:
         raise DetkitError(f"class name {twice!r} is used twice", f"{file}, names", "give every class its own name")
-    return tuple(names), tuple(numbers)
-
-
-def read(path: Path, split: str | None, images: Path | None) -> Annotations:
-    """Reads the parts that the file names, or one of them. See detkit.data.dataset.read."""
-    file, value = _load(path)
-    classes, numbers = _names(value["names"], file)
-    parts = _parts(value)
-    if split is not None:
-        if split not in parts:
-            raise DetkitError(f"no part {split!r}", str(file), f"the parts are {', '.join(parts)}")
-        parts = {split: parts[split]}
-    findings = Findings()
-    root = file.absolute().parent / str(value.get("path") or ".")
-    if not root.is_dir():
-        # Exported files often carry another machine's path; the file's own folder is what they mean.
-        root = file.absolute().parent
-    pictures: dict[str, None] = {}
-    for name, places in parts.items():
-        for place in places if isinstance(places, list) else [places]:
-            where = images if images is not None and split is not None else _place(root, str(place), file, name)
-            pictures.update(dict.fromkeys(_images(where, root, findings)))
-    files = list(pictures)
-    if not files:
-        raise DetkitError("this data set has no images", f"{file}: {', '.join(parts)}", "check the folders it names")
-    objects, sizes = _read_labels(files, {number: i for i, number in enumerate(numbers)}, findings)
-    source = Source("yolo", file, split, root)
-    return assemble(objects, _ids(files, root), files, sizes, classes, numbers, findings, source)
+    return dict(sorted(table.items()))
 
 
 def _place(root: Path, text: str, file: Path, part: str) -> Path:
@@ -114,8 +124,6 @@ def _place(root: Path, text: str, file: Path, part: str) -> Path:
 
 
 def _images(place: Path, root: Path, findings: Findings) -> Iterator[str]:
-    from detkit.io.images import IMAGE_SUFFIXES
-
     if place.is_dir():
         yield from sorted(str(p) for p in place.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
         return
@@ -123,11 +131,11 @@ def _images(place: Path, root: Path, findings: Findings) -> Iterator[str]:
         if not (line := line.strip()):
             continue
         # "./" means beside the list, as the format's own loader has it; other relative names hang on the root.
-        picture = os.path.normpath(place.parent / line if line.startswith("./") else root / line)
-        if os.path.splitext(picture)[1].lower() not in IMAGE_SUFFIXES:
+        image = os.path.normpath(place.parent / line if line.startswith("./") else root / line)
+        if os.path.splitext(image)[1].lower() not in IMAGE_SUFFIXES:
             findings.add("listed file is not an image (dropped)", f"{place}:{number}: {line}")
             continue
-        yield picture
+        yield image
 
 
 def _ids(files: list[str], root: Path) -> list[int | str]:
@@ -138,9 +146,9 @@ def _ids(files: list[str], root: Path) -> list[int | str]:
     return [Path(os.path.splitext(os.path.relpath(f, root))[0]).as_posix() for f in files]
 
 
-def label_file(picture: str) -> str:
+def label_file(image: str) -> str:
     """The label file of an image: the last folder called images becomes labels, the suffix .txt."""
-    head, tail = os.path.split(os.path.splitext(picture)[0])
+    head, tail = os.path.split(os.path.splitext(image)[0])
     folders = head.split(os.sep)
     if "images" in folders:
         last = len(folders) - 1 - folders[::-1].index("images")
@@ -148,37 +156,32 @@ def label_file(picture: str) -> str:
     return os.path.join(os.sep.join(folders), tail + ".txt")
 
 
-def _read_labels(files: list[str], classes: dict[int, int], findings: Findings) -> tuple[Objects, np.ndarray]:
-    sizes = np.zeros((len(files), 2), dtype=np.int32)
+def _read_labels(files: list[str], sizes: np.ndarray, classes: dict[int, int], findings: Findings) -> Objects:
     rows: list[tuple[float, ...]] = []
-    places: list[tuple[str, int]] = []
-    for i, picture in enumerate(files):
-        sizes[i] = size_of(picture)
-        name = label_file(picture)
+    places: list[str] = []
+    for i, image in enumerate(files):
+        name = label_file(image)
         try:
             with open(name, encoding="utf-8-sig") as file:
                 lines = file.read().splitlines()
         except FileNotFoundError:
-            findings.add("image without a label file (taken as without objects)", picture)
+            findings.add("image without a label file (taken as without objects)", image)
             continue
         except (OSError, UnicodeError) as error:
             findings.add("label file cannot be read (image kept without objects)", f"{name}: {error}")
             continue
         for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            row = _parse(line, classes, f"{name}:{number}", findings)
+            where = f"{name}:{number}"
+            row = _parse(line, classes, where, findings) if line.strip() else None
             if row is not None and not sizes[i].all():
-                findings.add("image's size is unknown (its boxes dropped)", f"{name}:{number}")
+                findings.add("image's size is unknown (its boxes dropped)", where)
             elif row is not None:
                 rows.append((i, *row))
-                places.append((name, number))
+                places.append(where)
     table = np.asarray(rows, dtype=np.float64).reshape(-1, 6)
-    image = table[:, 0].astype(np.int64)
-    scale = sizes[image][:, [1, 0, 1, 0]].astype(np.float64)
-    xywh = table[:, 2:] * scale
-    labels = table[:, 1].astype(np.int64)
-    return Objects(image, xywh, labels, lambda row: "{}:{}".format(*places[row])), sizes
+    index, labels = table[:, :2].astype(np.int64).T
+    xywh = table[:, 2:] * sizes[index][:, [1, 0, 1, 0]].astype(np.float64)
+    return Objects(index, xywh, labels, places.__getitem__)
 
 
 def _parse(line: str, classes: dict[int, int], where: str, findings: Findings) -> tuple[float, ...] | None:

@@ -6,7 +6,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -139,3 +139,18 @@ def numbered_folder(parent: str | Path, stem: str) -> Path:
             number += 1
         except OSError as error:
             raise write_error(error, folder) from error
+
+
+def flat_names(files: Sequence[str]) -> list[str]:
+    """File names without folders; a number is added where two would be the same."""
+    taken: set[str] = set()
+    names = []
+    for file in files:
+        stem, suffix = os.path.splitext(os.path.basename(file))
+        name, k = stem + suffix, 2
+        while name.lower() in taken or os.path.splitext(name)[0].lower() in taken:
+            name, k = f"{stem}_{k}{suffix}", k + 1
+        # Label files are named by the stem, so stems must differ too.
+        taken |= {name.lower(), os.path.splitext(name)[0].lower()}
+        names.append(name)
+    return names

@@ -81,7 +81,7 @@ def test_the_command(toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["data", "crops", str(toys), "--out", str(out)]) == 2
     assert "not empty" in capsys.readouterr().err
     for wrong, words in (
-        (["--classes", "cirle"], "did you mean 'circle'"),
+        (["--classes", "cirle"], "did you mean circle"),
         (["--min-size", "900"], "give a smaller --min-size"),
         (["--split", "test"], "no part 'test'"),
     ):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from detkit.config.datasets import build_dataset
 from detkit.data.dataset import Dataset, concat, read, splits
 from detkit.errors import DetkitError
 from detkit.io.images import write_image
@@ -83,7 +84,7 @@ def test_select_and_rename_classes(coco_file: Path) -> None:
     merged = a.select_classes(rename={"blue thing": "red"})
     assert merged.classes == ("red",)
     assert merged.labels.tolist() == [0, 0, 0]
-    with pytest.raises(DetkitError, match="did you mean 'red'"):
+    with pytest.raises(DetkitError, match="did you mean red"):
         a.select_classes(["rad"])
 
 
@@ -131,3 +132,25 @@ def test_reduced_images_bring_their_boxes(tmp_path: Path) -> None:
 def test_real_data(shared_data: Path, name: str, split: str | None, images: int, boxes: int) -> None:
     a = read(shared_data / name, split=split)
     assert (len(a), len(a.labels), a.findings) == (images, boxes, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "fails"),
+    [("coco", ""), ("only_here:Everything", ""), ("voc", "no annotation"),
+     ("cocoa", "did you mean coco"), ("no:No", "cannot be")],
+)  # fmt: skip
+def test_a_format_may_be_named(
+    coco_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, fails: str
+) -> None:
+    (tmp_path / "only_here.py").write_text(
+        "from detkit.data.coco import CocoFormat\nclass Everything(CocoFormat):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    if fails:
+        with pytest.raises(DetkitError, match=fails):
+            read(coco_file, format=name)
+        return
+    assert len(read(coco_file, format=name)) == 3
+    config = {"path": str(coco_file), "format": name}
+    assert len(build_dataset(config, split="train")) == 3
+    assert splits(coco_file.parents[1], format=name) == ["train"]

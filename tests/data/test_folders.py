@@ -9,6 +9,7 @@ import pytest
 
 from detkit.data.augment import Augment
 from detkit.data.dataset import Dataset, format_of, read, splits
+from detkit.data.folders import FolderFormat
 from detkit.data.resize import Resize
 from detkit.errors import DetkitError
 from detkit.io.images import write_image
@@ -31,7 +32,7 @@ def pets(tmp_path: Path) -> Path:
 
 def test_each_image_is_one_object_that_fills_it(pets: Path) -> None:
     found = read(pets)
-    assert format_of(pets)[0] == "folders"
+    assert isinstance(format_of(pets), FolderFormat)
     assert found.classes == ("a dog", "cat")
     assert found.image_ids == ["a dog/0.png", "a dog/1.png", "cat/0.png", "cat/1.png", "cat/2.png"]
     assert found.labels.tolist() == [0, 0, 1, 1, 1]

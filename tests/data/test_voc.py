@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from detkit.data.annotations import UNSAFE
-from detkit.data.convert import convert
+from detkit.data.convert import convert_annotations
 from detkit.data.dataset import read
 from detkit.data.voc import CLASSES
 from detkit.errors import DetkitError
@@ -98,4 +98,4 @@ def test_a_file_outside_the_folder_is_not_copied(voc_folder: Path, tmp_path: Pat
     a = read(voc_folder)
     assert Path(a.files[0]).is_file()
     with pytest.raises(DetkitError, match="outside the image folder"):
-        convert({"train": a}, "yolo", tmp_path / "out")
+        convert_annotations({"train": a}, "yolo", tmp_path / "out")
