@@ -29,6 +29,8 @@ _NAMES = {
     "load": "detkit.api",
     "train": "detkit.api",
     "evaluate": "detkit.api",
+    "propose": "detkit.proposing",
+    "proposal_recall": "detkit.proposing",
 }
 
 __all__ = [*_NAMES, "__version__"]
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
     from detkit.ops.suppression import soft_nms as soft_nms
     from detkit.proposals.search import selective_search as selective_search
     from detkit.proposals.windows import sliding_windows as sliding_windows
+    from detkit.proposing import proposal_recall as proposal_recall
+    from detkit.proposing import propose as propose
     from detkit.structures import Detections as Detections
     from detkit.structures import Limits as Limits
     from detkit.structures import Sample as Sample
