@@ -220,13 +220,18 @@ def _run_folder(chosen: str | Path | None, name: str) -> Path:
 
 
 def _refuse_missing_data(checked: Config, recipe: str | Path) -> None:
-    """A config names where its data was on another machine: says so before its format is guessed at."""
+    """A config names where its data was on another machine: says what to do about it."""
+    from detkit.data.dataset import format_of
+
     for part in ("train", "val", "test"):
         for source in checked.data[part] or ():
             if not Path(source["path"]).exists():
-                what = f"the data that this config names is not here: {source['path']}"
-                do = f"lay it there, or train on other data: detkit train {recipe} --data DATA"
-                raise DetkitError(what, checked.place.at(("data", part)), do)
+                try:
+                    format_of(source["path"])
+                except DetkitError:
+                    what = f"the data that this config names is not here: {source['path']}"
+                    do = f"lay it there, or train on other data: detkit train {recipe} --data DATA"
+                    raise DetkitError(what, checked.place.at(("data", part)), do) from None
 
 
 def _anchors_of_run(run: Path) -> list[str]:

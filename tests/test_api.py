@@ -14,6 +14,7 @@ import pytest
 import detkit
 from detkit import api
 from detkit.cli import main
+from detkit.config import shipped_configs
 from detkit.data.toy import CLASSES, toy_sample, write_toy_data
 from detkit.engine.events import EpochDone
 from detkit.errors import DetkitError
@@ -260,3 +261,18 @@ def test_another_input_size(run: Path, photos: Path) -> None:
     assert detector.resize.to_dict()["size"] == [96, 96]
     assert isinstance(detector.predict(photos / "0.png"), detkit.Detections)
     assert np.all(detector.predict(photos / "0.png", conf=0).boxes <= 96)
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_a_shipped_config_runs_or_says_which_data_it_needs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DETKIT_CACHE", str(tmp_path / "cache"))
+    if name == "toy":
+        assert api.train(name, overrides=SMALL, dry_run=True).lines()
+        return
+    with pytest.raises(DetkitError, match="the data that this config names is not here") as caught:
+        api.train(name)
+    assert caught.value.do.endswith(f"detkit train {name} --data DATA")
+    assert "data.train" in caught.value.where

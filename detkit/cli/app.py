@@ -7,22 +7,11 @@ from typing import Annotated
 import typer
 
 import detkit
-from detkit.cli import (
-    compare,
-    compress,
-    config,
-    data,
-    detect,
-    doctor,
-    evaluate,
-    import_,
-    info,
-    inspect,
-    models,
-    propose,
-    quickstart,
-    train,
-)
+from detkit.registry import load
+
+DETECTION = ("detect", "train", "evaluate", "compare", "compress", "propose")
+ABOUT = ("config", "models", "info", "doctor", "quickstart")
+GROUPS = {"data": "detkit.cli.data", "import": "detkit.cli.import_", "inspect": "detkit.cli.inspect"}
 
 app = typer.Typer(
     name="detkit",
@@ -53,17 +42,7 @@ def _options(
     """Object detection in one small package: detect, train, evaluate."""
 
 
-app.command("detect")(detect.detect)
-app.command("train")(train.train)
-app.command("evaluate")(evaluate.evaluate)
-app.command("compare")(compare.compare)
-app.command("compress")(compress.compress)
-app.add_typer(data.app, name="data")
-app.add_typer(import_.app, name="import")
-app.command("propose")(propose.propose)
-app.command("config")(config.config)
-app.command("models")(models.models)
-app.command("info")(info.info)
-app.add_typer(inspect.app, name="inspect")
-app.command("doctor")(doctor.doctor)
-app.command("quickstart")(quickstart.quickstart)
+for name, module in GROUPS.items():
+    app.add_typer(load(f"{module}:app"), name=name)
+for verb in (*DETECTION, *ABOUT):
+    app.command(verb)(load(f"detkit.cli.{verb}:{verb}"))

@@ -23,6 +23,7 @@ FORMATS = {
     "voc": "detkit.data.voc:VocFormat",
     "yolo": "detkit.data.yolo:YoloFormat",
     "folders": "detkit.data.folders:FolderFormat",
+    "toy": "detkit.data.toy:ToyFormat",
 }
 
 

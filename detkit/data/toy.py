@@ -5,13 +5,18 @@ They stand in for photos where none may be shipped: ``quickstart --train`` and t
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
+from tempfile import mkdtemp
 
 import cv2
 import numpy as np
 
-from detkit.data.annotations import Findings, Objects, Source, assemble
+from detkit.data.annotations import Annotations, Findings, Objects, Source, assemble
+from detkit.data.coco import CocoFormat
 from detkit.data.coco_writer import write_coco_json
+from detkit.interfaces import DatasetFormat
+from detkit.io.cache import cache_folder
 from detkit.io.images import write_image
 from detkit.structures import Sample, Target
 
@@ -62,6 +67,30 @@ def write_toy_data(folder: Path, *, train: int = 64, val: int = 16, size: int = 
         made = assemble(objects, list(range(count)), files, sizes, CLASSES, ids, Findings(), source)
         write_coco_json(made, folder / "annotations" / f"instances_{part}.json")
     return folder
+
+
+class ToyFormat(DatasetFormat):
+    """The word ``toy``, where nothing is called so: toy images, drawn once into the cache folder."""
+
+    looked_for = "the word toy (shapes that are drawn for it)"
+
+    def recognises(self, path: Path) -> bool:
+        """True for the word, unless a file or folder is called so."""
+        return path == Path("toy") and not path.exists()
+
+    def splits(self, path: Path) -> list[str]:
+        """Its two parts."""
+        return ["train", "val"]
+
+    def read(self, path: Path, split: str | None, images: Path | None) -> Annotations:
+        """Draws 256 images for train and 32 for val, unless they are there; see ``DatasetFormat.read``."""
+        folder = cache_folder() / "toy-160"
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            drawn = write_toy_data(Path(mkdtemp(dir=folder.parent)), train=256, val=32)
+            with suppress(OSError):  # another process was quicker
+                drawn.rename(folder)
+        return CocoFormat().read(folder, split, images)
 
 
 def _ground(rng: np.random.Generator, size: int) -> np.ndarray:
