@@ -48,7 +48,7 @@ def test_recall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     text = capsys.readouterr().out
     assert "2 images" in text
     assert (tmp_path / "recall.png").is_file()
-    assert len(list((tmp_path / "cache").rglob("*.bin"))) == 2
+    assert len(list((tmp_path / "cache").rglob("*.npy"))) == 2
     assert main([*arguments, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["recall"]
     assert [row["count"] for row in rows] == [100, 200, 500, 1000, 2000]

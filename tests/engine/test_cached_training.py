@@ -184,7 +184,7 @@ def test_an_entry_is_of_one_network_one_way_to_prepare_pixels_and_one_image(tmp_
 
 def test_damaged_entries_are_computed_again_and_that_is_said(tmp_path: Path, toys: Path, place: Path) -> None:
     train(detector(), *sets(toys), CACHED, run=tmp_path / "first")
-    files = sorted(place.rglob("*.bin"))
+    files = sorted(place.rglob("*.npy"))
     whole = [file.read_bytes() for file in files[:3]]
     files[0].write_bytes(whole[0][:-10])
     files[1].write_bytes(whole[1][:-2] + b"xx")

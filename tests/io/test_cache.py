@@ -56,9 +56,9 @@ def test_an_empty_array(tmp_path: Path) -> None:
         lambda data: data[:20],
         lambda data: b"junk" + data,
         lambda data: data[:-8] + bytes(8),
-        lambda data: data.replace(b"[3, 4]", b"[3, 5]"),
-        lambda data: data.replace(b"version", b"vorsion"),
-        lambda data: data.replace(b'{"', b"{{", 1),
+        lambda data: data.replace(b"(3, 4)", b"(3, 5)"),
+        lambda data: data.replace(b"descr", b"decsr"),
+        lambda data: data.replace(b"{'", b"{{", 1),
     ],
 )
 @pytest.mark.parametrize("mapped", [False, True])

@@ -119,7 +119,7 @@ def test_training_sees_them_moved_with_the_image(data: Dataset, tmp_path: Path) 
     for boxes in model.head.trained:
         moved = [b[:, [2, 1, 0, 3]] * (-1, 1, -1, 1) * scale + (96, 0, 96, 0) for b in expected]
         assert any(len(m) == len(boxes) and np.allclose(m, boxes, atol=1e-2) for m in moved)
-    assert len(list((tmp_path / "cache").rglob("*.bin"))) == 4
+    assert len(list((tmp_path / "cache").rglob("*.npy"))) == 4
 
 
 @pytest.mark.parametrize("strengths", [{"crop": 1.0}, {"scale": (0.5, 1.5), "rotate": 20}, {"flip": 1.0, "warp": 0.1}])

@@ -207,9 +207,9 @@ def test_source_caches_images_of_data_sets_only(tmp_path, monkeypatch: pytest.Mo
     source = SelectiveSearch(folder=tmp_path, max=20)
     expected = selective_search(NOISY, max=20)
     assert np.array_equal(source.proposals_for_image(NOISY), expected)
-    assert not list(tmp_path.rglob("*.bin"))
+    assert not list(tmp_path.rglob("*.npy"))
     assert np.array_equal(source.proposals_for_image(NOISY, "a.jpg"), expected)
-    assert len(list(tmp_path.rglob("*.bin"))) == 1
+    assert len(list(tmp_path.rglob("*.npy"))) == 1
     monkeypatch.setattr(search, "selective_search", lambda *_, **__: pytest.fail("searched again"))
     assert np.array_equal(source.proposals_for_image(NOISY, "b.jpg"), expected)
     assert np.array_equal(pickle.loads(pickle.dumps(source)).proposals_for_image(NOISY, "b.jpg"), expected)
@@ -224,7 +224,7 @@ def test_boxes_of_other_numbers_are_searched_anew(
     monkeypatch.setattr(search, changed, other)
     found = SelectiveSearch(folder=tmp_path).proposals_for_image(NOISY, "a.jpg")
     assert np.array_equal(found, selective_search(NOISY))
-    assert len(list(tmp_path.rglob("*.bin"))) == 2
+    assert len(list(tmp_path.rglob("*.npy"))) == 2
 
 
 def test_a_source_says_once_that_it_cannot_cache(tmp_path: Path) -> None:
