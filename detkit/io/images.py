@@ -10,14 +10,13 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from detkit.errors import DetkitError
 from detkit.io.files import write_bytes
@@ -31,14 +30,9 @@ MAX_PIXELS = 178_956_970  # a 0.5 GB RGB image; larger ones are refused before a
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM")
 _ORIENTATION = 0x0112  # EXIF and TIFF tag: 1 upright, 2..8 mirrored and turned
 _SWAPPED = (5, 6, 7, 8)  # orientations that exchange width and height
+_QUALITY = {".jpg": cv2.IMWRITE_JPEG_QUALITY, ".jpeg": cv2.IMWRITE_JPEG_QUALITY, ".webp": cv2.IMWRITE_WEBP_QUALITY}
 
-
-class _Quiet:
-    """How many threads want OpenCV silent now, and the level to go back to."""
-
-    lock = threading.Lock()
-    depth = 0
-    level: Any = None
+ImageSource = str | Path | bytes | np.ndarray | Image.Image
 
 
 class Header(NamedTuple):
@@ -59,17 +53,26 @@ class Header(NamedTuple):
 def read_image(
     source: str | Path | bytes, *, max_pixels: int | None = MAX_PIXELS, reduce_to: int | None = None
 ) -> np.ndarray:
-    """Reads an image from a path or from its bytes as uint8 (H, W, 3) RGB.
+    """Reads an image as uint8 (H, W, 3) RGB.
 
-    reduce_to: a JPEG much larger than needed is decoded at 1/2, 1/4 or 1/8 (rounded up), as long as its longer side
-    stays at least this many pixels; other formats come whole. max_pixels: larger images are refused before decoding
-    (None: no limit). Raises DetkitError (code 2): missing, empty, not an image, cut off, too large.
+    Args:
+        source: A path, or the bytes of the file.
+        max_pixels: Larger images are refused before decoding; None: no limit.
+        reduce_to: A JPEG much larger than needed is decoded at 1/2, 1/4 or 1/8 (rounded up), as long as its longer
+            side stays at least this many pixels; other formats come whole.
+
+    Raises:
+        DetkitError: Missing, empty, not an image, cut off, too large.
     """
     where = _where(source)
-    data = _read_bytes(source)
-    head = _read_header(io.BytesIO(data), where, max_pixels)
+    try:
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    except OSError as error:
+        raise read_error(error, where) from error
+    head = _read_header(io.BytesIO(data), where)
+    _refuse_large(head.width, head.height, where, max_pixels)
     if not _is_complete(data, head.format):
-        raise _cut_off(where)
+        raise DetkitError("the image is cut off: its end is missing", where, "fetch or copy it again")
     image = _decode(data, head, reduce_to)
     if image is None or 0 in image.shape or image.dtype not in (np.uint8, np.uint16):
         raise DetkitError("the image cannot be decoded", where, "it is damaged or cut off: fetch it again")
@@ -79,49 +82,98 @@ def read_image(
     return image if head.format == "TIFF" else orient(image, head.orientation)
 
 
+def as_rgb(source: ImageSource, *, bgr: bool = False) -> np.ndarray:
+    """Whatever holds one image as uint8 (H, W, 3) RGB: the one door for images.
+
+    Args:
+        source: A path or a file's bytes (see ``read_image``), a Pillow image (treated as its file would be), or a uint8
+            array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) with alpha, which is laid over white.
+        bgr: Arrays have OpenCV's order of channels, not RGB's.
+
+    Raises:
+        DetkitError: None of these, or an image that cannot be read.
+    """
+    if isinstance(source, (str, Path, bytes)):
+        return read_image(source)
+    if isinstance(source, Image.Image):
+        return _from_pillow(source)
+    if not isinstance(source, np.ndarray) or source.dtype != np.uint8:
+        kind = f"{source.dtype} {source.shape}" if isinstance(source, np.ndarray) else type(source).__name__
+        what = f"an image is a path, bytes, a Pillow image or a uint8 array (H, W, 3), got {kind}"
+        raise DetkitError(what, do="scale an array to 0..255 and convert it with .astype('uint8')")
+    if source.ndim not in (2, 3) or 0 in source.shape or source.shape[2:] not in ((), (1,), (3,), (4,)):
+        what = f"an image has 1, 3 or 4 channels and at least one pixel, got shape {source.shape}"
+        raise DetkitError(what, do="give (H, W), (H, W, 3) or (H, W, 4)")
+    if source.ndim == 3 and source.shape[2] == 3:
+        return np.ascontiguousarray(source[..., ::-1] if bgr else source)
+    image = _to_rgb(source)  # reads channels as OpenCV orders them
+    return image if bgr else np.ascontiguousarray(image[..., ::-1])
+
+
+def _from_pillow(image: Image.Image) -> np.ndarray:
+    _refuse_large(*image.size, "a Pillow image", MAX_PIXELS)
+    image.load()  # turns a TIFF, whose orientation is gone then
+    orientation = _exif_orientation(image)
+    if image.mode.startswith("I"):  # 16 bits of grey
+        return orient(_to_rgb(np.asarray(image).clip(0, 65535).astype(np.uint16)), orientation)
+    pixels = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+    return orient(as_rgb(pixels), orientation)
+
+
 def image_size(path: str | Path | bytes) -> tuple[int, int]:
-    """(width, height) in pixels after EXIF orientation, from the header alone; DetkitError as :func:`read_image`."""
+    """(width, height) in pixels after EXIF orientation, from the header alone; DetkitError as ``read_image``."""
     return read_header(path).size
 
 
 def read_header(source: str | Path | bytes) -> Header:
-    """What the header of an image says, without decoding it; DetkitError as :func:`read_image`."""
+    """What the header of an image says, without decoding it; DetkitError as ``read_image``."""
     where = _where(source)
-    if isinstance(source, bytes):
-        return _read_header(io.BytesIO(source), where, None)
     try:
-        with open(source, "rb") as file:
-            return _read_header(file, where, None)
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+            return _read_header(file, where)
     except OSError as error:
         raise read_error(error, where) from error
 
 
 def write_image(path: str | Path, rgb: np.ndarray, *, overwrite: bool = False, quality: int = 92) -> None:
-    """Writes uint8 (H, W, 3) RGB or (H, W) grey to ``path``, format by suffix, atomically.
+    """Writes an image atomically, in the format that the suffix says.
 
-    quality: of JPEG and WebP, 1..100. Raises DetkitError: unknown suffix, exists (without ``overwrite``), disk full.
+    Args:
+        path: The file.
+        rgb: uint8 (H, W, 3) RGB or (H, W) grey.
+        overwrite: Replace the file if it exists.
+        quality: Of JPEG and WebP, 1..100.
+
+    Raises:
+        DetkitError: Unknown suffix, a file that exists, a full disk.
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    options = {".jpg": cv2.IMWRITE_JPEG_QUALITY, ".jpeg": cv2.IMWRITE_JPEG_QUALITY, ".webp": cv2.IMWRITE_WEBP_QUALITY}
-    if suffix not in (*options, ".png", ".bmp", ".tif", ".tiff"):
-        raise DetkitError(
-            f"no image format is known by the suffix {suffix!r}", str(path), "use .jpg, .png, .webp, .bmp or .tif"
-        )
+    if suffix not in (*_QUALITY, ".png", ".bmp", ".tif", ".tiff"):
+        what = f"no image format is known by the suffix {suffix!r}"
+        raise DetkitError(what, str(path), "use .jpg, .png, .webp, .bmp or .tif")
     if rgb.dtype != np.uint8 or not (rgb.ndim == 2 or (rgb.ndim == 3 and rgb.shape[2] == 3)):
         raise ValueError(f"write_image: image must be uint8 (H, W, 3) RGB or (H, W), got {rgb.dtype} {rgb.shape}")
-    pixels = rgb if rgb.ndim == 2 else cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
-    settings = [options[suffix], quality] if suffix in options else []
     try:
-        done, encoded = cv2.imencode(suffix, pixels, settings)
+        data = _encoded(rgb, suffix, quality)
     except cv2.error:
-        done = False
+        what = f"an image of {rgb.shape[1]} x {rgb.shape[0]} pixels cannot be stored as {suffix}"
+        raise DetkitError(what, str(path), "use .png, say") from None
+    write_bytes(path, data, overwrite=overwrite)
+
+
+def jpeg_bytes(rgb: np.ndarray, quality: int = 82) -> bytes:
+    """uint8 (H, W, 3) RGB as a JPEG file's bytes; quality 1..100."""
+    return _encoded(rgb, ".jpg", quality)
+
+
+def _encoded(rgb: np.ndarray, suffix: str, quality: int) -> bytes:
+    """Raises cv2.error for a size that the format cannot have."""
+    pixels = rgb if rgb.ndim == 2 else cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+    done, data = cv2.imencode(suffix, pixels, [_QUALITY[suffix], quality] if suffix in _QUALITY else [])
     if not done:
-        height, width = rgb.shape[:2]
-        raise DetkitError(
-            f"an image of {width} x {height} pixels cannot be stored as {suffix}", str(path), "use .png, say"
-        )
-    write_bytes(path, encoded.tobytes(), overwrite=overwrite)
+        raise cv2.error("not encoded")
+    return bytes(data)
 
 
 def scaled_to(image: np.ndarray, side: int) -> np.ndarray:
@@ -130,35 +182,6 @@ def scaled_to(image: np.ndarray, side: int) -> np.ndarray:
     scale = side / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-
-
-def jpeg_bytes(rgb: np.ndarray, quality: int = 82) -> bytes:
-    """uint8 (H, W, 3) RGB as a JPEG file's bytes; quality 1..100."""
-    encoded = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    return bytes(encoded.tobytes())
-
-
-def as_rgb(image: Any, *, bgr: bool = False) -> np.ndarray:
-    """An array or Pillow image as uint8 (H, W, 3) RGB; a path or bytes are read.
-
-    Arrays are uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4: with alpha, laid over white) in RGB order, or OpenCV's
-    BGR order with ``bgr``. Raises TypeError for anything else.
-    """
-    if isinstance(image, (str, Path, bytes)):
-        return read_image(image)
-    if isinstance(image, Image.Image):
-        orientation = image.getexif().get(_ORIENTATION, 1)
-        image = orient(np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB")), orientation)
-        bgr = False
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim not in (2, 3):
-        kind = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise TypeError(f"an image must be a uint8 array (H, W, 3) in RGB order, a path or a Pillow image, got {kind}")
-    if 0 in image.shape or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
-        raise TypeError(f"an image must have 1, 3 or 4 channels and at least one pixel, got shape {image.shape}")
-    if image.ndim == 3 and image.shape[2] == 3:
-        return np.ascontiguousarray(image[..., ::-1] if bgr else image)
-    image = _to_rgb(image)  # reads channels as OpenCV orders them
-    return image if bgr else np.ascontiguousarray(image[..., ::-1])
 
 
 def orient(image: np.ndarray, orientation: int) -> np.ndarray:
@@ -174,22 +197,26 @@ def orient(image: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-@contextmanager
-def quiet_opencv() -> Iterator[None]:
-    """Keeps OpenCV's own log lines off stderr; what matters is said in detkit's errors."""
-    logging: Any = cv2.utils.logging
-    with _Quiet.lock:
-        if _Quiet.depth == 0:
-            _Quiet.level = logging.getLogLevel()
-            logging.setLogLevel(logging.LOG_LEVEL_SILENT)
-        _Quiet.depth += 1
-    try:
-        yield
-    finally:
-        with _Quiet.lock:
-            _Quiet.depth -= 1
-            if _Quiet.depth == 0:
-                logging.setLogLevel(_Quiet.level)
+class _Quiet:
+    """Silences OpenCV while at least one thread is inside."""
+
+    def __init__(self) -> None:
+        self._lock, self._depth, self._level = threading.Lock(), 0, 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._depth == 0:
+                self._level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+            self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._depth -= 1
+            if self._depth == 0:
+                cv2.utils.logging.setLogLevel(self._level)
+
+
+quiet_opencv = _Quiet()  # keeps OpenCV's own log lines off stderr; what matters is said in detkit's errors
 
 
 def read_error(error: OSError, where: str) -> DetkitError:
@@ -207,20 +234,14 @@ def _where(source: str | Path | bytes) -> str:
     return "bytes of an image" if isinstance(source, bytes) else str(source)
 
 
-def _read_bytes(source: str | Path | bytes) -> bytes:
-    if isinstance(source, bytes):
-        return source
-    try:
-        return Path(source).read_bytes()
-    except OSError as error:
-        raise read_error(error, str(source)) from error
+def _refuse_large(width: int, height: int, where: str, max_pixels: int | None) -> None:
+    if max_pixels is not None and width * height > max_pixels:
+        what = f"the image is too large: {width} x {height} pixels, the limit is {max_pixels / 1e6:.0f} million"
+        do = "make it smaller; if you trust its origin, detkit.io.images.read_image(path, max_pixels=None) reads it"
+        raise DetkitError(what, where, do)
 
 
-def _cut_off(where: str) -> DetkitError:
-    return DetkitError("the image is cut off: its end is missing", where, "fetch or copy it again")
-
-
-def _read_header(file: BinaryIO, where: str, max_pixels: int | None) -> Header:
+def _read_header(file: BinaryIO, where: str) -> Header:
     prefix = file.read(16)
     if not prefix:
         raise DetkitError("the file is empty", where, "fetch or copy it again")
@@ -228,18 +249,11 @@ def _read_header(file: BinaryIO, where: str, max_pixels: int | None) -> Header:
         raise DetkitError("HEIC images are not read", where, "save it as JPEG or PNG")
     image = _open_header(file, prefix, where)
     name = "JPEG" if image.format == "MPO" else str(image.format)
-    if name == "TIFF":
+    (width, height), orientation = image.size, _exif_orientation(image)
+    if isinstance(image, TiffImageFile):
         # Pillow tells the size of some turned TIFFs as stored, of others as shown.
-        tags: Any = image.tag_v2  # type: ignore[attr-defined]
+        tags = image.tag_v2
         width, height, orientation = int(tags[256]), int(tags[257]), tags.get(_ORIENTATION, 1)
-    else:
-        (width, height), orientation = image.size, _exif_orientation(image)
-    if max_pixels is not None and width * height > max_pixels:
-        raise DetkitError(
-            f"the image is too large: {width} x {height} pixels, the limit is {max_pixels / 1e6:.0f} million",
-            where,
-            "make it smaller; if you trust its origin, detkit.io.images.read_image(path, max_pixels=None) reads it",
-        )
     return Header(name, width, height, orientation if orientation in range(1, 9) else 1, image.has_transparency_data)
 
 
@@ -302,7 +316,7 @@ def _decode(data: bytes, head: Header, reduce_to: int | None) -> np.ndarray | No
         fits = [k for k in reduced if max(head.width, head.height) >= k * reduce_to]
         if fits:
             flags = reduced[fits[0]] | cv2.IMREAD_IGNORE_ORIENTATION
-    with quiet_opencv():
+    with quiet_opencv:
         try:
             return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         except cv2.error:

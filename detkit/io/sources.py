@@ -10,23 +10,28 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
+import cv2
 import numpy as np
 
 from detkit.errors import DetkitError
-from detkit.io.images import IMAGE_SUFFIXES, as_rgb, paths_in, read_error, read_header, read_image
+from detkit.io.images import IMAGE_SUFFIXES, ImageSource, as_rgb, paths_in, read_error, read_header
 from detkit.io.video import VIDEO_SUFFIXES, VideoReader
 
-Source = str | Path | bytes | np.ndarray | Any
+Source = ImageSource | int
 
 
 @dataclass(slots=True, frozen=True, eq=False)
 class Frame:
-    """One image of a stream: uint8 (H, W, 3) RGB.
+    """One image of a stream.
 
-    source: path, "camera 0", "-" (stdin) or "array 0"; index: number of the frame from 0 in a video or camera, None for
-    an image; fps and frames_total of the video (None where unknown).
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        source: Path, "camera 0", "-" (stdin) or "array 0".
+        index: Number of the frame, from 0, in a video or camera; None: an image.
+        fps: Of the video; None where unknown.
+        frames_total: Of the video, as it claims; None where unknown.
     """
 
     image: np.ndarray
@@ -37,10 +42,12 @@ class Frame:
 
     @property
     def width(self) -> int:
+        """Pixels."""
         return int(self.image.shape[1])
 
     @property
     def height(self) -> int:
+        """Pixels."""
         return int(self.image.shape[0])
 
 
@@ -57,86 +64,65 @@ def open_sources(
     sources: Sequence[Source] | Source,
     *,
     stdin: BinaryIO | None = None,
-    camera: Callable[[int], Any] | None = None,
+    camera: Callable[[int], cv2.VideoCapture] | None = None,
 ) -> Iterator[Frame | Failure]:
-    """The frames of all sources in turn, lazily.
+    """The frames of all sources in turn, lazily; a video cut short gives its good frames, then a Failure.
 
-    A source is an image or video file, a folder (its own images by name; sub-folders by the pattern
-    ``folder/**/*.jpg``), a glob pattern, a camera's number (0 or "0"), "-" (the bytes of one image on stdin), bytes,
-    an array (uint8, RGB) or a Pillow image. ``stdin`` and ``camera`` (number -> a ``cv2.VideoCapture`` or its like)
-    take the place of the real ones. A video cut short gives its good frames, then a Failure.
+    Args:
+        sources: Each an image or video file, a folder (its own images by name; sub-folders by the pattern
+            ``folder/**/*.jpg``), a glob pattern, a camera's number (0 or "0"), "-" (the bytes of one image on stdin),
+            bytes, an array (uint8, RGB) or a Pillow image.
+        stdin: In place of the real one.
+        camera: Number to a ``cv2.VideoCapture`` or its like, in place of the real one.
     """
     if isinstance(sources, (str, Path, bytes, np.ndarray)) or not isinstance(sources, Sequence):
         sources = [sources]
     for number, source in enumerate(sources):
-        name = _name(source, number)
+        name = str(source) if isinstance(source, (str, Path, int)) else f"array {number}"
+        name = f"bytes {number}" if isinstance(source, bytes) else name
         try:
-            yield from _open_one(source, name, stdin, camera)
+            items = _items(source, name, stdin)
         except DetkitError as error:
-            yield Failure(error.where or name, error.what, error.do)
+            yield Failure(name, error.what, error.do)
+            continue
+        for title, item in items:
+            try:
+                if isinstance(item, int) or (isinstance(item, Path) and _is_video(item)):
+                    yield from _video(item, camera if isinstance(item, int) else None)
+                else:
+                    yield Frame(as_rgb(item), title)
+            except DetkitError as error:
+                yield Failure(title, error.what, error.do)
 
 
-def _name(source: Source, number: int) -> str:
-    if isinstance(source, (str, Path, int)):
-        return str(source)
-    return f"{'bytes' if isinstance(source, bytes) else 'array'} {number}"
-
-
-def _open_one(
-    source: Source, name: str, stdin: BinaryIO | None, camera: Callable[[int], Any] | None
-) -> Iterator[Frame | Failure]:
-    if isinstance(source, bytes):
-        yield _image(source, name)
-    elif not isinstance(source, (str, Path, int)):
-        try:
-            image = as_rgb(source)
-        except TypeError as error:
-            raise DetkitError(str(error), name, "convert it, for example with image.astype('uint8')") from error
-        yield Frame(image, name)
-    elif name == "-":
-        yield _image(_all_bytes(stdin), name)
-    elif isinstance(source, int) or (name.isascii() and name.isdecimal() and not Path(name).exists()):
-        yield from _video(int(name), camera)
-    else:
-        yield from _files(Path(source), name)
-
-
-def _all_bytes(stdin: BinaryIO | None) -> bytes:
-    data = (stdin or sys.stdin.buffer).read()
-    if not data:
-        raise DetkitError("nothing came in on stdin", "-", "pipe the bytes of one image in: detkit detect - < a.jpg")
-    return data
-
-
-def _files(path: Path, name: str) -> Iterator[Frame | Failure]:
+def _items(source: Source, name: str, stdin: BinaryIO | None) -> list[tuple[str, Source]]:
+    """What a source stands for, each with its name: images, files of either kind, a camera's number."""
+    if not isinstance(source, (str, Path, int)):
+        return [(name, source)]
+    if name == "-":
+        data = (stdin or sys.stdin.buffer).read()
+        if not data:
+            what, do = "nothing came in on stdin", "pipe the bytes of one image in: detkit detect - < a.jpg"
+            raise DetkitError(what, do=do)
+        return [(name, data)]
+    path = Path(name)
+    if isinstance(source, int) or (name.isascii() and name.isdecimal() and not path.exists()):
+        return [(f"camera {int(name)}", int(name))]
     try:
-        is_folder, exists = path.is_dir(), path.exists()
+        if path.is_dir():
+            do = f"for those in its sub-folders give '{path / '**' / '*.jpg'}'"
+            paths, empty = paths_in(path), ("no image lies in this folder", do)
+        elif path.exists() or not glob.has_magic(name):
+            paths, empty = [path], ("", "")
+        else:
+            found = map(Path, sorted(glob.glob(name, recursive=True)))
+            paths = [match for match in found if not match.is_dir()]
+            empty = ("no file matches this pattern", "check it; quote it so that the shell leaves it")
     except OSError as error:
         raise read_error(error, name) from error
-    if is_folder:
-        try:
-            paths = paths_in(path)
-        except OSError as error:
-            raise read_error(error, name) from error
-        if not paths:
-            raise DetkitError(
-                "no image lies in this folder", name, f"for those in its sub-folders give '{path / '**' / '*.jpg'}'"
-            )
-    elif exists or not glob.has_magic(name):
-        paths = [path]
-    else:
-        matches = sorted(glob.glob(name, recursive=True))
-        paths = [Path(match) for match in matches if not Path(match).is_dir()]
-        if not paths:
-            raise DetkitError("no file matches this pattern", name, "check it; quote it so that the shell leaves it")
-    for file in paths:
-        try:
-            if _is_video(file):
-                yield from _video(file, None)
-            else:
-                yield _image(file, str(file))
-        except DetkitError as error:
-            yield Failure(str(file), error.what, error.do)
+    if not paths:
+        raise DetkitError(empty[0], do=empty[1])
+    return [(str(file), file) for file in paths]
 
 
 def _is_video(path: Path) -> bool:
@@ -156,14 +142,7 @@ def _is_video(path: Path) -> bool:
         return False
 
 
-def _image(source: Path | bytes, name: str) -> Frame:
-    try:
-        return Frame(read_image(source), name)
-    except DetkitError as error:
-        raise DetkitError(error.what, name, error.do) from error
-
-
-def _video(source: Path | int, capture: Callable[[Any], Any] | None) -> Iterator[Frame | Failure]:
+def _video(source: Path | int, capture: Callable[[int], cv2.VideoCapture] | None) -> Iterator[Frame | Failure]:
     with VideoReader(source, capture=capture) as reader:
         index = 0
         while (image := reader.read()) is not None:

@@ -55,7 +55,7 @@ class VideoReader:
         self._last_second = 0.0
         if not isinstance(source, int) and capture is None:
             _check_readable(Path(source))
-        with quiet_opencv(), _quiet_ffmpeg():
+        with quiet_opencv, _quiet_ffmpeg():
             self._capture = (capture or cv2.VideoCapture)(source if isinstance(source, int) else str(source))
         if not self._capture.isOpened():
             self._capture.release()
@@ -83,7 +83,7 @@ class VideoReader:
 
     def read(self) -> np.ndarray | None:
         """The next frame, or None after the last."""
-        with quiet_opencv():
+        with quiet_opencv:
             try:
                 good, frame = self._capture.read()
             except cv2.error:
@@ -158,13 +158,13 @@ class VideoWriter:
             self._open(size)
         if size != self._size:
             raise ValueError(f"VideoWriter: all frames must be {self._size} pixels (width, height), got {size}")
-        with quiet_opencv():
+        with quiet_opencv:
             self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
         self.frames_written += 1
 
     def _open(self, size: tuple[int, int]) -> None:
         for codec in _CODECS[self.path.suffix.lower()]:
-            with quiet_opencv(), _quiet_ffmpeg():
+            with quiet_opencv, _quiet_ffmpeg():
                 writer = cv2.VideoWriter(
                     str(self._temporary), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*codec.fourcc), self.fps, size
                 )
@@ -181,7 +181,7 @@ class VideoWriter:
 
     def _close_writer(self) -> None:
         if self._writer is not None:
-            with quiet_opencv():
+            with quiet_opencv:
                 self._writer.release()
             self._writer = None
 

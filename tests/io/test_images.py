@@ -11,10 +11,14 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageOps
 
 from detkit.errors import DetkitError
 from detkit.io.images import as_rgb, image_size, orient, read_header, read_image, write_image
+from detkit.io.sources import Frame, open_sources
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -266,8 +270,50 @@ def test_as_rgb() -> None:
     assert np.array_equal(as_rgb(clear[..., [2, 1, 0, 3]], bgr=True), image)
     assert (as_rgb(np.dstack([image, np.zeros(image.shape[:2], np.uint8)])) == 255).all()
     for wrong in (image.astype(float), image[None], np.zeros((0, 4, 3), np.uint8), np.zeros((4, 4, 2), np.uint8), 3.5):
-        with pytest.raises(TypeError, match="image"):
+        with pytest.raises(DetkitError, match="image"):
             as_rgb(wrong)
+
+
+@pytest.mark.parametrize(
+    ("mode", "form"),
+    [(mode, "PNG") for mode in ("L", "LA", "1", "P", "transparent P", "RGB", "RGBA", "I;16")]
+    + [(mode, "TIFF") for mode in ("L", "RGB", "RGBA", "I;16")],
+)
+@pytest.mark.parametrize("orientation", [1, 6, 7])
+def test_every_kind_of_source_is_the_same_image(tmp_path: Path, mode: str, form: str, orientation: int) -> None:
+    pixels = np.dstack([photo(), photo()[..., 0] // 128 * 255])
+    image = Image.fromarray(photo() if mode == "P" else pixels)
+    image = image.convert({"transparent P": "P", "I;16": "L"}.get(mode, mode))
+    if mode == "I;16":
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) << 8) + 77)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{form.lower()}"
+    image.save(path, form, exif=exif, **({"transparency": 3} if mode == "transparent P" else {}))
+    (frame,) = open_sources(path)
+    assert isinstance(frame, Frame)
+    assert frame.image.shape == ((48, 64, 3) if orientation == 1 else (64, 48, 3))
+    # From bytes: Pillow turns a grey TIFF that it maps from its file twice.
+    for source in (path, str(path), path.read_bytes(), Image.open(io.BytesIO(path.read_bytes()))):
+        assert np.array_equal(as_rgb(source), frame.image)
+        (other,) = open_sources([source])
+        assert np.array_equal(other.image, frame.image)  # type: ignore[union-attr]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from([(5, 7), (5, 7, 1), (5, 7, 3), (5, 7, 4)]).flatmap(lambda shape: arrays(np.uint8, shape)),
+    st.sampled_from(range(1, 9)),
+)
+def test_arrays_and_pillow_images_of_all_kinds(array: np.ndarray, orientation: int) -> None:
+    (frame,) = open_sources([array])
+    assert np.array_equal(as_rgb(array), frame.image)  # type: ignore[union-attr]
+    image = Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
+    image.getexif()[0x0112] = orientation
+    (turned,) = open_sources([image])
+    assert np.array_equal(as_rgb(image), turned.image)  # type: ignore[union-attr]
+    assert np.array_equal(as_rgb(image), orient(as_rgb(array), orientation))
+    assert np.array_equal(as_rgb(encoded(image, exif=image.getexif())), turned.image)  # type: ignore[union-attr]
 
 
 @pytest.mark.shared_data
