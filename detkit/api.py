@@ -282,8 +282,8 @@ def evaluate(
 
     if isinstance(predictions_or_model, (str, Path)) and _holds_detections(Path(predictions_or_model)):
         from detkit.data.dataset import read
-        from detkit.metrics.detections import read_detections
-        from detkit.metrics.doubts import swapped_classes
+        from detkit.io.detections import read_detections
+        from detkit.metrics.label_warnings import swapped_classes
 
         annotations = read(data, split=split, images=images)
         results, notes = read_detections(predictions_or_model, annotations)
@@ -312,7 +312,7 @@ def protocol_of(predictor: Predictor) -> str:
 
 
 def _holds_detections(path: Path) -> bool:
-    from detkit.metrics.detection_texts import is_text
+    from detkit.io.detections.text_files import is_text
 
     if path.suffix in (".json", ".jsonl", ".gz"):
         return True

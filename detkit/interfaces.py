@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
     from detkit.data.annotations import Annotations
+    from detkit.io.sources import Frame
     from detkit.structures import Batch, Detections, Limits, Loss, Target
     from detkit.tables import Evaluation, GroundTruth, Results
 
@@ -255,3 +256,45 @@ class Metric:
             ValueError: A name that the metric does not have.
         """
         raise NotImplementedError
+
+
+class Writer:
+    """Detections into a file or a folder: ``Writer(path, classes, *, class_ids, image_ids, overwrite)``.
+
+    A context manager: what it writes appears when the block ends well, and nothing is left otherwise.
+
+    Attributes:
+        path: The file or folder.
+        classes: The model's names.
+        class_ids: Category id of each label in the data set that the model was trained on.
+        image_ids: A data set's image id by source or by file name.
+        overwrite: Replace what exists.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        classes: Sequence[str],
+        *,
+        class_ids: Sequence[int | str],
+        image_ids: Mapping[str, int | str],
+        overwrite: bool,
+    ) -> None:
+        self.path, self.classes, self.overwrite = path, classes, overwrite
+        self.class_ids, self.image_ids = class_ids, image_ids
+
+    def __enter__(self) -> Self:
+        return self
+
+    def write(self, frame: Frame, detections: Detections) -> None:
+        """Adds the detections of one frame, in its pixels.
+
+        Raises:
+            DetkitError: The output cannot be written; code 4 when the disk is full.
+        """
+        raise NotImplementedError
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Finishes the output, or takes it away if the block ended with an error."""

@@ -146,8 +146,8 @@ def own(kernel: str, n: int) -> Call:
         return lambda: ops.kmeans_anchors(wh, 9)
     if kernel.startswith("coco"):
         from detkit.data.dataset import read
+        from detkit.io.detections import read_detections
         from detkit.metrics import evaluate
-        from detkit.metrics.detections import read_detections
 
         def tables() -> tuple:
             annotations = read(f"{COCO}/gt.json")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from detkit import registry
 from detkit.cli import options
 from detkit.cli.common import load_predictor, message, names_in
 from detkit.errors import DetkitError
@@ -51,8 +52,8 @@ def detect(
 ) -> int:
     """Detect objects. Prints a line an image; with --json, one JSON line an image or frame."""
     kind = _format_of(out, form)
+    from detkit.io.detections import open_writer
     from detkit.io.sources import Failure, open_sources
-    from detkit.io.writers import open_writer
     from detkit.prediction.stream import stream
 
     frames = open_sources(source)
@@ -91,10 +92,8 @@ def detect(
 
 
 def _format_of(out: Path | None, form: str | None) -> str | None:
-    from detkit.io.writers import WRITERS
-
-    if form is not None and form not in WRITERS:
-        raise DetkitError(f"no format {form!r}", "--format", f"choose one of {', '.join(WRITERS)}")
+    if form is not None:
+        registry.find("writer", form, where="--format")
     if out is None:
         if form is not None:
             raise DetkitError("--format needs --out", do="add --out FILE")
@@ -109,7 +108,7 @@ def _format_of(out: Path | None, form: str | None) -> str | None:
 
 
 def _print(frame: Frame, found: Detections, as_json: bool) -> None:
-    from detkit.io.writers import record_of
+    from detkit.io.detections import record_of
 
     if as_json:
         print(json.dumps(record_of(frame, found), ensure_ascii=False), flush=True)

@@ -110,10 +110,8 @@ def _warm_metrics() -> None:
     import numpy as np
 
     from detkit.metrics import METRICS, evaluate
-    from detkit.metrics.scanner import scan_results
     from detkit.tables import GroundTruth, Results
 
-    scan_results(b'[{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}]', 0)
     image, box, no = np.array([1, 0]), np.ones((2, 4)), np.zeros(2, bool)
     gt = GroundTruth(2, image, image * 0, box, box[:, 0], no, no, image + 1, ("any",))
     for protocol in METRICS:

@@ -154,8 +154,8 @@ def _from_file(
     path: Path, data: str, split: str | None, images: Path | None
 ) -> tuple[Annotations, Results, Mapping[str, Any]]:
     from detkit.data.dataset import read
-    from detkit.metrics.detections import read_detections
-    from detkit.metrics.doubts import swapped_classes
+    from detkit.io.detections import read_detections
+    from detkit.metrics.label_warnings import swapped_classes
 
     annotations = read(data, split=split, images=images)
     _tell_of_data(annotations, data, split)

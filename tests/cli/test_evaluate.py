@@ -115,7 +115,7 @@ def test_a_model_is_run_with_the_options_given(
 ) -> None:
     from detkit import api
     from detkit.data.dataset import read
-    from detkit.metrics.detections import read_detections
+    from detkit.io.detections import read_detections
 
     asked: dict[str, object] = {}
 

@@ -74,7 +74,7 @@ import numpy as np
 from detkit.errors import DetkitError
 from detkit.structures import Detections
 from detkit.io.sources import Frame
-from detkit.io.writers import open_writer
+from detkit.io.detections import open_writer
 from detkit.io.video import VideoWriter
 from detkit.io.images import write_image
 from detkit.io.files import write_text

@@ -227,7 +227,7 @@ def test_tables_are_not_changed() -> None:
 @pytest.mark.shared_data
 def test_real_annotations_through_the_reader_are_equal_to_pycocotools(shared_data: Path, tmp_path: Path) -> None:
     from detkit.data.dataset import read
-    from detkit.metrics.detections import read_detections
+    from detkit.io.detections import read_detections
 
     path = shared_data / "coco/annotations/instances_train2017.json"
     data = json.loads(path.read_text())

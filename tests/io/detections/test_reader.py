@@ -1,14 +1,12 @@
-"""Files of detections that fit the data and still say something else; and classes of another list."""
+"""Files of detections that fit the data and still seem to say something else."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from detkit.metrics.doubts import doubts, swapped_classes
-from detkit.tables import GroundTruth, Results
+from detkit.io.detections.reader import score_warnings
+from detkit.tables import Results
 
 SIZES = np.array([[100, 200]] * 10)
 
@@ -54,44 +52,10 @@ CORNERS = table().xywh + np.pad(table().xywh[:, :2] + 60, ((0, 0), (2, 0)))
         (repeated(np.random.default_rng(1).permutation(40)), None),
     ],
 )
-def test_doubts(results: Results, words: str | None) -> None:
-    notes = doubts(results, SIZES)
+def test_score_warnings(results: Results, words: str | None) -> None:
+    notes = score_warnings(results, SIZES)
     assert (notes == []) if words is None else (len(notes) == 1 and words in notes[0])
 
 
 def test_images_of_unknown_size_hold_any_box() -> None:
-    assert doubts(changed(xywh=CORNERS), np.zeros((10, 2), int)) == []
-
-
-@pytest.mark.parametrize(
-    ("taken_for", "found"),
-    [
-        ([0, 1, 2, 3, 4], False),
-        ([0, 2, 3, 4, 1], True),  # most of them
-        ([1, 2, 3, 4, 0], True),
-        ([0, 1, 2, 4, 3], False),  # two that look alike
-        ([0, 0, 0, 0, 0], False),  # a model that knows one class
-    ],
-)
-def test_classes_of_another_list(
-    ground_truth: Callable[..., GroundTruth],
-    results: Callable[..., Results],
-    taken_for: list[int],
-    found: bool,
-) -> None:
-    boxes = [[60.0 * k, 0, 50, 50] for k in range(5)] * 6
-    image, label = np.repeat(np.arange(6), 5).tolist(), list(range(5)) * 6
-    gt = ground_truth(boxes, image=image, label=label, images=6, classes=tuple("abcde"))
-    dt = results(boxes, [0.9] * 30, image=image, label=[taken_for[k] for k in label])
-    notes = swapped_classes(gt, dt)
-    assert bool(notes) is found
-    if found:
-        first = next(k for k in range(5) if taken_for[k] != k)
-        assert f"{'abcde'[first]} by {'abcde'[taken_for[first]]}" in notes[0]
-
-
-def test_without_classes_or_detections(
-    ground_truth: Callable[..., GroundTruth], results: Callable[..., Results]
-) -> None:
-    assert swapped_classes(ground_truth([], classes=()), results([], [])) == []
-    assert swapped_classes(ground_truth([[0, 0, 9, 9]], classes=("a", "b")), results([], [])) == []
+    assert score_warnings(changed(xywh=CORNERS), np.zeros((10, 2), int)) == []

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from detkit.errors import DetkitError
+from detkit.io.detections import open_writer, read_detections
 from detkit.io.sources import Frame
-from detkit.io.writers import open_writer
-from detkit.metrics.detections import read_detections
 from detkit.structures import Detections
 
 CLASSES = ("cat", "dining table", "table")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from defusedxml import ElementTree
 
 from detkit.errors import DetkitError
+from detkit.interfaces import Writer
+from detkit.io.detections import WRITERS, open_writer
 from detkit.io.sources import Frame
-from detkit.io.writers import WRITERS, open_writer
 from detkit.structures import Detections
 
 CLASSES = ("cat", "Straßenbahn & <Zug>")
@@ -146,5 +149,25 @@ def test_voc_counts_from_one(tmp_path: Path) -> None:
 
 
 def test_an_unknown_format() -> None:
-    with pytest.raises(DetkitError, match="no format 'xlsx'"):
+    with pytest.raises(DetkitError, match="there is no writer 'xlsx'"):
         open_writer("xlsx", "a.xlsx", CLASSES)
+
+
+class NameWriter(Writer):
+    """A writer from outside: the names that were found, one per line."""
+
+    def __enter__(self) -> NameWriter:
+        self.names: list[str] = []
+        return self
+
+    def write(self, frame: Frame, detections: Detections) -> None:
+        self.names += detections.names
+
+    def __exit__(self, *_: object) -> None:
+        self.path.write_text("\n".join(self.names), encoding="utf-8")
+
+
+def test_a_writer_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "outside", SimpleNamespace(NameWriter=NameWriter))
+    path = written("outside:NameWriter", tmp_path / "a.txt", [(frame(), FOUND)])
+    assert path.read_text(encoding="utf-8").splitlines() == list(CLASSES)

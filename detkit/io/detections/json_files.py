@@ -1,0 +1,213 @@
+"""Detections as JSON: COCO results, and the JSON lines that ``detkit detect --json`` prints."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import mmap
+import os
+import re
+import stat
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import msgspec
+import numpy as np
+
+from detkit.errors import DetkitError
+from detkit.io.detections.lookup import Found, Labelled, Lookup, Rows, path_parts, some
+from detkit.tables import Results
+
+T = TypeVar("T")
+_GZIP = b"\x1f\x8b"
+_FORMS = (
+    "give COCO results json ([{image_id, category_id, bbox, score}, ...]), the lines of detkit detect --json, a folder "
+    "of YOLO txt files with scores, or VOC's comp4 files"
+)
+
+
+class _Entry(msgspec.Struct, gc=False):
+    image_id: int | str
+    category_id: int | str
+    bbox: tuple[float, float, float, float]
+    score: float
+    file_name: str | None = None  # detkit's own files have it
+
+
+class _Found(msgspec.Struct, gc=False):
+    label: str
+    score: float
+    box: tuple[float, float, float, float]
+
+
+class _Line(msgspec.Struct, gc=False):
+    source: str
+    detections: list[_Found]
+    frame: int | None = None
+    width: int = 0
+    height: int = 0
+
+
+def read_json(path: Path, data: Labelled) -> Found:
+    """The detections of a JSON file; see ``read_detections``."""
+    raw = _content(path)
+    start = bom = 3 if raw[:3] == b"\xef\xbb\xbf" else 0
+    while raw[start : start + 1].isspace():
+        start += 1
+    first = raw[start : start + 1]
+    if not first:
+        raise DetkitError("the detections file is empty", str(path), "if nothing was found, COCO's form is []")
+    if first not in b"[{":
+        raise DetkitError("this is not a detections file", f"{path}, byte 0", _FORMS)
+    return _read_coco(path, raw, start, data) if first == b"[" else _read_lines(path, raw, bom, data)
+
+
+def _content(path: Path) -> bytes | mmap.mmap:
+    """The file's bytes: unpacked if it is gzip, mapped if it is an ordinary file."""
+    try:
+        with open(path, "rb") as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode) or not about.st_size:
+                raw = file.read()
+                return gzip.decompress(raw) if raw[:2] == _GZIP else raw
+            packed = file.read(2) == _GZIP
+            file.seek(0)
+            return (
+                gzip.GzipFile(fileobj=file).read() if packed else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            )
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DetkitError(f"the compressed detections file is damaged: {error}", str(path), "copy it again") from None
+    except OSError as error:
+        raise DetkitError("cannot read the detections file", f"{path}: {error.strerror}", "check the path") from None
+
+
+def _read_coco(path: Path, raw: bytes | mmap.mmap, start: int, data: Labelled) -> Found:
+    def where(row: int) -> str:
+        return f"{path}, entry {row} (counted from 0)"
+
+    view = memoryview(raw)[start:]
+    _decode(view, msgspec.Raw, path, start)  # a large file that is cut off fails here, before it fills the memory
+    entries = _decode(view, list[_Entry], path, start)
+    images = _first_places(data.image_ids)
+    _check_file_names(entries, images, data, where)
+    image = _places([entry.image_id for entry in entries], images)
+    label = _places([entry.category_id for entry in entries], _first_places(data.class_ids))
+    for key, index in (("image_id", image), ("category_id", label)):
+        if len(bad := np.flatnonzero(index < 0)):
+            row = int(bad[0])
+            what = f"{key} {getattr(entries[row], key)!r} is not in the data ({len(bad)} such)"
+            split = "the part (--split) of the data it was made on"
+            hint = _id_hint(data.image_ids, split) if key == "image_id" else _class_hint(entries, data.class_ids)
+            raise DetkitError(what, where(row), hint)
+    boxes = np.fromiter((value for entry in entries for value in entry.bbox), np.float64, 4 * len(entries))
+    score = np.fromiter((entry.score for entry in entries), np.float64, len(entries))
+    missing = len(data.image_ids) - int(np.count_nonzero(np.bincount(image, minlength=len(data.image_ids))))
+    notes = [f"{missing} of {len(data.image_ids)} images have no detection in {path.name}"] if missing else []
+    return Results(image, label, boxes.reshape(-1, 4), score), where, notes
+
+
+def _first_places(ids: Sequence[int | str]) -> dict[int | str, int]:
+    return {key: i for i, key in reversed(list(enumerate(ids)))}
+
+
+def _places(ids: Sequence[int | str], places: dict[int | str, int]) -> np.ndarray:
+    return np.fromiter((places.get(key, -1) for key in ids), np.int64, len(ids))
+
+
+def _check_file_names(
+    entries: Sequence[_Entry], images: dict[int | str, int], data: Labelled, where: Callable[[int], str]
+) -> None:
+    """Raises DetkitError where a file_name is not the image's; adds unknown ids, if words are among them, by name."""
+    named: dict[tuple[int | str, str], int] = {}
+    for row, entry in enumerate(entries):
+        if entry.file_name is not None:
+            named.setdefault((entry.image_id, entry.file_name), row)
+    lookup = Lookup(data) if any(isinstance(key, str) for key, _ in named) else None
+    for (key, file_name), row in named.items():
+        if key not in images:
+            if lookup is None:
+                continue
+            images[key] = lookup.image(file_name, where(row))
+        name = path_parts(data.files[images[key]])[0]
+        if path_parts(file_name)[0] != name:
+            what = f"image {key!r} is {file_name} here, in the data it is {name}"
+            raise DetkitError(what, where(row), "the images were numbered anew: use the data that was detected on")
+
+
+def _read_lines(path: Path, raw: bytes | mmap.mmap, offset: int, data: Labelled) -> Found:
+    lookup, rows = Lookup(data), Rows()
+    seen: dict[int, int] = {}
+    stream = io.BytesIO(raw) if isinstance(raw, bytes) else raw
+    stream.seek(offset)
+    for number, text in enumerate(iter(stream.readline, b""), 1):
+        begin, offset = offset, offset + len(text)
+        if not text.strip():
+            continue
+        line = _decode(text.rstrip(), _Line, path, begin, number)
+        where = f"{path}, line {number}"
+        if line.frame is not None:
+            what = f"line {number} is a frame of a video, {line.source}"
+            raise DetkitError(what, where, "evaluate images: detkit detect --json FOLDER > FILE")
+        index = lookup.image(line.source, where)
+        if index in seen:
+            what = f"two lines for {line.source}: {seen[index]} and {number}"
+            raise DetkitError(what, where, "keep one line per image")
+        seen[index] = number
+        _check_size(line, data.sizes[index], where)
+        for found in line.detections:
+            rows.add(index, lookup.label(found.label, where), found.box, found.score, where)
+    xywh = rows.box_array()
+    xywh[:, 2:] -= xywh[:, :2]
+    missing = len(data.image_ids) - len(seen)
+    notes = [f"{missing} of {len(data.image_ids)} images have no line in {path.name}"] if missing else []
+    return rows.found(xywh, notes)
+
+
+def _check_size(line: _Line, size: np.ndarray, where: str) -> None:
+    height, width = (int(v) for v in size)
+    if line.width and line.height and width and height and (line.width, line.height) != (width, height):
+        what = f"{line.source} was {line.width} x {line.height} pixels, in the data it is {width} x {height}"
+        raise DetkitError(what, where, "detect on the same images that the data describes")
+
+
+def _decode(raw: bytes | memoryview, kind: type[T], path: Path, offset: int, line: int | None = None) -> T:
+    """Typed JSON, or a DetkitError with the entry or byte; offset: where ``raw`` begins in the file."""
+    place = f"{path}, line {line}" if line else str(path)
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except msgspec.ValidationError as error:
+        what, _, at = str(error).partition(" - at ")
+        if line and what.startswith("Object missing required field"):
+            raise DetkitError(f"not a line of detections: {what}", place, _FORMS) from None
+        entry = re.sub(r"^\$", "", at.strip("`"))
+        raise DetkitError(f"wrong detections: {what}", f"{place}{', at ' if entry else ''}{entry}", _FORMS) from None
+    except msgspec.DecodeError as error:
+        _malformed(str(error), raw, place, offset)
+
+
+def _malformed(problem: str, raw: bytes | memoryview, place: str, offset: int) -> NoReturn:
+    byte = re.search(r"\(byte (\d+)\)", problem)
+    at = int(byte.group(1)) if byte else 0
+    if "truncated" in problem or ("invalid number" in problem and at >= len(raw)):
+        end = offset + len(raw)
+        do = "it was cut off while being written or copied: make it again"
+        raise DetkitError("the detections file ends too early", f"{place}, byte {end}", do) from None
+    at -= bytes(raw[max(at - 1, 0) : at]) == b"-"
+    word = re.match(rb"-?(NaN|Infinity)", bytes(raw[at : at + 10]))
+    what = f"{word.group(0).decode()} is not a number" if word else f"the detections file is not JSON: {problem}"
+    do = "the model's output holds NaN or infinity: repair it first" if word else _FORMS
+    raise DetkitError(what, f"{place}, byte {offset + at}", do) from None
+
+
+def _class_hint(entries: Sequence[_Entry], ids: Sequence[int | str]) -> str:
+    numbers = [entry.category_id if isinstance(entry.category_id, int) else -1 for entry in entries]
+    hint = _id_hint(ids, "the data's own category ids")
+    if min(numbers) >= 0 and max(numbers) <= len(ids):
+        return f"they look like places in the list of classes, counted from {int(0 not in numbers)}: {hint}"
+    return hint
+
+
+def _id_hint(ids: Sequence[int | str], use: str) -> str:
+    return f"use {use}; the data has {some(ids)}"

@@ -1,0 +1,132 @@
+"""Which image and class of the data a file of detections means, and the table that comes of it."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from pathlib import PurePosixPath
+from typing import Protocol
+
+import numpy as np
+
+from detkit.errors import DetkitError, nearest
+from detkit.tables import Results
+
+Found = tuple[Results, Callable[[int], str], list[str]]  # detections, where each of them stands, notes for the reader
+
+
+class Labelled(Protocol):
+    """What a detections file is matched with; ``detkit.data`` annotations are this.
+
+    Attributes:
+        image_ids: One per image.
+        files: Paths of the images.
+        sizes: (I, 2) height, width in pixels, 0 if unknown.
+        classes: Names.
+        class_ids: The data's own ids of them.
+    """
+
+    @property
+    def image_ids(self) -> Sequence[int | str]: ...
+    @property
+    def files(self) -> Sequence[str]: ...
+    @property
+    def sizes(self) -> np.ndarray: ...
+    @property
+    def classes(self) -> Sequence[str]: ...
+    @property
+    def class_ids(self) -> Sequence[int | str]: ...
+
+
+class Lookup:
+    """Images by file name, and where several share it by the folders before it; classes by name.
+
+    Args:
+        data: The data.
+        endings: False if names come without ``.jpg`` and the like.
+    """
+
+    def __init__(self, data: Labelled, *, endings: bool = True) -> None:
+        self.data, self.endings = data, endings
+        self._labels = {name: k for k, name in enumerate(data.classes)}
+        self._by_name: dict[str, list[tuple[tuple[str, ...], int]]] = {}
+        for i, file in enumerate(data.files):
+            parts = path_parts(file)
+            name = parts[0] if endings else _stem(parts[0])
+            self._by_name.setdefault(name, []).append((parts, i))
+
+    def image(self, source: str, where: str) -> int:
+        """Index of the image that ``source`` names; ``where``: the place of the name, for errors."""
+        parts = path_parts(source)
+        found = self._by_name.get(parts[0], [])
+        if not found and not self.endings:
+            found = self._by_name.get(_stem(parts[0]), [])
+        if not found:
+            do = "is it the part (--split) of the data that was detected on?"
+            what = f"image {parts[0]} is not in the data"
+            raise DetkitError(what, where, nearest(parts[0], self._by_name, otherwise=do))
+        shared = [_common(parts[1:], other[1:]) for other, _ in found]
+        if shared.count(max(shared)) > 1:
+            what = f"{shared.count(max(shared))} images of the data are called {source}"
+            do = "let the folders tell them apart (run detect on the data's folder), or give COCO results with ids"
+            raise DetkitError(what, where, do)
+        return found[shared.index(max(shared))][1]
+
+    def label(self, name: str, where: str) -> int:
+        """Place of the class in the data's."""
+        if name not in self._labels:
+            do = nearest(name, self.data.classes, otherwise=f"the data has {some(self.data.classes)}")
+            raise DetkitError(f"class {name!r} is not in the data", where, do)
+        return self._labels[name]
+
+
+class Rows:
+    """Detections gathered one by one."""
+
+    def __init__(self) -> None:
+        self.images: list[int] = []
+        self.labels: list[int] = []
+        self.boxes: list[Sequence[float]] = []
+        self.scores: list[float] = []
+        self.places: list[str] = []
+
+    def add(self, image: int, label: int, box: Sequence[float], score: float, where: str) -> None:
+        """One more; the box (four numbers) is in the file's own form."""
+        self.images.append(image)
+        self.labels.append(label)
+        self.boxes.append(box)
+        self.scores.append(score)
+        self.places.append(where)
+
+    def box_array(self) -> np.ndarray:
+        """(M, 4) float64, as they were added."""
+        return np.array(self.boxes, np.float64).reshape(-1, 4)
+
+    def found(self, xywh: np.ndarray, notes: list[str]) -> Found:
+        """The table."""
+        image, label = np.array(self.images, np.int64), np.array(self.labels, np.int64)
+        return Results(image, label, xywh, np.array(self.scores, np.float64)), self.places.__getitem__, notes
+
+
+def path_parts(path: str) -> tuple[str, ...]:
+    """File name first, then its folder, and so on; some systems write accents as two characters."""
+    parts = PurePosixPath(unicodedata.normalize("NFC", path).replace("\\", "/")).parts
+    return tuple(reversed(parts)) or ("",)
+
+
+def some(values: Sequence[int | str]) -> str:
+    """The first few, for errors."""
+    return ", ".join(str(value) for value in values[:5]) + (f" ... ({len(values)})" if len(values) > 5 else "")
+
+
+def _stem(name: str) -> str:
+    return re.sub(r"\.\w{1,5}$", "", name)
+
+
+def _common(first: tuple[str, ...], second: tuple[str, ...]) -> int:
+    """How many parts are the same from the start on."""
+    for count, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return count
+    return min(len(first), len(second))

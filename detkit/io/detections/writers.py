@@ -1,0 +1,209 @@
+"""Writers of detections: JSON lines, COCO results, YOLO txt, VOC xml, CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import IO, ClassVar, Self
+from xml.sax.saxutils import escape
+
+from detkit.interfaces import Writer
+from detkit.io.detections import record_of
+from detkit.io.files import atomic_folder, atomic_path, write_error
+from detkit.io.sources import Frame
+from detkit.structures import Detections
+
+
+class _AtomicWriter(Writer):
+    """Output that appears when the block ends well; errors of the disk in a person's words."""
+
+    def _open(self, stack: ExitStack) -> None:
+        """Opens the output; what ``stack`` holds is closed at the end."""
+        raise NotImplementedError
+
+    def _write(self, frame: Frame, detections: Detections) -> None:
+        raise NotImplementedError
+
+    def _finish(self) -> None:
+        """Writes what stands at the end."""
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise write_error(error, self.path) from error
+
+    def __enter__(self) -> Self:
+        with self._explained(), ExitStack() as stack:
+            self._open(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def write(self, frame: Frame, detections: Detections) -> None:
+        """Adds the detections of one frame, in its pixels; DetkitError (code 4) when the disk is full."""
+        with self._explained():
+            self._write(frame, detections.numpy())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._stack.__exit__(kind, error, trace)
+            return
+        with self._stack:
+            self._finish()
+
+
+class _FileWriter(_AtomicWriter):
+    """A writer of one text file."""
+
+    file: IO[str]
+
+    def _open(self, stack: ExitStack) -> None:
+        temporary = stack.enter_context(atomic_path(self.path, self.overwrite))
+        # A name that is no UTF-8 becomes \\udcXX, which is how JSON spells it.
+        file = temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="")
+        self.file = stack.enter_context(file)
+
+
+class JsonLinesWriter(_FileWriter):
+    """One JSON object per line and frame: the lines of ``detect --json``."""
+
+    def _write(self, frame: Frame, detections: Detections) -> None:
+        self.file.write(json.dumps(record_of(frame, detections), ensure_ascii=False) + "\n")
+
+
+class CocoWriter(_FileWriter):
+    """COCO results: a list of image_id, category_id, bbox [x, y, width, height], score; file_name, frame of a video.
+
+    image_id is looked up in ``image_ids``; else it is the file name without its ending (and the number of the frame),
+    as a number where it has twelve digits, as COCO names its images (000000000139.jpg: 139).
+    """
+
+    _separator = "[\n"
+
+    def _write(self, frame: Frame, detections: Detections) -> None:
+        image = self._image_id(frame)
+        more = {"file_name": Path(frame.source).name} | ({} if frame.index is None else {"frame": frame.index})
+        for (x1, y1, x2, y2), score, label in _rows(detections):
+            box = [round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)]
+            record = {"image_id": image, "category_id": self.class_ids[label], "bbox": box, "score": round(score, 6)}
+            self.file.write(self._separator + json.dumps(record | more, ensure_ascii=False))
+            self._separator = ",\n"
+
+    def _image_id(self, frame: Frame) -> int | str:
+        path = Path(frame.source)
+        for key in (frame.source, path.name):
+            if key in self.image_ids:
+                return self.image_ids[key]
+        if frame.index is not None:
+            return f"{path.stem}_{frame.index:06d}"
+        return int(path.stem) if re.fullmatch("[0-9]{12}", path.stem) else path.stem
+
+    def _finish(self) -> None:
+        self.file.write("[]\n" if self._separator == "[\n" else "\n]\n")
+
+
+class CsvWriter(_FileWriter):
+    """One row per detection, box as xyxy in pixels; an image without any has none."""
+
+    columns: ClassVar = ("source", "frame", "width", "height", "label", "label_id", "score", "x1", "y1", "x2", "y2")
+
+    def _open(self, stack: ExitStack) -> None:
+        super()._open(stack)
+        self._table = csv.writer(self.file, lineterminator="\n")
+        self._table.writerow(self.columns)
+
+    def _write(self, frame: Frame, detections: Detections) -> None:
+        head = (frame.source, "" if frame.index is None else frame.index, frame.width, frame.height)
+        for found in detections.to_records():
+            self._table.writerow((*head, found["label"], found["label_id"], found["score"], *found["box"]))
+
+
+class _FolderWriter(_AtomicWriter):
+    """A writer of a folder with one small file per frame, also for frames without detections.
+
+    With ``overwrite`` files go into a folder that exists, replacing only those of the same name.
+    """
+
+    suffix: ClassVar[str]
+
+    def _open(self, stack: ExitStack) -> None:
+        self._folder = stack.enter_context(atomic_folder(self.path, self.overwrite))
+        self._used: set[str] = set()
+
+    def _write(self, frame: Frame, detections: Detections) -> None:
+        stem = "stdin" if frame.source == "-" else Path(frame.source).stem
+        if frame.index is not None:
+            stem = f"{stem}_{frame.index:06d}"
+        name, copy = stem, 1
+        while name.casefold() in self._used:  # a/1.jpg and b/1.jpg go into one folder
+            copy += 1
+            name = f"{stem}-{copy}"
+        self._used.add(name.casefold())
+        text = self._text(frame, detections)
+        (self._folder / f"{name}{self.suffix}").write_text(text, encoding="utf-8", newline="\n")
+
+    def _text(self, frame: Frame, detections: Detections) -> str:
+        raise NotImplementedError
+
+
+class YoloWriter(_FolderWriter):
+    """YOLO txt: ``label cx cy w h score`` per line, as fractions of the image; the names stand in classes.txt."""
+
+    suffix = ".txt"
+
+    def _open(self, stack: ExitStack) -> None:
+        super()._open(stack)
+        self._used.add("classes")
+        (self._folder / "classes.txt").write_text("".join(f"{c}\n" for c in self.classes), encoding="utf-8")
+
+    def _text(self, frame: Frame, detections: Detections) -> str:
+        text, w, h = "", frame.width, frame.height
+        for (x1, y1, x2, y2), score, label in _rows(detections):
+            values = ((x1 + x2) / 2 / w, (y1 + y2) / 2 / h, (x2 - x1) / w, (y2 - y1) / h, score)
+            text += f"{label} " + " ".join(f"{v:.6f}" for v in values) + "\n"
+        return text
+
+
+class VocWriter(_FolderWriter):
+    """PASCAL VOC xml: whole, one-based pixels, xmax and ymax inclusive; the score is in <confidence>."""
+
+    suffix = ".xml"
+
+    def _text(self, frame: Frame, detections: Detections) -> str:
+        lines = [
+            "<annotation>",
+            f"  <filename>{_xml(Path(frame.source).name)}</filename>",
+            f"  <size><width>{frame.width}</width><height>{frame.height}</height><depth>3</depth></size>",
+        ]
+        for found in detections.to_records():
+            x1, y1, x2, y2 = (round(v) for v in found["box"])
+            # One-based inclusive corners differ from zero-based exclusive ones in xmin and ymin only.
+            xmin, ymin = min(max(x1, 0) + 1, frame.width), min(max(y1, 0) + 1, frame.height)
+            xmax, ymax = max(xmin, min(x2, frame.width)), max(ymin, min(y2, frame.height))
+            lines += [
+                "  <object>",
+                f"    <name>{_xml(found['label'])}</name>",
+                "    <difficult>0</difficult>",
+                f"    <confidence>{found['score']}</confidence>",
+                f"    <bndbox><xmin>{xmin}</xmin><ymin>{ymin}</ymin><xmax>{xmax}</xmax><ymax>{ymax}</ymax></bndbox>",
+                "  </object>",
+            ]
+        return "\n".join([*lines, "</annotation>", ""])
+
+
+def _rows(detections: Detections) -> Iterator[tuple[list[float], float, int]]:
+    columns = (detections.boxes, detections.scores, detections.labels)
+    return zip(*(column.tolist() for column in columns), strict=True)
+
+
+def _xml(text: str) -> str:
+    # XML 1.0 has no way to write control characters and lone surrogates.
+    return escape(re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]", "\ufffd", text))
