@@ -239,7 +239,7 @@ def _anchors_of_run(run: Path) -> list[str]:
     from detkit import zoo
 
     file = run / "last.safetensors"
-    head = zoo.read_header(file)["config"]["model"]["head"] if file.is_file() else {}
+    head = zoo.read_model_header(file)["config"]["model"]["head"] if file.is_file() else {}
     return [f"model.head.anchors={json.dumps(head['anchors'])}"] if "anchors" in head else []
 
 

@@ -324,12 +324,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The weights in a file that ``Detector.save`` wrote, by name; nothing in the file is executed.
 
     Raises:
-        DetkitError: as ``detkit.zoo.read_header``, or a damaged file.
+        DetkitError: as ``detkit.zoo.read_model_header``, or a damaged file.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    zoo.read_header(path)
+    zoo.read_model_header(path)
     try:
         return dict(load_file(path))
     except SafetensorError as error:

@@ -203,7 +203,7 @@ def test_saved_and_loaded_is_the_same(detector, tmp_path):
     a, b = (model.predict(picture(), conf=0.0) for model in (detector, other))
     assert np.array_equal(a.boxes, b.boxes)
     other.save(tmp_path / "again.safetensors")
-    assert zoo.read_header(tmp_path / "again.safetensors") == zoo.read_header(path)
+    assert zoo.read_model_header(tmp_path / "again.safetensors") == zoo.read_model_header(path)
     detector.threshold = 0.25
 
 
@@ -295,7 +295,7 @@ def test_bad_model_files(detector, tmp_path):
 def test_weights_that_do_not_fit_their_header(detector, tmp_path):
     path = tmp_path / "m.safetensors"
     detector.save(path)
-    header = json.loads(json.dumps(zoo.read_header(path)))
+    header = json.loads(json.dumps(zoo.read_model_header(path)))
     header["config"]["model"]["neck"]["out"] = 24
     keep = {k: v for k, v in header.items() if k not in ("tensors", "format")}
     save_file(load_file(path), path, zoo.header_metadata(keep))

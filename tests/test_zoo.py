@@ -30,36 +30,36 @@ def test_every_entry_is_complete():
 def test_an_unknown_name_shows_the_nearest(monkeypatch):
     monkeypatch.setitem(zoo.WEIGHTS, "toy", entry())
     with pytest.raises(DetkitError, match="did you mean toy"):
-        zoo.find("toi")
+        zoo.weights_named("toi")
     with pytest.raises(DetkitError, match="a model file or one of"):
-        zoo.find("zzzzz")
+        zoo.weights_named("zzzzz")
 
 
 def test_the_default_is_shipped():
-    assert zoo.resolve("default") == zoo.fetch(zoo.DEFAULT)
-    assert zoo.find("default").file
+    assert zoo.model_file("default") == zoo.fetch_weights(zoo.DEFAULT)
+    assert zoo.weights_named("default").file
 
 
 def test_paths_folders_and_names(tmp_path, monkeypatch):
     best = tmp_path / "best.safetensors"
     with pytest.raises(DetkitError, match="holds no best"):
-        zoo.resolve(tmp_path)
+        zoo.model_file(tmp_path)
     best.write_bytes(b"12345")
-    assert zoo.resolve(tmp_path) == zoo.resolve(best) == best
+    assert zoo.model_file(tmp_path) == zoo.model_file(best) == best
     with pytest.raises(DetkitError, match="no such model file"):
-        zoo.resolve(tmp_path / "other.safetensors")
+        zoo.model_file(tmp_path / "other.safetensors")
     monkeypatch.setitem(zoo.WEIGHTS, "toy", entry(file="toy.safetensors"))
     with pytest.raises(DetkitError, match="not installed"):
-        zoo.resolve("toy")
+        zoo.model_file("toy")
 
 
 def test_shipped_files_are_the_ones_in_the_table():
     for name, weights in zoo.WEIGHTS.items():
         if weights.file:
-            path = zoo.fetch(name)
+            path = zoo.fetch_weights(name)
             assert path.stat().st_size == weights.bytes
             assert path.stat().st_size <= 12_000_000
-            assert tuple(zoo.read_header(path)["classes"]) == weights.classes
+            assert tuple(zoo.read_model_header(path)["classes"]) == weights.classes
 
 
 def test_a_shipped_file_that_changed_is_refused(tmp_path, monkeypatch):
@@ -68,10 +68,10 @@ def test_a_shipped_file_that_changed_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "__file__", str(tmp_path / "detkit" / "zoo.py"))
     digest = hashlib.sha256(b"12345").hexdigest()
     monkeypatch.setitem(zoo.WEIGHTS, "toy", entry(file="toy.safetensors", sha256=digest))
-    assert zoo.fetch("toy").read_bytes() == b"12345"
+    assert zoo.fetch_weights("toy").read_bytes() == b"12345"
     monkeypatch.setitem(zoo.WEIGHTS, "toy", entry(file="toy.safetensors", sha256=digest[::-1]))
     with pytest.raises(DetkitError, match="has changed"):
-        zoo.fetch("toy")
+        zoo.fetch_weights("toy")
 
 
 def test_a_url_is_fetched_once_into_the_cache(tmp_path, monkeypatch):
@@ -80,13 +80,13 @@ def test_a_url_is_fetched_once_into_the_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "cache" / name))
     digest = hashlib.sha256(b"12345").hexdigest()
     monkeypatch.setitem(zoo.WEIGHTS, "toy", entry(url=source.as_uri(), sha256=digest))
-    path = zoo.fetch("toy")
+    path = zoo.fetch_weights("toy")
     assert path.read_bytes() == b"12345"
     source.unlink()
-    assert zoo.fetch("toy") == path
+    assert zoo.fetch_weights("toy") == path
     monkeypatch.setitem(zoo.WEIGHTS, "bad", entry(url=(tmp_path / "none.safetensors").as_uri(), sha256=digest))
     with pytest.raises(DetkitError):
-        zoo.fetch("bad")
+        zoo.fetch_weights("bad")
 
 
 def test_a_header_is_read_without_torch(tmp_path):
@@ -98,8 +98,10 @@ def test_a_header_is_read_without_torch(tmp_path):
 
     path = tmp_path / "m.safetensors"
     save_file({"w": np.zeros((2, 3), np.float16)}, path, zoo.header_metadata(header))
-    read = zoo.read_header(path)
+    read = zoo.read_model_header(path)
     assert read["tensors"] == {"w": {"dtype": "F16", "shape": [2, 3], "count": 6}}
     assert read["format"] == zoo.FORMAT_VERSION
-    code = f"import sys; from detkit import zoo; zoo.read_header({str(path)!r}); assert 'torch' not in sys.modules"
+    code = (
+        f"import sys; from detkit import zoo; zoo.read_model_header({str(path)!r}); assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

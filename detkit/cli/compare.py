@@ -111,9 +111,9 @@ def _record(path: str) -> dict[str, Any]:
     """What run.json says, or the model file's header; nothing for other models."""
     folder = Path(path)
     if folder.is_file() and folder.suffix == ".safetensors":
-        from detkit.zoo import read_header
+        from detkit.zoo import read_model_header
 
-        return dict(read_header(folder)["record"])
+        return dict(read_model_header(folder)["record"])
     if not folder.is_dir():
         return {}
     try:

@@ -71,15 +71,15 @@ def _header(name: str) -> dict[str, Any]:
     from detkit.backbones import BACKBONES
     from detkit.config import shipped_configs
     from detkit.config.schema import nearest
-    from detkit.zoo import WEIGHTS, read_header, resolve
+    from detkit.zoo import WEIGHTS, model_file, read_model_header
 
     try:
-        path = resolve(name)
+        path = model_file(name)
     except DetkitError as error:
         names = [*WEIGHTS, *shipped_configs(), *BACKBONES]
         hint = nearest(name, names)
         raise DetkitError(error.what, error.where, hint if hint.startswith("did") else error.do) from None
-    header = read_header(path)
+    header = read_model_header(path)
     return {
         "file": str(path),
         "bytes": path.stat().st_size,

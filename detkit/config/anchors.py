@@ -46,7 +46,7 @@ def anchors_for(
     with torch.device("meta"):
         _, neck, _ = build_body(model, config.place, "none")
     wh, each = _input_sizes(dataset, input_resize(model, neck)), model["head"]["anchors_per_level"]
-    file = None if model["weights"] == "none" else zoo.resolve(model["weights"])
+    file = None if model["weights"] == "none" else zoo.model_file(model["weights"])
     kept = None if file is None else _anchors_of(file, model["head"]["name"], neck.strides, each)
     if file is None or kept is None:
         return _best_anchors(wh, each * len(neck.strides))
@@ -95,7 +95,7 @@ def _input_sizes(dataset: Dataset, resize: Resize) -> np.ndarray:
 
 def _anchors_of(file: Path, head: str, strides: Sequence[float], each: int) -> list[list[float]] | None:
     """Those of a model file, all levels' together; None if its head is none called ``head`` with ``each`` a level."""
-    header = zoo.read_header(file)
+    header = zoo.read_model_header(file)
     other = header["config"].get("model", {}).get("head", {})
     layers = sum(re.fullmatch(r"head\.layers\.\d+\.weight", key) is not None for key in header["tensors"])
     if other.get("name") != head or layers != len(strides):

@@ -54,7 +54,7 @@ def build_detector(
                 "anchors are auto, so the training data is needed", where, "give anchors as [[w, h], ...]"
             )
         model["head"]["anchors"] = [[float(w), float(h)] for w, h in anchors]
-    start = None if model["weights"] == "none" else zoo.resolve(model["weights"])
+    start = None if model["weights"] == "none" else zoo.model_file(model["weights"])
     # The weights of a detector to start from hold the backbone's, so those need not be fetched.
     weights, key = model["backbone"].get("weights"), ("model", "backbone", "weights")
     if start and weights not in _NOT_A_FILE and key in config.place.overrides:
@@ -85,10 +85,10 @@ def build_detector(
 def _model_file(path: Path) -> Path | None:
     """That of a run folder, or of a detkit model; None for tensors in the layout that the backbone was published in."""
     if path.is_dir():
-        return zoo.resolve(path)
+        return zoo.model_file(path)
     if path.suffix == ".safetensors" and path.is_file():
         with suppress(DetkitError):
-            zoo.read_header(path)
+            zoo.read_model_header(path)
             return path
     return None
 
@@ -100,8 +100,8 @@ def load(path_or_name: str | Path) -> Detector:
         DetkitError: No such file or name, or a file that is not a detkit model, damaged or too new.
         UntrustedPart: A part of a module that nobody has allowed, see ``detkit.registry``.
     """
-    path = zoo.resolve(path_or_name)
-    header, weights = zoo.read_header(path), read_weights(path)
+    path = zoo.model_file(path_or_name)
+    header, weights = zoo.read_model_header(path), read_weights(path)
     place = Place(str(path), trusted=False)
     # The state of the caller's generator stays as it is: the random weights are replaced at once.
     with torch.random.fork_rng(devices=[]):

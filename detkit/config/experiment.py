@@ -113,7 +113,7 @@ def read_config(
     trusted = trusted and not any((path.parent / name).exists() for name in LEFT_BY_A_RUN)
     if path.suffix == ".safetensors":
         trusted = False
-        header = zoo.read_header(path)["config"]
+        header = zoo.read_model_header(path)["config"]
         values = {**header, "model": {**header.get("model", {}), "weights": str(path)}}
     else:
         try:

@@ -28,7 +28,7 @@ def start_from(detector: Detector, path: str | Path, *, backbone_only: bool = Fa
     Raises:
         DetkitError: none of the weights fits, or as ``detkit.detector.read_weights``.
     """
-    weights, classes = read_weights(path), tuple(zoo.read_header(path)["classes"])
+    weights, classes = read_weights(path), tuple(zoo.read_model_header(path)["classes"])
     own = detector.state_dict()
     if backbone_only:
         trunk = detector.head.backbone_trunk
