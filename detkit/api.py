@@ -294,21 +294,8 @@ def evaluate(
         given = predictions_or_model
         predictor = load(given, plugins=plugins) if isinstance(given, (str, Path)) else given
         annotations, results, _ = evaluate_model(predictor, data, split=split, images=images)
-        usual = protocol_of(predictor)
+        usual = getattr(predictor, "protocol", "coco")
     return metrics.evaluate(annotations.ground_truth(), results, protocol=protocol or usual)
-
-
-def protocol_of(predictor: Predictor) -> str:
-    """The metric that a model is judged by: ``evaluate.protocol`` of its config, where "coco" is its head's own."""
-    from detkit.detector import Detector
-    from detkit.metrics import find_metric
-
-    if isinstance(predictor, Detector):
-        named = predictor.config.get("evaluate", {}).get("protocol", "coco")
-        if named != "coco":
-            find_metric(named, where="evaluate.protocol", trusted=False)
-            return str(named)
-    return getattr(predictor, "protocol", "coco")
 
 
 def _holds_detections(path: Path) -> bool:

@@ -77,7 +77,6 @@ def evaluate(
 
     --report and --json add curves, confusion, calibration, kinds of errors, dearest images, times.
     """
-    from detkit.api import protocol_of
 
     if report is not None:
         from detkit.io.files import refuse_existing
@@ -94,7 +93,7 @@ def evaluate(
         predictor = load_predictor(
             models, ensemble=ensemble, tta=tta, device=device, precision=precision, threads=threads
         )
-        answers = protocol_of(predictor)
+        answers = getattr(predictor, "protocol", "coco")
         if answers == "classify" and protocol not in (None, "classify"):
             raise DetkitError("a classifier's answers have no boxes", "--protocol", "leave it out")
         protocol = protocol or answers

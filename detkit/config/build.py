@@ -12,7 +12,7 @@ import torch
 
 from detkit import registry, zoo
 from detkit.backbones.base import at_scales
-from detkit.config.experiment import MODEL_KEYS, PARTS, Config, check_model, find_part
+from detkit.config.experiment import MODEL_KEYS, PARTS, Config, EvaluateOptions, check_model, find_part
 from detkit.config.schema import Place, located
 from detkit.config.transfer import start_from
 from detkit.data.resize import Resize
@@ -75,6 +75,7 @@ def build_detector(
             resize=input_resize(model, parts[1]),
             config={**known, "model": shared},
         )
+    detector.protocol = config.evaluate.metric_of(detector.head)
     if file := start or body:
         detector.record["started"] = start_from(detector, file, backbone_only=start is None)
     elif weights not in _NOT_A_FILE:
@@ -116,6 +117,9 @@ def load(path_or_name: str | Path) -> Detector:
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise DetkitError("the file's weights do not fit its config", str(path), reason) from None
+    options = EvaluateOptions(**header["config"].get("evaluate", {}))
+    find_part("metric", options.protocol, place, ("evaluate", "protocol"))
+    detector.protocol = options.metric_of(detector.head)
     return detector.eval()
 
 

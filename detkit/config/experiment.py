@@ -13,6 +13,7 @@ from detkit.arrays import plain
 from detkit.config.schema import Key, Place, check, dotted, keys_of, located
 from detkit.config.yaml_file import Lines, Path_, dump, parse
 from detkit.errors import DetkitError, nearest
+from detkit.interfaces import Head
 from detkit.structures import Limits
 
 SECTIONS = ("data", "model", "augment", "train", "evaluate")
@@ -43,7 +44,7 @@ class EvaluateOptions:
 
     Attributes:
         iou: The NMS threshold.
-        protocol: The metric, see ``detkit.metrics.METRICS``.
+        protocol: The metric, see ``detkit.metrics.METRICS``; "coco" leaves it to what the head answers.
     """
 
     iou: float = 0.5
@@ -51,6 +52,10 @@ class EvaluateOptions:
 
     def __post_init__(self) -> None:
         self.limits()
+
+    def metric_of(self, head: Head) -> str:
+        """Name of the metric that a model with this head is judged by, in training and afterwards."""
+        return head.protocol if self.protocol == "coco" else self.protocol
 
     def limits(self) -> Limits:
         """The limits under which AP is measured."""
