@@ -63,7 +63,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["detect", "nothing_here.jpg"], "nothing_here.jpg"),
         (["detect", "x.jpg", "--cofn", "0.5"], "--cofn"),
         (["detect", ".", "--out", "here.txt"], "format"),
-        (["detect", ".", "--out", "here.csv", "--format", "xml"], "no format 'xml'"),
+        (["detect", ".", "--out", "here.csv", "--format", "xml"], "no writer 'xml'"),
         (["detect", ".", "--format", "csv"], "--out"),
         (["train"], "nothing to train on"),
         (["train", "a.yaml", "b.yaml"], "b.yaml"),

@@ -8,7 +8,8 @@ import sys
 CODE = """
 import sys
 import numpy as np
-from detkit.io import download, draw, files, images, sources, video, writers
+from detkit.io import detections, download, draw, files, images, sources, video
+from detkit.io.detections import writers
 from detkit.structures import Detections
 draw.draw_detections(np.zeros((50, 60, 3), np.uint8), Detections([[1, 20, 30, 40]], [0.5], [0], ("ä",)))
 print([m for m in ("torch", "torchvision", "albumentations", "matplotlib", "numba") if m in sys.modules])
