@@ -17,6 +17,7 @@ from detkit.data.coco import CocoFormat
 from detkit.data.coco_writer import write_coco_json
 from detkit.interfaces import DatasetFormat
 from detkit.io.cache import cache_folder
+from detkit.io.draw import overlap
 from detkit.io.images import write_image
 from detkit.structures import Sample, Target
 
@@ -33,7 +34,7 @@ def toy_sample(seed: int, size: int = 160, most: int = 4) -> Sample:
         side = int(rng.integers(size // 6, size // 2))
         x, y = (int(v) for v in rng.integers(0, size - side, 2))
         box = (x, y, x + side, y + side)
-        if any(_overlap(box, other) for other in boxes):
+        if any(overlap(box, other) for other in boxes):
             continue
         label = int(rng.integers(len(CLASSES)))
         _draw(image, label, box, _colour(rng, image, box))
@@ -118,7 +119,3 @@ def _draw(image: np.ndarray, label: int, box: tuple[int, int, int, int], colour:
     else:
         corners = np.array([[(x1 + x2) // 2, y1], [x1, y2 - 1], [x2 - 1, y2 - 1]], np.int32)
         cv2.fillPoly(image, [corners], colour, cv2.LINE_AA)
-
-
-def _overlap(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    return min(a[2], b[2]) > max(a[0], b[0]) and min(a[3], b[3]) > max(a[1], b[1])

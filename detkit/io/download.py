@@ -6,10 +6,10 @@ import hashlib
 import http.client
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Any
+from typing import IO
 
 from detkit.errors import DetkitError
 from detkit.io.files import atomic_path
@@ -26,8 +26,12 @@ def sha256_of(path: str | Path) -> str:
 def fetch(url: str, sha256: str, to: str | Path) -> Path:
     """Makes sure that ``to`` holds the file with this SHA-256, downloading it from ``url`` if need be.
 
-    sha256: hexadecimal, or as many of its first digits as are known. A file that is there and right is kept without
-    touching the network.
+    A file that is there and right is kept without touching the network.
+
+    Args:
+        url: https, or file.
+        sha256: Hexadecimal, or as many of its first digits as are known.
+        to: The file; returned.
 
     Raises:
         DetkitError: no connection, contents other than promised (nothing is kept), disk full.
@@ -44,11 +48,8 @@ def fetch(url: str, sha256: str, to: str | Path) -> Path:
                 file.write(block)
                 digest.update(block)
         if not digest.hexdigest().startswith(sha256):
-            raise DetkitError(
-                "the downloaded file is not the one expected (its SHA-256 differs)",
-                url,
-                "try again; if it stays so, the file at that address has changed: do not use it",
-            )
+            do = "try again; if it stays so, the file at that address has changed: do not use it"
+            raise DetkitError("the downloaded file is not the one expected (its SHA-256 differs)", url, do)
     return to
 
 
@@ -62,22 +63,19 @@ def _blocks(url: str) -> Iterator[bytes]:
         raise DetkitError(f"the download failed ({reason})", url, "check the connection and try again") from error
 
 
-def _opened(url: str) -> Any:
+def _opened(url: str) -> IO[bytes]:
     """``urlopen`` that answers within CONNECT seconds: the socket's limit starts anew with each address of a server,
     and looking up its name has none."""
-    answers: SimpleQueue[Any] = SimpleQueue()
+    answer: Future[IO[bytes]] = Future()
 
     def ask() -> None:
         try:
-            answers.put(urllib.request.urlopen(url, timeout=CONNECT))
+            answer.set_result(urllib.request.urlopen(url, timeout=CONNECT))
         except Exception as error:
-            answers.put(error)
+            answer.set_exception(error)
 
     Thread(target=ask, daemon=True).start()
     try:
-        answer = answers.get(timeout=CONNECT)
-    except Empty:
+        return answer.result(timeout=CONNECT)
+    except TimeoutError:
         raise TimeoutError(f"no answer within {CONNECT:.0f} seconds") from None
-    if isinstance(answer, Exception):
-        raise answer
-    return answer

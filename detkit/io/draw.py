@@ -6,7 +6,6 @@ import importlib.util
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -20,6 +19,9 @@ PALETTE = (
     (26, 147, 52), (52, 69, 230), (255, 112, 31), (0, 212, 187), (146, 204, 23), (255, 149, 200), (44, 153, 168),
     (100, 115, 255), (203, 56, 255), (170, 110, 40), (72, 249, 10), (203, 42, 90), (128, 160, 190),
 )  # fmt: skip
+Colour = tuple[int, int, int]
+Corners = tuple[int, int, int, int]
+Font = ImageFont.FreeTypeFont
 GAP = 6  # pixels between the images of a sheet
 # Fonts with the scripts that DejaVu lacks, as the common systems name them.
 _WIDE_FONTS = (
@@ -28,30 +30,21 @@ _WIDE_FONTS = (
 )  # fmt: skip
 
 
-def colour_of(label: int) -> tuple[int, int, int]:
+def colour_of(label: int) -> Colour:
     """The RGB colour of a class, the same in every image."""
     return PALETTE[label % len(PALETTE)]
 
 
 def draw_detections(image: np.ndarray, detections: Detections) -> np.ndarray:
-    """A copy of ``image`` (uint8 (H, W, 3) RGB) with each box, its class and its score; points if ``extra`` has them.
+    """A copy of ``image`` (uint8 (H, W, 3) RGB) with each box, its class and its score; the best lie on top.
 
-    ``extra["points"]`` is (N, K, 2) or (N, K, 3: x, y, visible or score) in pixels. Lines and letters grow with the
-    image; labels stay inside it.
+    Lines and letters grow with the image; labels stay inside it. ``extra["points"]``, (N, K, 2) or (N, K, 3: x, y,
+    visible or score) in pixels, are drawn too.
     """
     found = detections.numpy()
-    captions = [f"{name} {score:.2f}" for name, score in zip(found.names, found.scores, strict=True)]
-    canvas = _copy(image)
-    # The best are drawn last, so that they lie on top.
-    order = np.argsort(found.scores, kind="stable")
-    for i in order:
-        _box(canvas, found.boxes[i], colour_of(int(found.labels[i])))
-    for i in order:
-        if "points" in found.extra:
-            _points(canvas, np.asarray(found.extra["points"][i]), colour_of(int(found.labels[i])))
-    best = order[::-1]
-    _captions(canvas, found.boxes[best], [captions[i] for i in best], found.labels[best])
-    return canvas
+    best = found[np.argsort(found.scores, kind="stable")[::-1]]
+    captions = [f"{name} {score:.2f}" for name, score in zip(best.names, best.scores, strict=True)]
+    return draw_marked(image, best.boxes, captions, best.labels, points=best.extra.get("points"))
 
 
 def draw_target(image: np.ndarray, target: Target, classes: Sequence[str] = ()) -> np.ndarray:
@@ -60,21 +53,47 @@ def draw_target(image: np.ndarray, target: Target, classes: Sequence[str] = ()) 
     Crowd regions are hatched and difficult objects dashed, and their captions say so.
     """
     labels = target.numpy()
-    canvas = _copy(image)
-    for box, label, crowd, difficult in zip(labels.boxes, labels.labels, labels.crowd, labels.difficult, strict=True):
-        colour = colour_of(int(label))
-        if crowd:
-            _hatch(canvas, box, colour)
-        _box(canvas, box, colour, dashed=bool(difficult or crowd))
     captions = []
-    for i in range(len(labels)):
-        label = int(labels.labels[i])
+    for label, crowd, difficult in zip(labels.labels.tolist(), labels.crowd, labels.difficult, strict=True):
         name = classes[label] if 0 <= label < len(classes) else str(label)
-        notes = [word for word, on in (("crowd", labels.crowd[i]), ("difficult", labels.difficult[i])) if on]
+        notes = [word for word, on in (("crowd", crowd), ("difficult", difficult)) if on]
         captions.append(f"{name} ({', '.join(notes)})" if notes else name)
-        if labels.points is not None:
-            _points(canvas, np.asarray(labels.points[i]), colour_of(label))
-    _captions(canvas, labels.boxes, captions, labels.labels)
+    dashed = labels.crowd | labels.difficult
+    return draw_marked(image, labels.boxes, captions, labels.labels, dashed, hatched=labels.crowd, points=labels.points)
+
+
+def draw_marked(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    captions: Sequence[str],
+    colours: Sequence[int] | np.ndarray,
+    dashed: Sequence[bool] | np.ndarray | None = None,
+    *,
+    hatched: np.ndarray | None = None,
+    points: np.ndarray | None = None,
+) -> np.ndarray:
+    """A copy of ``image`` with boxes and what is said of each; the first ones lie on top.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        boxes: (N, 4) xyxy in pixels.
+        captions: One per box; "": nothing.
+        colours: (N,) places in ``PALETTE``.
+        dashed: (N,) True: a dashed frame.
+        hatched: (N,) True: stripes across the box.
+        points: (N, K, 2) or (N, K, 3: x, y, visible or score).
+    """
+    canvas = _copy(image)
+    shades = [colour_of(int(colour)) for colour in colours]
+    last_first = range(len(boxes) - 1, -1, -1)
+    for i in last_first:
+        if hatched is not None and hatched[i]:
+            _hatch(canvas, boxes[i], shades[i])
+        _box(canvas, boxes[i], shades[i], dashed is not None and bool(dashed[i]))
+    for i in last_first:
+        if points is not None:
+            _points(canvas, np.asarray(points[i]), shades[i])
+    _captions(canvas, boxes, captions, shades)
     return canvas
 
 
@@ -88,37 +107,25 @@ def draw_boxes(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return canvas
 
 
-def draw_marked(
-    image: np.ndarray, boxes: np.ndarray, captions: Sequence[str], colours: Sequence[int], dashed: Sequence[bool]
-) -> np.ndarray:
-    """A copy of ``image`` (uint8 (H, W, 3) RGB) with ``boxes`` (N, 4) xyxy and what is said of each ("": nothing).
-
-    colours: places in ``PALETTE``; dashed frames where ``dashed``. The first ones lie on top.
-    """
-    canvas = _copy(image)
-    for i in range(len(boxes) - 1, -1, -1):
-        _box(canvas, boxes[i], colour_of(colours[i]), dashed[i])
-    said = [i for i, caption in enumerate(captions) if caption]
-    _captions(canvas, boxes[said], [captions[i] for i in said], np.array(colours, np.int64)[said])
-    return canvas
-
-
 def sheet(images: Sequence[np.ndarray], captions: Sequence[str] = (), columns: int = 0) -> np.ndarray:
-    """uint8 (H, W, 3) RGB: images (each uint8 (h, w, 3) RGB) side by side on white, a caption above each.
+    """Images side by side on white, a caption above each: uint8 (H, W, 3) RGB.
 
-    columns: 0 for somewhat more columns than rows.
+    Args:
+        images: Each uint8 (h, w, 3) RGB.
+        captions: One per image, or none at all.
+        columns: 0: somewhat more columns than rows.
     """
     columns = columns or min(len(images), max(1, round(len(images) ** 0.5 * 1.2)))
     tabs = [_tab(caption, 13, (255, 255, 255)) for caption in captions]
-    high, wide = max(picture.shape[0] for picture in images), max(part.shape[1] for part in (*images, *tabs))
+    high, wide = max(image.shape[0] for image in images), max(part.shape[1] for part in (*images, *tabs))
     above = max((tab.shape[0] for tab in tabs), default=0)
     step = high + above + GAP, wide + GAP
     canvas = np.full((-(-len(images) // columns) * step[0] + GAP, columns * step[1] + GAP, 3), 255, np.uint8)
-    for k, picture in enumerate(images):
+    for k, image in enumerate(images):
         top, left = GAP + k // columns * step[0], GAP + k % columns * step[1]
         if tabs:
             canvas[top : top + tabs[k].shape[0], left : left + tabs[k].shape[1]] = tabs[k]
-        canvas[top + above :, left:][: picture.shape[0], : picture.shape[1]] = picture
+        canvas[top + above :, left:][: image.shape[0], : image.shape[1]] = image
     return canvas
 
 
@@ -136,7 +143,7 @@ def _font_size(canvas: np.ndarray) -> int:
     return max(10, round(sum(canvas.shape[:2]) / 2 * 0.024))
 
 
-def _corners(canvas: np.ndarray, box: np.ndarray) -> tuple[int, int, int, int] | None:
+def _corners(canvas: np.ndarray, box: np.ndarray) -> Corners | None:
     """First and last pixel of the box inside the image; None if it has none or is not finite."""
     if not np.isfinite(box).all():
         return None
@@ -147,23 +154,19 @@ def _corners(canvas: np.ndarray, box: np.ndarray) -> tuple[int, int, int, int] |
     return (left, top, right, bottom) if right >= left and bottom >= top and x2 > 0 and y2 > 0 else None
 
 
-def _box(canvas: np.ndarray, box: np.ndarray, colour: tuple[int, int, int], dashed: bool = False) -> None:
-    corners = _corners(canvas, box)
-    if corners is None:
+def _box(canvas: np.ndarray, box: np.ndarray, colour: Colour, dashed: bool) -> None:
+    if (corners := _corners(canvas, box)) is None:
         return
     left, top, right, bottom = corners
     width = _line_width(canvas)
     if min(right - left, bottom - top) < 6 * width:
         width = max(1, width // 2)
     # The frame lies inside the box, so that its outer edge is the box; a dark rim keeps it visible on its own colour.
-    for inset, shade in ((width, (0, 0, 0)), (0, colour)):
-        thick = 1 if inset else width
-        _frame(canvas, (left + inset, top + inset, right - inset, bottom - inset), thick, shade, dashed)
+    _frame(canvas, (left + width, top + width, right - width, bottom - width), 1, (0, 0, 0), dashed)
+    _frame(canvas, corners, width, colour, dashed)
 
 
-def _frame(
-    canvas: np.ndarray, corners: tuple[int, int, int, int], width: int, colour: tuple[int, int, int], dashed: bool
-) -> None:
+def _frame(canvas: np.ndarray, corners: Corners, width: int, colour: Colour, dashed: bool) -> None:
     left, top, right, bottom = corners
     if right < left or bottom < top:
         return
@@ -181,9 +184,8 @@ def _frame(
             strip[:] = colour
 
 
-def _hatch(canvas: np.ndarray, box: np.ndarray, colour: tuple[int, int, int]) -> None:
-    corners = _corners(canvas, box)
-    if corners is None:
+def _hatch(canvas: np.ndarray, box: np.ndarray, colour: Colour) -> None:
+    if (corners := _corners(canvas, box)) is None:
         return
     left, top, right, bottom = corners
     region = canvas[top : bottom + 1, left : right + 1]
@@ -193,7 +195,7 @@ def _hatch(canvas: np.ndarray, box: np.ndarray, colour: tuple[int, int, int]) ->
     region[stripes] = (region[stripes] * 0.35 + np.asarray(colour) * 0.65).astype(np.uint8)
 
 
-def _points(canvas: np.ndarray, points: np.ndarray, colour: tuple[int, int, int]) -> None:
+def _points(canvas: np.ndarray, points: np.ndarray, colour: Colour) -> None:
     radius = _line_width(canvas) + 1
     for point in points.reshape(-1, points.shape[-1]):
         if not np.isfinite(point).all() or (len(point) > 2 and point[2] <= 0):
@@ -203,43 +205,40 @@ def _points(canvas: np.ndarray, points: np.ndarray, colour: tuple[int, int, int]
         cv2.circle(canvas, centre, radius, colour, -1, cv2.LINE_AA)
 
 
-def _captions(canvas: np.ndarray, boxes: np.ndarray, texts: list[str], labels: np.ndarray) -> None:
+def _captions(canvas: np.ndarray, boxes: np.ndarray, texts: Sequence[str], colours: list[Colour]) -> None:
     """A filled tab with its text at each box, most important first; later tabs avoid earlier ones where they can."""
     size = _font_size(canvas)
-    taken: list[tuple[int, int, int, int]] = []
-    placed = []
-    for box, text, label in zip(boxes, texts, labels, strict=True):
+    taken: list[Corners] = []
+    tabs = []
+    for box, text, colour in zip(boxes, texts, colours, strict=True):
         corners = _corners(canvas, box)
-        if corners is not None:
-            tab = _tab(text, size, colour_of(int(label)))[: canvas.shape[0], : canvas.shape[1]]
-            placed.append((_place(canvas, corners, tab, taken), tab))
-    for (x, y), tab in reversed(placed):
-        canvas[y : y + tab.shape[0], x : x + tab.shape[1]] = tab
+        if text and corners is not None:
+            tabs.append(_tab(text, size, colour)[: canvas.shape[0], : canvas.shape[1]])
+            taken.append(_place(canvas, corners, tabs[-1], taken))
+    for (x1, y1, x2, y2), tab in reversed(list(zip(taken, tabs, strict=True))):
+        canvas[y1:y2, x1:x2] = tab
 
 
-def _place(
-    canvas: np.ndarray, corners: tuple[int, int, int, int], tab: np.ndarray, taken: list[tuple[int, int, int, int]]
-) -> tuple[int, int]:
-    """Upper left pixel of a tab, the whole tab inside the image: above the box, else inside its top, else below, else
-    further down in it (several answers may share a box)."""
+def _place(canvas: np.ndarray, corners: Corners, tab: np.ndarray, taken: list[Corners]) -> Corners:
+    """Where a tab goes, the whole of it inside the image: above the box, else inside its top, else below, else further
+    down in it (several answers may share a box)."""
     left, top, _, bottom = corners
     height, width = tab.shape[:2]
-    x = min(left, canvas.shape[1] - width)
-    lowest = canvas.shape[0] - height
-    places = (top - height, top, bottom + 1, *range(top + height, bottom + 1 - height, height), bottom + 1 - height)
-    wishes = [y for y in places if 0 <= y <= lowest] or [min(top, lowest)]
-    free = [y for y in wishes if all(not _overlap((x, y, x + width, y + height), other) for other in taken)]
-    y = (free or wishes)[0]
-    taken.append((x, y, x + width, y + height))
-    return x, y
+    x, lowest = min(left, canvas.shape[1] - width), canvas.shape[0] - height
+    wishes = (top - height, top, bottom + 1, *range(top + height, bottom + 1 - height, height), bottom + 1 - height)
+    places = [(x, y, x + width, y + height) for y in wishes if 0 <= y <= lowest]
+    y = min(top, lowest)
+    places = places or [(x, y, x + width, y + height)]
+    return next((place for place in places if not any(overlap(place, other) for other in taken)), places[0])
 
 
-def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+def overlap(a: Corners, b: Corners) -> bool:
+    """True if two boxes x1, y1, x2, y2 have a pixel in common."""
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 @lru_cache(maxsize=2048)
-def _tab(text: str, size: int, colour: tuple[int, int, int]) -> np.ndarray:
+def _tab(text: str, size: int, colour: Colour) -> np.ndarray:
     """(h, w, 3) uint8: the text in black or white, whichever stands out more, on the colour."""
     text = " ".join(text.split())
     font = _font_for(text, size)
@@ -261,18 +260,18 @@ def _tab(text: str, size: int, colour: tuple[int, int, int]) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def _base_font(size: int) -> Any:
+def _base_font(size: int) -> Font:
     """DejaVu Sans from matplotlib's files (found without importing it), else Pillow's own font."""
     spec = importlib.util.find_spec("matplotlib")
     if spec is not None and spec.origin:
         file = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
         if file.is_file():
             return ImageFont.truetype(str(file), size)
-    return ImageFont.load_default(size)
+    return ImageFont.load_default(size)  # type: ignore[return-value]
 
 
 @lru_cache(maxsize=256)
-def _font_for(text: str, size: int) -> Any:
+def _font_for(text: str, size: int) -> Font:
     """A font that has every letter of the text, if this system has one; else the base font."""
     base = _base_font(size)
     if text.isascii() or _has_letters(base, text):
@@ -287,6 +286,6 @@ def _font_for(text: str, size: int) -> Any:
     return base
 
 
-def _has_letters(font: Any, text: str) -> bool:
+def _has_letters(font: Font, text: str) -> bool:
     missing = bytes(font.getmask("\U0010fffe"))
     return all(char.isspace() or bytes(font.getmask(char)) != missing for char in text)

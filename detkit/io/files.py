@@ -13,110 +13,100 @@ from pathlib import Path
 from detkit.errors import DetkitError
 
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_ANOTHER = "choose another name, or allow overwriting (--overwrite)"
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def write_error(error: OSError, path: str | Path) -> DetkitError:
     """The error to show when writing ``path`` failed: code 4 if there is no room, else 2."""
     if error.errno in _FULL:
-        return DetkitError(
-            "no room left to write the file", str(path), "free some space, or write to another disk", code=4
-        )
+        what, do = "no room left to write the file", "free some space, or write to another disk"
+        return DetkitError(what, str(path), do, code=4)
     if error.errno in _FORBIDDEN:
         return DetkitError("writing is not permitted here", str(path), "choose a folder that you may write to")
-    reason = error.strerror or str(error)
-    return DetkitError(f"the file cannot be written ({reason})", str(path), "choose another path")
+    return DetkitError(f"the file cannot be written ({error.strerror or error})", str(path), "choose another path")
 
 
 def refuse_existing(path: str | Path, overwrite: bool) -> None:
-    """Raises DetkitError (code 2) if ``path`` is a folder, or exists and may not be replaced."""
+    """Raises DetkitError if ``path`` is a folder, or exists and may not be replaced."""
     path = Path(path)
     if path.is_dir():
         raise DetkitError("this is a folder, a file's name was expected", str(path), "add a file name")
     if not overwrite and os.path.lexists(path):
-        raise DetkitError(
-            "the file exists already", str(path), "choose another name, or allow overwriting (--overwrite)"
-        )
+        raise DetkitError("the file exists already", str(path), _ANOTHER)
 
 
 @contextmanager
-def explained(path: Path, temporary: Path) -> Iterator[None]:
-    """Turns an OSError of writing ``path`` by way of ``temporary`` into the DetkitError of :func:`write_error`."""
+def _temporary(path: Path) -> Iterator[Path]:
+    """A hidden name beside ``path`` with its suffix, which vanishes with the block; errors of the disk explained."""
+    temporary = path.with_name(f".{path.stem[:40]}.{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
     try:
-        yield
+        yield temporary
     except OSError as error:
         # Reading something else inside the block may fail too: that error is not ours to explain.
         ours = {str(temporary), str(path), str(path.parent), None}
         if error.errno in _FULL | _FORBIDDEN or error.filename in ours:
             raise write_error(error, path) from error
         raise
-
-
-def _temporary_name(path: Path) -> Path:
-    return path.with_name(f".{path.stem[:40]}.{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_path(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its name when the block ends well and vanishes otherwise.
 
-    The temporary name keeps the suffix; missing parent folders are made. Raises DetkitError: code 2 if ``path`` exists
-    (and not ``overwrite``) or may not be written, code 4 if the disk is full.
+    The temporary name keeps the suffix; missing parent folders are made.
+
+    Raises:
+        DetkitError: ``path`` exists (and not ``overwrite``) or may not be written; code 4: the disk is full.
     """
     path = Path(path)
     refuse_existing(path, overwrite)
-    temporary = _temporary_name(path)
-    try:
-        with explained(path, temporary):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield temporary
-            refuse_existing(path, overwrite)
-            os.replace(temporary, path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with _temporary(path) as temporary:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        refuse_existing(path, overwrite)
+        os.replace(temporary, path)
 
 
 @contextmanager
 def atomic_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder beside ``path`` whose files become those of ``path`` when the block ends well.
 
-    With ``overwrite`` they join a folder that exists and replace only files of the same name. Raises DetkitError: code
-    2 if ``path`` is a file, or a folder that is not empty (without ``overwrite``), or may not be written; 4 if the disk
-    is full.
+    With ``overwrite`` they join a folder that exists and replace only files of the same name.
+
+    Raises:
+        DetkitError: ``path`` is a file, or a folder that is not empty (without ``overwrite``), or may not be written;
+            code 4: the disk is full.
     """
     path = Path(path)
     if os.path.lexists(path) and not path.is_dir():
         raise DetkitError("a file stands where a folder is needed", str(path), "choose another name")
-    temporary = _temporary_name(path)
-    try:
-        with explained(path, temporary):
-            if path.is_dir() and any(path.iterdir()) and not overwrite:
-                raise DetkitError(
-                    "the folder is not empty", str(path), "choose another name, or allow overwriting (--overwrite)"
-                )
-            temporary.mkdir(parents=True)
-            yield temporary
-            if path.is_dir():
-                for folder, _, names in os.walk(temporary):
-                    home = path / os.path.relpath(folder, temporary)
-                    home.mkdir(exist_ok=True)
-                    for name in names:
-                        os.replace(os.path.join(folder, name), home / name)
-            else:
-                os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with _temporary(path) as temporary:
+        if path.is_dir() and any(path.iterdir()) and not overwrite:
+            raise DetkitError("the folder is not empty", str(path), _ANOTHER)
+        temporary.mkdir(parents=True)
+        yield temporary
+        if not path.is_dir():
+            os.replace(temporary, path)
+        for folder, _, names in os.walk(temporary):
+            home = path / os.path.relpath(folder, temporary)
+            home.mkdir(exist_ok=True)
+            for name in names:
+                os.replace(os.path.join(folder, name), home / name)
 
 
 def write_bytes(path: str | Path, data: bytes, *, overwrite: bool = False) -> None:
-    """Writes ``data`` to ``path`` atomically; errors as in :func:`atomic_path`."""
+    """Writes ``data`` to ``path`` atomically; errors as in ``atomic_path``."""
     with atomic_path(path, overwrite) as temporary:
         temporary.write_bytes(data)
 
 
 def write_text(path: str | Path, text: str, *, overwrite: bool = False) -> None:
-    """Writes ``text`` as UTF-8 with plain newlines to ``path`` atomically; errors as in :func:`atomic_path`."""
+    """Writes ``text`` as UTF-8 with plain newlines to ``path`` atomically; errors as in ``atomic_path``."""
     write_bytes(path, text.encode("utf-8"), overwrite=overwrite)
 
 

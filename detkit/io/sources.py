@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import glob
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import cv2
 import numpy as np
 
 from detkit.errors import DetkitError
 from detkit.io.images import IMAGE_SUFFIXES, ImageSource, as_rgb, paths_in, read_error, read_header
-from detkit.io.video import VIDEO_SUFFIXES, VideoReader
+from detkit.io.video import VIDEO_SUFFIXES, Open, VideoReader
 
 Source = ImageSource | int
 
@@ -64,7 +63,7 @@ def open_sources(
     sources: Sequence[Source] | Source,
     *,
     stdin: BinaryIO | None = None,
-    camera: Callable[[int], cv2.VideoCapture] | None = None,
+    camera: Open | None = None,
 ) -> Iterator[Frame | Failure]:
     """The frames of all sources in turn, lazily; a video cut short gives its good frames, then a Failure.
 
@@ -142,7 +141,7 @@ def _is_video(path: Path) -> bool:
         return False
 
 
-def _video(source: Path | int, capture: Callable[[int], cv2.VideoCapture] | None) -> Iterator[Frame | Failure]:
+def _video(source: Path | int, capture: Open | None) -> Iterator[Frame | Failure]:
     with VideoReader(source, capture=capture) as reader:
         index = 0
         while (image := reader.read()) is not None:

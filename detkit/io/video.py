@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -37,35 +37,44 @@ _CODECS: dict[str, tuple[Codec, ...]] = {
     ".webm": (Codec("VP80", "VP8", True), Codec("VP90", "VP9", True)),
     ".avi": (Codec("MJPG", "Motion JPEG", False),),
 }
+Open = Callable[[int | str], cv2.VideoCapture]
 _environment_lock = threading.Lock()
 
 
 class VideoReader:
     """The frames of a video file or camera, one at a time, as uint8 (H, W, 3) RGB, turned upright.
 
-    fps and frames_total are None where unknown (frames_total is the file's own claim); width and height in pixels.
-    Raises DetkitError if it cannot be opened. ``for frame in reader`` ends at the last good frame; ``cut_short`` then
-    tells whether the file promised more.
+    ``for frame in reader`` ends at the last good frame; ``cut_short`` then tells whether the file promised more.
+
+    Args:
+        source: A file, or a camera's number.
+        capture: In place of ``cv2.VideoCapture``.
+
+    Attributes:
+        fps: None where unknown.
+        frames_total: The file's own claim; None where unknown.
+        width: Pixels.
+        height: Pixels.
+
+    Raises:
+        DetkitError: It cannot be opened.
     """
 
-    def __init__(self, source: str | Path | int, *, capture: Callable[[Any], Any] | None = None) -> None:
+    def __init__(self, source: str | Path | int, *, capture: Open | None = None) -> None:
         self.source = source
         self.where = f"camera {source}" if isinstance(source, int) else str(source)
         self.frames_read = 0
         self._last_second = 0.0
         if not isinstance(source, int) and capture is None:
-            _check_readable(Path(source))
+            _refuse_empty(Path(source))
         with quiet_opencv, _quiet_ffmpeg():
             self._capture = (capture or cv2.VideoCapture)(source if isinstance(source, int) else str(source))
         if not self._capture.isOpened():
             self._capture.release()
             if isinstance(source, int):
                 raise DetkitError("the camera cannot be opened", self.where, "check that it is there and not in use")
-            raise DetkitError(
-                "the video cannot be opened: it is cut off, damaged or of an unknown kind",
-                self.where,
-                "play it in a player, or convert it to mp4",
-            )
+            what = "the video cannot be opened: it is cut off, damaged or of an unknown kind"
+            raise DetkitError(what, self.where, "play it in a player, or convert it to mp4")
         self.fps = self._property(cv2.CAP_PROP_FPS)
         total = self._property(cv2.CAP_PROP_FRAME_COUNT)
         self.frames_total = None if total is None or isinstance(source, int) else round(total)
@@ -92,9 +101,7 @@ class VideoReader:
             return None
         self.frames_read += 1
         self._last_second = max(self._last_second, float(self._capture.get(cv2.CAP_PROP_POS_MSEC) or 0) / 1000)
-        if frame.ndim == 2:
-            return cv2.cvtColor(frame, cv2.COLOR_GRAY2RGB)
-        return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+        return cv2.cvtColor(frame, cv2.COLOR_GRAY2RGB if frame.ndim == 2 else cv2.COLOR_BGR2RGB)
 
     @property
     def cut_short(self) -> bool:
@@ -104,10 +111,7 @@ class VideoReader:
         exact = str(self.source).lower().endswith(_COUNTED)
         # Other containers give a duration only, of the longest stream; with a varying rate the count is a guess.
         slack = 2.0 if exact else max(self.fps, 0.02 * self.frames_total)
-        return (
-            self.frames_read < self.frames_total - slack
-            and self._last_second * self.fps < self.frames_total - slack
-        )  # fmt: skip
+        return max(self.frames_read, self._last_second * self.fps) < self.frames_total - slack
 
     def close(self) -> None:
         """Releases the file or camera."""
@@ -123,9 +127,19 @@ class VideoReader:
 class VideoWriter:
     """Writes uint8 (H, W, 3) RGB frames to .mp4, .webm or .avi; the file appears when the block ends well.
 
-    codec: the Codec in use, known after the first frame; notice: a sentence for the user if browsers will not play the
-    file, else None. Use as a context manager. Raises DetkitError: unknown suffix, exists already (without
-    ``overwrite``), no codec, disk full. An odd width or height loses its last column or row.
+    Use it as a context manager. An odd width or height loses its last column or row.
+
+    Args:
+        path: The file.
+        fps: Frames per second; None: 25.
+        overwrite: Replace the file if it exists.
+
+    Attributes:
+        codec: The one in use; known after the first frame.
+        notice: A sentence for the user if browsers will not play the file, else None.
+
+    Raises:
+        DetkitError: Unknown suffix, a file that exists, no codec, a full disk.
     """
 
     def __init__(self, path: str | Path, fps: float | None = None, *, overwrite: bool = False) -> None:
@@ -135,15 +149,12 @@ class VideoWriter:
         self.notice: str | None = None
         self.frames_written = 0
         self._overwrite = overwrite
-        self._size: tuple[int, int] | None = None
+        self._size = (0, 0)
         self._stack = ExitStack()
-        self._writer: Any = None
+        self._writer: cv2.VideoWriter | None = None
         if self.path.suffix.lower() not in _CODECS:
-            raise DetkitError(
-                f"no video format is known by the suffix {self.path.suffix!r}",
-                str(path),
-                f"use {', '.join(_CODECS)}",
-            )
+            what = f"no video format is known by the suffix {self.path.suffix!r}"
+            raise DetkitError(what, str(path), f"use {', '.join(_CODECS)}")
 
     def __enter__(self) -> VideoWriter:
         self._temporary = self._stack.enter_context(atomic_path(self.path, self._overwrite))
@@ -154,59 +165,47 @@ class VideoWriter:
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
             raise ValueError(f"VideoWriter: frame must be uint8 (H, W, 3) RGB, got {frame.dtype} {frame.shape}")
         size = (frame.shape[1], frame.shape[0])
-        if self._size is None:
-            self._open(size)
+        writer = self._writer or self._open(size)
         if size != self._size:
             raise ValueError(f"VideoWriter: all frames must be {self._size} pixels (width, height), got {size}")
         with quiet_opencv:
-            self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+            writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
         self.frames_written += 1
 
-    def _open(self, size: tuple[int, int]) -> None:
+    def _open(self, size: tuple[int, int]) -> cv2.VideoWriter:
         for codec in _CODECS[self.path.suffix.lower()]:
+            fourcc = cv2.VideoWriter.fourcc(*codec.fourcc)
             with quiet_opencv, _quiet_ffmpeg():
-                writer = cv2.VideoWriter(
-                    str(self._temporary), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*codec.fourcc), self.fps, size
-                )
+                writer = cv2.VideoWriter(str(self._temporary), cv2.CAP_FFMPEG, fourcc, self.fps, size)
             if writer.isOpened():
                 self._writer, self.codec, self._size = writer, codec, size
                 if not codec.plays_in_browsers:
                     self.notice = f"{self.path.name} is {codec.name}: players show it, web browsers do not"
-                return
+                return writer
             writer.release()
             self._temporary.unlink(missing_ok=True)
-        raise DetkitError(
-            f"OpenCV has no video encoder for {self.path.suffix}", str(self.path), f"try {', '.join(_CODECS)}"
-        )
-
-    def _close_writer(self) -> None:
-        if self._writer is not None:
-            with quiet_opencv:
-                self._writer.release()
-            self._writer = None
+        what = f"OpenCV has no video encoder for {self.path.suffix}"
+        raise DetkitError(what, str(self.path), f"try {', '.join(_CODECS)}")
 
     def _check(self) -> None:
         """OpenCV does not report a write that failed: what lies on the disk is opened again."""
-        if self._size is None:
+        if self._writer is None:
             raise DetkitError("no frame was written", str(self.path), "check that the source has readable frames")
         try:
             with VideoReader(self._temporary) as written:
-                total = written.frames_total or 0
-                whole = total >= self.frames_written - 2 and written.read() is not None
+                whole = (written.frames_total or 0) >= self.frames_written - 2 and written.read() is not None
         except DetkitError:
             whole = False
         if not whole:
-            raise DetkitError(
-                "the video could not be written whole: no room is left, or the disk failed",
-                str(self.path),
-                "free some space, or write to another disk",
-                code=4,
-            )
+            what = "the video could not be written whole: no room is left, or the disk failed"
+            raise DetkitError(what, str(self.path), "free some space, or write to another disk", code=4)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close_writer()
+        if self._writer is not None:
+            with quiet_opencv:
+                self._writer.release()
         if kind is not None:
             self._stack.__exit__(kind, error, trace)
             return
@@ -214,7 +213,7 @@ class VideoWriter:
             self._check()
 
 
-def _check_readable(path: Path) -> None:
+def _refuse_empty(path: Path) -> None:
     try:
         with open(path, "rb") as file:
             if not file.read(1):

@@ -86,13 +86,13 @@ def test_letters_beyond_ascii_are_drawn() -> None:
 
 
 def test_answers_that_share_a_box_stand_below_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    placed: list[tuple[int, int]] = []
+    placed: list[draw.Corners] = []
     place = draw._place
     monkeypatch.setattr(draw, "_place", lambda *args: placed.append(place(*args)) or placed[-1])
     image = np.zeros((120, 200, 3), np.uint8)
     draw_detections(image, found([[0, 0, 200, 120]] * 4))
     height = draw._tab("person 0.90", draw._font_size(image), colour_of(0)).shape[0]
-    rows = sorted(y for _, y in placed)
+    rows = sorted(place[1] for place in placed)
     assert len(rows) == 4
     assert min(np.diff(rows)) >= height
     assert rows[-1] + height <= 120
