@@ -109,7 +109,7 @@ def _load_one(path_or_name: str | Path | None, device: str | None, size: int | N
         outside = load_torchvision(name)
         outside.model = _placed(outside.model, device)
         return outside if size is None else outside.rescaled(size / outside.size)
-    detector = config.load(name)
+    detector = config.load_detector(name)
     if size is not None:
         detector.resize = Resize.from_dict({**detector.resize.to_dict(), "size": [size, size]})
     detector = _placed(detector, device)

@@ -45,13 +45,13 @@ def allow(modules: Iterable[str]) -> None:
     _allowed.update(modules)
 
 
-def own(kind: str) -> Mapping[str, str]:
+def own_parts(kind: str) -> Mapping[str, str]:
     """detkit's own parts of a kind: name to "module:attribute"."""
-    table: Mapping[str, str] = load(TABLES[kind])
+    table: Mapping[str, str] = import_from(TABLES[kind])
     return table
 
 
-def announced(kind: str) -> Mapping[str, EntryPoint]:
+def installed_parts(kind: str) -> Mapping[str, EntryPoint]:
     """Parts of a kind that other installed packages announce, by name."""
     return _entry_points(_GROUPS[kind])
 
@@ -61,7 +61,7 @@ def _entry_points(group: str) -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=group)}
 
 
-def find(kind: str, name: Any, *, where: str = "", trusted: bool = True) -> Any:
+def find_part(kind: str, name: Any, *, where: str = "", trusted: bool = True) -> Any:
     """The part (mostly a class) of this kind and name.
 
     Args:
@@ -75,10 +75,10 @@ def find(kind: str, name: Any, *, where: str = "", trusted: bool = True) -> Any:
         UntrustedPart: A module that a file, not a person, asks for.
     """
     if isinstance(name, str):
-        if name in own(kind):
-            return load(own(kind)[name])
-        if name in announced(kind):
-            return _imported(announced(kind)[name].value, where)
+        if name in own_parts(kind):
+            return import_from(own_parts(kind)[name])
+        if name in installed_parts(kind):
+            return _imported(installed_parts(kind)[name].value, where)
         if ":" in name:
             module = name.partition(":")[0]
             if not trusted and not any(f"{module}.".startswith(f"{known}.") for known in _allowed):
@@ -86,20 +86,20 @@ def find(kind: str, name: Any, *, where: str = "", trusted: bool = True) -> Any:
                 do = f"if you trust it, allow the module: --plugin {module} (in Python plugins=[{module!r}])"
                 raise UntrustedPart(what, where, do, module=module)
             return _imported(name, where)
-    known = [*own(kind), *announced(kind)]
+    known = [*own_parts(kind), *installed_parts(kind)]
     raise DetkitError(f"there is no {kind} {name!r}", where, nearest(str(name), known))
 
 
-def load(place: str) -> Any:
+def import_from(place: str) -> Any:
     """What stands at "module:attribute"."""
     module, _, attribute = place.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
 def _imported(place: str, where: str) -> Any:
-    """``load`` for code from outside, whose errors are a person's to mend."""
+    """``import_from`` for code from outside, whose errors are a person's to mend."""
     try:
-        return load(place)
+        return import_from(place)
     except (ImportError, AttributeError, ValueError) as error:
         what = f"{place} cannot be imported: {error}"
         raise DetkitError(what, where, "install its package, or correct package.module:Name") from error

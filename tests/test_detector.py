@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from detkit import zoo
 from detkit.backbones.mobilenet import mobilenet_v3_small
-from detkit.config import build_detector, load
+from detkit.config import build_detector, load_detector
 from detkit.config.experiment import Config, EvaluateOptions, check_model
 from detkit.config.schema import Place
 from detkit.data.loader import collate
@@ -104,7 +104,7 @@ def test_precision_is_a_matter_of_prediction_alone(detector, tmp_path):
     twin.raw(torch.zeros(1, 3, 64, 64))
     assert seen[1] == torch.float32
     twin.save(tmp_path / "m.safetensors")
-    assert load(tmp_path / "m.safetensors").precision == "fp32"
+    assert load_detector(tmp_path / "m.safetensors").precision == "fp32"
 
 
 def test_normalisation_is_the_models(detector):
@@ -194,7 +194,7 @@ def test_saved_and_loaded_is_the_same(detector, tmp_path):
     detector.save(path)
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    other = load(path)
+    other = load_detector(path)
     assert torch.equal(before, torch.random.get_rng_state())
     assert not other.training
     assert (other.classes, other.class_ids, other.resize) == (CLASSES, (3, 7, "x"), detector.resize)
@@ -211,7 +211,7 @@ def test_half_is_half_the_size_and_nearly_the_same(detector, tmp_path):
     detector.save(tmp_path / "full.safetensors")
     detector.save(tmp_path / "half.safetensors", half=True)
     assert (tmp_path / "half.safetensors").stat().st_size < 0.6 * (tmp_path / "full.safetensors").stat().st_size
-    other = load(tmp_path / "half.safetensors")
+    other = load_detector(tmp_path / "half.safetensors")
     assert {v.dtype for v in other.parameters()} == {torch.float32}
     norms = {k for k in detector.state_dict() if "running" in k}
     assert all(torch.equal(detector.state_dict()[k], other.state_dict()[k]) for k in norms)
@@ -225,10 +225,10 @@ def test_loading_fetches_nothing(detector, tmp_path, monkeypatch):
 
     detector.save(tmp_path / "best.safetensors")
     monkeypatch.setattr("detkit.backbones.pretrained.imagenet_file", refuse)
-    changed = load(tmp_path)  # a run folder
+    changed = load_detector(tmp_path)  # a run folder
     changed.config["model"]["backbone"]["weights"] = "imagenet"
     changed.save(tmp_path / "best.safetensors")
-    assert load(tmp_path).classes == CLASSES
+    assert load_detector(tmp_path).classes == CLASSES
 
 
 def test_saving_over_is_chosen(detector, tmp_path):
@@ -284,7 +284,7 @@ def test_bad_model_files(detector, tmp_path):
         if content is not None:
             path.write_bytes(content)
         with pytest.raises(DetkitError, match=reason) as caught:
-            load(path)
+            load_detector(path)
         error = caught.value
         assert error.code == 2
         assert str(path) in error.where
@@ -300,7 +300,7 @@ def test_weights_that_do_not_fit_their_header(detector, tmp_path):
     keep = {k: v for k, v in header.items() if k not in ("tensors", "format")}
     save_file(load_file(path), path, zoo.header_metadata(keep))
     with pytest.raises(DetkitError, match="do not fit"):
-        load(path)
+        load_detector(path)
 
 
 def test_start_from_another_detector(detector, tmp_path):

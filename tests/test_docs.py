@@ -124,7 +124,7 @@ def test_keys_that_are_explained_exist(page: Path) -> None:
     schemas = {"augment": Augment, "train": TrainOptions, "evaluate": EvaluateOptions}
     known |= {f"{section}.{key}" for section, schema in schemas.items() for key in keys_of(schema)}
     for kind in PARTS:
-        parts = (registry.find(kind, name) for name in registry.own(kind))
+        parts = (registry.find_part(kind, name) for name in registry.own_parts(kind))
         known |= {f"{kind}.name"} | {f"{kind}.{key}" for part in parts for key in keys_of(part)}
     sections = "|".join((*PARTS, "data", "augment", "train", "evaluate"))
     named = re.findall(rf"`((?:{sections})\.[\w.]+)[`:=]", page.read_text(encoding="utf-8"))

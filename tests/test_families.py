@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from detkit.cli import main
-from detkit.config import build_detector, load
+from detkit.config import build_detector, load_detector
 from detkit.config.experiment import Config, EvaluateOptions, check_model
 from detkit.config.schema import Place
 from detkit.data.dataset import Dataset, read
@@ -178,7 +178,7 @@ def test_a_image_of_one_pixel(family: str) -> None:
 def test_the_file_holds_all_of_it(family: str, tmp_path: Path) -> None:
     detector = make(family).eval()
     detector.save(tmp_path / "model.safetensors")
-    again = load(tmp_path / "model.safetensors")
+    again = load_detector(tmp_path / "model.safetensors")
     with torch.no_grad():
         one, other = (d(batch_of(1), limits=Limits(conf=0.0))[0] for d in (detector, again))
     assert torch.equal(one.boxes, other.boxes)

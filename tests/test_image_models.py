@@ -12,7 +12,7 @@ import torch
 
 from detkit import api
 from detkit.cli import main
-from detkit.config import build_detector, load, read_config
+from detkit.config import build_detector, load_detector, read_config
 from detkit.config.experiment import Config, EvaluateOptions, check_model
 from detkit.config.schema import Place
 from detkit.data.crops import crops
@@ -98,7 +98,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_classifier_from_crops_to_scores(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     header = (run / "run" / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"top1", "top5", "val_loss_classes"} <= set(header)
-    detector = load(run / "run")
+    detector = load_detector(run / "run")
     assert detector.classes == ("background", *sorted(CLASSES))
     assert detector.scores["top1"] >= 0.4  # by chance it would be a quarter
     data = str(run / "crops")
@@ -135,7 +135,7 @@ def test_googlenets_side_branches_teach_its_middle_and_change_no_answer(head: di
         got = [any(p.grad is not None and bool(p.grad.any()) for p in blocks[k].parameters()) for k in (1, 4, 5)]
         assert got == reached
     detector.save(tmp_path / "sides.safetensors")
-    again = load(tmp_path / "sides.safetensors")
+    again = load_detector(tmp_path / "sides.safetensors")
     assert torch.equal(again.head.sides[1][-1].weight, detector.head.sides[1][-1].weight)
     plain = model(("a", "b"), backbone={**SIDES, "side_branches": False}, head={"name": "classify", **head})
     assert not any("sides" in name for name in plain.state_dict())
@@ -207,7 +207,7 @@ def test_the_rest_of_lenet_from_any_stage(taps: list[int], head: str) -> None:
 
 
 def test_views_of_a_classifier_are_averaged(run: Path) -> None:
-    detector = load(run / "run")
+    detector = load_detector(run / "run")
     sample = toy_sample(5, 48, most=1)
     both = Combined([detector], ["flip"]).predict_samples([sample], Limits(conf=0.0))[0]
     turned = sample.replace(image=np.ascontiguousarray(sample.image[:, ::-1]))
@@ -311,7 +311,7 @@ def test_a_stage_moves_from_its_epoch_on(run: Path, tmp_path: Path) -> None:
         said: list[Event] = []
         api.train(run / "run" / "config.yaml", overrides=overrides, out=tmp_path / str(epochs), on_event=said.append)
         assert any("the run ends before epoch 2" in str(event) for event in said) == (epochs == 1)
-        after = load(tmp_path / str(epochs) / "last.safetensors").backbone.stages
+        after = load_detector(tmp_path / str(epochs) / "last.safetensors").backbone.stages
         checked = read_config(run / "run" / "config.yaml", overrides, train_schema=TrainOptions)
         before = api.build(checked, read_dataset(run)).backbone.stages
         moved.append(

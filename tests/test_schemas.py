@@ -22,7 +22,7 @@ from detkit.engine.options import TrainOptions
 FILES = sorted(Path(detkit.__file__).parent.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 CHECKS = {"__post_init__", "_require"}  # these look at values without using them
-PARTS = [(kind, name) for kind in ("backbone", "neck", "proposals", "head") for name in registry.own(kind)]
+PARTS = [(kind, name) for kind in ("backbone", "neck", "proposals", "head") for name in registry.own_parts(kind)]
 
 
 def owner_of(node: ast.Attribute) -> str:
@@ -84,7 +84,7 @@ def names_read(function: Callable[..., Any]) -> set[str]:
 
 @pytest.mark.parametrize(("kind", "name"), PARTS)
 def test_every_argument_of_a_part_is_read(kind: str, name: str) -> None:
-    part = registry.find(kind, name)
+    part = registry.find_part(kind, name)
     read = set().union(*(names_read(function) for function in functions(part)))
     assert not set(keys_of(part)) - read - subscripts("config")
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import detkit
-from detkit.registry import load
+from detkit.registry import import_from
 
 DETECTION = ("detect", "train", "evaluate", "compare", "compress", "propose")
 ABOUT = ("config", "models", "info", "doctor", "quickstart")
@@ -43,6 +43,6 @@ def _options(
 
 
 for name, module in GROUPS.items():
-    app.add_typer(load(f"{module}:app"), name=name)
+    app.add_typer(import_from(f"{module}:app"), name=name)
 for verb in (*DETECTION, *ABOUT):
-    app.command(verb)(load(f"detkit.cli.{verb}:{verb}"))
+    app.command(verb)(import_from(f"detkit.cli.{verb}:{verb}"))

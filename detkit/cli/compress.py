@@ -21,7 +21,7 @@ def compress(
 ) -> int:
     """Split the fully connected layers of a region-based detector by truncated SVD (Fast R-CNN, section 3.1): fewer
     multiplications for a little accuracy. Default --out: MODEL's name, ending in -svd.safetensors, here."""
-    from detkit.config import load
+    from detkit.config import load_detector
     from detkit.errors import DetkitError
     from detkit.heads.roi import compress as split
     from detkit.io.files import refuse_existing
@@ -31,7 +31,7 @@ def compress(
         raise DetkitError(f"ranks are whole numbers, got {ranks!r}", "--ranks", "give a number a layer, as 1024,256")
     path = out or Path(f"{Path(model).resolve().stem}-svd.safetensors")
     refuse_existing(path, overwrite)
-    detector = load(model)
+    detector = load_detector(model)
     before = sum(p.numel() for p in detector.parameters())
     layers = split(detector, [int(word) for word in words])
     detector.save(path, overwrite=overwrite)

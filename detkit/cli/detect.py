@@ -93,7 +93,7 @@ def detect(
 
 def _format_of(out: Path | None, form: str | None) -> str | None:
     if form is not None:
-        registry.find("writer", form, where="--format")
+        registry.find_part("writer", form, where="--format")
     if out is None:
         if form is not None:
             raise DetkitError("--format needs --out", do="add --out FILE")

@@ -18,7 +18,7 @@ _NAMES = {
     "train_val_datasets": "detkit.config.datasets",
     "anchors_for": "detkit.config.anchors",
     "build_detector": "detkit.config.build",
-    "load": "detkit.config.build",
+    "load_detector": "detkit.config.build",
 }
 
 __all__ = list(_NAMES)
@@ -26,7 +26,7 @@ __all__ = list(_NAMES)
 if TYPE_CHECKING:
     from detkit.config.anchors import anchors_for as anchors_for
     from detkit.config.build import build_detector as build_detector
-    from detkit.config.build import load as load
+    from detkit.config.build import load_detector as load_detector
     from detkit.config.datasets import build_dataset as build_dataset
     from detkit.config.datasets import train_val_datasets as train_val_datasets
     from detkit.config.experiment import Config as Config

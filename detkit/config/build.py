@@ -12,7 +12,7 @@ import torch
 
 from detkit import registry, zoo
 from detkit.backbones.base import at_scales
-from detkit.config.experiment import MODEL_KEYS, PARTS, Config, EvaluateOptions, check_model, find_part
+from detkit.config.experiment import MODEL_KEYS, PARTS, Config, EvaluateOptions, check_model, part_at
 from detkit.config.schema import Place, located
 from detkit.config.transfer import start_from
 from detkit.data.resize import Resize
@@ -94,7 +94,7 @@ def _model_file(path: Path) -> Path | None:
     return None
 
 
-def load(path_or_name: str | Path) -> Detector:
+def load_detector(path_or_name: str | Path) -> Detector:
     """The detector in a file that ``Detector.save`` wrote, in a run folder (its best), or of a shipped name.
 
     Raises:
@@ -118,7 +118,7 @@ def load(path_or_name: str | Path) -> Detector:
         reason = str(error).splitlines()[-1].strip()
         raise DetkitError("the file's weights do not fit its config", str(path), reason) from None
     options = EvaluateOptions(**header["config"].get("evaluate", {}))
-    find_part("metric", options.protocol, place, ("evaluate", "protocol"))
+    part_at("metric", options.protocol, place, ("evaluate", "protocol"))
     detector.protocol = options.metric_of(detector.head)
     return detector.eval()
 
@@ -132,7 +132,7 @@ def _parts(
     name, takes = model["head"]["name"], head.takes_proposals
     if model["proposals"] is None:
         if takes:
-            do = f"choose one of {', '.join(registry.own('proposals'))}"
+            do = f"choose one of {', '.join(registry.own_parts('proposals'))}"
             raise DetkitError(f"the head {name} needs proposals", place.at(("model", "proposals")), do)
         return backbone, neck, head, None
     if not takes:
@@ -183,7 +183,7 @@ def _check_sides(model: dict[str, Any], place: Place) -> None:
 def _part(model: dict[str, Any], kind: str, place: Place, *wired: Any) -> Any:
     arguments = dict(model[kind])
     name = arguments.pop("name")
-    constructor = find_part(kind, name, place, ("model", kind, "name"))
+    constructor = part_at(kind, name, place, ("model", kind, "name"))
     with located(place, ("model", kind), arguments):
         return constructor(*wired, **arguments)
 

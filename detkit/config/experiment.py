@@ -143,7 +143,7 @@ def check_config(values: Mapping[str, Any], place: Place, train_schema: type) ->
     augment = check(sections["augment"], keys_of(Augment), place, ("augment",))
     train = check(sections["train"], keys_of(train_schema), place, ("train",))
     evaluate = check(sections["evaluate"], keys_of(EvaluateOptions), place, ("evaluate",))
-    find_part("metric", evaluate["protocol"], place, ("evaluate", "protocol"))
+    part_at("metric", evaluate["protocol"], place, ("evaluate", "protocol"))
     data, model = check_data(sections["data"], place), check_model(sections["model"], place)
     _check_joining(model, augment, place)
     with located(place, ("augment",), augment):
@@ -185,7 +185,7 @@ def sources(value: Any, place: Place, path: Path_) -> list[dict[str, Any]]:
         found.append(check(item, SOURCE_KEYS, place, here))
         found[-1]["split"] = _list_file(found[-1]["split"], place)
         if found[-1]["format"] is not None:
-            find_part("format", found[-1]["format"], place, (*here, "format"))
+            part_at("format", found[-1]["format"], place, (*here, "format"))
     return found
 
 
@@ -205,10 +205,10 @@ def check_model(values: Any, place: Place, path: Path_ = ("model",)) -> dict[str
         if isinstance(part, str):
             part = {"name": part}
         if not isinstance(part, dict) or "name" not in part:
-            do = f"write {kind}: {{name: {next(iter(registry.own(kind)))}}}, say"
+            do = f"write {kind}: {{name: {next(iter(registry.own_parts(kind)))}}}, say"
             raise DetkitError(f"{dotted(here)} needs a name", place.at(here), do)
         name = part["name"]
-        constructor = find_part(kind, name, place, (*here, "name"))
+        constructor = part_at(kind, name, place, (*here, "name"))
         arguments = {key: value for key, value in part.items() if key != "name"}
         model[kind] = {"name": name, **check(arguments, keys_of(constructor), place, here)}
     return model
@@ -219,7 +219,7 @@ def _check_joining(model: Mapping[str, Any], augment: Mapping[str, Any], place: 
     needs_them = []
     for kind in ("proposals", "head"):
         if model[kind] is not None:
-            part = find_part(kind, model[kind]["name"], place, ("model", kind, "name"))
+            part = part_at(kind, model[kind]["name"], place, ("model", kind, "name"))
             if getattr(part, "proposals_for_image", None) or not getattr(part, "allows_mosaic", True):
                 needs_them.append(model[kind]["name"])
     for name in ("mosaic", "mixup"):
@@ -228,9 +228,9 @@ def _check_joining(model: Mapping[str, Any], augment: Mapping[str, Any], place: 
             raise DetkitError(what, place.at(("augment", name)), f"write augment: {{{name}: 0}}")
 
 
-def find_part(kind: str, name: Any, place: Place, path: Path_) -> Any:
-    """The constructor of a part that the value at ``path`` names; see ``detkit.registry.find``."""
-    return registry.find(kind, name, where=place.at(path), trusted=place.trusts(path))
+def part_at(kind: str, name: Any, place: Place, path: Path_) -> Any:
+    """The constructor of a part that the value at ``path`` names; see ``detkit.registry.find_part``."""
+    return registry.find_part(kind, name, where=place.at(path), trusted=place.trusts(path))
 
 
 def shipped_configs() -> list[str]:

@@ -39,11 +39,14 @@ def format_of(path: str | Path, name: str | None = None) -> DatasetFormat:
     """
     path = Path(path)
     if name is not None and path.exists():
-        chosen: DatasetFormat = registry.find("format", name, where=f"format of {path}")()
+        chosen: DatasetFormat = registry.find_part("format", name, where=f"format of {path}")()
         return chosen
     asked: list[DatasetFormat] = []
-    for known in (*FORMATS, *registry.announced("format")):  # most data is of the first: the others stay unimported
-        asked.append(registry.find("format", known)())
+    for known in (
+        *FORMATS,
+        *registry.installed_parts("format"),
+    ):  # mostly the first: the rest stay unimported
+        asked.append(registry.find_part("format", known)())
         if asked[-1].recognises(path):
             return asked[-1]
     wanted = "DATA is " + "; or ".join(one.looked_for for one in asked)

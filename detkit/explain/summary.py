@@ -137,9 +137,9 @@ def of_config(path_or_name: str, size: tuple[int, int] | None = None, num_classe
 
 def of_file(path: str, size: tuple[int, int] | None = None) -> Summary:
     """The detector in a model file or run folder. Raises DetkitError as ``detkit.load``."""
-    from detkit.config import load
+    from detkit.config import load_detector
 
-    detector = load(path)
+    detector = load_detector(path)
     return of_detector(detector.to(_device(detector.proposals)), size)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from detkit.interfaces import Metric
-from detkit.registry import find
+from detkit.registry import find_part
 from detkit.tables import Evaluation, GroundTruth, Results
 
 METRICS = {
@@ -26,9 +26,9 @@ def find_metric(protocol: str, *, where: str = "", trusted: bool = True) -> Metr
         trusted: False if a file that may be a stranger's says the name.
 
     Raises:
-        DetkitError: As ``detkit.registry.find``.
+        DetkitError: As ``detkit.registry.find_part``.
     """
-    found: Metric = find("metric", protocol, where=where, trusted=trusted)()
+    found: Metric = find_part("metric", protocol, where=where, trusted=trusted)()
     return found
 
 

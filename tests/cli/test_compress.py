@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from detkit.cli import main
-from detkit.config import build_detector, load
+from detkit.config import build_detector, load_detector
 from detkit.config.experiment import Config, EvaluateOptions, check_model
 from detkit.config.schema import Place
 from detkit.data.toy import CLASSES, toy_sample
@@ -45,7 +45,10 @@ def test_a_smaller_model_of_nearly_the_same_answers(
     assert [layer["rank"] for layer in report["layers"]] == [16]
     assert main(["info", "model-svd.safetensors"]) == 0
     sample = toy_sample(0, 64)
-    scores = [load(path).predict_samples([sample], Limits(conf=0.0))[0].scores for path in (model, "full.safetensors")]
+    scores = [
+        load_detector(path).predict_samples([sample], Limits(conf=0.0))[0].scores
+        for path in (model, "full.safetensors")
+    ]
     assert scores[0] == pytest.approx(scores[1], abs=1e-5)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from detkit.config import build_detector, load
+from detkit.config import build_detector, load_detector
 from detkit.config.experiment import Config, EvaluateOptions, check_model
 from detkit.config.schema import Place
 from detkit.data.dataset import Dataset, read
@@ -172,7 +172,7 @@ def test_svms_on_a_trained_cnn_know_four_images_by_heart(tmp_path: Path) -> None
     found = evaluate(model, data)
     assert coco.Coco().evaluate(*found[:2]).metrics["AP50"] >= 0.9
     model.save(tmp_path / "fitted.safetensors")
-    assert np.array_equal(found[1].score, evaluate(load(tmp_path / "fitted.safetensors"), data)[1].score)
+    assert np.array_equal(found[1].score, evaluate(load_detector(tmp_path / "fitted.safetensors"), data)[1].score)
 
 
 OPTIONS = TrainOptions(epochs=1, batch=2, workers=0, device="cpu", precision="fp32", close_mosaic=0)
@@ -185,11 +185,11 @@ def test_the_engine_fits_the_head_once_after_the_loop(tmp_path: Path) -> None:
     notices = [str(event) for event in said if isinstance(event, Notice)]
     assert any("regions of 3 images" in text for text in notices)
     assert any("stages are fitted: AP " in text for text in notices)
-    best = load(run / "best.safetensors")
+    best = load_detector(run / "best.safetensors")
     assert best.head.fitted
     assert best.head.svm.any()
     assert best.scores["AP"] == done.row["AP"]
-    assert not load(run / "last.safetensors").head.fitted
+    assert not load_detector(run / "last.safetensors").head.fitted
     assert cache_size()[0] == 0  # no other run has this trunk
 
     said.clear()
@@ -202,7 +202,7 @@ def test_without_validation_the_last_weights_are_fitted(tmp_path: Path) -> None:
     started = detector()
     started.head.fitted.fill_(True)  # as from a model file to train on
     train(started, images(tmp_path), None, OPTIONS, run=tmp_path / "run")
-    assert load(tmp_path / "run" / "last.safetensors").head.fitted
+    assert load_detector(tmp_path / "run" / "last.safetensors").head.fitted
 
 
 def test_a_softmax_head_asks_for_nothing(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 from detkit.cli import main
-from detkit.config import load
+from detkit.config import load_detector
 from detkit.data.names import COCO_CLASSES
 from detkit.data.toy import toy_sample
 from detkit.errors import DetkitError
@@ -92,7 +92,7 @@ def test_boxes_and_scores_are_torchvisions(theirs: Any, file: Path, names: Path,
     detector = import_torchvision(file, names, SIZE)
     assert (detector.classes, detector.class_ids) == (("ant", "bee", "cat", "dog"), (1, 2, 3, 4))
     detector.save(tmp_path / "model.safetensors")
-    for model in (detector, load(tmp_path / "model.safetensors")):
+    for model in (detector, load_detector(tmp_path / "model.safetensors")):
         (found,) = model.predict_samples([Sample(IMAGE)], Limits(conf=0.05, iou=0.5, max_detections=100))
         assert len(found) == len(wanted["scores"]) > 20
         assert len(set(found.labels.tolist())) > 1

@@ -45,7 +45,7 @@ def open_writer(
             written.
     """
     ids = range(len(classes)) if class_ids is None else class_ids
-    writer: Writer = registry.find("writer", kind)(
+    writer: Writer = registry.find_part("writer", kind)(
         Path(path), tuple(classes), class_ids=tuple(ids), image_ids=image_ids or {}, overwrite=overwrite
     )
     return writer
