@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from detkit.config import Config
     from detkit.data.dataset import Annotations, Dataset
-    from detkit.detector import Detector, Predicting
+    from detkit.detector import Detector
     from detkit.engine.events import DryRun, Event, TrainFinished
-    from detkit.structures import Predictor
+    from detkit.predictor import Predictor, PredictsSamples
     from detkit.tables import Evaluation, Results
 
     Network = TypeVar("Network", bound=nn.Module)
@@ -45,7 +45,7 @@ def load(
     *,
     tta: Sequence[str] = ...,
     **options: Unpack[LoadOptions],
-) -> Predicting: ...
+) -> Predictor: ...
 def load(
     path_or_name: str | Path | Sequence[str | Path] | None = None,
     *,
@@ -55,7 +55,7 @@ def load(
     precision: str = "fp32",
     tta: Sequence[str] = (),
     plugins: Sequence[str] = (),
-) -> Predicting:
+) -> Predictor:
     """A trained detector, ready to predict.
 
     Args:
@@ -91,10 +91,11 @@ def load(
     return Combined(models, tta)
 
 
-def _load_one(path_or_name: str | Path | None, device: str | None, size: int | None, precision: str) -> Predicting:
+def _load_one(path_or_name: str | Path | None, device: str | None, size: int | None, precision: str) -> Predictor:
     from detkit import config
     from detkit.data.resize import Resize
     from detkit.devices import pick_precision
+    from detkit.speedups.fuse import fuse
 
     if size is not None and size < 32:
         raise DetkitError(f"an input of {size} pixels is too small", "--size", "give 320, say")
@@ -113,6 +114,7 @@ def _load_one(path_or_name: str | Path | None, device: str | None, size: int | N
     if size is not None:
         detector.resize = Resize.from_dict({**detector.resize.to_dict(), "size": [size, size]})
     detector = _placed(detector, device)
+    fuse(detector)
     detector.precision = pick_precision(precision, detector.device)
     return detector
 
@@ -255,7 +257,7 @@ def build(checked: Config, train_set: Dataset, tell: Callable[[str], None] = lam
 
 
 def evaluate(
-    predictions_or_model: str | Path | Predictor,
+    predictions_or_model: str | Path | PredictsSamples,
     data: str | Path,
     *,
     split: str | None = None,
@@ -307,7 +309,7 @@ def _holds_detections(path: Path) -> bool:
 
 
 def evaluate_model(
-    model: str | Path | Predictor,
+    model: str | Path | PredictsSamples,
     data: str | Path,
     *,
     split: str | None = None,

@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,118 +17,39 @@ from detkit.arrays import plain
 from detkit.data.loader import collate
 from detkit.data.resize import Resize
 from detkit.errors import DetkitError
-from detkit.geometry import Geometry
-from detkit.interfaces import Backbone, Head, Losses, Neck, ProposalSource
+from detkit.interfaces import Backbone, Head, Losses, Neck, ProposalSource, Raw
+from detkit.predictor import Predictor
 from detkit.structures import Batch, Detections, Limits, Sample, Target
 
-
-class Predicting:
-    """What every predictor offers on top of ``predict_samples``: one image, a stream, class names and a threshold.
-
-    classes: names by label; class_ids: the training data's own ids of them; threshold: the score below which
-    ``predict`` shows nothing; protocol: of ``detkit.metrics.METRICS``, what its answers are judged by; flip_pairs:
-    points of an object that change places where an image is mirrored.
-    """
-
-    classes: tuple[str, ...]
-    class_ids: tuple[int | str, ...]
-    threshold: float
-    protocol: str = "coco"
-    flip_pairs: tuple[tuple[int, int], ...] = ()
-
-    def predict_samples(self, samples: list[Sample], limits: Limits) -> list[Detections]:
-        """Detections (numpy) in each sample's original pixels."""
-        raise NotImplementedError
-
-    def rescaled(self, factor: float) -> Predicting:
-        """The same predictor, weights shared, that looks at images ``factor`` times as large.
-
-        Raises:
-            DetkitError: its input size is fixed.
-        """
-        raise DetkitError("this model's input size is fixed", type(self).__name__, "leave out --size and --tta scales")
-
-    def predict(
-        self,
-        source: Any,
-        *,
-        conf: float | None = None,
-        iou: float = 0.5,
-        max_detections: int = 100,
-        classes: Sequence[int | str] | None = None,
-        bgr: bool = False,
-    ) -> Detections:
-        """What is in one image: a path, a file's bytes, a uint8 array (H, W, 3) or (H, W), or a PIL image.
-
-        conf: lowest score, the model's own threshold by default; iou: NMS drops boxes that overlap more; classes: only
-        these, by name or label; bgr: the array is in OpenCV's order.
-
-        Raises:
-            DetkitError: the image cannot be read, an unknown class, or an argument out of range.
-        """
-        image = _as_image(source, bgr)
-        return self.predict_samples([Sample(image)], self.limits(conf, iou, max_detections, classes))[0]
-
-    def stream(
-        self,
-        source: Any,
-        *,
-        conf: float | None = None,
-        iou: float = 0.5,
-        max_detections: int = 100,
-        classes: Sequence[int | str] | None = None,
-        batch: int = 1,
-    ) -> Iterator[Detections]:
-        """Detections in each image or frame of a path, folder, glob, video, camera number or a list of those.
-
-        One batch is in memory at a time. Images that cannot be read raise; ``detkit.prediction.stream.stream`` hands
-        them on instead.
-        """
-        from detkit.io.sources import Failure, open_sources
-        from detkit.prediction.stream import stream
-
-        sources = [source] if isinstance(source, (str, bytes, int, Path, np.ndarray)) else list(source)
-        limits = self.limits(conf, iou, max_detections, classes)
-        for frame, found in stream(self, open_sources(sources), limits, batch):
-            if isinstance(frame, Failure):
-                raise DetkitError(frame.what, frame.source, frame.do)
-            yield found
-
-    def limits(
-        self,
-        conf: float | None = None,
-        iou: float = 0.5,
-        max_detections: int = 100,
-        classes: Sequence[int | str] | None = None,
-    ) -> Limits:
-        """``Limits`` of these values: the model's threshold where ``conf`` is None, class names made labels."""
-        labels = None if classes is None else tuple(self._label(c) for c in classes)
-        return Limits(self.threshold if conf is None else conf, iou, max_detections, labels)
-
-    def _label(self, name: int | str) -> int:
-        if isinstance(name, str) and name in self.classes:
-            return self.classes.index(name)
-        if isinstance(name, int) and 0 <= name < len(self.classes):
-            return name
-        near = get_close_matches(str(name), self.classes, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        many = len(self.classes) > 100  # ImageNet's would fill the screen
-        known = ", ".join(self.classes[:10] if many else self.classes) + f", ... ({len(self.classes)} in all)" * many
-        raise DetkitError(f"the model knows no class {name!r}", "classes", f"{hint}it knows {known}")
+if TYPE_CHECKING:
+    import numpy as np
 
 
-class Detector(nn.Module, Predicting):
+class Detector(nn.Module, Predictor):
     """Any detector: a family is a choice of parts.
 
-    backbone: normalised pixels to feature maps; neck: maps to maps; head: maps (and proposals) to detections;
-    proposals: a source of candidate boxes, or None. classes: names by label; class_ids: the training data's own ids of
-    the classes; resize: how an image becomes an input, for training, evaluation, prediction and export alike; config:
-    its ``model`` section is what ``detkit.config`` rebuilds these parts from; threshold: the score below which
-    ``predict`` shows nothing; scores, record: what was measured and how it was trained, kept in the file. precision:
-    ``fp32`` or ``bf16``, of ``predict`` and of evaluation; not kept in the file.
+    ``detector(batch, targets)`` gives losses, ``detector(batch)`` detections: the arguments decide, not ``.training``.
+
+    Args:
+        backbone: Normalised pixels to feature maps.
+        neck: Maps to maps.
+        head: Maps (and proposals) to detections.
+        proposals: A source of candidate boxes, or None.
+        classes: Names by label.
+        resize: How an image becomes an input, for training, evaluation, prediction and export alike.
+        config: Its ``model`` section is what ``detkit.config`` rebuilds these parts from.
+        class_ids: The training data's own ids of the classes; None: 0, 1, ...
+        threshold: The score below which ``predict`` shows nothing.
+        scores: What was measured, kept in the file.
+        record: How it was trained, kept in the file.
+
+    Attributes:
+        precision: Of ``predict`` and of evaluation, ``fp32`` or ``bf16``; not kept in the file.
+
+    Raises:
+        ValueError: Not as many ids as classes.
     """
 
-    precision: str = "fp32"
     mean: Tensor
     std: Tensor
     backbone: Backbone
@@ -155,14 +75,16 @@ class Detector(nn.Module, Predicting):
         super().__init__()
         self.backbone, self.neck, self.head, self.proposals = backbone, neck, head, proposals
         self.classes = tuple(classes)
-        self.class_ids = tuple(range(len(self.classes)) if class_ids is None else class_ids)
+        if class_ids is not None:
+            self.class_ids = tuple(class_ids)
         if len(self.class_ids) != len(self.classes):
             raise ValueError(f"{len(self.classes)} classes but {len(self.class_ids)} class ids")
         self.resize, self.config, self.threshold = resize, dict(config), float(threshold)
         self.protocol, self.flip_pairs = head.protocol, head.flip_pairs
         self.scores, self.record = dict(scores or {}), dict(record or {})
-        self.register_buffer("mean", torch.tensor(backbone.mean, dtype=torch.float32).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(backbone.std, dtype=torch.float32).view(1, 3, 1, 1))
+        self.trainings = [0]  # how often ``train()`` was called; shared with what is derived from the weights
+        for name, values in (("mean", backbone.mean), ("std", backbone.std)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1))
 
     @property
     def device(self) -> torch.device:
@@ -192,39 +114,49 @@ class Detector(nn.Module, Predicting):
         *,
         limits: Limits | None = None,
         detections: bool = False,
-    ) -> Any:
-        """Losses with ``targets`` (torch, input pixels), detections (torch, original pixels) without, both with
-        ``detections=True``: then from one pass over proposals that have not seen the targets.
+    ) -> Losses | list[Detections] | tuple[Losses, list[Detections]]:
+        """Losses, detections, or both.
 
-        The arguments decide, not ``.training``. ``limits`` default to the model's threshold, and to those of
-        evaluation where both are asked for.
+        Args:
+            batch: The images.
+            targets: Per image, torch, boxes in input pixels: asks for losses.
+            limits: Of the detections; None: the model's threshold, and evaluation's limits where both are asked for.
+            detections: With targets, asks for both: from one pass over proposals that have not seen the targets.
+
+        Returns:
+            Terms of the loss by name, detections per image (torch, original pixels), or the pair of them.
         """
         features = self.features(batch.pixels, batch.cached)
-        boxes, learned = self.propose(batch, features, sampled=targets is not None and not detections)
-        if boxes is not None and targets is not None and not detections:
+        sampled = targets is not None and not detections
+        boxes, learned = self.propose(batch, features, sampled)
+        if boxes is not None and targets is not None and sampled:
             boxes = self.head.sample(boxes, targets)
         raw = self.head.raw(features, boxes)
         losses: Losses = {}
         if targets is not None:
-            losses = dict(self.head.loss(raw, targets, batch.sizes))
+            losses |= self.head.loss(raw, targets, batch.sizes)
             if self.proposals is not None:
                 terms = self.proposals.loss(learned, targets, batch.sizes)
                 losses |= {f"proposals_{name}": term for name, term in terms.items()}
-            if not detections:
-                return losses
+        if sampled:
+            return losses
         if limits is None:
             limits = Limits(conf=self.threshold) if targets is None else Limits.evaluation()
-        inside = self.head.predict(raw, batch.sizes, limits)
-        found = [
-            Detections(restore.to_original(d.boxes), d.scores, d.labels, self.classes, _restored(d.extra, restore))
-            for d, restore in zip(inside, batch.restore, strict=True)
-        ]
+        found = []
+        for inside, restore in zip(self.head.predict(raw, batch.sizes, limits), batch.restore, strict=True):
+            extra = dict(inside.extra)
+            if "points" in extra:
+                extra["points"] = restore.points_to_original(extra["points"])
+            boxes_there = restore.to_original(inside.boxes)
+            found.append(Detections(boxes_there, inside.scores, inside.labels, self.classes, extra))
         return found if targets is None else (losses, found)
 
     def features(self, pixels: Tensor, cached: list[Tensor] | None = None) -> list[Tensor]:
-        """The neck's maps of uint8 or float (B, 3, H, W) pixels in 0..255, H and W multiples of the coarsest stride.
+        """The neck's maps.
 
-        cached: their ``frozen_maps``, in whose place the pixels are not looked at.
+        Args:
+            pixels: uint8 or float (B, 3, H, W) in 0..255, H and W multiples of the coarsest stride.
+            cached: Their ``frozen_maps``, in whose place the pixels are not looked at.
         """
         if cached is None:
             return self.neck(self.backbone((pixels - self.mean) / self.std))
@@ -235,14 +167,20 @@ class Detector(nn.Module, Predicting):
         """What the backbone's frozen stages make of pixels as in ``features``; see ``Backbone.frozen_maps``."""
         return self.backbone.frozen_maps((pixels - self.mean) / self.std)
 
-    def raw(self, pixels: Tensor, proposals: Any = None) -> dict[str, Tensor]:
+    def raw(self, pixels: Tensor, proposals: list[Tensor] | None = None) -> Raw:
         """The head's tensors for (B, 3, H, W) pixels in 0..255: what loss and predict read, and what export traces."""
         return self.head.raw(self.features(pixels), proposals)
 
     def propose(self, batch: Batch, features: list[Tensor], sampled: bool = False) -> tuple[list[Tensor] | None, Any]:
-        """Proposals in input pixels, cut off from the gradient and clipped to each image's part of the input.
+        """Proposals, cut off from the gradient and clipped to each image's part of the input.
 
-        sampled: they are to be drawn from for a loss; with them comes what the source's own loss reads.
+        Args:
+            batch: The images.
+            features: The neck's maps.
+            sampled: The proposals are to be drawn from for a loss.
+
+        Returns:
+            Boxes (R_i, 4) xyxy per image in input pixels, or None; and what the source's own loss reads.
         """
         boxes, learned = batch.proposals, None
         if self.proposals is not None:
@@ -258,27 +196,27 @@ class Detector(nn.Module, Predicting):
         """(image, path) -> (R, 4): the proposals that need the original image, or None.
 
         Whoever loads images for this model fills ``Sample.proposals`` with it: the data workers in training and
-        evaluation, ``predict_samples`` for images that come without.
+        evaluation, ``batch_of`` for images that come without.
         """
         return None if self.proposals is None else self.proposals.proposals_for_image
+
+    def batch_of(self, samples: Sequence[Sample]) -> Batch:
+        """The samples as one input on the model's device, with the proposals that need the original images."""
+        if (source := self.proposals_for_image) is not None:
+            samples = [s if s.proposals is not None else s.replace(proposals=source(s.image, "")) for s in samples]
+        return collate(samples, self.resize)[0].to(self.device)
 
     def predict_samples(self, samples: list[Sample], limits: Limits) -> list[Detections]:
         """Detections (numpy) in each sample's original pixels, whatever mode the model is in."""
         if not samples:
             return []
-        if (source := self.proposals_for_image) is not None:
-            samples = [s if s.proposals is not None else s.replace(proposals=source(s.image, "")) for s in samples]
-        from detkit.speedups.fuse import ready
-
-        batch = collate(samples, self.resize)[0].to(self.device)
-        model = self if self.training else ready(self)
+        batch = self.batch_of(samples)
         with _evaluating(self), torch.inference_mode(), self.autocast():
-            return [d.numpy() for d in model(batch, limits=limits)]
+            return [found.numpy() for found in self(batch, limits=limits)]
 
     def train(self, mode: bool = True) -> Detector:
-        """As usual; drops what ``predict`` has prepared."""
-        if mode:
-            vars(self).pop("_folding", None)
+        """As usual; and what is derived from the weights is derived anew, however they are written to."""
+        self.trainings[0] += mode
         return super().train(mode)
 
     def rescaled(self, factor: float) -> Detector:
@@ -286,16 +224,20 @@ class Detector(nn.Module, Predicting):
         resize = self.resize
         sides = [max(1, round(side * factor / resize.stride)) * resize.stride for side in (resize.height, resize.width)]
         view = copy.copy(self)
-        view.resize = Resize.from_dict({**resize.to_dict(), "size": sides})
+        view.resize = replace(resize, size=(sides[0], sides[1]))
         return view
 
     def save(self, path: str | Path, *, half: bool = False, overwrite: bool = True) -> None:
         """Writes one safetensors file that ``detkit.load`` needs nothing else for; it appears whole or not at all.
 
-        half: weights in float16, half the size; running statistics stay float32, since variances may exceed its range.
+        Args:
+            path: The file.
+            half: Weights in float16, half the size; running statistics stay float32, since variances may exceed its
+                range.
+            overwrite: Replace a file that exists.
 
         Raises:
-            DetkitError: code 4 if the disk is full, 2 if the file may not be written or exists and not ``overwrite``.
+            DetkitError: Code 4 if the disk is full, 2 if the file may not be written or exists and not ``overwrite``.
         """
         from safetensors.torch import save
 
@@ -306,15 +248,8 @@ class Detector(nn.Module, Predicting):
             name: value.detach().to("cpu", torch.float16 if half and name in weights else value.dtype).contiguous()
             for name, value in self.state_dict().items()
         }
-        header = {
-            "config": self.config,
-            "classes": self.classes,
-            "class_ids": self.class_ids,
-            "resize": self.resize.to_dict(),
-            "threshold": self.threshold,
-            "scores": self.scores,
-            "record": self.record,
-        }
+        names = ("config", "classes", "class_ids", "threshold", "scores", "record")
+        header = {"resize": self.resize.to_dict()} | {name: getattr(self, name) for name in names}
         # Through bytes, not save_file: that maps the file, and a full disk would then kill the process.
         data = save(state, zoo.header_metadata(plain(header)))
         write_bytes(path, data, overwrite=overwrite)
@@ -324,7 +259,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The weights in a file that ``Detector.save`` wrote, by name; nothing in the file is executed.
 
     Raises:
-        DetkitError: as ``detkit.zoo.read_model_header``, or a damaged file.
+        DetkitError: As ``detkit.zoo.read_model_header``, or a damaged file.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -336,37 +271,13 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise DetkitError(f"the model file is damaged: {error}", str(path), "copy or download it again") from None
 
 
-def _restored(extra: Mapping[str, Any], geometry: Geometry) -> Mapping[str, Any]:
-    return {**extra, "points": geometry.points_to_original(extra["points"])} if "points" in extra else extra
-
-
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     was = model.training
-    if was:
+    if was:  # else nothing is written: threads may share a model
         model.eval()
     try:
         yield
     finally:
         if was:
             model.train()
-
-
-def _as_image(source: Any, bgr: bool) -> np.ndarray:
-    if isinstance(source, (str, Path, bytes)):
-        from detkit.io.images import read_image
-
-        return read_image(source)
-    if hasattr(source, "convert"):  # a PIL image, without importing PIL
-        return np.asarray(source.convert("RGB"))
-    if not isinstance(source, np.ndarray):
-        raise DetkitError(f"cannot detect in a {type(source).__name__}", do="give a path, a uint8 array or a PIL image")
-    if source.dtype != np.uint8 or not (source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 3)):
-        raise DetkitError(
-            f"an image is uint8 (H, W, 3) or (H, W), got {source.dtype} {source.shape}",
-            do="scale it to 0..255 and convert it with .astype('uint8')",
-        )
-    if not source.size:
-        raise DetkitError("the image has no pixels")
-    image = np.repeat(source[..., None], 3, axis=2) if source.ndim == 2 else source[..., :: -1 if bgr else 1]
-    return np.ascontiguousarray(image)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -376,14 +376,3 @@ class Loss:
 
     sum: torch.Tensor
     count: torch.Tensor
-
-
-@runtime_checkable
-class Predictor(Protocol):
-    """Anything that detects: a Detector, test-time augmentation, an ensemble, an exported model."""
-
-    classes: tuple[str, ...]
-
-    def predict_samples(self, samples: list[Sample], limits: Limits) -> list[Detections]:
-        """Detections (numpy) in each sample's original pixels."""
-        ...

@@ -18,11 +18,11 @@ from detkit.config import build_detector, load_detector
 from detkit.config.experiment import Config, EvaluateOptions, check_model
 from detkit.config.schema import Place
 from detkit.data.loader import collate
-from detkit.detector import Predicting
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
 from detkit.interfaces import Head
-from detkit.structures import Limits, Predictor, Sample, Target
+from detkit.predictor import Predictor
+from detkit.structures import Limits, Sample, Target
 
 CLASSES = ("cat", "dog", "café")
 
@@ -144,8 +144,8 @@ def test_one_image_in_every_form(detector, tmp_path):
     ("source", "reason"),
     [
         (np.zeros((4, 4, 3)), "uint8"),
-        (np.zeros((4, 4, 4), np.uint8), "uint8"),
-        (np.zeros((0, 4, 3), np.uint8), "no pixels"),
+        (np.zeros((4, 4, 2), np.uint8), "1, 3 or 4 channels"),
+        (np.zeros((0, 4, 3), np.uint8), "at least one pixel"),
         (3.5, "float"),
         ("missing.jpg", "missing.jpg"),
     ],
@@ -166,7 +166,7 @@ def test_classes_by_name_or_label(detector):
 
 
 def test_of_many_classes_a_few_are_named():
-    class Names(Predicting):
+    class Names(Predictor):
         classes, threshold = tuple(f"number {k}" for k in range(1000)), 0.5
 
     with pytest.raises(DetkitError, match="knows no class 'numbr 7'") as told:

@@ -19,12 +19,13 @@ from detkit.data.crops import crops
 from detkit.data.dataset import read
 from detkit.data.loader import collate
 from detkit.data.toy import CLASSES, toy_sample, write_toy_data
-from detkit.detector import Detector, Predicting
+from detkit.detector import Detector
 from detkit.engine.events import EpochDone, Event, Notice
 from detkit.engine.optimizer import parameter_groups
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
 from detkit.prediction.ensemble import Combined
+from detkit.predictor import Predictor
 from detkit.structures import Detections, Limits, Sample, Target
 
 LENET = {"name": "lenet_course", "taps": [2]}
@@ -330,7 +331,7 @@ def read_dataset(run: Path) -> Any:
 # ---------------------------------------------------------------- points and mirrors
 
 
-class Pointer(Predicting):
+class Pointer(Predictor):
     """Points at the bright box's left and right edge, a pixel too far to the right."""
 
     classes, class_ids, threshold, flip_pairs, protocol = ("box",), (0,), 0.5, ((0, 1),), "points"

@@ -26,7 +26,6 @@ import torchvision
 
 from detkit import api
 from detkit.data.loader import collate
-from detkit.speedups.fuse import ready
 from detkit.structures import Limits, Sample
 
 
@@ -108,12 +107,11 @@ def main() -> None:
     image = torch.from_numpy(photo).permute(2, 0, 1).float() / 255
     resized = torch.nn.functional.interpolate(image[None], (320, 320))
     with torch.inference_mode():
-        view = ready(ours)
         scores = ours.head.scores(ours.raw(pixels))
 
         def network() -> Any:
             with ours.autocast():
-                return view.raw(pixels)
+                return ours.raw(pixels)
 
         rows: dict[str, tuple[Callable[[], Any], Callable[[], Any], str]] = {
             "network": (network, lambda: theirs.head(list(theirs.backbone(resized).values())), "")

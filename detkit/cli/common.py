@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from detkit.errors import DetkitError
 
 if TYPE_CHECKING:
-    from detkit.detector import Predicting
+    from detkit.predictor import Predictor
 
 
 def load_predictor(
@@ -24,7 +24,7 @@ def load_predictor(
     threads: int | None,
     size: int | None = None,
     precision: str = "fp32",
-) -> Predicting:
+) -> Predictor:
     """What ``--model``, ``--ensemble``, ``--tta`` and their kind ask for.
 
     Raises:

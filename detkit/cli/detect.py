@@ -54,7 +54,6 @@ def detect(
     kind = _format_of(out, form)
     from detkit.io.detections import open_writer
     from detkit.io.sources import Failure, open_sources
-    from detkit.prediction.stream import stream
 
     frames = open_sources(source)
     failures: list[Failure] = []
@@ -78,7 +77,7 @@ def detect(
             else None
         )
         pictures = stack.enter_context(_Annotated()) if save else None
-        for frame, found in stream(detector, _progress(frames), limits, batch):
+        for frame, found in detector.detect_frames(_progress(frames), limits, batch):
             if isinstance(frame, Failure):
                 failures.append(frame)
                 continue

@@ -15,7 +15,7 @@ from detkit.errors import DetkitError
 
 if TYPE_CHECKING:
     from detkit.data.dataset import Annotations
-    from detkit.detector import Predicting
+    from detkit.predictor import Predictor
     from detkit.tables import GroundTruth, Results
 
 PROTOCOLS = {
@@ -165,7 +165,7 @@ def _from_file(
 
 
 def _from_model(
-    predictor: Predicting,
+    predictor: Predictor,
     data: str,
     split: str | None,
     images: Path | None,

@@ -15,11 +15,10 @@ from torch import nn
 
 from detkit.data.loader import Loader
 from detkit.data.names import match
-from detkit.detector import Detector
 from detkit.engine.runtime import Runtime
 from detkit.errors import DetkitError
-from detkit.speedups.fuse import ready
-from detkit.structures import Batch, Detections, Limits, Predictor, Sample, Target
+from detkit.predictor import PredictsSamples
+from detkit.structures import Batch, Detections, Limits, Sample, Target
 from detkit.tables import GroundTruth, Results
 
 
@@ -52,7 +51,7 @@ Step = Callable[[Any], tuple[list[Detections], dict[str, Any]]]
 
 
 def evaluate(
-    predictor: Predictor,
+    predictor: PredictsSamples,
     dataset: Any,
     *,
     batch: int = 16,
@@ -75,8 +74,7 @@ def evaluate(
         if (source := getattr(predictor, "proposals_for_image", None)) is not None:
             dataset = dataset.with_proposals(source)
         with Loader(dataset, resize=resize, batch=batch, workers=workers) as loader:
-            model = ready(predictor) if isinstance(predictor, Detector) and not predictor.training else predictor
-            done = infer(model, dataset, loader, limits=limits, on_batch=on_batch)
+            done = infer(predictor, dataset, loader, limits=limits, on_batch=on_batch)
     else:
         failures: list[DetkitError] = []
         batches = _sample_batches(dataset, batch, failures)

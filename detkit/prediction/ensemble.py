@@ -16,10 +16,10 @@ import numpy as np
 
 from detkit.data.names import match
 from detkit.data.warp import swapped
-from detkit.detector import Predicting
 from detkit.errors import DetkitError
 from detkit.ops.boxes import iou
 from detkit.ops.fusion import weighted_boxes_fusion
+from detkit.predictor import Predictor
 from detkit.structures import Detections, Limits, Sample
 
 TTA = ("flip", "scales", "crops")
@@ -31,20 +31,20 @@ _SAME = 0.6
 
 
 class _Look(NamedTuple):
-    predictor: Predicting
+    predictor: Predictor
     corner: tuple[float, float] | None  # of a crop: the shares of what it leaves out that lie above and left of it
     mirrored: bool
     labels: np.ndarray  # (C,) the ensemble's label by the model's own
 
 
-class Combined(Predicting):
+class Combined(Predictor):
     """Several models and, or, several views of each image, fused to one set of detections.
 
     A box's score is the mean over all looks, 0 where a look has no such box. ``iou`` of the limits is that of each
     look's NMS. The threshold is the mean of the models'.
     """
 
-    def __init__(self, models: Sequence[Predicting], tta: Sequence[str] = ()) -> None:
+    def __init__(self, models: Sequence[Predictor], tta: Sequence[str] = ()) -> None:
         """models: one or more, of the same class names (in any order); tta: of ``TTA``: "flip" adds mirrored views,
         "scales" larger and smaller ones, "crops" a classifier's looks at the four corners and the centre; several
         together every combination of them.
@@ -162,7 +162,7 @@ def _mirrored_boxes(boxes: np.ndarray, width: int) -> np.ndarray:
     return np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
 
 
-def _labels_by_name(first: Predicting, other: Predicting) -> np.ndarray:
+def _labels_by_name(first: Predictor, other: Predictor) -> np.ndarray:
     """(C,) int64: the first model's label for each of the other's."""
     table = match(other.classes, first.classes)
     lacks = [name for i, name in enumerate(first.classes) if i not in table]

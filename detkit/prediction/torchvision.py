@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from detkit.backbones.pretrained import read_state, torchvision_file
-from detkit.detector import Predicting
 from detkit.errors import DetkitError
+from detkit.predictor import Predictor
 from detkit.structures import Detections, Limits, Sample
 from detkit.zoo import TORCHVISION
 
@@ -22,7 +22,7 @@ _EVERY = 100_000  # detections an image: what is kept is decided here, after oth
 _BUILDING = threading.Lock()
 
 
-class TorchvisionDetector(Predicting):
+class TorchvisionDetector(Predictor):
     """A torchvision detector that answers as detkit's own do.
 
     Labels are 0 .. C-1 over the classes that the model can name, without background and "N/A"; class_ids are COCO's.

@@ -1,194 +1,140 @@
-"""A detector made ready to detect: each BatchNorm folded into the convolution before it.
+"""BatchNorms folded into the convolutions before them, where a detector detects.
 
 In evaluation mode a BatchNorm multiplies and adds constants, and so can the convolution: one pass over the maps instead
-of two (Jacob et al. 2018, arXiv 1712.05877, section 3.2). The model itself, what is trained and what is saved, stays as
-it is; a second view of it computes with the folded weights.
+of two (Jacob et al. 2018, arXiv 1712.05877, section 3.2). The layers, what is trained and what is saved stay as they
+are: a convolution computes with folded weights only without gradients, and folds anew once any of the numbers changed.
 """
 
 from __future__ import annotations
 
-import operator
-from collections import OrderedDict
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+import copy
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+from operator import is_
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from detkit.data.loader import collate
+from detkit.backbones.efficientnet_lite import SameConv2d
 from detkit.detector import Detector
 from detkit.devices import keep_freed_memory
-from detkit.structures import Limits, Sample
+
+# Blocks, besides nn.Sequential, that call each of their layers once and in the order in which they hold them.
+_CONVOLUTIONS = (nn.Conv2d, SameConv2d)
+_NEARLY = 1e-3  # of the largest answer
+_IN_ORDER = {
+    "torchvision.models.densenet._DenseLayer",
+    "torchvision.models.googlenet.BasicConv2d",
+    "torchvision.models.resnet.BasicBlock",
+    "torchvision.models.resnet.Bottleneck",
+    "detkit.backbones.efficientnet_lite.InvertedResidual",
+}
 
 
-def ready(detector: Detector) -> Detector:
-    """A view of ``detector``, in evaluation mode, that finds the same, to rounding, and sooner.
+def fuse(detector: Detector) -> int:
+    """Makes a detector in evaluation mode detect sooner, and find the same to rounding.
 
-    It shares all but the folded weights, which are made by one look at a grey image, and anew whenever a weight, a
-    statistic, a setting or a part of those layers has changed (what is written through ``tensor.data`` is not seen;
-    ``train()`` drops them). Layers with hooks stay as they are. Threads may share a detector.
-    """
-    folding: _Folding = vars(detector).setdefault("_folding", _Folding())
-    return _copy(detector, _modules=folding.parts(detector))
+    Convolutions and BatchNorms are paired where nn.Sequential, or a block that is known to do as it does, holds them
+    one after the other and nobody else holds them. Should the detector then answer otherwise, all stays as it was.
+    Layers with hooks compute what they would without.
 
+    Args:
+        detector: Changed in place; its parameters and their names stay the same.
 
-class _Made(NamedTuple):
-    """The folded children, the layers that they take the place of, and those layers' state then."""
-
-    parts: dict[str, nn.Module | None]
-    folded: list[nn.Module]
-    copied: list[nn.Module]
-    state: tuple[list[Any], list[int]]
-
-
-class _Folding:
-    """What a detector carries with it; a copied or unpickled one starts afresh."""
-
-    made: _Made | None = None
-
-    def __reduce__(self) -> tuple[type[_Folding], tuple[()]]:
-        return _Folding, ()
-
-    def parts(self, detector: Detector) -> dict[str, nn.Module | None]:
-        """The detector's children by name, folded."""
-        if (made := self.made) is not None:
-            values, numbers = _state(detector, made.folded, made.copied)
-            known, same = made.state
-            if numbers == same and len(values) == len(known) and all(map(operator.is_, values, known)):
-                return made.parts
-        new = fold(detector)
-        folded = list(new)
-        parts = {name: _with(child, new) for name, child in detector._modules.items()}
-        copied = [module for module, other in new.items() if module is not other and module not in folded]
-        self.made = _Made(parts, folded, copied, _state(detector, folded, copied))
-        return parts
-
-
-def _state(detector: nn.Module, folded: list[nn.Module], copied: list[nn.Module]) -> tuple[list[Any], list[int]]:
-    """All that the folded parts depend on: objects, to be compared by identity, and numbers."""
-    values, numbers = list[Any](detector._modules.values()), list[int]()
-    for module in copied:
-        values += [*vars(module).values(), *module._modules.values()]
-    for module in folded:
-        tensors = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
-        values += [*vars(module).values(), *tensors]
-        numbers += len(module._forward_hooks), len(module._forward_pre_hooks)
-        for tensor in tensors:
-            numbers += 0 if tensor.is_inference() else tensor._version, tensor.data_ptr()
-    return values, numbers
-
-
-def _copy(module: Any, **changes: Any) -> Any:
-    """A shallow copy; unlike ``copy.copy`` also of modules that refuse to be pickled."""
-    made = object.__new__(type(module))
-    vars(made).update(vars(module), **changes)
-    return made
-
-
-def _with(module: nn.Module | None, new: dict[nn.Module, nn.Module]) -> nn.Module | None:
-    """``module`` with the new layers in place of the old: copies of those that hold any, itself if it holds none."""
-    if module is None:
-        return None
-    if module not in new:
-        children = {name: _with(child, new) for name, child in module._modules.items()}
-        new[module] = module
-        if any(child is not module._modules[name] for name, child in children.items()):
-            new[module] = _copy(module, _modules=children)
-    return new[module]
-
-
-def fold(detector: Detector) -> dict[nn.Module, nn.Module]:
-    """What takes the place of each convolution and BatchNorm that can be one: a new convolution, an identity.
-
-    They can where nothing but the one BatchNorm reads what the convolution computes, and it reads nothing else, however
-    often both are called.
+    Returns:
+        How many BatchNorms are folded.
     """
     if detector.device.type == "cpu":
         keep_freed_memory()
+    pairs = list(_pairs(detector))
+    if not pairs or detector.mean.is_inference():
+        return 0
+    plain = _answers(detector)
+    for pair in pairs:
+        vars(pair.conv)["forward"], vars(pair.norm)["forward"] = pair, _Passing(pair.norm)
+    both = zip(plain, _answers(detector), strict=True)
+    if all(torch.allclose(a, b, rtol=0, atol=_NEARLY * float(a.abs().max())) for a, b in both):
+        return len(pairs)
+    for pair in pairs:
+        del vars(pair.conv)["forward"], vars(pair.norm)["forward"]
+    return 0
+
+
+def _pairs(detector: Detector) -> Iterator[_Folded]:
+    places = Counter(child for parent in detector.modules() for child in parent._modules.values())
+    for parent in detector.modules():
+        if type(parent).forward is nn.Sequential.forward or _full_name(parent) in _IN_ORDER:
+            for (_, conv), (name, norm) in pairwise(parent._modules.items()):
+                once = places[conv] == places[norm] == 1
+                if once and isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                    yield _Folded(detector, parent, name, conv, norm)
+
+
+def _full_name(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def _answers(detector: Detector) -> list[Tensor]:
+    """What the head makes of noise."""
     height, width = detector.resize.input_size
-    grey = np.full((height, width, 3), 114, np.uint8)
-    whole = np.array([[0, 0, width, height]], np.float32)
-    batch = collate([Sample(grey, proposals=whole)], detector.resize)[0].to(detector.device)
-    # Folded weights that were made in inference mode could not be copied or saved outside of it.
-    with torch.inference_mode(False), torch.no_grad():
-        with _Reads(detector) as reads:
-            _bare(detector, {})(batch, limits=Limits(conf=0.0))
-        new: dict[nn.Module, nn.Module] = {}
-        for conv, norm in reads.pairs():
-            new[conv], new[norm] = fuse_conv_bn_eval(conv, norm), nn.Identity()
-    return new
+    noise = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(detector.device) * 255
+    regions = None if detector.proposals is None else [noise.new_tensor([[0, 0, width, height]])]
+    with torch.inference_mode():
+        raw = detector.raw(noise, regions)
+    return [value for value in raw.values() if value.is_floating_point() and value.numel()]
 
 
-def _bare(module: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
-    """The same weights in modules without hooks: a grey image is nothing that those who hung them want to see."""
-    if module not in made:
-        children = {name: child if child is None else _bare(child, made) for name, child in module._modules.items()}
-        hooks = {name: OrderedDict[int, Any]() for name in ("_forward_hooks", "_forward_pre_hooks")}
-        made[module] = _copy(module, _modules=children, **hooks)
-    return made[module]
+class _Folded:
+    """Stands for a convolution's ``forward``; a class, so that a copied layer copies it with itself."""
 
+    def __init__(self, detector: Detector, parent: nn.Module, name: str, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+        self.parent, self.name, self.conv, self.norm, self.trainings = parent, name, conv, norm, detector.trainings
+        self.made: tuple[list[Tensor | None], list[float], nn.Conv2d] | None = None
 
-@dataclass
-class _Output:
-    """What one call of a convolution computed: by whom it was read, and how often."""
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "made": None}
 
-    conv: nn.Conv2d
-    norm: nn.Module | None = None
-    reads: int = 0
-
-
-class _Reads(TorchDispatchMode):
-    """Sees which convolution's output is read by what."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self._convs, self._norms = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
-        self._open = WeakTensorKeyDictionary()
-        self._outputs: list[_Output] = []
-        self._sources: dict[nn.Module, set[nn.Module | None]] = {}  # what each BatchNorm has read
-        for module in model.modules():
-            if module.training or module._forward_hooks or module._forward_pre_hooks:
-                continue
-            if isinstance(module, nn.Conv2d):
-                # Of several convolutions with the same weight tensor none is known.
-                self._convs[module.weight] = None if module.weight in self._convs else module
-            elif type(module).forward is _BatchNorm.forward and module.running_mean is not None:
-                self._norms[module.running_mean] = module
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # what torch does by default imports its compiler, which takes seconds
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        for tensor in tensors:
-            if (output := self._open.get(tensor)) is not None:
-                output.reads += 1
-            if (norm := self._norms.get(tensor)) is not None:
-                source = self._open.get(args[0])
-                self._sources.setdefault(norm, set()).add(source and source.conv)
-                if source is not None:
-                    source.norm = norm
-        result = func(*args, **(kwargs or {}))
-        conv = self._convs.get(args[1]) if func is torch.ops.aten.convolution.default else None
-        if conv is not None and args[2] is conv.bias:
-            self._open[result] = output = _Output(conv)
-            self._outputs.append(output)
+    def __call__(self, x: Tensor) -> Tensor:
+        conv, norm = self.conv, self.norm
+        learning = torch.is_grad_enabled() or norm.training or torch.compiler.is_compiling()
+        watched = conv._forward_hooks or norm._forward_hooks or norm._forward_pre_hooks
+        others = type(conv) not in _CONVOLUTIONS or type(norm) is not nn.BatchNorm2d or norm.running_mean is None
+        moved = self.parent._modules.get(self.name) is not norm or conv.weight.is_inference()
+        if learning or watched or others or moved:
+            return type(conv).forward(conv, x)
+        result = type(conv).forward(self.layer(), x)
+        result.normalised_by = norm  # type: ignore[attr-defined]
         return result
 
-    def pairs(self) -> list[tuple[nn.Conv2d, Any]]:
-        """Each convolution and BatchNorm that read only one another."""
-        readers: dict[nn.Conv2d, set[nn.Module | None]] = {}
-        for output in self._outputs:
-            readers.setdefault(output.conv, set()).add(output.norm if output.reads == 1 else None)
-        return [
-            (conv, norm)
-            for conv, (norm, *others) in readers.items()
-            if norm is not None and not others and self._sources[norm] == {conv}
-        ]
+    def layer(self) -> nn.Conv2d:
+        """The convolution with folded weights, made anew if what it was made of has changed."""
+        conv, norm = self.conv, self.norm
+        tensors = [*conv._parameters.values(), *norm._parameters.values(), *norm._buffers.values()]
+        numbers = [norm.eps, *self.trainings]
+        for tensor in tensors:
+            if tensor is not None:
+                numbers += [tensor._version, tensor.data_ptr()]
+        made = self.made
+        if made is None or numbers != made[1] or not all(map(is_, tensors, made[0])):
+            layer = copy.copy(conv)
+            # Weights that were made in inference mode could not be copied outside of it.
+            with torch.inference_mode(False), torch.no_grad():
+                statistics: Any = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+                weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
+            layer._parameters = {"weight": weight, "bias": bias}
+            self.made = made = (tensors, numbers, layer)
+        return made[2]
+
+
+class _Passing:
+    """Stands for a BatchNorm's ``forward``: what its convolution has normalised passes."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        self.norm = norm
+
+    def __call__(self, x: Tensor) -> Tensor:
+        normalised = vars(x).pop("normalised_by", None) is self.norm
+        return x if normalised else type(self.norm).forward(self.norm, x)

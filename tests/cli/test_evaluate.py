@@ -241,10 +241,10 @@ def test_parts_judged_together_and_images_left_out_are_told(
 ) -> None:
     from detkit import api
     from detkit.data.toy import CLASSES, write_toy_data
-    from detkit.detector import Predicting
+    from detkit.predictor import Predictor
     from detkit.structures import Detections
 
-    class Blind(Predicting):
+    class Blind(Predictor):
         classes = CLASSES
 
         def predict_samples(self, samples: list, limits: object) -> list[Detections]:

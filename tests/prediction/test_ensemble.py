@@ -13,10 +13,11 @@ from detkit import api
 from detkit.cli import main
 from detkit.config import build_detector, read_config
 from detkit.data.toy import toy_sample
-from detkit.detector import Detector, Predicting
+from detkit.detector import Detector
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
 from detkit.prediction.ensemble import SCALES, Combined
+from detkit.predictor import Predictor
 from detkit.structures import Detections, Limits, Sample
 
 BRIGHT = np.array([[20, 10, 50, 40]], np.float32)
@@ -29,7 +30,7 @@ def picture() -> Sample:
     return Sample(image, proposals=BRIGHT)
 
 
-class Sees(Predicting):
+class Sees(Predictor):
     """Finds the bright box with a score of its own, and notes what it was asked."""
 
     def __init__(self, score: float = 0.8, classes: tuple[str, ...] = ("cat", "dog"), label: int = 0, **extra: Any):
@@ -50,7 +51,7 @@ class Sees(Predicting):
 class Resizable(Sees):
     """The same at any size, less sure the smaller it is."""
 
-    def rescaled(self, factor: float) -> Predicting:
+    def rescaled(self, factor: float) -> Predictor:
         return Sees(self.score * min(factor, 1), self.classes, self.label)
 
 
@@ -118,7 +119,7 @@ def test_masks_are_refused() -> None:
         Combined([Sees(masks=np.zeros((1, 3, 3)))], ["flip"]).predict_samples([picture()], Limits())
 
 
-class Names(Predicting):
+class Names(Predictor):
     """A classifier that calls an image bright by the mean of its pixels."""
 
     classes, class_ids, threshold, protocol = ("bright", "dark"), (0, 1), 0.5, "classify"

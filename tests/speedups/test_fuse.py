@@ -1,9 +1,11 @@
-"""The folded view finds what the model finds, follows its weights, and leaves the model alone."""
+"""A fused model finds what it found before, follows its weights, and is saved and trained as it was."""
 
 from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,14 +15,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from detkit.backbones import BACKBONES
 from detkit.config import build_detector
 from detkit.config.experiment import Config, EvaluateOptions, check_model
 from detkit.config.schema import Place
 from detkit.data.resize import Resize
-from detkit.detector import Detector
+from detkit.detector import Detector, read_weights
 from detkit.engine.options import TrainOptions
 from detkit.heads.yolo import YOLO
-from detkit.speedups.fuse import _Reads, ready
+from detkit.speedups.fuse import fuse
 from detkit.structures import Detections, Limits, Sample
 
 CLASSES = ("circle", "square")
@@ -101,15 +104,32 @@ def pixels(detector: Detector) -> Tensor:
     return torch.randint(0, 256, (2, 3, *detector.resize.input_size), dtype=torch.uint8, generator=generator)
 
 
-def assert_same(detector: Detector, view: Detector) -> None:
+def answers(detector: Detector) -> dict[str, Tensor]:
+    """Of ``raw``, in whatever mode of gradients the caller is in: with gradients nothing is folded."""
+    rois = [torch.tensor([[3.0, 5, 40, 60], [10, 10, 30, 20]])] * 2 if detector.proposals is not None else None
+    return detector.raw(pixels(detector), rois)
+
+
+def assert_same(detector: Detector) -> None:
+    """With the layers as they are, and folded."""
+    wanted = answers(detector)
     with torch.inference_mode():
-        rois = [torch.tensor([[3.0, 5, 40, 60], [10, 10, 30, 20]])] * 2 if detector.proposals is not None else None
-        wanted, found = (model.raw(pixels(detector), rois) for model in (detector, view))
+        found = answers(detector)
     assert wanted.keys() == found.keys()
     for name, value in wanted.items():
         if value.is_floating_point():
             scale = max(1.0, value.abs().max().item())
-            torch.testing.assert_close(found[name], value, rtol=0, atol=1e-4 * scale, msg=name)
+            torch.testing.assert_close(found[name], value.detach(), rtol=0, atol=1e-5 * scale, msg=name)
+
+
+def called(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How often a BatchNorm is computed where the detector detects."""
+    calls: list[Any] = []
+    real = torch.nn.functional.batch_norm
+    with monkeypatch.context() as patch, torch.inference_mode():
+        patch.setattr(torch.nn.functional, "batch_norm", lambda *a, **k: (calls.append(a), real(*a, **k))[1])
+        answers(detector)
+    return len(calls)
 
 
 def image(seed: int = 0) -> np.ndarray:
@@ -121,16 +141,28 @@ def everything(detector: Detector) -> Detections:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_view_computes_the_same_and_the_model_is_left_alone(name: str) -> None:
+def test_it_computes_the_same_and_the_layers_are_left_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     values, stay = MODELS[name]
     detector = build(values)
     before = {key: value.clone() for key, value in detector.state_dict().items()}
-    view = ready(detector)
-    assert len(norms(view)) == stay
-    assert_same(detector, view)
+    detector_calls = called(detector, monkeypatch)
+    assert fuse(detector) + stay == len(norms(detector))
+    assert called(detector, monkeypatch) == (stay if detector_calls else 0)
+    assert_same(detector)
     after = detector.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("name", sorted(set(BACKBONES) - {"identity", "darknet"}))
+def test_every_backbone_is_folded(name: str) -> None:
+    anchors = [[8.0 * k, 8.0 * k] for k in range(1, 13)]
+    detector = build(
+        {"backbone": {"name": name}, "neck": {"name": "identity"}, "head": {**YOLO_HEAD, "anchors": anchors}}
+    )
+    before = {"densenet121": 62, "densenet169": 86, "densenet201": 102}.get(name, 0)  # norms before convolutions
+    assert fuse(detector) == len(norms(detector)) - before
+    assert_same(detector)
 
 
 class Net(nn.Module):
@@ -142,8 +174,10 @@ class Net(nn.Module):
         super().__init__()
         self.run = run
         self.first = nn.Conv2d(3, 8, 3, 2, 1)
-        self.conv, self.other = (nn.Conv2d(8, 8, 3, padding=1, bias=bias) for bias in (False, True))
-        self.norm, self.second = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+        convolutions = (nn.Conv2d(8, 8, 3, padding=1, bias=bias) for bias in (False, True))
+        self.chain = nn.Sequential(*(layer for conv in convolutions for layer in (conv, nn.BatchNorm2d(8))))
+
+    conv, norm, other, second = (property(lambda net, k=k: net.chain[k]) for k in range(4))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return [self.run(self, self.first(x))]
@@ -169,33 +203,41 @@ def part(net: Net, x: Tensor) -> Tensor:
     return net.norm(net.conv(x)[:, :, 1:])
 
 
-# What a net computes, and how many of the BatchNorms that it calls are folded.
+# What a net computes, and how many BatchNorms are still computed: all of them where one pair reads otherwise.
 RUNS: dict[str, tuple[Callable[[Any, Tensor], Tensor], int]] = {
-    "two in a row": (lambda net, x: net.second(net.other(net.norm(net.conv(x)))), 2),
+    "two in a row": (lambda net, x: net.second(net.other(net.norm(net.conv(x)))), 0),
+    "as a whole": (lambda net, x: net.chain(x), 0),
     "a norm on a norm": (lambda net, x: net.second(net.norm(net.conv(x))), 1),
-    "a pair called twice": (lambda net, x: net.norm(net.conv(net.norm(net.conv(x)))), 1),
-    "read by a sum too": (summed, 0),
-    "read by two norms": (lambda net, x: (lambda y: net.norm(y) + net.second(y))(net.conv(x)), 0),
-    "read twice by one norm": (lambda net, x: (lambda y: net.norm(y) + net.norm(y))(net.conv(x)), 0),
-    "one convolution, two norms": (lambda net, x: net.second(net.conv(net.norm(net.conv(x)))), 0),
-    "one norm, two convolutions": (lambda net, x: net.norm(net.conv(net.norm(net.other(x)))), 0),
-    "the norm elsewhere too": (lambda net, x: net.norm(net.conv(net.norm(x))), 0),
-    "the convolution elsewhere too": (lambda net, x: net.norm(net.conv(net.conv(x))), 0),
-    "changed in place before": (changed_in_place, 0),
-    "only a part is read": (part, 0),
+    "a pair called twice": (lambda net, x: net.norm(net.conv(net.norm(net.conv(x)))), 0),
+    "read by a sum too": (summed, 1),
+    "read by two norms": (lambda net, x: (lambda y: net.norm(y) + net.second(y))(net.conv(x)), 2),
+    "read twice by one norm": (lambda net, x: (lambda y: net.norm(y) + net.norm(y))(net.conv(x)), 2),
+    "one convolution, two norms": (lambda net, x: net.second(net.conv(net.norm(net.conv(x)))), 2),
+    "one norm, two convolutions": (lambda net, x: net.norm(net.conv(net.norm(net.other(x)))), 2),
+    "the norm elsewhere too": (lambda net, x: net.norm(net.conv(net.norm(x))), 1),
+    "the convolution elsewhere too": (lambda net, x: net.norm(net.conv(net.conv(x))), 1),
+    "changed in place before": (changed_in_place, 1),
+    "only a part is read": (part, 1),
     "not called": (lambda net, x: x, 0),
 }
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_only_pairs_that_read_nothing_but_each_other_are_folded(name: str) -> None:
-    run, count = RUNS[name]
+def test_only_pairs_that_read_nothing_but_each_other_are_folded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, computed = RUNS[name]
     detector = net(run)
-    view = ready(detector)
-    assert len(norms(view)) == 2 - count
-    assert_same(detector, view)
-    if not count:
-        assert view.backbone is detector.backbone
+    fuse(detector)
+    assert called(detector, monkeypatch) == computed
+    assert_same(detector)
+
+
+def test_layers_in_two_places_or_in_no_known_order_are_left_alone() -> None:
+    detector = net(RUNS["as a whole"][0])
+    detector.backbone.alias = detector.backbone.chain[0]
+    assert fuse(detector) == 1
+    detector = net(RUNS["two in a row"][0])
+    detector.backbone.chain = nn.ModuleList(detector.backbone.chain)
+    assert fuse(detector) == 0
 
 
 class Doubled(nn.Conv2d):
@@ -217,32 +259,45 @@ def _tied(detector: Any) -> None:
     detector.backbone.other.weight = detector.backbone.conv.weight
 
 
+def _layer(k: int, layer: nn.Module) -> Callable[[Any], None]:
+    def change(detector: Any) -> None:
+        detector.backbone.chain[k] = layer
+
+    return change
+
+
+@pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize(
-    ("change", "count"),
+    ("change", "computed"),
     [
-        (lambda d: setattr(d.backbone, "conv", Doubled(8, 8, 3, padding=1)), 1),
-        (lambda d: setattr(d.backbone, "conv", Centred(8, 8, 3, padding=1)), 1),
-        (lambda d: setattr(d.backbone, "norm", Scaled(8).eval()), 1),
-        (lambda d: setattr(d.backbone, "norm", nn.BatchNorm2d(8, affine=False).eval()), 2),
-        (lambda d: setattr(d.backbone, "norm", nn.BatchNorm2d(8, track_running_stats=False).eval()), 1),
-        (lambda d: d.backbone.norm.train(), 1),
-        (_tied, 0),
-        (lambda d: nn.utils.parametrizations.weight_norm(d.backbone.conv), 1),
-        (lambda d: d.backbone.conv.register_forward_hook(lambda *a: None), 1),
-        (lambda d: d.backbone.norm.register_forward_pre_hook(lambda *a: None), 1),
+        (_layer(0, Doubled(8, 8, 3, padding=1)), {1}),
+        (_layer(0, Centred(8, 8, 3, padding=1)), {1}),
+        (_layer(1, Scaled(8).eval()), {1}),
+        (_layer(1, nn.BatchNorm2d(8, affine=False).eval()), {0, 1}),
+        (_layer(1, nn.BatchNorm2d(8, track_running_stats=False).eval()), {1}),
+        (lambda d: d.backbone.norm.train(), {1}),
+        (_tied, {0}),
+        (lambda d: nn.utils.parametrizations.weight_norm(d.backbone.conv), {1}),
+        (lambda d: d.backbone.conv.register_forward_hook(lambda *a: None), {1}),
+        (lambda d: d.backbone.norm.register_forward_pre_hook(lambda *a: None), {1}),
     ],
 )
-def test_layers_of_another_kind_are_left_as_they_are(change: Callable[[Any], Any], count: int) -> None:
-    """Each is changed after the first look, so that it must be seen."""
+def test_layers_of_another_kind_are_left_as_they_are(
+    change: Callable[[Any], Any], computed: set[int], first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Changed before and after the pairs are sought."""
     detector = net(RUNS["two in a row"][0])
+    if first:
+        change(detector)
+    fuse(detector)
     everything(detector)
-    change(detector)
+    if not first:
+        change(detector)
     detector.backbone.conv.eval()
-    view = ready(detector)
-    assert len(norms(view)) == 2 - count
-    if detector.backbone.norm.training:
-        return  # its statistics move with every look
-    assert_same(detector, view)
+    moves = detector.backbone.norm.training  # its statistics move with every look
+    assert called(detector, monkeypatch) in computed
+    if not moves:
+        assert_same(detector)
 
 
 def _step(detector: Detector) -> None:
@@ -271,40 +326,39 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "a weight's tensor": lambda d: setattr(d.backbone.norm, "weight", nn.Parameter(torch.full((8,), 3.0))),
     "a weight's data": lambda d: setattr(d.backbone.conv.weight, "data", torch.ones(8, 8, 3, 3)),
     "data, and training": _data,
-    "a layer": lambda d: setattr(d.backbone, "norm", nn.Identity()),
+    "a layer": _layer(1, nn.Identity()),
+    "another layer": _layer(1, nn.BatchNorm2d(8, eps=1.0).eval()),
     "a layer's setting": lambda d: setattr(d.backbone.norm, "eps", 2.0),
     "a part": lambda d: setattr(d, "backbone", net(RUNS["a norm on a norm"][0]).backbone),
-    "what it computes": lambda d: setattr(d.backbone, "run", summed),
     "the head": lambda d: nn.init.normal_(d.head.layers[0].weight),
     "the normalisation": lambda d: d.mean.zero_(),
 }
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_the_view_follows_the_model(name: str) -> None:
+def test_detections_follow_the_model(name: str) -> None:
     detector = net(RUNS["two in a row"][0])
+    assert fuse(detector) == 2
     with torch.inference_mode():
         old = detector.raw(pixels(detector))["boxes"]
-    ready(detector)
     CHANGES[name](detector)
-    assert_same(detector, ready(detector))
+    assert_same(detector)
     with torch.inference_mode():
         assert not torch.allclose(detector.raw(pixels(detector))["boxes"], old, atol=1e-3)
 
 
-def test_the_work_is_done_once() -> None:
+def test_the_work_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
     detector = net(RUNS["two in a row"][0])
-    first = ready(detector)
+    fuse(detector)
+    monkeypatch.setattr("detkit.speedups.fuse.fuse_conv_bn_weights", lambda *a: pytest.fail("folded again"))
     detector.threshold = 0.5
     detector.predict(image())
-    second = ready(detector)
-    assert second.backbone is first.backbone
-    assert second.threshold == 0.5
-    assert ready(detector.rescaled(2)).backbone is first.backbone
+    detector.rescaled(2).predict(image())
 
 
-def test_settings_and_hooks_of_the_model_hold_in_the_view() -> None:
+def test_settings_and_hooks_of_the_model_hold() -> None:
     detector = build({"backbone": {"name": "mobilenet_v3_small", "taps": [2, 3]}, "head": {**YOLO_HEAD, "stem": 1}})
+    fuse(detector)
     everything(detector)
     seen: list[Any] = []
     detector.backbone.register_forward_hook(lambda *a: seen.append(a))
@@ -313,28 +367,47 @@ def test_settings_and_hooks_of_the_model_hold_in_the_view() -> None:
     assert len(seen) == 1
 
 
-def test_a_model_in_training_is_not_folded_and_stays_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    detector = net(RUNS["two in a row"][0]).train()
-    monkeypatch.setattr("detkit.speedups.fuse.fold", lambda detector: pytest.fail("folded"))
-    everything(detector)
+def test_a_model_in_training_stays_in_training_and_learns_as_without() -> None:
+    detector, plain = net(RUNS["two in a row"][0]), net(RUNS["two in a row"][0])
+    fuse(detector)
+    for model in (detector, plain):
+        model.train()
+        _step(model)
+    state = plain.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in detector.state_dict().items())
+    found = everything(detector)
     assert detector.training
+    np.testing.assert_allclose(found.boxes, everything(plain).boxes, atol=1e-3)
 
 
 def test_copies_and_files_hold_the_model_alone(tmp_path: Any) -> None:
     detector = build({"backbone": {"name": "mobilenet_v3_small", "taps": [2, 3]}})
-    plain = pickle.dumps(detector)
+    detector.save(tmp_path / "plain.safetensors")
+    fuse(detector)
+    size = len(pickle.dumps(detector))
     wanted = everything(detector)
     detector.save(tmp_path / "m.safetensors")
-    assert len(pickle.dumps(detector)) < len(plain) + 1000
+    saved, plain = (read_weights(tmp_path / name) for name in ("m.safetensors", "plain.safetensors"))
+    assert saved.keys() == plain.keys()
+    assert all(torch.equal(value, plain[name]) for name, value in saved.items())
+    assert len(pickle.dumps(detector)) == size
     for twin in (copy.deepcopy(detector), pickle.loads(pickle.dumps(detector))):
         np.testing.assert_allclose(everything(twin).boxes, wanted.boxes, atol=1e-3)
         nn.init.zeros_(twin.neck.lateral[0][0].weight)
-        assert_same(twin, ready(twin))
-        assert_same(detector, ready(detector))
+        assert_same(twin)
+        assert_same(detector)
+
+
+def test_a_model_made_in_inference_mode_detects_too() -> None:
+    with torch.inference_mode():
+        detector = net(RUNS["two in a row"][0])
+        assert fuse(detector) == 0
+    everything(detector)
 
 
 def test_threads_share_a_detector() -> None:
     detector = build({"backbone": {"name": "mobilenet_v3_small", "taps": [2, 3]}})
+    fuse(detector)
     samples = [Sample(image(seed)) for seed in range(8)]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda one: detector.predict_samples([one], Limits(conf=0.0))[0], samples))
@@ -344,5 +417,7 @@ def test_threads_share_a_detector() -> None:
 
 
 def test_torchs_compiler_is_not_imported() -> None:
-    """Torch wraps such methods by default; the wrapper imports it, which takes seconds."""
-    assert not hasattr(_Reads.__torch_dispatch__, "__wrapped__")
+    """It takes seconds."""
+    code = "import sys, detkit, numpy as np; detkit.load().predict(np.zeros((9, 9, 3), np.uint8)); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "torch._dynamo" not in done.stdout.split()

@@ -1,0 +1,189 @@
+"""What everything that detects has in common: a detector, test-time views, an ensemble, torchvision's models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+
+from detkit.errors import DetkitError, nearest
+from detkit.io.images import ImageSource, as_rgb
+from detkit.io.sources import Failure, Frame, Source, open_sources
+from detkit.structures import Detections, Limits, Sample
+
+
+class Predictor:
+    """Detects: derive from it and write ``predict_samples``, and one image, streams, class names and limits come along.
+
+    Attributes:
+        classes: Names by label.
+        class_ids: The training data's own ids of the classes; by default 0, 1, ...
+        threshold: The score below which ``predict`` shows nothing.
+        protocol: The metric (``detkit.metrics.METRICS``) that its answers are judged by.
+        flip_pairs: Pairs of points of an object that change places where an image is mirrored.
+        precision: Of the arithmetic, ``fp32`` or ``bf16``.
+    """
+
+    classes: tuple[str, ...]
+    threshold: float = 0.25
+    protocol: str = "coco"
+    flip_pairs: tuple[tuple[int, int], ...] = ()
+    precision: str = "fp32"
+
+    @cached_property
+    def class_ids(self) -> tuple[int | str, ...]:
+        """The training data's own ids of the classes."""
+        return tuple(range(len(self.classes)))
+
+    def predict_samples(self, samples: list[Sample], limits: Limits) -> list[Detections]:
+        """Detections (numpy) in each sample's original pixels."""
+        raise NotImplementedError
+
+    def rescaled(self, factor: float) -> Predictor:
+        """The same predictor, weights shared, that looks at images ``factor`` times as large.
+
+        Raises:
+            DetkitError: Its input size is fixed.
+        """
+        raise DetkitError("this model's input size is fixed", type(self).__name__, "leave out --size and --tta scales")
+
+    def predict(
+        self,
+        source: ImageSource,
+        *,
+        conf: float | None = None,
+        iou: float = 0.5,
+        max_detections: int = 100,
+        classes: Sequence[int | str] | None = None,
+        bgr: bool = False,
+    ) -> Detections:
+        """What is in one image.
+
+        Args:
+            source: A path, a file's bytes, a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
+            conf: Lowest score; None: the model's own threshold.
+            iou: NMS drops boxes that overlap more.
+            max_detections: At most so many, the best.
+            classes: Only these, by name or label; None: all.
+            bgr: The array is in OpenCV's order.
+
+        Returns:
+            Detections (numpy) in the image's pixels, best first.
+
+        Raises:
+            DetkitError: The image cannot be read, an unknown class, or an argument out of range.
+        """
+        sample = Sample(as_rgb(source, bgr=bgr))
+        return self.predict_samples([sample], self.limits(conf, iou, max_detections, classes))[0]
+
+    def stream(
+        self,
+        source: Source | Iterable[Source],
+        *,
+        conf: float | None = None,
+        iou: float = 0.5,
+        max_detections: int = 100,
+        classes: Sequence[int | str] | None = None,
+        batch: int = 1,
+    ) -> Iterator[Detections]:
+        """Detections in each image or frame, one batch in memory at a time.
+
+        Args:
+            source: What ``predict`` takes, a folder, glob, video or camera number, or several of those.
+            conf: As ``predict``'s, like the next three.
+            iou: NMS drops boxes that overlap more.
+            max_detections: Per image.
+            classes: Only these.
+            batch: Images at a time.
+
+        Raises:
+            DetkitError: An image that cannot be read; ``detect_frames`` hands it on instead.
+        """
+        several = isinstance(source, Iterable) and not isinstance(source, (str, bytes, np.ndarray))
+        frames = open_sources(list(source) if several else source)  # type: ignore[arg-type]
+        for frame, found in self.detect_frames(frames, self.limits(conf, iou, max_detections, classes), batch):
+            if isinstance(frame, Failure):
+                raise DetkitError(frame.what, frame.source, frame.do)
+            yield found
+
+    def detect_frames(
+        self, frames: Iterable[Frame | Failure], limits: Limits | None = None, batch: int = 1
+    ) -> Iterator[tuple[Frame | Failure, Detections]]:
+        """Each frame with its detections (numpy, in the frame's pixels), in order.
+
+        What could not be read comes through as the Failure that it is, with no detections, in its place.
+
+        Args:
+            frames: Of ``detkit.io.sources.open_sources``; read only as they are needed, ``batch`` at a time.
+            limits: Of the detections; None: those for people.
+            batch: Images at a time.
+        """
+        limits = limits or Limits()
+        waiting: list[Frame | Failure] = []
+        images = 0
+        for frame in frames:
+            waiting.append(frame)
+            images += isinstance(frame, Frame)
+            if images == batch or not images:
+                yield from self._detect(waiting, limits)
+                waiting, images = [], 0
+        yield from self._detect(waiting, limits)
+
+    def _detect(self, frames: list[Frame | Failure], limits: Limits) -> Iterator[tuple[Frame | Failure, Detections]]:
+        samples = [Sample(frame.image, path=frame.source) for frame in frames if isinstance(frame, Frame)]
+        found = iter(self.predict_samples(samples, limits) if samples else [])
+        for frame in frames:
+            yield frame, next(found) if isinstance(frame, Frame) else Detections.empty(self.classes)
+
+    def limits(
+        self,
+        conf: float | None = None,
+        iou: float = 0.5,
+        max_detections: int = 100,
+        classes: Sequence[int | str] | None = None,
+    ) -> Limits:
+        """``Limits`` of these values: the model's threshold where ``conf`` is None, class names made labels.
+
+        Raises:
+            DetkitError: An unknown class, with the nearest name, or a value out of range.
+        """
+        labels = None if classes is None else tuple(self._label(one) for one in classes)
+        return Limits(self.threshold if conf is None else conf, iou, max_detections, labels)
+
+    def _label(self, name: int | str) -> int:
+        if isinstance(name, str) and name in self.classes:
+            return self.classes.index(name)
+        if isinstance(name, int) and 0 <= name < len(self.classes):
+            return name
+        near = nearest(name, self.classes, otherwise="")
+        known = ", ".join(self.classes)
+        if len(self.classes) > 100:  # ImageNet's would fill the screen
+            known = f"{', '.join(self.classes[:10])}, ... ({len(self.classes)} in all)"
+        raise DetkitError(f"the model knows no class {name!r}", "classes", f"{near} it knows {known}".lstrip())
+
+
+class PredictsSamples(Protocol):
+    """The least that ``as_predictor`` makes a Predictor of."""
+
+    classes: tuple[str, ...]
+
+    def predict_samples(self, samples: list[Sample], limits: Limits) -> list[Detections]:
+        """As ``Predictor.predict_samples``."""
+
+
+class _Wrapped(Predictor):
+    def __init__(self, inner: PredictsSamples) -> None:
+        self.classes, self.inner = tuple(inner.classes), inner
+        for name in ("class_ids", "threshold", "protocol", "flip_pairs", "precision"):
+            if hasattr(inner, name):
+                setattr(self, name, getattr(inner, name))
+
+    def predict_samples(self, samples: list[Sample], limits: Limits) -> list[Detections]:
+        return self.inner.predict_samples(samples, limits)
+
+
+def as_predictor(model: PredictsSamples) -> Predictor:
+    """``model`` itself where it is a Predictor; else one that asks it, with the defaults of what it does not say."""
+    return model if isinstance(model, Predictor) else _Wrapped(model)

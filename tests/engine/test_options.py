@@ -1,0 +1,42 @@
+"""Options of training, its rates, and the table of detections."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from detkit.engine.evaluator import detections_to_results
+from detkit.engine.options import TrainOptions
+from detkit.engine.schedule import rate_factor
+from detkit.errors import DetkitError
+from detkit.structures import Detections
+
+
+def test_results_are_float64_xywh() -> None:
+    one = Detections(np.array([[1, 2, 4, 8]]), np.array([0.5]), np.array([1]))
+    results = detections_to_results([one, Detections.empty(), one], [4, 5, 7])
+    assert results.image.tolist() == [4, 7]
+    assert results.xywh.dtype == np.float64
+    assert results.xywh.tolist() == [[1, 2, 3, 6]] * 2
+    assert len(detections_to_results([], [])) == 0
+
+
+def test_rates_rise_and_fall() -> None:
+    options = TrainOptions(epochs=10, warmup=1, warmup_steps=0)
+    rates = [rate_factor(step, 20, options) for step in range(200)]
+    assert rates[:20] == sorted(rates[:20])
+    assert rates[20] == 1.0
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+    assert rates[-1] == pytest.approx(options.final_lr, abs=1e-3)
+    steps = [rate_factor(s, 20, TrainOptions(epochs=10, schedule="step")) for s in (100, 139, 140, 179, 180)]
+    assert steps == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("epochs", 0), ("lr", 0.0), ("lr", float("nan")), ("ema", 1.0), ("workers", -1)]
+)
+def test_options_refuse_what_makes_no_sense(name: str, value: Any) -> None:
+    with pytest.raises(DetkitError, match=name):
+        TrainOptions(**{name: value})
