@@ -43,8 +43,8 @@ def compare(python: str, cfg: str, weights: str, pictures: list[str]) -> float:
     """Prints the differences, level by level, and returns the largest of the convolutions' outputs."""
     import torch
 
-    from detkit.backbones.darknet_graph import read_cfg
     from detkit.importers.darknet import import_darknet
+    from detkit.importers.darknet_cfg import read_cfg
     from detkit.io.images import read_image
 
     count = next(s for s in read_cfg(Path(cfg).read_text(), cfg) if s.kind in ("yolo", "region")).whole("classes", 20)

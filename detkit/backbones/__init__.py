@@ -20,8 +20,14 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "darknet": ("darknet19", "darknet53", "darknet"),
     "nin": ("nin", "nin_cifar"),
     "alexnet": ("alexnet", "alexnet_2012"),
-    "lenet": ("lenet5", "lenet5_1998", "lenet_course"),
+    "lenet": ("lenet5", "lenet5_1998", "lenet_textbook"),
     "identity": ("identity",),
 }
 
-BACKBONES = {name: f"detkit.backbones.{family}:{name}" for family, names in FAMILIES.items() for name in names}
+# Built from Darknet's files, so they lie with the importer of these.
+_ELSEWHERE = {"darknet": "detkit.importers.darknet_backbone"}
+BACKBONES = {
+    name: f"{_ELSEWHERE.get(family, f'detkit.backbones.{family}')}:{name}"
+    for family, names in FAMILIES.items()
+    for name in names
+}

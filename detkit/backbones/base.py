@@ -1,11 +1,9 @@
-"""What every backbone is: a chain of stages, some of which are tapped; and how a family's file makes one."""
+"""What most backbones are: a chain of stages, some of which are tapped; and the classifier around it."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_type_hints
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal, TypedDict
 
 from torch import Tensor, nn
 
@@ -13,60 +11,76 @@ from detkit.interfaces import Backbone
 
 Frozen = int | Literal["all"]
 
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
+
+class Stages(TypedDict):
+    """What ``StagedBackbone`` is told of all its stages, by its arguments' names."""
+
+    channels: Sequence[int]
+    strides: Sequence[int]
+    offsets: Sequence[float] | None
+    mean: Sequence[float]
+    std: Sequence[float]
+    size: int
 
 
 class StagedBackbone(Backbone, nn.Module):
     """A chain of stages and the outputs of some of them.
 
-    stages: one module a stage, each continuing from the one before; stages after the last tap are dropped.
-    channels, strides: of the tapped outputs, finest first; strides in input pixels. offsets: the centre of cell 0 in
-    input pixels, half a stride for padded nets, whose cells tile the image. mean, std: a triple each, in units of
-    0..255 pixels, by which ``Detector`` normalises. size: of the square images that the network was published for.
-    frozen: how many stages, from the input on, neither train nor update their BatchNorm, whatever ``.train()`` says;
-    ``"all"`` freezes the whole backbone.
-
     A family's constructor makes a ``Classifier`` of all stages when it is given a number of classes; heads that need
     the family's classifier trunk get it from there, by ``Classifier.split``.
+
+    Args:
+        stages: One module per stage, each continuing from the one before; those after the last tap are dropped.
+        channels: Of every stage's output.
+        strides: The same, in input pixels per cell.
+        taps: The stages whose outputs are returned, rising; None: the last.
+        frozen: How many stages, from the input on, neither train nor update their BatchNorm, whatever ``.train()``
+            says; ``"all"`` freezes the whole backbone.
+        offsets: The centre of cell 0 of every stage in input pixels; None: half a stride, as of padded nets, whose
+            cells tile the image.
+        mean: A triple in units of 0..255 pixels that ``Detector`` subtracts.
+        std: The same, by which it divides.
+        size: Of the square images that the network was published for.
+
+    Raises:
+        ValueError: taps or frozen outside the stages.
     """
 
     def __init__(
         self,
         stages: Sequence[nn.Module],
         channels: Sequence[int],
-        strides: Sequence[int],
+        strides: Sequence[int] = (2, 4, 8, 16, 32),
         *,
-        taps: Sequence[int],
+        taps: Sequence[int] | None = None,
         frozen: Frozen = 0,
         offsets: Sequence[float] | None = None,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        mean: Sequence[float] = Backbone.mean,
+        std: Sequence[float] = Backbone.std,
         size: int = 224,
     ) -> None:
         super().__init__()
-        taps = tuple(taps)
+        taps = (len(stages) - 1,) if taps is None else tuple(taps)
         if not taps or list(taps) != sorted(set(taps)) or taps[0] < 0 or taps[-1] >= len(stages):
             raise ValueError(f"taps must rise within 0..{len(stages) - 1}, got {list(taps)}")
         self.stages = nn.ModuleList(stages[: taps[-1] + 1])
-        self.taps = taps
-        self.every = tuple(channels), tuple(strides), None if offsets is None else tuple(offsets)
+        self.taps, self.mean, self.std, self.size = taps, tuple(mean), tuple(std), size
+        self.every = Stages(channels=channels, strides=strides, offsets=offsets, mean=mean, std=std, size=size)
         self.channels = [channels[tap] for tap in taps]
         self.strides = [strides[tap] for tap in taps]
         self.offsets = [strides[tap] / 2 if offsets is None else offsets[tap] for tap in taps]
-        self.mean, self.std, self.size = tuple(mean), tuple(std), size
-        self.frozen = len(self.stages) if frozen == "all" else int(frozen)
-        if not 0 <= self.frozen <= len(self.stages):
-            raise ValueError(f"frozen must lie within 0..{len(self.stages)} or be 'all', got {frozen}")
-        self.freeze(self.frozen)
+        self.freeze(frozen)
 
-    def freeze(self, count: int) -> None:
-        """From now on the first ``count`` stages do not train; those that did not and come after them do."""
-        for stage in self.stages[count : self.frozen]:
+    def freeze(self, count: Frozen) -> None:
+        """From now on the first ``count`` stages (or all) do not train; those that did not and come after them do."""
+        first = len(self.stages) if count == "all" else count
+        if not 0 <= first <= len(self.stages):
+            raise ValueError(f"frozen must lie within 0..{len(self.stages)} or be 'all', got {count}")
+        for stage in self.stages[first : self.frozen]:
             stage.requires_grad_(True)
-        for stage in self.stages[:count]:
+        for stage in self.stages[:first]:
             stage.requires_grad_(False)
-        self.frozen = count
+        self.frozen = first
         self.train(self.training)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -104,7 +118,12 @@ class StagedBackbone(Backbone, nn.Module):
 
 
 class Classifier(nn.Module):
-    """A backbone with a classifier on its last stage: (B, 3, H, W) normalised pixels to (B, num_classes) logits."""
+    """A backbone with a classifier on its last stage: (B, 3, H, W) normalised pixels to (B, num_classes) logits.
+
+    Args:
+        backbone: All of the network's stages, the last one tapped.
+        classifier: From that one's output to logits.
+    """
 
     body: ClassVar[type[StagedBackbone]] = StagedBackbone  # what ``split`` makes
 
@@ -125,21 +144,11 @@ class Classifier(nn.Module):
         Raises:
             ValueError: taps or frozen outside the stages.
         """
-        whole = self.backbone
-        channels, strides, offsets = whole.every
-        body = self.body(
-            list(whole.stages),
-            channels,
-            strides,
-            taps=taps,
-            frozen=frozen,
-            offsets=offsets,
-            mean=self.mean,
-            std=self.std,
-        )
+        stages = list(self.backbone.stages)
+        body = self.body(stages, **self.backbone.every, taps=taps, frozen=frozen)
         layers = list(self.classifier)
         del layers[_place_of_logits(layers)]
-        return body, nn.Sequential(*whole.stages[len(body.stages) :], *layers)
+        return body, nn.Sequential(*stages[len(body.stages) :], *layers)
 
     def branches(self, body: StagedBackbone) -> Mapping[int, nn.Sequential]:
         """Side branches, which only help to train: each by the place, among what ``body`` (from ``split``) hands out
@@ -168,7 +177,7 @@ def set_logits(layers: nn.Sequential, num_classes: int) -> nn.Sequential:
     A pretrained one of that size is kept. Raises TypeError where the last weights are not linear or 1 x 1.
     """
     index = _place_of_logits(list(layers))
-    last: Any = layers[index]
+    last = layers[index]
     if isinstance(last, nn.Conv2d):
         if last.out_channels != num_classes:
             layers[index] = nn.Conv2d(last.in_channels, num_classes, 1)
@@ -177,95 +186,12 @@ def set_logits(layers: nn.Sequential, num_classes: int) -> nn.Sequential:
     return layers
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """A network taken apart: all its stages, with what ``Backbone`` wants to know of them, and its classifier's layers.
-
-    classifier: from the last stage's output to logits, of any number of classes; make: joins backbone and classifier.
-    """
-
-    stages: Sequence[nn.Module]
-    channels: Sequence[int]
-    classifier: Sequence[nn.Module]
-    strides: Sequence[int] = (2, 4, 8, 16, 32)
-    offsets: Sequence[float] | None = None
-    mean: Sequence[float] = IMAGENET_MEAN
-    std: Sequence[float] = IMAGENET_STD
-    size: int = 224
-    make: Callable[[StagedBackbone, nn.Sequential], Classifier] = Classifier
+def last_widths(stages: Sequence[nn.Module]) -> list[int]:
+    """The channels of the last convolution of each stage."""
+    return [[m.out_channels for m in stage.modules() if isinstance(m, nn.Conv2d)][-1] for stage in stages]
 
 
-def assemble(parts: Parts, num_classes: int | None, taps: Sequence[int], frozen: Frozen) -> StagedBackbone | Classifier:
-    """A ``Backbone`` of the parts with these taps; with ``num_classes`` a ``Classifier`` on the last stage instead, of
-    as many classes as the network was published for where it is 0.
-
-    Raises:
-        ValueError: taps or frozen outside the stages.
-    """
-    taps = taps if num_classes is None else (len(parts.stages) - 1,)
-    backbone = StagedBackbone(
-        parts.stages,
-        parts.channels,
-        parts.strides,
-        taps=taps,
-        frozen=frozen,
-        offsets=parts.offsets,
-        mean=parts.mean,
-        std=parts.std,
-        size=parts.size,
-    )
-    if num_classes is None:
-        return backbone
-    classifier = nn.Sequential(*parts.classifier)
-    return parts.make(backbone, set_logits(classifier, num_classes) if num_classes else classifier)
-
-
-def family(
-    name: str, parts: Callable[..., Parts], default_taps: tuple[int, ...] = (2, 3, 4)
-) -> Callable[..., StagedBackbone | Classifier]:
-    """The entry of the table of backbones for the network ``name``, which ``parts(name, weights, **options)`` builds.
-
-    The keyword-only arguments of ``parts`` are keys of the backbone too.
-    """
-
-    def build(
-        num_classes: int | None = None,
-        *,
-        weights: str | None = "none",
-        taps: tuple[int, ...] = default_taps,
-        frozen: Frozen = 0,
-        scales: tuple[float, ...] = (1.0,),
-        **options: object,
-    ) -> StagedBackbone | Classifier:
-        net = assemble(parts(name, weights, **options), num_classes, taps, frozen)
-        return at_scales(net, scales) if isinstance(net, StagedBackbone) else net
-
-    own = inspect.signature(build)
-    keys = [key for key in own.parameters.values() if key.kind is not inspect.Parameter.VAR_KEYWORD]
-    added = [key for key in inspect.signature(parts).parameters.values() if key.kind is inspect.Parameter.KEYWORD_ONLY]
-    build.__signature__ = own.replace(parameters=keys + added)  # type: ignore[attr-defined]
-    build.__annotations__ = get_type_hints(parts) | get_type_hints(build)
-    build.__name__ = build.__qualname__ = name
-    build.__doc__ = f"""{(inspect.getdoc(parts) or name).rstrip()}
-
-    weights: "none", "imagenet" or a file in the published layout; taps: the stages returned; frozen: the first stages
-    that do not train, or "all"; scales: of the image, see ``detkit.backbones.pyramid``; num_classes: return a
-    ``Classifier`` of the one scale instead, 0 for as many classes as published.
-
-    Raises:
-        DetkitError: the weights cannot be had. ValueError: taps or frozen outside the stages, scales not above 0.
-    """
-    return build
-
-
-def at_scales(backbone: StagedBackbone, scales: Sequence[float]) -> StagedBackbone:
-    """``backbone`` itself where ``scales`` is 1 alone, else a ``Pyramid`` of it."""
-    from detkit.backbones.pyramid import Pyramid
-
-    return backbone if tuple(scales) == (1.0,) else Pyramid(backbone, scales)
-
-
-def he_init(net: nn.Module, after: Literal["relu", "linear"] = "relu") -> None:
+def he_init(net: nn.Module, after: Literal["relu", "linear"] = "relu") -> nn.Module:
     """He et al. 2015 (arXiv 1502.01852), by fan-in, so that activations keep their scale without BatchNorm.
 
     after: what follows a layer; "linear" is LeCun's rule, for tanh.
@@ -275,3 +201,9 @@ def he_init(net: nn.Module, after: Literal["relu", "linear"] = "relu") -> None:
             nn.init.kaiming_normal_(module.weight, nonlinearity=after)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+    return net
+
+
+def stages_and(stages: Sequence[nn.Module], classifier: nn.Module) -> nn.Module:
+    """A whole network under the names that its files have."""
+    return nn.ModuleDict({"stages": nn.ModuleList(stages), "classifier": classifier})

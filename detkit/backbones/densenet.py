@@ -7,29 +7,30 @@ import re
 from torch import nn
 from torchvision import models
 
-from detkit.backbones.base import Parts, family
+from detkit.backbones.base import Classifier, StagedBackbone
+from detkit.backbones.families import family
 from detkit.backbones.pretrained import load_weights
 
 
-def _parts(name: str, weights: str | None) -> Parts:
+def _network(name: str, weights: str | None) -> Classifier:
     """Five stages of strides 2 to 32, the stem and four dense blocks; each ends in the next one's BatchNorm and ReLU,
     since a block's own output is maps as they were joined."""
     net = models.get_model(name, weights=None)
     # The published files are older than the rule that names hold no dots.
     load_weights(net, weights, name, lambda key: re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key))
     f = net.features
-    stages = [
-        nn.Sequential(f.conv0, f.norm0, f.relu0),
-        nn.Sequential(f.pool0, f.denseblock1, f.transition1.norm, f.transition1.relu),
-        nn.Sequential(f.transition1.conv, f.transition1.pool, f.denseblock2, f.transition2.norm, f.transition2.relu),
-        nn.Sequential(f.transition2.conv, f.transition2.pool, f.denseblock3, f.transition3.norm, f.transition3.relu),
-        nn.Sequential(f.transition3.conv, f.transition3.pool, f.denseblock4, f.norm5, nn.ReLU(inplace=True)),
-    ]
+    stages, before = [nn.Sequential(f.conv0, f.norm0, f.relu0)], [f.pool0]
+    for block, after in (
+        (f.denseblock1, f.transition1),
+        (f.denseblock2, f.transition2),
+        (f.denseblock3, f.transition3),
+    ):
+        stages.append(nn.Sequential(*before, block, after.norm, after.relu))
+        before = [after.conv, after.pool]
+    stages.append(nn.Sequential(*before, f.denseblock4, f.norm5, nn.ReLU(inplace=True)))
     norms = (f.norm0, f.transition1.norm, f.transition2.norm, f.transition3.norm, f.norm5)
-    classifier = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), net.classifier]
-    return Parts(stages, [norm.num_features for norm in norms], classifier)
+    body = StagedBackbone(stages, [norm.num_features for norm in norms])
+    return Classifier(body, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), net.classifier))
 
 
-densenet121 = family("densenet121", _parts)
-densenet169 = family("densenet169", _parts)
-densenet201 = family("densenet201", _parts)
+densenet121, densenet169, densenet201 = family(_network, "densenet121", "densenet169", "densenet201")

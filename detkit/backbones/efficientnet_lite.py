@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.backbones.base import Parts, family
+from detkit.backbones.base import Classifier, StagedBackbone, last_widths
+from detkit.backbones.families import family
 from detkit.backbones.pretrained import load_weights
 
 # kernel, stride, expansion, output channels, repeats: table 1 of the paper
@@ -43,12 +44,8 @@ class SameConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.stride[0] > 1:
             kernel, stride = self.kernel_size[0], self.stride[0]
-            if (
-                stride == 2
-                and self.groups > 1
-                and torch.is_inference_mode_enabled()
-                and not any(n % 2 for n in x.shape[-2:])
-            ):
+            even = stride == 2 and not any(n % 2 for n in x.shape[-2:])
+            if even and self.groups > 1 and torch.is_inference_mode_enabled():
                 # A filter with a first row and column of zeros sees the same; that spares copying the map.
                 return F.conv2d(x, F.pad(self.weight, (1, 0, 1, 0)), self.bias, 2, kernel // 2, groups=self.groups)
             high, wide = (max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[-2:])
@@ -89,18 +86,15 @@ class _Net(nn.Module):
         super().__init__()
         self._conv_stem = SameConv2d(3, 32, 3, 2)
         self._bn0 = _norm(32)
-        blocks: list[nn.Module] = []
+        self._blocks = nn.ModuleList()
         self.starts: list[int] = []
-        self.widths: list[int] = []
         channels = 32
         for index, (kernel, stride, expansion, width, repeats) in enumerate(_GROUPS):
             outputs = _width(width * wider)
-            self.starts.append(len(blocks))
-            self.widths.append(outputs)
+            self.starts.append(len(self._blocks))
             for repeat in range(repeats if index in (0, len(_GROUPS) - 1) else math.ceil(repeats * deeper)):
-                blocks.append(InvertedResidual(channels, outputs, kernel, 1 if repeat else stride, expansion))
+                self._blocks.append(InvertedResidual(channels, outputs, kernel, 1 if repeat else stride, expansion))
                 channels = outputs
-        self._blocks = nn.ModuleList(blocks)
         self._conv_head = SameConv2d(channels, 1280, 1)
         self._bn1 = _norm(1280)
         self._fc = nn.Linear(1280, 1000)
@@ -115,7 +109,7 @@ def _width(width: float) -> int:
     return rounded + 8 if rounded < 0.9 * width else rounded
 
 
-def _parts(name: str, weights: str | None) -> Parts:
+def _network(name: str, weights: str | None) -> Classifier:
     """Five stages of strides 2, 4, 8, 16, 32; pixels come as (x - 127) / 128."""
     wider, deeper, size = _SCALES[name]
     net = _Net(wider, deeper)
@@ -126,10 +120,8 @@ def _parts(name: str, weights: str | None) -> Parts:
     groups = ((1, 2), (2, 3), (3, 5), (5, 7))
     stages += [nn.Sequential(*blocks[starts[start] : starts[end]]) for start, end in groups]
     head = (net._conv_head, net._bn1, nn.ReLU6(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2))
-    channels, mean, std = [net.widths[k] for k in (0, 1, 2, 4, 6)], (127.0,) * 3, (128.0,) * 3
-    return Parts(stages, channels, [*head, net._fc], mean=mean, std=std, size=size)
+    body = StagedBackbone(stages, last_widths(stages), mean=(127.0,) * 3, std=(128.0,) * 3, size=size)
+    return Classifier(body, nn.Sequential(*head, net._fc))
 
 
-efficientnet_lite0 = family("efficientnet_lite0", _parts)
-efficientnet_lite1 = family("efficientnet_lite1", _parts)
-efficientnet_lite2 = family("efficientnet_lite2", _parts)
+efficientnet_lite0, efficientnet_lite1, efficientnet_lite2 = family(_network, *_SCALES)

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 from torchvision.models.googlenet import BasicConv2d, GoogLeNet, Inception, InceptionAux
 
-from detkit.backbones.base import Classifier, Parts, StagedBackbone, family, he_init
+from detkit.backbones.base import Classifier, Frozen, StagedBackbone, he_init
+from detkit.backbones.families import family
 from detkit.backbones.pretrained import load_weights, refuse_imagenet
 
 
 class Inception5x5(Inception):
     """The paper's block: its third branch filters 5 x 5, where torchvision's has 3 x 3 (a bug kept for its weights)."""
 
-    def __init__(self, *widths: int, **keys: Any) -> None:
-        super().__init__(*widths, **keys)
+    def __init__(self, *widths: int, conv_block: Callable[..., nn.Module] | None = None) -> None:
+        super().__init__(*widths, conv_block=conv_block)
         self.branch3[1] = BasicConv2d(widths[4], widths[5], kernel_size=5, padding=2)
 
 
-_MIDDLE = 3  # the stage inside which the side branches begin, after these of its layers: blocks 4a and 4d
-_READ = ("1", "4")
+_MIDDLE, _READ = 3, ("1", "4")  # the stage inside which the side branches begin, after these layers: blocks 4a and 4d
 
 
 class SideBackbone(StagedBackbone):
@@ -32,10 +31,11 @@ class SideBackbone(StagedBackbone):
         ValueError: taps that end before that stage, or frozen that reaches it.
     """
 
-    def freeze(self, count: int) -> None:
+    def freeze(self, count: Frozen) -> None:
+        """As ``StagedBackbone``'s."""
         if self.taps[-1] < _MIDDLE:
             raise ValueError(f"side_branches begin in stage {_MIDDLE}, so taps must reach it, got {list(self.taps)}")
-        if count > _MIDDLE:
+        if count == "all" or count > _MIDDLE:
             raise ValueError(f"side_branches teach stage {_MIDDLE}, so frozen must be at most {_MIDDLE}, got {count}")
         super().freeze(count)
 
@@ -72,7 +72,7 @@ class SideClassifier(Classifier):
         return {before + k: side for k, side in enumerate(self.sides) if isinstance(side, nn.Sequential)}
 
 
-def _parts(name: str, weights: str | None, *, kernel: Literal[3, 5] = 3, side_branches: bool = False) -> Parts:
+def _network(name: str, weights: str | None, *, kernel: Literal[3, 5] = 3, side_branches: bool = False) -> Classifier:
     """Five stages of strides 2 to 32: convolution, two more, blocks 3a and 3b, 4a to 4e, 5a and 5b.
 
     kernel: of each block's third branch, torchvision's 3 or the paper's 5; side_branches: two more classifiers, on 4a
@@ -88,16 +88,13 @@ def _parts(name: str, weights: str | None, *, kernel: Literal[3, 5] = 3, side_br
         net.conv1,
         nn.Sequential(net.maxpool1, net.conv2, net.conv3),
         nn.Sequential(net.maxpool2, net.inception3a, net.inception3b),
-        nn.Sequential(
-            net.maxpool3, net.inception4a, net.inception4b, net.inception4c, net.inception4d, net.inception4e
-        ),
+        nn.Sequential(net.maxpool3, *(getattr(net, f"inception4{block}") for block in "abcde")),
         nn.Sequential(net.maxpool4, net.inception5a, net.inception5b),
     ]
-    classifier = [net.avgpool, nn.Flatten(), net.dropout, net.fc]
-    make = partial(SideClassifier, sides=(net.aux1, net.aux2)) if side_branches else Classifier
-    # The weights came from TensorFlow with inputs in -1..1.
-    half = (127.5,) * 3
-    return Parts(stages, (64, 192, 480, 832, 1024), classifier, mean=half, std=half, make=make)
+    half = (127.5,) * 3  # the weights came from TensorFlow with inputs in -1..1
+    body = StagedBackbone(stages, (64, 192, 480, 832, 1024), mean=half, std=half)
+    classifier = nn.Sequential(net.avgpool, nn.Flatten(), net.dropout, net.fc)
+    return SideClassifier(body, classifier, (net.aux1, net.aux2)) if side_branches else Classifier(body, classifier)
 
 
-googlenet = family("googlenet", _parts)
+(googlenet,) = family(_network, "googlenet")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import cast
-
 from torch import nn
 
+from detkit import registry
 from detkit.backbones.base import Classifier, Frozen, StagedBackbone
 
 
@@ -20,20 +18,23 @@ def identity(
 ) -> StagedBackbone | Classifier:
     """One stage of stride 1 that does nothing; what follows it, for heads that ask, is the whole of ``cnn``.
 
-    cnn: another backbone's name, whose normalisation is this one's too; weights: that one's; num_classes: return its
-    ``Classifier``, the CNN behind the one stage, of as many classes as published where it is 0.
+    Args:
+        num_classes: None for a backbone; else return a ``Classifier``, the CNN behind the one stage, of as many
+            classes as published where it is 0.
+        cnn: Another backbone's name, whose normalisation is this one's too.
+        weights: That one's.
+        taps: The one stage.
+        frozen: Of no effect, since nothing trains here.
 
     Raises:
-        ValueError: no such backbone. DetkitError: the weights cannot be had.
+        DetkitError: No such backbone, or the weights cannot be had.
+        ValueError: ``cnn`` is this one, or taps or frozen outside the one stage.
     """
-    from detkit.backbones import BACKBONES
-
-    if cnn not in BACKBONES or cnn == "identity":
+    if cnn == "identity":
         raise ValueError(f"cnn must be another backbone's name, not {cnn!r}")
-    module, attribute = BACKBONES[cnn].split(":")
-    make = getattr(import_module(module), attribute)
     body_only = num_classes is None
-    whole = cast(Classifier, make(1 if body_only else num_classes, weights="none" if body_only else weights))
+    make = registry.find("backbone", cnn, where="backbone.cnn", trusted=False)
+    whole: Classifier = make(1 if body_only else num_classes, weights="none" if body_only else weights)
     body = StagedBackbone([nn.Identity()], [3], [1], taps=taps, frozen=frozen, mean=whole.mean, std=whole.std)
     if body_only:
         return body

@@ -1,5 +1,5 @@
 """LeNet-5 (LeCun, Bottou, Bengio & Haffner 1998, "Gradient-Based Learning Applied to Document Recognition", section
-II), as published, as built today, and as taught in courses. All want 32 pixels at least; none is padded.
+II), as published, as built today, and as textbooks show it. All want 32 pixels at least; none is padded.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.backbones.base import Parts, family, he_init
+from detkit.backbones.base import Classifier, StagedBackbone, he_init, stages_and
+from detkit.backbones.families import family
 from detkit.backbones.pretrained import load_weights
 
 # Table I: which of the six maps of S2 each of C3's sixteen sees.
@@ -30,6 +31,8 @@ class Grey(nn.Module):
 class SparseConv2d(nn.Module):
     """C3: a 5 x 5 convolution of (B, 6, H, W) to (B, 16, H - 4, W - 4) that has only the connections of table I."""
 
+    pairs: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         pairs = [(output, seen) for output, all_seen in enumerate(_C3) for seen in all_seen]
@@ -39,8 +42,7 @@ class SparseConv2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(len(_C3)))
 
     def forward(self, x: Tensor) -> Tensor:
-        pairs: Tensor = self.pairs  # type: ignore[assignment]
-        dense = self.weight.new_zeros(len(_C3), 6, 5, 5).index_put((pairs[0], pairs[1]), self.weight)
+        dense = self.weight.new_zeros(len(_C3), 6, 5, 5).index_put(tuple(self.pairs), self.weight)
         return F.conv2d(x, dense, self.bias)
 
 
@@ -68,6 +70,8 @@ class RadialBasis(nn.Module):
     The paper's codes are drawn digits; for any classes they are drawn by chance, as it says they could be.
     """
 
+    codes: Tensor
+
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
@@ -76,45 +80,37 @@ class RadialBasis(nn.Module):
         self.register_buffer("codes", codes.to(torch.get_default_device()))
 
     def forward(self, x: Tensor) -> Tensor:
-        codes: Tensor = self.codes  # type: ignore[assignment]
-        return -(x[:, None] - codes).square().sum(-1)
+        return -(x[:, None] - self.codes).square().sum(-1)
 
 
-def _parts(name: str, weights: str | None, *, grey: bool = True) -> Parts:
+def _network(name: str, weights: str | None, *, grey: bool = True) -> Classifier:
     """Three stages of strides 1, 2, 4: C1, then S2 and C3, then S4 and C5, a 5 x 5 convolution to 120 channels.
 
     ``lenet5_1998`` has the paper's sparse C3, trainable subsampling, tanh and distances to codes as output; ``lenet5``
-    ReLU and max pooling; ``lenet_course`` 8 and 16 filters instead of 6 and 16. grey: read one channel, the mean of the
-    image's three. The classifier reads 32 x 32 pixels; of larger images it averages C5.
+    ReLU and max pooling; ``lenet_textbook`` 8 and 16 filters instead of 6 and 16. grey: read one channel, the mean of
+    the image's three. The classifier reads 32 x 32 pixels; of larger images it averages C5.
     """
-    first, inputs, old = (8 if name == "lenet_course" else 6), (1 if grey else 3), name == "lenet5_1998"
-
-    def act() -> nn.Module:
-        return ScaledTanh() if old else nn.ReLU(inplace=True)
-
-    def pool(channels: int) -> nn.Module:
-        return nn.Sequential(Subsampling(channels), ScaledTanh()) if old else nn.MaxPool2d(2)
-
+    first, old = (8 if name == "lenet_textbook" else 6), name == "lenet5_1998"
+    act, act_of = (ScaledTanh, {}) if old else (nn.ReLU, {"inplace": True})
+    pools = [nn.Sequential(Subsampling(width), ScaledTanh()) if old else nn.MaxPool2d(2) for width in (first, 16)]
     c3 = SparseConv2d() if old else nn.Conv2d(first, 16, 5)
     stages = [
-        nn.Sequential(*([Grey()] if grey else []), nn.Conv2d(inputs, first, 5), act()),
-        nn.Sequential(pool(first), c3, act()),
-        nn.Sequential(pool(16), nn.Conv2d(16, 120, 5), act()),
+        nn.Sequential(*([Grey()] if grey else []), nn.Conv2d(1 if grey else 3, first, 5), act(**act_of)),
+        nn.Sequential(pools[0], c3, act(**act_of)),
+        nn.Sequential(pools[1], nn.Conv2d(16, 120, 5), act(**act_of)),
     ]
     output = RadialBasis(84, 10) if old else nn.Linear(84, 10)
-    classifier = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(120, 84), act(), output]
-    net = nn.ModuleDict({"stages": nn.ModuleList(stages), "classifier": nn.Sequential(*classifier)})
-    he_init(net, "linear" if old else "relu")
-    load_weights(net, weights, name)
-    return Parts(stages, [first, 16, 120], classifier, strides=(1, 2, 4), offsets=(2.5, 7.0, 16.0), size=32)
+    classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(120, 84), act(**act_of), output)
+    load_weights(he_init(stages_and(stages, classifier), "linear" if old else "relu"), weights, name)
+    body = StagedBackbone(stages, [first, 16, 120], (1, 2, 4), offsets=(2.5, 7.0, 16.0), size=32)
+    return Classifier(body, classifier)
 
 
-def _colour(name: str, weights: str | None, *, grey: bool = False) -> Parts:
-    return _parts(name, weights, grey=grey)
+def _textbook(name: str, weights: str | None, *, grey: bool = False) -> Classifier:
+    return _network(name, weights, grey=grey)
 
 
-_colour.__doc__ = _parts.__doc__
+_textbook.__doc__ = _network.__doc__
 
-lenet5 = family("lenet5", _parts, (1, 2))
-lenet5_1998 = family("lenet5_1998", _parts, (1, 2))
-lenet_course = family("lenet_course", _colour, (1, 2))
+lenet5, lenet5_1998 = family(_network, "lenet5", "lenet5_1998", taps=(1, 2))
+(lenet_textbook,) = family(_textbook, "lenet_textbook", taps=(1, 2))

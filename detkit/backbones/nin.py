@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from detkit.backbones.base import Parts, family, he_init
+from detkit.backbones.base import Classifier, StagedBackbone, he_init, last_widths, stages_and
+from detkit.backbones.families import family
 from detkit.backbones.pretrained import load_weights
 
 # A block is a convolution (width, kernel, stride, padding) and the widths of two 1 x 1 ones; blocks are pooled between.
@@ -19,7 +20,7 @@ _IMAGENET = (
 )
 
 
-def _parts(name: str, weights: str | None) -> Parts:
+def _network(name: str, weights: str | None) -> Classifier:
     """The authors' networks: ``nin`` for ImageNet, four stages of strides 4 to 32; ``nin_cifar`` for 32 pixels, three
     stages of strides 1, 2, 4. Every stage is a block; the last 1 x 1 convolution, to classes, is the classifier's.
     """
@@ -40,14 +41,12 @@ def _parts(name: str, weights: str | None) -> Parts:
             layers += [nn.Conv2d(before, outputs, 1), nn.ReLU(inplace=True)]
         stages.append(nn.Sequential(*layers))
         inputs = mixed[1]
-    classifier = [stages[-1].pop(-2), stages[-1].pop(-1), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    net = nn.ModuleDict({"stages": nn.ModuleList(stages), "classifier": nn.Sequential(*classifier)})
-    he_init(net)
-    load_weights(net, weights, name)
-    channels = [[m.out_channels for m in stage if isinstance(m, nn.Conv2d)][-1] for stage in stages]
+    classifier = nn.Sequential(stages[-1].pop(-2), stages[-1].pop(-1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    load_weights(he_init(stages_and(stages, classifier)), weights, name)
     strides, offsets = ((1, 2, 4), (0.5, 1.5, 3.5)) if cifar else ((4, 8, 16, 32), (5.5, 9.5, 17.5, 33.5))
-    return Parts(stages, channels, classifier, strides, offsets, size=32 if cifar else 224)
+    body = StagedBackbone(stages, last_widths(stages), strides, offsets=offsets, size=32 if cifar else 224)
+    return Classifier(body, classifier)
 
 
-nin = family("nin", _parts, (1, 2, 3))
-nin_cifar = family("nin_cifar", _parts, (1, 2))
+(nin,) = family(_network, "nin", taps=(1, 2, 3))
+(nin_cifar,) = family(_network, "nin_cifar", taps=(1, 2))

@@ -23,49 +23,34 @@ class Pyramid(StagedBackbone):
     """
 
     def __init__(self, backbone: StagedBackbone, scales: Sequence[float]) -> None:
-        channels, strides, offsets = backbone.every
-        super().__init__(
-            list(backbone.stages),
-            channels,
-            strides,
-            taps=backbone.taps,
-            frozen=backbone.frozen,
-            offsets=offsets,
-            mean=backbone.mean,
-            std=backbone.std,
-            size=backbone.size,
-        )
+        super().__init__(list(backbone.stages), **backbone.every, taps=backbone.taps, frozen=backbone.frozen)
         if not scales or not all(0 < scale < float("inf") for scale in scales):
             raise ValueError(f"scales must be numbers above 0, got {list(scales)}")
         self.scales = tuple(scales)
-        maps = [(scale, tap) for scale in scales for tap in range(len(self.taps))]
-        self.order = sorted(range(len(maps)), key=lambda i: self.strides[maps[i][1]] / maps[i][0])
+        maps = [
+            (self.strides[i] / scale, self.offsets[i] / scale, c)
+            for scale in scales
+            for i, c in enumerate(self.channels)
+        ]
+        self.order = sorted(range(len(maps)), key=lambda i: maps[i][0])
         chosen = [maps[i] for i in self.order]
-        self.offsets = [self.offsets[tap] / scale for scale, tap in chosen]
-        self.channels = [self.channels[tap] for _, tap in chosen]
-        exact = [self.strides[tap] / scale for scale, tap in chosen]
-        self.strides = [int(s) if s == int(s) else s for s in exact]  # type: ignore[misc]
+        self.strides = [int(stride) if stride == int(stride) else stride for stride, _, _ in chosen]
+        self.offsets, self.channels = [offset for _, offset, _ in chosen], [channels for _, _, channels in chosen]
         self.train(backbone.training)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Maps (B, channels[i], H / strides[i], W / strides[i]) of normalised pixels (B, 3, H, W)."""
-        maps: list[Tensor] = []
-        for scale in self.scales:
-            maps += super().forward(_scaled(x, scale))
+        maps = [y for scale in self.scales for y in super(Pyramid, self).forward(_scaled(x, scale))]
         return [maps[i] for i in self.order]
 
     def frozen_maps(self, x: Tensor) -> list[Tensor]:
         """As ``Backbone``'s, scale after scale."""
-        maps: list[Tensor] = []
-        for scale in self.scales:
-            maps += super().frozen_maps(_scaled(x, scale))
-        return maps
+        return [y for scale in self.scales for y in super(Pyramid, self).frozen_maps(_scaled(x, scale))]
 
     def from_frozen(self, maps: list[Tensor]) -> list[Tensor]:
         each = len(maps) // len(self.scales)
-        found: list[Tensor] = []
-        for first in range(0, len(maps), each):
-            found += super().from_frozen(maps[first : first + each])
+        parts = [maps[first : first + each] for first in range(0, len(maps), each)]
+        found = [y for part in parts for y in super(Pyramid, self).from_frozen(part)]
         return [found[i] for i in self.order]
 
 
@@ -74,3 +59,8 @@ def _scaled(x: Tensor, scale: float) -> Tensor:
         return x
     # A whole number of pixels must not be rounded down by the last bit of the product.
     return F.interpolate(x, scale_factor=scale * (1 + 1e-9), mode="bilinear", antialias=scale < 1)
+
+
+def at_scales(backbone: StagedBackbone, scales: Sequence[float]) -> StagedBackbone:
+    """``backbone`` itself where ``scales`` is 1 alone, else a ``Pyramid`` of it."""
+    return backbone if tuple(scales) == (1.0,) else Pyramid(backbone, scales)

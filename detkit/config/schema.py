@@ -8,13 +8,14 @@ import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, is_dataclass
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from detkit.config.yaml_file import Path_
 from detkit.errors import DetkitError, nearest
+from detkit.options import keyword_only
 
 REQUIRED = inspect.Parameter.empty
 
@@ -72,21 +73,13 @@ def keys_of(constructor: Callable[..., Any]) -> dict[str, Key]:
     Raises:
         DetkitError: A type that is not there at run time.
     """
-    dataclass_type = is_dataclass(constructor)
-    owner: Any = constructor
-    if isinstance(constructor, type) and not dataclass_type:
-        owner = owner.__init__
     try:
-        hints = get_type_hints(owner)
+        arguments = keyword_only(constructor)
     except NameError as error:
         name = getattr(constructor, "__name__", constructor)
         do = "import the types of its arguments at run time, not under TYPE_CHECKING"
         raise DetkitError(f"the types of {name}'s arguments cannot be read: {error}", str(name), do) from None
-    return {
-        name: Key(hints.get(name, Any), parameter.default)
-        for name, parameter in inspect.signature(constructor).parameters.items()
-        if dataclass_type or parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
+    return {name: Key(argument.annotation, argument.default) for name, argument in arguments.items()}
 
 
 def check(values: object, keys: Mapping[str, Key], place: Place, path: Path_) -> dict[str, Any]:

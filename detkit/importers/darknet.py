@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from detkit.backbones.darknet import Convolution, Darknet, load_weights
-from detkit.backbones.darknet_graph import Section, plan, read_cfg, to_lines
 from detkit.config import EvaluateOptions, build_detector
 from detkit.config.experiment import Config, check_model
 from detkit.config.schema import Place
@@ -19,6 +17,8 @@ from detkit.data.names import COCO_CLASSES, ids_of
 from detkit.detector import Detector
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
+from detkit.importers.darknet_backbone import Convolution, Darknet, load_darknet_weights
+from detkit.importers.darknet_cfg import Section, plan, read_cfg, to_lines
 
 _LOSSES = ("iou", "giou", "diou", "ciou")
 
@@ -44,7 +44,7 @@ def import_darknet(cfg: str | Path, weights: str | Path, names: str | Path | Non
         DetkitError: a cfg with something unknown (with line and layer), weights of another size, names that do not fit.
     """
     detector, convolutions = untrained(cfg, names)
-    seen = load_weights(convolutions, Path(weights))
+    seen = load_darknet_weights(convolutions, Path(weights))
     detector.record = {"imported": f"Darknet {Path(cfg).name}, {Path(weights).name}", "images_seen": seen}
     return detector.eval()
 

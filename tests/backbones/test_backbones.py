@@ -43,7 +43,7 @@ def make(name: str, *args, **keys):
 def whole(name: str) -> StagedBackbone:
     """With every stage tapped."""
     with torch.device("meta"):
-        stages = len(make(name).every[0])
+        stages = len(make(name).every["channels"])
     return make(name, taps=tuple(range(stages)))
 
 
@@ -55,9 +55,8 @@ def _whole(name: str) -> StagedBackbone:
 def small(name: str, taps: tuple[int, ...] | None = None, frozen: int | str = 0) -> StagedBackbone:
     """As ``make``, but a copy of stages made once: fully connected layers that nobody asks for take long to fill."""
     net = copy.deepcopy(_whole(name))
-    channels, strides, offsets = net.every
     taps = net.taps if taps is None else taps
-    return StagedBackbone(net.stages, channels, strides, taps=taps, frozen=frozen, offsets=offsets)
+    return StagedBackbone(net.stages, **net.every, taps=taps, frozen=frozen)
 
 
 @pytest.mark.parametrize("name", BACKBONES)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detkit.backbones.darknet import _darknet19, _darknet53
 from detkit.importers.darknet import untrained
+from detkit.importers.darknet_backbone import _darknet19, _darknet53
 
 NAMES = ("cat", "dog", "ant")
 

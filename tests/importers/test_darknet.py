@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import detkit
-from detkit.backbones.darknet import load_weights
 from detkit.cli import main
 from detkit.config import read_config
 from detkit.data.names import COCO_CLASSES, COCO_IDS
@@ -21,6 +20,7 @@ from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
 from detkit.geometry import Geometry
 from detkit.importers.darknet import import_darknet, untrained
+from detkit.importers.darknet_backbone import load_darknet_weights
 from detkit.structures import Batch, Target
 
 Make = Callable[[str], tuple[Path, Path, Path]]
@@ -290,7 +290,7 @@ def test_published_weights_find_what_is_there(name: str, strides: list[int], sha
 def test_the_numbers_come_in_the_order_of_the_layers(make: Make) -> None:
     cfg, weights, names = make("v3")
     detector, convolutions = untrained(cfg, names)
-    load_weights(convolutions, weights)
+    load_darknet_weights(convolutions, weights)
     values = np.frombuffer(weights.read_bytes(), "<f4", offset=20)
     first, norm = convolutions[0]
     assert norm is not None

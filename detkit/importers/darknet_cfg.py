@@ -8,40 +8,30 @@ all others keep theirs, and nothing may read it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from detkit.errors import DetkitError
 
 ACTIVATIONS = ("leaky", "relu", "mish", "swish", "linear", "logistic")
 _ALIASES = {"net": "network", "conv": "convolutional", "max": "maxpool", "avg": "avgpool"}
-# The keys that shape a layer and their defaults in Darknet; a tuple stands for a list of layers, without default.
-KEYS: dict[str, dict[str, Any]] = {
-    "convolutional": {
-        "filters": 1,
-        "size": 1,
-        "stride": 1,
-        "pad": 0,
-        "padding": 0,
-        "groups": 1,
-        "batch_normalize": 0,
-        "activation": "logistic",
-    },
+_AT_LEAST_ONE = {"filters": 1, "size": 1, "stride": 1, "groups": 1}
+# The keys that shape a layer and their defaults in Darknet; "" stands for a list of layers, without default.
+KEYS: dict[str, dict[str, int | float | str]] = {
+    "convolutional": {**_AT_LEAST_ONE, "pad": 0, "padding": 0, "batch_normalize": 0, "activation": "logistic"},
     "maxpool": {"size": 0, "stride": 1, "padding": -1},
     "upsample": {"stride": 2},
-    "route": {"layers": (), "groups": 1, "group_id": 0},
-    "shortcut": {"from": (), "activation": "linear"},
+    "route": {"layers": "", "groups": 1, "group_id": 0},
+    "shortcut": {"from": "", "activation": "linear"},
     "reorg": {"stride": 1},
     "dropout": {"probability": 0.2},
     "avgpool": {},
     "head": {},
 }
-_AT_LEAST_ONE = ("filters", "size", "stride", "groups")
+_OFF = ("binary", "xnor", "cbn", "flipped", "antialiasing", "sway", "rotate", "stretch", "stretch_sway")
 # Keys that would change the result; anything but these values is refused rather than overlooked.
-_FIXED: dict[str, dict[str, Any]] = {
-    "convolutional": {"dilation": 1, "binary": 0, "xnor": 0, "cbn": 0, "flipped": 0, "antialiasing": 0, "sway": 0}
-    | {"rotate": 0, "stretch": 0, "stretch_sway": 0, "share_index": None, "stride_x": None, "stride_y": None},
+_FIXED: dict[str, dict[str, int | str | None]] = {
+    "convolutional": {**dict.fromkeys(_OFF, 0), "dilation": 1, "share_index": None, "stride_x": None, "stride_y": None},
     "maxpool": {"maxpool_depth": 0, "antialiasing": 0, "stride_x": None, "stride_y": None},
     "upsample": {"scale": 1, "reverse": 0},
     "shortcut": {"weights_type": "none"},
@@ -49,8 +39,7 @@ _FIXED: dict[str, dict[str, Any]] = {
     "region": {"coords": 4, "tree": None, "map": None, "absolute": 0},
     "yolo": {"map": None},
 }
-# Any image's side: large enough that every stride divides it.
-_SIDE = 4096
+_SIDE = 4096  # any image's: large enough that every stride divides it
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +62,8 @@ class Section:
         """The whole number under ``key``."""
         value = self.number_of(key, default)
         if value != int(value) or value < least:
-            raise self.error(f"{key} must be a whole number of at least {least}, got {self.options[key]}", key=key)
+            given = self.options.get(key, "none")
+            raise self.error(f"{key} must be a whole number of at least {least}, got {given}", key=key)
         return int(value)
 
     def number_of(self, key: str, default: float) -> float:
@@ -101,12 +91,21 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer of a graph: number, kind, values of all keys, the layers it reads (-1: the image), what it puts out:
-    channels, and the stride in input pixels (0 where its cells do not tile the image)."""
+    """A layer of a graph.
+
+    Attributes:
+        number: Its place, from 0.
+        values: Of all keys that are whole numbers.
+        activation: The word, if it has one.
+        inputs: Numbers of the layers that it reads, -1 for the image.
+        channels: Of its output.
+        stride: Of its output in input pixels, 0 where its cells do not tile the image.
+    """
 
     number: int
     kind: str
-    values: dict[str, Any]
+    values: Mapping[str, int]
+    activation: str
     inputs: tuple[int, ...]
     channels: int
     stride: int
@@ -116,8 +115,12 @@ class Layer:
 def read_cfg(text: str, source: str) -> list[Section]:
     """The sections of a cfg file, the ``network`` first, the layers numbered from 0.
 
+    Args:
+        text: What the file holds.
+        source: Its name, for errors.
+
     Raises:
-        DetkitError: a line that is neither section, option nor comment, or no network at the start; names the line.
+        DetkitError: A line that is neither section, option nor comment, or no network at the start; names the line.
     """
     sections: list[Section] = []
     for line, words in enumerate(text.splitlines(), 1):
@@ -143,7 +146,7 @@ def read_lines(lines: Sequence[str]) -> list[Section]:
     """The layers of a graph written as a line each: ``convolutional filters=32 size=3 pad=1``.
 
     Raises:
-        DetkitError: a word that is not key=value.
+        DetkitError: A word that is not key=value.
     """
     sections = []
     for number, line in enumerate(lines):
@@ -169,78 +172,72 @@ def plan(sections: Sequence[Section]) -> list[Layer]:
     """What every layer reads and puts out, for an image of 3 channels.
 
     Raises:
-        DetkitError: an unknown layer or activation, a bad value, a layer that is not there, shapes that do not fit;
+        DetkitError: An unknown layer or activation, a bad value, a layer that is not there, shapes that do not fit;
             names the line and the layer.
     """
     layers: list[Layer] = []
-    shapes: list[tuple[int, int]] = []  # channels and cells a side, of every layer
+    shapes = {-1: (3, _SIDE)}  # channels and cells along a side, of the image and of every layer
     for section in sections:
         if section.kind not in KEYS:
             known = ", ".join(kind for kind in KEYS if kind != "head")
             raise section.error(f"the layer {section.kind} is not supported", f"supported: {known}, yolo, region")
         section.check_fixed()
-        values = {key: _value(section, key, default) for key, default in KEYS[section.kind].items()}
-        inputs = () if section.kind == "head" else _inputs(section, values, layers)
-        channels, side = _shape(section, values, [shapes[i] if i >= 0 else (3, _SIDE) for i in inputs])
+        defaults = KEYS[section.kind]
+        activation = section.options.get("activation", str(defaults.get("activation", "")))
+        if "activation" in defaults and activation not in ACTIVATIONS:
+            supported = f"supported: {', '.join(ACTIVATIONS)}"
+            raise section.error(f"the activation {activation} is not supported", supported, "activation")
+        values = {
+            key: section.whole(key, default, int(key in _AT_LEAST_ONE)) if key in section.options else default
+            for key, default in defaults.items()
+            if isinstance(default, int)
+        }
+        inputs = _inputs(section, layers)
+        channels, side = _shape(section, values, [shapes[i] for i in inputs])
         stride = _SIDE // side if side and _SIDE % side == 0 else 0
-        shapes.append((channels, side))
-        layers.append(Layer(section.number, section.kind, values, inputs, channels, stride, section))
+        shapes[section.number] = channels, side
+        layers.append(Layer(section.number, section.kind, values, activation, inputs, channels, stride, section))
     return layers
 
 
-def _value(section: Section, key: str, default: Any) -> Any:
-    if isinstance(default, tuple):
-        return tuple(int(number) for number in section.list_of(key))
-    if isinstance(default, float):
-        return section.number_of(key, default)
-    if isinstance(default, int):
-        return section.whole(key, default, int(key in _AT_LEAST_ONE)) if key in section.options else default
-    word = section.options.get(key, default)
-    if word not in ACTIVATIONS:
-        raise section.error(f"the activation {word} is not supported", f"supported: {', '.join(ACTIVATIONS)}", key)
-    return word
-
-
-def _inputs(section: Section, values: dict[str, Any], layers: list[Layer]) -> tuple[int, ...]:
-    key = {"route": "layers", "shortcut": "from"}.get(section.kind)
-    named = values[key] if key else ()
+def _inputs(section: Section, layers: list[Layer]) -> tuple[int, ...]:
+    if section.kind == "head":
+        return ()
+    key = {"route": "layers", "shortcut": "from"}.get(section.kind, "")
+    named, here = [int(number) for number in section.list_of(key)], section.number
     if key and not named:
         raise section.error(f"{key} is missing", f"write {key}=-1, say", key)
-    here = section.number
-    for number in named:
-        if not 0 <= (number if number >= 0 else here + number) < here:
-            raise section.error(f"it reads layer {number}, which does not come before it", key=key or "")
-    found = tuple(number if number >= 0 else here + number for number in named)
-    inputs = found if section.kind == "route" else (here - 1, *found)
+    found = [number if number >= 0 else here + number for number in named]
+    for number, said in zip(found, named, strict=True):
+        if not 0 <= number < here:
+            raise section.error(f"it reads layer {said}, which does not come before it", key=key)
+    inputs = found if section.kind == "route" else [here - 1, *found]
     for number in inputs:
         if number >= 0 and layers[number].kind == "head":
             what = f"it reads layer {number}, which is part of the detection head"
             raise section.error(what, "only route past a yolo layer and its convolution can be imported")
-    return inputs
+    return tuple(inputs)
 
 
-def _shape(section: Section, values: dict[str, Any], inputs: list[tuple[int, int]]) -> tuple[int, int]:
-    """Channels and cells a side of the output; fills in what Darknet derives (padding, size of a pool)."""
+def _shape(section: Section, values: dict[str, int], inputs: list[tuple[int, int]]) -> tuple[int, int]:
+    """Channels and cells along a side of the output; fills in what Darknet derives (padding, size of a pool)."""
     if not inputs:
         return 0, 0
     channels, side = inputs[0]
     if any(other != side for _, other in inputs):
         raise section.error("the layers that it reads differ in width and height")
     kind, groups, stride = section.kind, values.get("groups", 1), values.get("stride", 1)
-    if kind in ("convolutional", "maxpool"):
-        if kind == "maxpool":
-            values["size"] = values["size"] or stride
-            values["padding"] = values["size"] - 1 if values["padding"] < 0 else values["padding"]
-            margin = values["padding"]
-        else:
-            if values["pad"]:
-                values["padding"] = values["size"] // 2
-            margin = 2 * values["padding"]
-            if channels % groups or values["filters"] % groups:
-                what = f"{groups} groups do not divide {channels} channels and {values['filters']} filters"
-                raise section.error(what, key="groups")
-            channels = values["filters"]
-        side = (side + margin - values["size"]) // stride + 1
+    if kind == "convolutional":
+        if values["pad"]:
+            values["padding"] = values["size"] // 2
+        if channels % groups or values["filters"] % groups:
+            what = f"{groups} groups do not divide {channels} channels and {values['filters']} filters"
+            raise section.error(what, key="groups")
+        channels, side = values["filters"], (side + 2 * values["padding"] - values["size"]) // stride + 1
+    elif kind == "maxpool":
+        values["size"] = values["size"] or stride
+        values["padding"] = values["size"] - 1 if values["padding"] < 0 else values["padding"]
+        side = (side + values["padding"] - values["size"]) // stride + 1
     elif kind == "route":
         if any(c % groups for c, _ in inputs) or values["group_id"] >= groups:
             raise section.error(f"group {values['group_id']} of {groups} cannot be taken from these layers")

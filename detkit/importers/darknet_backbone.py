@@ -1,4 +1,4 @@
-"""Darknet's networks, built from their graph: any imported one, Darknet-19 and Darknet-53.
+"""Darknet's networks as backbones, built from their graph: any imported one, Darknet-19 and Darknet-53.
 
 Redmon & Farhadi 2017, YOLO9000, table 6 (Darknet-19); 2018, YOLOv3, table 1 (Darknet-53).
 """
@@ -7,21 +7,30 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial, reduce
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.backbones.base import Classifier, Frozen, Parts, StagedBackbone, family
-from detkit.backbones.darknet_graph import Layer, plan, read_lines
+from detkit.backbones.base import Classifier, Frozen, StagedBackbone
+from detkit.backbones.families import family
 from detkit.errors import DetkitError
+from detkit.importers.darknet_cfg import Layer, plan, read_lines
 
 # A convolution and its batch norm, if it has one, as they follow each other in a weights file.
 Convolution = tuple[nn.Conv2d, nn.BatchNorm2d | None]
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "leaky": partial(nn.LeakyReLU, 0.1, inplace=True),
+    "relu": partial(nn.ReLU, inplace=True),
+    "mish": nn.Mish,
+    "swish": nn.SiLU,
+    "logistic": nn.Sigmoid,
+    "linear": nn.Identity,
+}
 
 
 class MaxPool(nn.Module):
@@ -29,15 +38,13 @@ class MaxPool(nn.Module):
 
     def __init__(self, size: int, stride: int, padding: int) -> None:
         super().__init__()
-        self.size, self.stride = size, stride
-        before = padding // 2
-        self.pads = (before, padding - before) * 2
+        self.size, self.stride, self.padding = size, stride, padding
 
     def forward(self, x: Tensor) -> Tensor:
-        before, after = self.pads[:2]
-        if before == after:
-            return F.max_pool2d(x, self.size, self.stride, before)
-        return F.max_pool2d(F.pad(x, self.pads, value=-torch.inf), self.size, self.stride)
+        before = self.padding // 2
+        if self.padding % 2:
+            x, before = F.pad(x, (before, before + 1) * 2, value=-torch.inf), 0
+        return F.max_pool2d(x, self.size, self.stride, before)
 
 
 class Route(nn.Module):
@@ -57,13 +64,10 @@ class Shortcut(nn.Module):
 
     def __init__(self, activation: str) -> None:
         super().__init__()
-        self.act = _activation(activation)
+        self.act = _ACTIVATIONS[activation]()
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        total = inputs[0]
-        for x in inputs[1:]:
-            total = total + x
-        return self.act(total)
+        return self.act(reduce(torch.add, inputs))
 
 
 class Reorg(nn.Module):
@@ -104,9 +108,17 @@ class Stage(nn.ModuleDict):
 class Darknet(StagedBackbone):
     """A graph as a backbone; pixels come as 0..1.
 
-    layers: what ``plan`` makes of the graph; outputs: numbers of the layers that are returned, in this order; layers
-    after the last of them are not built. A stage begins where the stride grows and where a neck begins, that is, where
-    it first shrinks. Stages may read layers of earlier ones.
+    A stage begins where the stride grows and where a neck begins, that is, where it first shrinks. Stages may read
+    layers of earlier ones.
+
+    Args:
+        layers: What ``plan`` makes of the graph.
+        outputs: Numbers of the layers that are returned, in this order; those after the last of them are not built.
+        frozen: The first stages that do not train, or "all".
+
+    Raises:
+        DetkitError: Cells of an output do not tile the image.
+        ValueError: outputs or frozen outside the graph.
     """
 
     def __init__(self, layers: Sequence[Layer], *, outputs: Sequence[int], frozen: Frozen = 0) -> None:
@@ -122,55 +134,54 @@ class Darknet(StagedBackbone):
         stages = [Stage(group, frozenset(far | set(outputs)), channels) for group in groups]
         # The base counts taps in stages; here outputs may lie anywhere in one.
         none = [0] * len(stages)
-        mean, std = (0.0,) * 3, (255.0,) * 3
-        super().__init__(stages, none, none, taps=(len(stages) - 1,), frozen=frozen, mean=mean, std=std)
+        super().__init__(stages, none, none, frozen=frozen, mean=(0.0,) * 3, std=(255.0,) * 3)
         self.outputs = tuple(outputs)
         self.channels = [layers[number].channels for number in outputs]
         self.strides = [layers[number].stride for number in outputs]
         self.offsets = [stride / 2 for stride in self.strides]
-        self._firsts = [group[0].number for group in groups]
+        self._firsts = [*(group[0].number for group in groups), len(layers)]
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, a=0.1)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """As ``Backbone``'s."""
-        saved: dict[int, Tensor] = {}
-        for stage in self.stages:
-            x = stage(x, saved)
-        return [saved[number] for number in self.outputs]
+        return self._returned(x, {}, list(self.stages))
 
     def frozen_maps(self, x: Tensor) -> list[Tensor]:
         """As ``Backbone``'s: the outputs of frozen layers that are returned or read by others."""
         saved: dict[int, Tensor] = {}
-        stages: list[Any] = list(self.stages[: self.frozen])
-        for stage in stages:
+        for stage in self.stages[: self.frozen]:
             x = stage(x, saved)
-        saved[self._boundary() - 1] = x
+        saved[self._firsts[self.frozen] - 1] = x
         return [saved[number] for number in self._kept()]
 
     def from_frozen(self, maps: list[Tensor]) -> list[Tensor]:
         saved = dict(zip(self._kept(), maps, strict=True))
-        x = saved.get(self._boundary() - 1, maps[-1])  # the next layer may read others only
-        stages: list[Any] = list(self.stages[self.frozen :])
+        x = saved.get(self._firsts[self.frozen] - 1, maps[-1])  # the next layer may read others only
+        return self._returned(x, saved, list(self.stages[self.frozen :]))
+
+    def _returned(self, x: Tensor, saved: dict[int, Tensor], stages: Sequence[nn.Module]) -> list[Tensor]:
         for stage in stages:
             x = stage(x, saved)
         return [saved[number] for number in self.outputs]
 
-    def _boundary(self) -> int:
-        """The number of the first layer that is not frozen."""
-        return [*self._firsts, max(self.outputs) + 1][self.frozen]
-
     def _kept(self) -> list[int]:
         """Numbers of the frozen layers that are returned or that others read."""
-        stages: list[Any] = list(self.stages[self.frozen :])
-        read = {number for stage in stages for _, inputs, _ in stage.layers for number in inputs}
-        return sorted(number for number in read | set(self.outputs) if number < self._boundary())
+        later = [stage for stage in self.stages[self.frozen :] if isinstance(stage, Stage)]
+        read = {number for stage in later for _, inputs, _ in stage.layers for number in inputs}
+        return sorted(number for number in read | set(self.outputs) if number < self._firsts[self.frozen])
 
     def convolutions(self) -> dict[int, Convolution]:
         """The convolution and batch norm of each layer that has them, by its number."""
-        found: list[tuple[str, Any]] = [item for stage in self.stages for item in stage.items()]  # type: ignore[operator]
-        return {int(n): (m.conv, getattr(m, "norm", None)) for n, m in found if hasattr(m, "conv")}
+        parts = {name: m for name, m in self.named_modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))}
+        found = {}
+        for name, conv in parts.items():
+            if isinstance(conv, nn.Conv2d):
+                layer = name.removesuffix(".conv")
+                norm = parts.get(f"{layer}.norm")
+                found[int(layer.rpartition(".")[2])] = conv, norm if isinstance(norm, nn.BatchNorm2d) else None
+        return found
 
 
 def darknet(
@@ -181,15 +192,20 @@ def darknet(
     outputs: tuple[int, ...] = (),
     frozen: Frozen = 0,
 ) -> StagedBackbone | Classifier:
-    """The network that ``graph`` describes (none: Darknet-19), a line a layer in the words of a Darknet cfg:
-    "convolutional filters=32 size=3 stride=2 pad=1 batch_normalize=1 activation=leaky".
+    """The network that a graph describes; pixels come as 0..1.
 
-    taps: the stages returned, parts of the graph of one stride; outputs: numbers of the layers returned, from 0, in
-    place of taps, finest stride first; frozen: the first stages that do not train, or "all"; num_classes: return a
-    ``Classifier`` on the last stage instead, of ImageNet's 1000 where it is 0. Pixels come as 0..1.
+    Args:
+        num_classes: None for a backbone; else return a ``Classifier`` on the last stage, of ImageNet's 1000 where it is
+            0.
+        graph: A line per layer in the words of a Darknet cfg: "convolutional filters=32 size=3 stride=2 pad=1
+            batch_normalize=1 activation=leaky"; None: Darknet-19.
+        taps: The stages returned, parts of the graph of one stride.
+        outputs: Numbers of the layers returned, from 0, in place of taps, finest stride first.
+        frozen: The first stages that do not train, or "all".
 
     Raises:
-        DetkitError: a layer that is unknown or does not fit. ValueError: taps, outputs or frozen outside the graph.
+        DetkitError: A layer that is unknown or does not fit.
+        ValueError: taps, outputs or frozen outside the graph.
     """
     layers = plan(read_lines(_darknet19() if graph is None else graph))
     lasts = [group[-1].number for group in _stages(layers)]
@@ -202,22 +218,27 @@ def darknet(
     net = Darknet(layers, outputs=outputs, frozen=frozen)
     if num_classes is None:
         return net
-    return Classifier(net, nn.Sequential(*_logits(net.channels[-1], num_classes or 1000)))
+    return _classifier(net, net.channels[-1], num_classes or 1000)
 
 
-def _logits(channels: int, num_classes: int) -> list[nn.Module]:
-    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes)]
+def _classifier(body: StagedBackbone, channels: int, num_classes: int) -> Classifier:
+    logits = nn.Linear(channels, num_classes)
+    return Classifier(body, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), logits))
 
 
-def load_weights(convolutions: Mapping[int, Convolution], path: Path, *, whole: bool = True) -> int:
-    """Fills convolutions, by layer number, from a Darknet weights file; returns how many images it was trained on.
+def load_darknet_weights(convolutions: Mapping[int, Convolution], path: Path, *, whole: bool = True) -> int:
+    """Fills convolutions from a Darknet weights file; returns how many images it was trained on.
 
     The file: int32 major, minor, revision; the images seen, 8 bytes from version 0.2 on, else 4; then float32,
-    convolution by convolution: biases, with batch norm scales, means and variances, then weights. whole: the file must
-    end with the last one; else it may go on.
+    convolution by convolution: biases, with batch norm scales, means and variances, then weights.
+
+    Args:
+        convolutions: By the number of their layer.
+        path: The file.
+        whole: The file must end with the last one; else it may go on.
 
     Raises:
-        DetkitError: no Darknet weights, another number of them than these layers have, or values that cannot be.
+        DetkitError: No Darknet weights, another number of them than these layers have, or values that cannot be.
     """
     where, do = str(path), "give the weights file that was made with this very cfg"
     try:
@@ -237,9 +258,7 @@ def load_weights(convolutions: Mapping[int, Convolution], path: Path, *, whole: 
     at = 0
     for number, (conv, norm) in sorted(convolutions.items()):
         parts = [norm.bias, norm.weight, norm.running_mean, norm.running_var] if norm else [conv.bias]
-        for part in (*parts, conv.weight):
-            if part is None:
-                raise TypeError(f"layer {number} lacks a bias or running statistics")
+        for part in (part for part in (*parts, conv.weight) if part is not None):
             chunk = values[at : at + part.numel()]
             at += part.numel()
             if not np.isfinite(chunk).all() or (norm is not None and part is norm.running_var and (chunk < 0).any()):
@@ -250,41 +269,26 @@ def load_weights(convolutions: Mapping[int, Convolution], path: Path, *, whole: 
 
 
 def _module(layer: Layer, channels: int) -> nn.Module:
-    values = layer.values
+    v = layer.values
     if layer.kind == "convolutional":
-        norm = bool(values["batch_normalize"])
-        parts: OrderedDict[str, nn.Module] = OrderedDict()
-        size, stride, padding = values["size"], values["stride"], values["padding"]
-        parts["conv"] = nn.Conv2d(
-            channels, layer.channels, size, stride, padding, groups=values["groups"], bias=not norm
-        )
-        if norm:
-            # Darknet divides by sqrt(variance) + 1e-6; OpenCV, whose outputs these equal, by this.
-            parts["norm"] = nn.BatchNorm2d(layer.channels, eps=1e-6)
-        parts["act"] = _activation(values["activation"])
-        return nn.Sequential(parts)
+        norm, shape = bool(v["batch_normalize"]), (layer.channels, v["size"], v["stride"], v["padding"])
+        conv = nn.Conv2d(channels, *shape, groups=v["groups"], bias=not norm)
+        # Darknet divides by sqrt(variance) + 1e-6; OpenCV, whose outputs these equal, by this.
+        norms = [("norm", nn.BatchNorm2d(layer.channels, eps=1e-6))] if norm else []
+        return nn.Sequential(OrderedDict([("conv", conv), *norms, ("act", _ACTIVATIONS[layer.activation]())]))
     if layer.kind == "maxpool":
-        return MaxPool(values["size"], values["stride"], values["padding"])
+        return MaxPool(v["size"], v["stride"], v["padding"])
     if layer.kind == "upsample":
-        return nn.Upsample(scale_factor=values["stride"], mode="nearest")
+        return nn.Upsample(scale_factor=v["stride"], mode="nearest")
     if layer.kind == "route":
-        return Route(values["groups"], values["group_id"])
+        return Route(v["groups"], v["group_id"])
     if layer.kind == "shortcut":
-        return Shortcut(values["activation"])
+        return Shortcut(layer.activation)
     if layer.kind == "reorg":
-        return Reorg(values["stride"])
-    return nn.Dropout(values["probability"]) if layer.kind == "dropout" else nn.AdaptiveAvgPool2d(1)
-
-
-def _activation(name: str) -> nn.Module:
-    return {
-        "leaky": lambda: nn.LeakyReLU(0.1, inplace=True),
-        "relu": lambda: nn.ReLU(inplace=True),
-        "mish": nn.Mish,
-        "swish": nn.SiLU,
-        "logistic": nn.Sigmoid,
-        "linear": nn.Identity,
-    }[name]()
+        return Reorg(v["stride"])
+    if layer.kind == "dropout":
+        return nn.Dropout(layer.section.number_of("probability", 0.2))
+    return nn.AdaptiveAvgPool2d(1)
 
 
 def _stages(layers: Sequence[Layer]) -> list[list[Layer]]:
@@ -323,7 +327,7 @@ def _darknet53() -> list[str]:
     return lines
 
 
-def _parts(name: str, weights: str | None) -> Parts:
+def _network(name: str, weights: str | None) -> Classifier:
     """Five stages of strides 2, 4, 8, 16, 32 with 64, 128, 256, 512, 1024 channels; pixels come as 0..1.
 
     A file of weights is Darknet's and begins with this net's layers, as darknet53.conv.74 and darknet19_448.conv.23 do.
@@ -332,13 +336,12 @@ def _parts(name: str, weights: str | None) -> Parts:
         do = f"fetch a Darknet file such as {_PUBLISHED[name]} and give its path, or none"
         raise DetkitError(f"the ImageNet weights of {name} are not fetched by detkit", "backbone.weights", do)
     layers = plan(read_lines(_darknet19() if name == "darknet19" else _darknet53()))
-    groups = _stages(layers)
-    net = Darknet(layers, outputs=[group[-1].number for group in groups])
+    net = Darknet(layers, outputs=[group[-1].number for group in _stages(layers)])
     if weights not in (None, "none"):
-        load_weights(net.convolutions(), Path(str(weights)), whole=False)
-    return Parts(list(net.stages), net.channels, _logits(net.channels[-1], 1000), mean=net.mean, std=net.std)
+        load_darknet_weights(net.convolutions(), Path(str(weights)), whole=False)
+    body = StagedBackbone(list(net.stages), net.channels, mean=net.mean, std=net.std)
+    return _classifier(body, net.channels[-1], 1000)
 
 
 _PUBLISHED = {"darknet19": "darknet19_448.conv.23", "darknet53": "darknet53.conv.74"}
-darknet19 = family("darknet19", _parts)
-darknet53 = family("darknet53", _parts)
+darknet19, darknet53 = family(_network, *_PUBLISHED)

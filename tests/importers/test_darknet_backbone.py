@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from detkit.backbones.base import StagedBackbone
-from detkit.backbones.darknet import MaxPool, Reorg, Route, darknet, darknet19, darknet53
-from detkit.backbones.darknet_graph import plan, read_cfg, read_lines, to_lines
 from detkit.errors import DetkitError
+from detkit.importers.darknet_backbone import MaxPool, Reorg, Route, darknet, darknet19, darknet53
+from detkit.importers.darknet_cfg import plan, read_cfg, read_lines, to_lines
 
 GRAPH = [
     "convolutional filters=8 size=3 stride=2 pad=1 batch_normalize=1 activation=leaky",

@@ -1,0 +1,52 @@
+"""Options that one constructor hands on to others: listed once, where they are used, and in every signature.
+
+A signature is a part's schema, so a constructor with ``**options`` says by ``takes`` whose options these are.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import is_dataclass
+from typing import Any, TypeVar, get_type_hints
+
+Function = TypeVar("Function", bound=Callable[..., object])
+Value = TypeVar("Value")
+
+
+def keyword_only(constructor: Callable[..., object]) -> dict[str, inspect.Parameter]:
+    """The keyword-only arguments of a function or class, or all fields of a dataclass, with annotations resolved."""
+    whole = is_dataclass(constructor)
+    owner = constructor.__init__ if isinstance(constructor, type) and not whole else constructor  # type: ignore[misc]
+    hints = get_type_hints(owner)
+    return {
+        name: argument.replace(annotation=hints.get(name, Any))
+        for name, argument in inspect.signature(constructor).parameters.items()
+        if whole or argument.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+
+
+def takes(*others: Callable[..., object]) -> Callable[[Function], Function]:
+    """Decorates a function with ``**options``: its signature lists the keyword-only arguments of ``others`` instead.
+
+    An argument that it has itself stays as it is there; of several ``others`` the first counts.
+    """
+
+    def decorate(function: Function) -> Function:
+        hints = get_type_hints(function)
+        parameters = inspect.signature(function).parameters.values()
+        own = [argument for argument in parameters if argument.kind is not argument.VAR_KEYWORD]
+        listed = {argument.name: argument.replace(annotation=hints.get(argument.name, Any)) for argument in own}
+        for other in others:
+            for name, argument in keyword_only(other).items():
+                listed.setdefault(name, argument)
+        vars(function)["__signature__"] = inspect.Signature(list(listed.values()))
+        function.__annotations__ = {name: argument.annotation for name, argument in listed.items()}
+        return function
+
+    return decorate
+
+
+def taken(options: dict[str, Value], constructor: Callable[..., object]) -> dict[str, Value]:
+    """Those of ``options`` that are keyword-only arguments of ``constructor``; they are taken out of ``options``."""
+    return {name: options.pop(name) for name in keyword_only(constructor) if name in options}
