@@ -9,6 +9,7 @@ only where its module has been allowed by ``allow``.
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -28,6 +29,9 @@ TABLES = {
     "logger": "detkit.engine.run_folder:LOGGERS",
 }
 _GROUPS = {kind: f"detkit.{kind.rstrip('s')}s" for kind in TABLES}
+
+# Older spellings in YAML and on the command line, and what they are called now.
+RENAMED = {"course": "textbook", "lenet_course": "lenet_textbook", "yolo_course": "yolo_textbook"}
 
 _allowed: set[str] = set()  # modules that a person has named; for the life of the process
 
@@ -75,6 +79,7 @@ def find_part(kind: str, name: Any, *, where: str = "", trusted: bool = True) ->
         UntrustedPart: A module that a file, not a person, asks for.
     """
     if isinstance(name, str):
+        name = renamed(name)
         if name in own_parts(kind):
             return import_from(own_parts(kind)[name])
         if name in installed_parts(kind):
@@ -88,6 +93,13 @@ def find_part(kind: str, name: Any, *, where: str = "", trusted: bool = True) ->
             return _imported(name, where)
     known = [*own_parts(kind), *installed_parts(kind)]
     raise DetkitError(f"there is no {kind} {name!r}", where, nearest(str(name), known))
+
+
+def renamed(name: str) -> str:
+    """``name``, or, with a warning, what an older spelling is called now."""
+    if name in RENAMED:
+        warnings.warn(f"{name} is called {RENAMED[name]} now; the older name still works", FutureWarning, stacklevel=2)
+    return RENAMED.get(name, name)
 
 
 def import_from(place: str) -> Any:

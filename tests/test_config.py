@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
+from detkit import registry
 from detkit.config import (
     anchors_for,
     build_dataset,
@@ -19,6 +20,7 @@ from detkit.config import (
     shipped_configs,
     train_val_datasets,
 )
+from detkit.config.experiment import check_model
 from detkit.config.schema import Key, Place, check, keys_of, located
 from detkit.config.yaml_file import dump, parse
 from detkit.engine.options import TrainOptions
@@ -370,3 +372,16 @@ def test_own_parts_of_a_data_set_are_used(file, shared_data):
     train, val, notes = train_val_datasets(config)
     assert "drawn with seed" in notes[0]  # its own val lies inside trainval
     assert not set(train.annotations.files) & set(val.annotations.files)
+
+
+def test_older_spellings_work_and_say_so():
+    with pytest.warns(FutureWarning, match="yolo_course is called yolo_textbook"):
+        config = read("yolo_course", "data.train=toy", "data.val=null")
+    assert config.model["head"]["coder"] == "textbook"
+    older = {"size": 64, "backbone": "lenet_course", "head": {"name": "yolo", "anchors": [[8, 8]], "coder": "course"}}
+    with pytest.warns(FutureWarning, match="is called") as said:
+        model = check_model(older, Place())
+    assert [str(warning.message).split()[0] for warning in said] == ["lenet_course", "course"]
+    assert (model["backbone"]["name"], model["head"]["coder"]) == ("lenet_textbook", "textbook")
+    with pytest.warns(FutureWarning, match="lenet_course"):
+        assert len(registry.find_part("backbone", "identity")(7, cnn="lenet_course").classifier) > 3

@@ -108,7 +108,7 @@ def leaves(values: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
         yield ".".join(path)
 
 
-@pytest.mark.parametrize(("page", "name"), [*FAMILIES.items(), ("yolo", "yolo_course"), ("yolo", "yolo_nine")])
+@pytest.mark.parametrize(("page", "name"), [*FAMILIES.items(), ("yolo", "yolo_textbook"), ("yolo", "yolo_nine")])
 def test_every_key_of_a_config_is_explained(page: str, name: str) -> None:
     config = yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text(encoding="utf-8"))
     explained = PAGES[page].read_text(encoding="utf-8")

@@ -28,7 +28,7 @@ from detkit.prediction.ensemble import Combined
 from detkit.predictor import Predictor
 from detkit.structures import Detections, Limits, Sample, Target
 
-LENET = {"name": "lenet_course", "taps": [2]}
+LENET = {"name": "lenet_textbook", "taps": [2]}
 
 
 def model(classes: tuple[str, ...], **parts: Any) -> Detector:

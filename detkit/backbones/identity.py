@@ -33,7 +33,7 @@ def identity(
     if cnn == "identity":
         raise ValueError(f"cnn must be another backbone's name, not {cnn!r}")
     body_only = num_classes is None
-    make = registry.find("backbone", cnn, where="backbone.cnn", trusted=False)
+    make = registry.find_part("backbone", cnn, where="backbone.cnn", trusted=False)
     whole: Classifier = make(1 if body_only else num_classes, weights="none" if body_only else weights)
     body = StagedBackbone([nn.Identity()], [3], [1], taps=taps, frozen=frozen, mean=whole.mean, std=whole.std)
     if body_only:

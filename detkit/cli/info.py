@@ -9,6 +9,7 @@ import typer
 from detkit.cli import options
 from detkit.cli.common import is_config, print_json
 from detkit.errors import DetkitError
+from detkit.registry import renamed
 
 if TYPE_CHECKING:
     from detkit.explain.summary import Summary
@@ -34,7 +35,7 @@ def info(
     network's layers: shapes, parameters, multiply-adds, receptive field and stride in pixels of the input."""
     from detkit.backbones import BACKBONES
 
-    facts, summary = {}, None
+    name, facts, summary = renamed(name), {}, None
     pixels = None if size is None else _pixels(size)
     if name in BACKBONES or is_config(name):
         from detkit.explain import summary as made_of

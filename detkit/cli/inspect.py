@@ -246,7 +246,9 @@ def edges(
 
 def _load(name: str, weights: str | None, size: int | None = None) -> Detector:
     from detkit.backbones import BACKBONES
+    from detkit.registry import renamed
 
+    name = renamed(name)
     if name in BACKBONES:
         from detkit.explain.features import published
 

@@ -207,7 +207,7 @@ def check_model(values: Any, place: Place, path: Path_ = ("model",)) -> dict[str
         if not isinstance(part, dict) or "name" not in part:
             do = f"write {kind}: {{name: {next(iter(registry.own_parts(kind)))}}}, say"
             raise DetkitError(f"{dotted(here)} needs a name", place.at(here), do)
-        name = part["name"]
+        name = registry.renamed(part["name"]) if isinstance(part["name"], str) else part["name"]
         constructor = part_at(kind, name, place, (*here, "name"))
         arguments = {key: value for key, value in part.items() if key != "name"}
         model[kind] = {"name": name, **check(arguments, keys_of(constructor), place, here)}
@@ -244,7 +244,7 @@ def shipped(name: str) -> Path:
     Raises:
         DetkitError: no such name, with the nearest one; or a path to a file that is not there.
     """
-    stem = Path(name).stem if name.endswith((".yaml", ".yml")) else name
+    stem = registry.renamed(Path(name).stem if name.endswith((".yaml", ".yml")) else name)
     for folder in _folders():
         if (folder / f"{stem}.yaml").is_file() and Path(name).name == name:
             return folder / f"{stem}.yaml"

@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from detkit import registry
 from detkit.config.yaml_file import Path_
 from detkit.errors import DetkitError, nearest
 from detkit.options import keyword_only
@@ -124,6 +125,8 @@ def check_value(value: object, type_: Any, place: Place, path: Path_) -> Any:
         return adapter.validate_json(json.dumps(value))
     except ValidationError:
         words = _words(type_)
+        if isinstance(value, str) and registry.RENAMED.get(value) in words:
+            return registry.renamed(value)
         do = nearest(value, words) if isinstance(value, str) and words else f"give {_describe(type_)}"
         what = f"{dotted(path)} must be {_describe(type_)}; got {json.dumps(value, ensure_ascii=False)}"
         raise DetkitError(what, place.at(path), do) from None

@@ -38,7 +38,7 @@ class YOLO(DenseHead):
     assign: ``ratio`` (anchors within a factor ``ratio`` of the object, in the midpoint's cell and, with ``neighbours``,
     the two nearest ones) or ``midpoint`` (the midpoint's cell and the anchor of best IoU only; ``ignore_above``: priors
     whose predicted box overlaps an object by more than this IoU are not negative either, Darknet's rule with 0.7).
-    coder: how a box is told relative to its cell and anchor, ``bounded``, ``darknet`` or ``course``
+    coder: how a box is told relative to its cell and anchor, ``bounded``, ``darknet`` or ``textbook``
     (``detkit.ops.coder``); xy_scale: Darknet's scale_x_y, one for all levels or one for each.
     box_loss: an IoU, or ``squared``: the squared error of midpoint and size in fractions of the cell.
     The other arguments are ``DenseHead``'s.
@@ -56,7 +56,7 @@ class YOLO(DenseHead):
         ratio: float = 3.5,
         neighbours: bool = True,
         ignore_above: float | None = None,
-        coder: Literal["bounded", "darknet", "course"] = "bounded",
+        coder: Literal["bounded", "darknet", "textbook"] = "bounded",
         xy_scale: float | list[float] | None = None,
         box_loss: Literal["ciou", "diou", "giou", "iou", "squared"] = "ciou",
         classes: Literal["sigmoid", "softmax"] = "sigmoid",
@@ -169,7 +169,7 @@ def split_anchors(anchors: Sequence[Sequence[Any]], strides: Sequence[float]) ->
     return [[(w, h) for w, h in pairs[place[i] * each : (place[i] + 1) * each]] for i in range(len(strides))]
 
 
-def course_target(
+def textbook_target(
     target: Target, grid: int, anchors: Sequence[Sequence[float]], num_classes: int, size: tuple[int, int]
 ) -> tuple[Tensor, int]:
     """The y of textbooks: (S, S, k, 5 + C) float32 and the number of objects that lost their slot to another.
@@ -193,7 +193,7 @@ def course_target(
     return y.reshape(grid, grid, -1, 5 + num_classes), int(assignment.lost)
 
 
-class CourseBoxes(NamedTuple):
+class TextbookBoxes(NamedTuple):
     """boxes (N, 4) float32 xyxy pixels, scores (N,) float32 = P_c, labels (N,) int64 = the largest c."""
 
     boxes: Tensor
@@ -201,7 +201,7 @@ class CourseBoxes(NamedTuple):
     labels: Tensor
 
 
-def course_boxes(y: Tensor, size: tuple[int, int], threshold: float = 0.6) -> CourseBoxes:
+def textbook_boxes(y: Tensor, size: tuple[int, int], threshold: float = 0.6) -> TextbookBoxes:
     """The boxes in a textbook's y (S, S, k, 5 + C) of an image of ``size`` height, width.
 
     Slots with P_c <= ``threshold`` are discarded; non-max suppression is up to the caller (``detkit.batched_nms``).
@@ -213,4 +213,4 @@ def course_boxes(y: Tensor, size: tuple[int, int], threshold: float = 0.6) -> Co
     chosen = table[kept]
     boxes = decode_fractions(chosen[:, [1, 2, 4, 3]], grid_priors([level]).rows(kept))
     cell = boxes.new_tensor((size[1] / columns, size[0] / rows))
-    return CourseBoxes(boxes * cell.repeat(2), chosen[:, 0], chosen[:, 5:].argmax(1))
+    return TextbookBoxes(boxes * cell.repeat(2), chosen[:, 0], chosen[:, 5:].argmax(1))

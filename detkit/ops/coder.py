@@ -7,7 +7,7 @@ Two families of codes, each an ``encode`` and a ``decode`` that undo each other:
 
 * R-CNN's deltas: the centre's shift in prior widths and the log of the size ratio.
 * The grid codes of YOLO, which go through the **fractions of a cell** (b_x, b_y, b_w, b_h): b_x, b_y is the midpoint,
-  0..1 inside the cell; b_w, b_h is the size in cells and may exceed 1. ``course`` predicts the fractions themselves,
+  0..1 inside the cell; b_w, b_h is the size in cells and may exceed 1. ``textbook`` predicts the fractions themselves,
   ``darknet`` a sigmoid for the midpoint and ``anchor * exp(t)`` for the size, ``bounded`` a midpoint from -0.5 to 1.5
   and ``anchor * (2 sigmoid(t))^2`` for the size, which cannot overflow and reaches the neighbouring cells.
 
@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-GridCode = Literal["course", "darknet", "bounded"]
+GridCode = Literal["textbook", "darknet", "bounded"]
 
 # exp(10) = 22026 prior sizes: far beyond any image, far below overflow.
 _LARGEST_EXPONENT = 10.0
@@ -130,11 +130,12 @@ def decode_fractions(fractions: Tensor, priors: Priors) -> Tensor:
 def to_fractions(code: Tensor, priors: Priors, kind: GridCode, xy_scale: float | Tensor | None = None) -> Tensor:
     """A network's grid code (..., 4) as fractions of the cells of ``priors``.
 
-    kind: ``course``, ``darknet`` or ``bounded``; xy_scale: the midpoint's range around the cell's centre, 1 for YOLOv3,
-    YOLOv4's ``scale_x_y``, 2 for ``bounded`` (these are the defaults), or a tensor (..., 1) with one for each prior.
+    kind: ``textbook``, ``darknet`` or ``bounded``; xy_scale: the midpoint's range around the cell's centre, 1 for
+    YOLOv3, YOLOv4's ``scale_x_y``, 2 for ``bounded`` (these are the defaults), or a tensor (..., 1) with one for each
+    prior.
     Raises ValueError for another kind.
     """
-    if kind == "course":
+    if kind == "textbook":
         return code
     scale = _xy_scale(kind, xy_scale)
     midpoint = (code[..., :2].sigmoid() - 0.5) * scale + 0.5
@@ -151,7 +152,7 @@ def from_fractions(fractions: Tensor, priors: Priors, kind: GridCode, xy_scale: 
 
     Raises ValueError for an unknown kind.
     """
-    if kind == "course":
+    if kind == "textbook":
         return fractions
     scale = _xy_scale(kind, xy_scale)
     midpoint = _logit((fractions[..., :2] - 0.5) / scale + 0.5)
@@ -167,7 +168,7 @@ def decode_grid(code: Tensor, priors: Priors, kind: GridCode, xy_scale: float | 
 
 def _xy_scale(kind: GridCode, xy_scale: float | Tensor | None) -> float | Tensor:
     if kind not in ("darknet", "bounded"):
-        raise ValueError(f"a grid code is course, darknet or bounded, not {kind!r}")
+        raise ValueError(f"a grid code is textbook, darknet or bounded, not {kind!r}")
     return xy_scale if xy_scale is not None else (1.0 if kind == "darknet" else 2.0)
 
 

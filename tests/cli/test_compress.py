@@ -22,7 +22,7 @@ def model(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     parts = {
         "size": 64,
-        "backbone": {"name": "lenet_course", "taps": [1]},
+        "backbone": {"name": "lenet_textbook", "taps": [1]},
         "proposals": {"name": "windows", "windows": [32], "aspects": [1.0]},
         "head": {"name": "roi", "layers": "mlp", "width": 64, "size": 3},
     }

@@ -185,7 +185,7 @@ def test_doctor_looks_at_this_machine(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_config_prints_every_value_or_the_file(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["config", "yolo_course"]) == 0
+    assert main(["config", "yolo_textbook"]) == 0
     assert capsys.readouterr().out.startswith("# ")
     assert main(["config", "yolo", "train.epochs=7", "--json"]) == 0
     values = json.loads(capsys.readouterr().out)

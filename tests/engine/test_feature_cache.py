@@ -40,7 +40,7 @@ def detector(**head: Any) -> Detector:
     torch.manual_seed(0)
     model = {
         "size": 64,
-        "backbone": {"name": "lenet_course", "taps": [1]},
+        "backbone": {"name": "lenet_textbook", "taps": [1]},
         "proposals": {"name": "windows", "windows": [24, 40], "aspects": [1.0]},
         "head": {"name": "roi", "layers": "mlp", "width": 16, "size": 3, "classifier": "svm", **head},
     }

@@ -34,7 +34,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 def model(family: str, size: Any = 64, **changes: Any) -> Detector:
     parts = {"size": size, **FAMILIES[family], **changes}
-    parts["backbone"] = {"name": "lenet_course", "taps": [2], **parts.get("backbone", {})}
+    parts["backbone"] = {"name": "lenet_textbook", "taps": [2], **parts.get("backbone", {})}
     torch.manual_seed(0)
     config = Config({}, check_model(parts, Place()), {}, TrainOptions(), EvaluateOptions())
     return build_detector(config, CLASSES).eval()

@@ -29,8 +29,8 @@ def of(*layers: nn.Module, channels: int = 3, size: int = 28) -> Summary:
     return Summary(summary.input, summary.layers[len(first) :], summary.total)
 
 
-def test_the_lenet_of_courses():
-    summary = of_backbone("lenet_course")
+def test_the_lenet_of_textbooks():
+    summary = of_backbone("lenet_textbook")
     sizes = [torch.Size(layer.output).numel() for layer in summary.layers]
     assert [torch.Size(summary.input).numel(), *sizes] == [3072, 6272, 1568, 1600, 400, 120, 84, 10]
     assert [layer.parameters for layer in summary.layers] == [608, 0, 3216, 0, 48120, 10164, 850]
@@ -198,7 +198,7 @@ def test_a_whole_detector_needs_no_data():
 
 
 def test_info_prints_a_table_or_json(capsys):
-    assert main(["info", "lenet_course", "--input", "32x32x3"]) == 0
+    assert main(["info", "lenet_textbook", "--input", "32x32x3"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["input", "32x32x3", "3,072", "1", "1"]
     assert "62,958 parameters" in lines[-2]

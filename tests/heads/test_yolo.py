@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from detkit.errors import DetkitError
-from detkit.heads.yolo import YOLO, course_boxes, course_target, split_anchors
+from detkit.heads.yolo import YOLO, split_anchors, textbook_boxes, textbook_target
 from detkit.ops.boxes import iou
 from detkit.ops.losses import localization_loss
 from detkit.structures import Limits, Target
@@ -17,9 +17,9 @@ from detkit.structures import Limits, Target
 ANCHORS = [(20.0, 40.0), (60.0, 30.0)]
 NONE = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
 # The textbook's head: linear boxes, squared errors, sums over the image.
-COURSE: dict[str, Any] = {
+TEXTBOOK: dict[str, Any] = {
     "assign": "midpoint",
-    "coder": "course",
+    "coder": "textbook",
     "box_loss": "squared",
     "classes": "softmax",
     "score_loss": "squared",
@@ -38,58 +38,58 @@ def target(*rows: tuple[float, float, float, float, int]) -> Target:
     ("grid", "anchors", "shape"),
     [(3, [(1, 1)], (3, 3, 1, 8)), (3, ANCHORS, (3, 3, 2, 8)), (19, [(i, i) for i in range(1, 6)], (19, 19, 5, 8))],
 )
-def test_course_target_shapes(grid: int, anchors: list[tuple[float, float]], shape: tuple[int, ...]) -> None:
-    y, lost = course_target(NONE, grid, anchors, 3, (96, 96))
+def test_textbook_target_shapes(grid: int, anchors: list[tuple[float, float]], shape: tuple[int, ...]) -> None:
+    y, lost = textbook_target(NONE, grid, anchors, 3, (96, 96))
     assert y.shape == shape
     assert not y.any()
     assert lost == 0
 
 
-def test_course_target_by_hand() -> None:
+def test_textbook_target_by_hand() -> None:
     """A wide car (class 1), midpoint (48, 72), 60 x 24 in an image of 96 x 96: row 2, column 1, second anchor."""
-    y, lost = course_target(target((18, 60, 78, 84, 1)), 3, ANCHORS, 3, (96, 96))
+    y, lost = textbook_target(target((18, 60, 78, 84, 1)), 3, ANCHORS, 3, (96, 96))
     assert y[2, 1, 1].tolist() == pytest.approx([1, 0.5, 0.25, 0.75, 1.875, 0, 1, 0])
     assert y.count_nonzero() == 6
     assert lost == 0
 
 
-def test_course_target_of_a_image_that_is_not_square() -> None:
-    y, _ = course_target(target((30, 10, 50, 50, 0)), 2, [(20, 40)], 2, (100, 60))
+def test_textbook_target_of_an_image_that_is_not_square() -> None:
+    y, _ = textbook_target(target((30, 10, 50, 50, 0)), 2, [(20, 40)], 2, (100, 60))
     assert y[0, 1, 0].tolist() == pytest.approx([1, (40 - 30) / 30, 30 / 50, 40 / 50, 20 / 30, 1, 0])
 
 
 def test_two_objects_of_a_cell_survive_with_different_anchors_only() -> None:
     tall, wide = (38.0, 28.0, 58.0, 68.0, 0), (18.0, 33.0, 78.0, 63.0, 2)
-    y, lost = course_target(target(tall, wide), 3, ANCHORS, 3, (96, 96))
+    y, lost = textbook_target(target(tall, wide), 3, ANCHORS, 3, (96, 96))
     assert lost == 0
-    found = course_boxes(y, (96, 96))
+    found = textbook_boxes(y, (96, 96))
     torch.testing.assert_close(found.boxes, torch.tensor([tall[:4], wide[:4]]))
     assert found.labels.tolist() == [0, 2]
     narrow = (39.0, 28.0, 57.0, 68.0, 1)
-    y, lost = course_target(target(tall, narrow), 3, ANCHORS, 3, (96, 96))
+    y, lost = textbook_target(target(tall, narrow), 3, ANCHORS, 3, (96, 96))
     assert lost == 1
-    assert course_boxes(y, (96, 96)).labels.tolist() == [1]  # the smaller one
+    assert textbook_boxes(y, (96, 96)).labels.tolist() == [1]  # the smaller one
 
 
-def test_course_boxes_discard_up_to_the_threshold() -> None:
+def test_textbook_boxes_discard_up_to_the_threshold() -> None:
     y = torch.zeros(3, 3, 1, 8)
     y[0, 0, 0, 0], y[1, 1, 0, 0] = 0.6, 0.61
-    assert course_boxes(y, (96, 96), threshold=0.6).scores.tolist() == pytest.approx([0.61])
+    assert textbook_boxes(y, (96, 96), threshold=0.6).scores.tolist() == pytest.approx([0.61])
 
 
-def course_head(**changes: Any) -> YOLO:
+def textbook_head(**changes: Any) -> YOLO:
     torch.manual_seed(0)
-    return YOLO([6], [32], 3, anchors=ANCHORS, **(COURSE | changes))
+    return YOLO([6], [32], 3, anchors=ANCHORS, **(TEXTBOOK | changes))
 
 
-def test_the_course_heads_loss_is_the_squared_distance_to_the_course_target() -> None:
-    head = course_head()
+def test_the_textbook_heads_loss_is_the_squared_distance_to_the_textbook_target() -> None:
+    head = textbook_head()
     raw = head.raw([20 * torch.randn(2, 6, 3, 3)])
     pictures = [target((18, 60, 78, 84, 1), (0, 0, 25, 50, 0), (66, 4, 90, 40, 2)), NONE]
     losses = head.loss(raw, pictures, torch.tensor([[96, 96]] * 2))
     boxes = raw["boxes"][..., [0, 1, 3, 2]]
     output = torch.cat((raw["objectness"].sigmoid()[..., None], boxes, raw["classes"].softmax(-1)), dim=-1)
-    y = torch.stack([course_target(t, 3, ANCHORS, 3, (96, 96))[0] for t in pictures]).flatten(1, 3)
+    y = torch.stack([textbook_target(t, 3, ANCHORS, 3, (96, 96))[0] for t in pictures]).flatten(1, 3)
     total = sum(term.sum for term in losses.values())
     torch.testing.assert_close(total, localization_loss(output, y).sum())
     assert all(term.count == 2 for term in losses.values())
@@ -97,7 +97,7 @@ def test_the_course_heads_loss_is_the_squared_distance_to_the_course_target() ->
 
 def test_the_likelihood_variant_differs_in_presence_and_classes_only() -> None:
     features, sizes = [torch.randn(1, 6, 3, 3)], torch.tensor([[96, 96]])
-    squared, likelihood = course_head(), course_head(score_loss="likelihood")
+    squared, likelihood = textbook_head(), textbook_head(score_loss="likelihood")
     found = [h.loss(h.raw(features), [target((18, 60, 78, 84, 1))], sizes) for h in (squared, likelihood)]
     assert found[0]["box"].sum == found[1]["box"].sum
     assert found[0]["classes"].sum != found[1]["classes"].sum
@@ -129,7 +129,7 @@ OPTIONS = [
     {"box_loss": "giou", "classes": "softmax", "smoothing": 0.1, "level_gains": [1.0]},
     {"assign": "midpoint", "ignore_above": 0.7, "coder": "darknet", "objectness": "one", "stem": 1},
     {"coder": "darknet", "neighbours": False, "xy_scale": 1.2, "objectness_gain": 2.0},
-    COURSE,
+    TEXTBOOK,
 ]
 
 

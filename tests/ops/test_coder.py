@@ -73,7 +73,7 @@ def test_an_unknown_code_is_named() -> None:
         to_fractions(torch.zeros(1, 4), Level(1, 1, 8.0, torch.ones(1, 2)).priors(), "yolo")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", ["course", "darknet", "bounded"])
+@pytest.mark.parametrize("kind", ["textbook", "darknet", "bounded"])
 @settings(max_examples=40, deadline=None)
 @given(x=number, y=number, w=st.floats(0.1, 3.9), h=st.floats(0.1, 3.9))
 def test_decode_undoes_encode(kind: str, x: float, y: float, w: float, h: float) -> None:
