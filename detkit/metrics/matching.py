@@ -64,18 +64,23 @@ def check_tables(gt: GroundTruth, dt: Results) -> None:
 
 @dataclass(slots=True, frozen=True, eq=False)
 class Groups:
-    """Detections and objects that may meet, class after class: see ``order_kernels.group``.
+    """Detections and objects that may meet: those of one image and class.
 
-    rows (D,) int32: rows of the detections, by class (starts, (K + 1,) int64), best first; g_rows (G,) int32: rows of
-    the objects, by class, then image; rank (D,) int32; groups (S, 4) int64; members (M,) int32.
+    Attributes:
+        rows: (D,) rows of the detections, by class, then best first.
+        starts: (K + 1,) where each class starts in ``rows``.
+        rank: (D,) place of each of ``rows`` among those of its image and class, best first from 0.
+        g_rows: (G,) rows of the objects, by class, then image.
+        members: (D,) rows of the detections, by class, then image, then best first.
+        groups: (S, 4) ``d0, d1, g0, g1``: ``members[d0:d1]`` and ``g_rows[g0:g1]`` may meet.
     """
 
     rows: np.ndarray
     starts: np.ndarray
-    g_rows: np.ndarray
     rank: np.ndarray
-    groups: np.ndarray
+    g_rows: np.ndarray
     members: np.ndarray
+    groups: np.ndarray
 
 
 def group_by_class(gt: GroundTruth, dt: Results, limit: int | None = None, by_class: bool = True) -> Groups:
@@ -83,31 +88,46 @@ def group_by_class(gt: GroundTruth, dt: Results, limit: int | None = None, by_cl
 
     Only the ``limit`` best of each image and class stay. by_class=False puts all in one class.
     """
-    from detkit.metrics import order_kernels as kernels
-
-    image, g_image = _plain(dt.image, np.int64), _plain(gt.image, np.int64)
-    d_label, g_label = _plain(dt.label, np.int64), _plain(gt.label, np.int64)
-    classes = len(gt.classes)
+    classes, label, g_label = len(gt.classes), dt.label, gt.label
     if not by_class:
-        classes, d_label, g_label = 1, np.zeros_like(d_label), np.zeros_like(g_label)
-    place = image if gt.rank is None else gt.rank[image]
-    order = np.arange(len(dt), dtype=np.int32)
-    if (place[1:] < place[:-1]).any():
-        order, _ = kernels.count_sort(place, gt.images, order)
-    order = kernels.descending(_plain(dt.score, np.float64), order)
-    rows, starts = kernels.count_sort(d_label, classes, order)
-    by_image, _ = kernels.count_sort(g_image, gt.images, np.arange(len(g_image), dtype=np.int32))
-    g_rows, g_starts = kernels.count_sort(g_label, classes, by_image)
-    tables = (image, g_image, g_rows, g_starts, gt.images)
-    limit = len(dt) if limit is None else limit
-    rank, groups, members = kernels.group(rows, starts, *tables, limit)
-    near = rank < limit
-    if not near.all():
-        rows, starts = rows[near], np.concatenate(([0], np.cumsum(near)))[starts]
-        rank, groups, members = kernels.group(rows, starts, *tables, limit)
+        classes, label, g_label = 1, np.zeros_like(label), np.zeros_like(g_label)
+    level = _levels(dt.score, dt.image if gt.rank is None else gt.rank[dt.image])
+    rows, _ = _sorted(label * (len(dt) + 1) + level)
+    in_group, keys = _sorted((label * gt.images + dt.image)[rows])
+    g_rows, g_keys = _sorted(g_label * gt.images + gt.image)
+    first = np.flatnonzero(np.diff(keys, prepend=-1))
+    counts = np.diff(first, append=len(keys))
+    rank = np.empty(len(rows), np.int64)
+    rank[in_group] = np.arange(len(rows)) - np.repeat(first, counts)
+    members, keys = rows[in_group], keys[first]
+    if limit is not None and counts.max(initial=0) > limit:
+        members, near = members[rank[in_group] < limit], rank < limit
+        rows, rank, counts = rows[near], rank[near], counts.clip(max=limit)
+        first = np.cumsum(counts) - counts
+    start, stop = (np.searchsorted(g_keys, keys, side=side) for side in ("left", "right"))
+    groups = np.stack([first, first + counts, start, stop], axis=1)[stop > start]
     # By image: files keep an image's boxes together, so matching reads memory in order.
-    groups = groups[np.argsort(g_image[g_rows[groups[:, 2]]], kind="stable")]
-    return Groups(rows, starts, g_rows, rank, groups, members)
+    groups = groups[np.argsort(gt.image[g_rows[groups[:, 2]]], kind="stable")]
+    starts = np.concatenate(([0], np.cumsum(np.bincount(label[rows], minlength=classes))))
+    return Groups(rows, starts, rank, g_rows, members, groups)
+
+
+def _levels(score: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """(n,) int64: 0 for the highest score and one more for each lower one; of equal scores by ``place``."""
+    order = np.argsort(-score)
+    level = np.empty(len(order), np.int64)
+    level[order] = np.cumsum(np.diff(score[order], prepend=np.inf) != 0)
+    if (place[1:] < place[:-1]).any():
+        order, _ = _sorted(level * (place.max() + 1) + place)
+        level[order] = np.arange(len(order))
+    return level
+
+
+def _sorted(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The stable order of whole numbers from 0 on, and they in it; sorting packed keys beats argsort several times."""
+    bits = len(keys).bit_length()
+    packed = np.sort(keys << bits | np.arange(len(keys)))
+    return packed & ((1 << bits) - 1), packed >> bits
 
 
 def _plain(values: np.ndarray, dtype: type) -> np.ndarray:
@@ -153,7 +173,7 @@ def match(
     if not len(thresholds) or thresholds[0] <= 0 or thresholds[-1] > 1 or len(thresholds) * len(areas) > 64:
         raise ValueError("IoU thresholds must lie in (0, 1], at most 64 pairs of threshold and area range")
     grouped = group_by_class(gt, dt, max_detections, by_class)
-    rows, g_rows = grouped.rows.astype(np.int64), grouped.g_rows  # an index of another type is converted at each use
+    rows, g_rows = grouped.rows, grouped.g_rows
     boxes = _plain(dt.xywh, np.float64)
     matched, ignored = np.zeros(len(dt), np.uint64), np.empty(len(dt), np.uint64)
     taken = np.full(len(dt), -1, np.int64)
