@@ -16,6 +16,7 @@ from PIL import Image
 from torch import nn
 
 from detkit.cli import Terminated, main
+from detkit.registry import UntrustedPart
 
 VERBS = (
     "detect",
@@ -210,3 +211,22 @@ def test_warnings_are_told_as_notes(
     assert len(told) == 1
     assert told[0].startswith("detkit: ")
     assert "Warning" not in told[0]
+
+
+def test_python_m_imports_nothing_from_the_working_directory(tmp_path: Path) -> None:
+    (tmp_path / "shlex.py").write_text("raise SystemExit('imported from the working directory')")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", "detkit", "--version"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "detkit 0.1.0\n", done.stderr
+
+
+def test_a_part_that_a_file_names_is_allowed_by_the_command_that_the_error_shows(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def untrusted(*_: object, **__: object) -> None:
+        raise UntrustedPart("this file asks for head a b:C", "x.safetensors", module="a b")
+
+    monkeypatch.setattr("detkit.cli.app.app", untrusted)
+    assert main(["detect", "-m", "x", "--", "my photo.jpg"]) == 2
+    assert "detkit detect -m x --plugin 'a b' -- 'my photo.jpg'" in _said(capsys).splitlines()[2]
