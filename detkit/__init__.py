@@ -11,27 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_NAMES = {
-    "DetkitError": "detkit.errors",
-    "Detections": "detkit.structures",
-    "Limits": "detkit.structures",
-    "Sample": "detkit.structures",
-    "Target": "detkit.structures",
-    "iou": "detkit.ops.boxes",
-    "giou": "detkit.ops.boxes",
-    "nms": "detkit.ops.suppression",
-    "batched_nms": "detkit.ops.suppression",
-    "soft_nms": "detkit.ops.suppression",
-    "weighted_boxes_fusion": "detkit.ops.fusion",
-    "kmeans_anchors": "detkit.ops.anchors",
-    "selective_search": "detkit.proposals.search",
-    "sliding_windows": "detkit.proposals.windows",
-    "load": "detkit.api",
-    "train": "detkit.api",
-    "evaluate": "detkit.api",
-    "propose": "detkit.proposing",
-    "proposal_recall": "detkit.proposing",
+_PLACES = {
+    "detkit.api": ("evaluate", "load", "train"),
+    "detkit.errors": ("DetkitError",),
+    "detkit.ops.anchors": ("kmeans_anchors",),
+    "detkit.ops.boxes": ("giou", "iou"),
+    "detkit.ops.fusion": ("weighted_boxes_fusion",),
+    "detkit.ops.suppression": ("batched_nms", "nms", "soft_nms"),
+    "detkit.proposals.search": ("selective_search",),
+    "detkit.proposals.windows": ("sliding_windows",),
+    "detkit.proposing": ("proposal_recall", "propose"),
+    "detkit.structures": ("Detections", "Limits", "Sample", "Target"),
 }
+_NAMES = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [*_NAMES, "__version__"]
 

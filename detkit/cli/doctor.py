@@ -82,8 +82,10 @@ def _warm() -> None:
     import numpy as np
     import torch
 
+    from detkit.metrics import METRICS, evaluate
     from detkit.ops import anchors, boxes, fusion, roi, suppression
     from detkit.proposals.search import selective_search
+    from detkit.tables import GroundTruth, Results
 
     anchors.kmeans_anchors(np.array([[10.0, 20.0], [30.0, 30.0], [50.0, 20.0]]), 2)
     labels = np.array([0, 1, 0])
@@ -95,19 +97,11 @@ def _warm() -> None:
         suppression.batched_nms(some, scores, labels, 0.5)
         suppression.soft_nms(some, scores)
         fusion.weighted_boxes_fusion([some], [scores], [labels])
-        features = torch.zeros((1, 1, 3, 3), dtype=torch.from_numpy(some).dtype, requires_grad=True)
-        for pool in (roi.roi_pool, roi.roi_align):
-            pool(features, [torch.from_numpy(some)], 2).sum().backward()
+        regions = torch.from_numpy(some)
+        features = torch.zeros((1, 1, 3, 3), dtype=regions.dtype, requires_grad=True)
+        roi.roi_pool(features, [regions], 2).sum().backward()
+        roi.roi_align(features, [regions], 2).sum().backward()
     selective_search(np.zeros((8, 8, 3), np.uint8))
-    _warm_metrics()
-
-
-def _warm_metrics() -> None:
-    import numpy as np
-
-    from detkit.metrics import METRICS, evaluate
-    from detkit.tables import GroundTruth, Results
-
     image, box, no = np.array([1, 0]), np.ones((2, 4)), np.zeros(2, bool)
     gt = GroundTruth(2, image, image * 0, box, box[:, 0], no, no, image + 1, ("any",))
     for protocol in METRICS:
