@@ -15,7 +15,7 @@ from detkit.registry import allow
 if TYPE_CHECKING:
     from torch import nn
 
-    from detkit.config import Config
+    from detkit.config.experiment import Config
     from detkit.data.dataset import Annotations, Dataset
     from detkit.detector import Detector
     from detkit.engine.events import DryRun, Event, TrainFinished
@@ -92,7 +92,7 @@ def load(
 
 
 def _load_one(path_or_name: str | Path | None, device: str | None, size: int | None, precision: str) -> Predictor:
-    from detkit import config
+    from detkit.config.build import load_detector
     from detkit.data.resize import Resize
     from detkit.devices import pick_precision
     from detkit.speedups.fuse import fuse
@@ -110,7 +110,7 @@ def _load_one(path_or_name: str | Path | None, device: str | None, size: int | N
         outside = load_torchvision(name)
         outside.model = _placed(outside.model, device)
         return outside if size is None else outside.rescaled(size / outside.size)
-    detector = config.load_detector(name)
+    detector = load_detector(name)
     if size is not None:
         detector.resize = Resize.from_dict({**detector.resize.to_dict(), "size": [size, size]})
     detector = _placed(detector, device)
@@ -166,7 +166,8 @@ def train(
         DetkitError: A mistake in config or data (code 2); a run that had to stop (code 4, 130 or 143).
         UntrustedPart: A file names a part whose module is not among ``plugins``.
     """
-    from detkit.config import read_config, train_val_datasets
+    from detkit.config.datasets import train_val_datasets
+    from detkit.config.experiment import read_config
     from detkit.data.augment import Augment
     from detkit.engine import loop
     from detkit.engine.events import Notice
@@ -249,7 +250,8 @@ def build(checked: Config, train_set: Dataset, tell: Callable[[str], None] = lam
     """The untrained detector of a config, with anchors where it asks for them; tell: see ``anchors_for``."""
     import torch
 
-    from detkit.config import anchors_for, build_detector
+    from detkit.config.anchors import anchors_for
+    from detkit.config.build import build_detector
 
     torch.manual_seed(checked.train.seed)
     anchors = anchors_for(checked, train_set, tell)

@@ -14,7 +14,7 @@ import pytest
 import detkit
 from detkit import api
 from detkit.cli import main
-from detkit.config import shipped_configs
+from detkit.config.experiment import shipped_configs
 from detkit.data.toy import CLASSES, toy_sample, write_toy_data
 from detkit.engine.events import EpochDone
 from detkit.errors import DetkitError

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from detkit.backbones import BACKBONES
-from detkit.config import build_detector
+from detkit.config.build import build_detector
 from detkit.config.experiment import Config, EvaluateOptions, check_model
 from detkit.config.schema import Place
 from detkit.data.loader import collate

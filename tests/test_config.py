@@ -11,16 +11,10 @@ import numpy as np
 import pytest
 
 from detkit import registry
-from detkit.config import (
-    anchors_for,
-    build_dataset,
-    build_detector,
-    read_config,
-    shipped,
-    shipped_configs,
-    train_val_datasets,
-)
-from detkit.config.experiment import check_model
+from detkit.config.anchors import anchors_for
+from detkit.config.build import build_detector
+from detkit.config.datasets import build_dataset, train_val_datasets
+from detkit.config.experiment import check_model, read_config, shipped, shipped_configs
 from detkit.config.schema import Key, Place, check, keys_of, located
 from detkit.config.yaml_file import dump, parse
 from detkit.engine.options import TrainOptions

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from detkit import zoo
 from detkit.backbones.mobilenet import mobilenet_v3_small
-from detkit.config import build_detector, load_detector
+from detkit.config.build import build_detector, load_detector
 from detkit.config.experiment import Config, EvaluateOptions, check_model
 from detkit.config.schema import Place
 from detkit.data.loader import collate

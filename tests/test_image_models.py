@@ -12,8 +12,8 @@ import torch
 
 from detkit import api
 from detkit.cli import main
-from detkit.config import build_detector, load_detector, read_config
-from detkit.config.experiment import Config, EvaluateOptions, check_model
+from detkit.config.build import build_detector, load_detector
+from detkit.config.experiment import Config, EvaluateOptions, check_model, read_config
 from detkit.config.schema import Place
 from detkit.data.crops import crops
 from detkit.data.dataset import read

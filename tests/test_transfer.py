@@ -11,8 +11,9 @@ import torch
 
 from detkit import api
 from detkit.backbones.lenet import lenet5
-from detkit.config import anchors_for, build_detector, read_config
-from detkit.config.experiment import Config, EvaluateOptions, check_model
+from detkit.config.anchors import anchors_for
+from detkit.config.build import build_detector
+from detkit.config.experiment import Config, EvaluateOptions, check_model, read_config
 from detkit.config.schema import Place
 from detkit.config.transfer import with_rows
 from detkit.data.dataset import Dataset, read

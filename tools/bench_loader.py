@@ -17,7 +17,9 @@ from typing import Any
 import cv2
 import torch
 
-from detkit.config import anchors_for, build_detector, read_config, shipped
+from detkit.config.anchors import anchors_for
+from detkit.config.build import build_detector
+from detkit.config.experiment import read_config, shipped
 from detkit.data.augment import Augment
 from detkit.data.dataset import Dataset, read
 from detkit.data.loader import Loader

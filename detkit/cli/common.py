@@ -49,7 +49,7 @@ def names_in(text: str) -> list[str]:
 
 def is_config(name: str) -> bool:
     """Whether a word means a config: a YAML file, or a shipped one's name."""
-    from detkit.config import shipped_configs
+    from detkit.config.experiment import shipped_configs
     from detkit.registry import RENAMED
 
     return RENAMED.get(name, name) in shipped_configs() or Path(name).suffix in (".yaml", ".yml")

@@ -144,8 +144,8 @@ def _refuse(verb: str, names: Sequence[str], hashes: Sequence[str]) -> None:
 
 
 def _own_data(path: str, split: str | None) -> Dataset:
-    from detkit.config import read_config, train_val_datasets
-    from detkit.config.datasets import build_dataset
+    from detkit.config.datasets import build_dataset, train_val_datasets
+    from detkit.config.experiment import read_config
     from detkit.engine.options import TrainOptions
 
     file = Path(path) / "config.yaml"

@@ -21,7 +21,7 @@ def compress(
 ) -> int:
     """Split the fully connected layers of a region-based detector by truncated SVD (Fast R-CNN, section 3.1): fewer
     multiplications for a little accuracy. Default --out: MODEL's name, ending in -svd.safetensors, here."""
-    from detkit.config import load_detector
+    from detkit.config.build import load_detector
     from detkit.errors import DetkitError
     from detkit.heads.roi import compress as split
     from detkit.io.files import refuse_existing

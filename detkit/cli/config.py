@@ -20,7 +20,7 @@ def config(
     """Print a config: with every value in force for a FILE, as it was written for a shipped NAME."""
     from pathlib import Path
 
-    from detkit.config import read_config, shipped
+    from detkit.config.experiment import read_config, shipped
 
     changes = list(overrides or ())
     for change in changes:

@@ -70,7 +70,7 @@ def _pixels(text: str) -> tuple[int, int]:
 
 def _header(name: str) -> dict[str, Any]:
     from detkit.backbones import BACKBONES
-    from detkit.config import shipped_configs
+    from detkit.config.experiment import shipped_configs
     from detkit.config.schema import nearest
     from detkit.zoo import WEIGHTS, model_file, read_model_header
 

@@ -9,7 +9,7 @@ from detkit.cli.common import Printed, emit
 def models(as_json: options.Json = False) -> int:
     """List the shipped weights, configs, backbones, necks and heads."""
     from detkit.backbones import BACKBONES, FAMILIES
-    from detkit.config import shipped_configs
+    from detkit.config.experiment import shipped_configs
     from detkit.heads import HEADS
     from detkit.necks import NECKS
     from detkit.zoo import TORCHVISION, WEIGHTS

@@ -117,9 +117,10 @@ def of_config(path_or_name: str, size: tuple[int, int] | None = None, num_classe
     """The detector of a config, whose data need not be there: for ``num_classes``, or its ``data.classes``, or 80.
 
     Raises:
-        DetkitError: as ``detkit.config.read_config``; an image too small for it.
+        DetkitError: as ``detkit.config.experiment.read_config``; an image too small for it.
     """
-    from detkit.config import build_detector, read_config
+    from detkit.config.build import build_detector
+    from detkit.config.experiment import read_config
     from detkit.engine.options import TrainOptions
 
     config = read_config(path_or_name, train_schema=TrainOptions)
@@ -137,7 +138,7 @@ def of_config(path_or_name: str, size: tuple[int, int] | None = None, num_classe
 
 def of_file(path: str, size: tuple[int, int] | None = None) -> Summary:
     """The detector in a model file or run folder. Raises DetkitError as ``detkit.load``."""
-    from detkit.config import load_detector
+    from detkit.config.build import load_detector
 
     detector = load_detector(path)
     return of_detector(detector.to(_device(detector.proposals)), size)

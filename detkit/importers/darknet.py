@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from detkit.config import EvaluateOptions, build_detector
-from detkit.config.experiment import Config, check_model
+from detkit.config.build import build_detector
+from detkit.config.experiment import Config, EvaluateOptions, check_model
 from detkit.config.schema import Place
 from detkit.data.names import COCO_CLASSES, ids_of
 from detkit.detector import Detector

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from detkit.backbones.pretrained import read_state, torchvision_file
-from detkit.config import EvaluateOptions, build_detector
-from detkit.config.experiment import Config, check_model
+from detkit.config.build import build_detector
+from detkit.config.experiment import Config, EvaluateOptions, check_model
 from detkit.config.schema import Place
 from detkit.data.names import COCO_CLASSES, COCO_IDS
 from detkit.detector import Detector

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from detkit.cli import main
-from detkit.config import read_config, train_val_datasets
+from detkit.config.datasets import train_val_datasets
+from detkit.config.experiment import read_config
 from detkit.engine.options import TrainOptions
 from detkit.engine.run_folder import data_hash
 from detkit.io.images import write_image

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from detkit.cli import main
-from detkit.config import build_detector, load_detector
+from detkit.config.build import build_detector, load_detector
 from detkit.config.experiment import Config, EvaluateOptions, check_model
 from detkit.config.schema import Place
 from detkit.data.toy import CLASSES, toy_sample

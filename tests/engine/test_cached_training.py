@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from detkit.config import build_detector
+from detkit.config.build import build_detector
 from detkit.config.experiment import Config, EvaluateOptions, check_model
 from detkit.config.schema import Place
 from detkit.data.augment import Augment

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from detkit.config import build_detector, load_detector
+from detkit.config.build import build_detector, load_detector
 from detkit.config.experiment import Config, EvaluateOptions, check_model
 from detkit.config.schema import Place
 from detkit.data.dataset import Dataset, read

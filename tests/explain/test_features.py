@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from detkit.config import build_detector
+from detkit.config.build import build_detector
 from detkit.config.experiment import Config, EvaluateOptions, check_model
 from detkit.config.schema import Place
 from detkit.data.dataset import Dataset, read

@@ -13,7 +13,7 @@ import torch
 
 import detkit
 from detkit.cli import main
-from detkit.config import read_config
+from detkit.config.experiment import read_config
 from detkit.data.names import COCO_CLASSES, COCO_IDS
 from detkit.detector import Detector
 from detkit.engine.options import TrainOptions

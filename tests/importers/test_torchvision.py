@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 from detkit.cli import main
-from detkit.config import load_detector
+from detkit.config.build import load_detector
 from detkit.data.names import COCO_CLASSES
 from detkit.data.toy import toy_sample
 from detkit.errors import DetkitError

@@ -11,7 +11,8 @@ import pytest
 import detkit
 from detkit import api
 from detkit.cli import main
-from detkit.config import build_detector, read_config
+from detkit.config.build import build_detector
+from detkit.config.experiment import read_config
 from detkit.data.toy import toy_sample
 from detkit.detector import Detector
 from detkit.engine.options import TrainOptions

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from detkit import interfaces
-from detkit.config import read_config
 from detkit.config.build import build_detector
+from detkit.config.experiment import read_config
 from detkit.data.augment import Augment
 from detkit.data.dataset import Dataset, read
 from detkit.data.loader import Loader

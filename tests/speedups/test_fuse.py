@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from detkit.backbones import BACKBONES
-from detkit.config import build_detector
+from detkit.config.build import build_detector
 from detkit.config.experiment import Config, EvaluateOptions, check_model
 from detkit.config.schema import Place
 from detkit.data.resize import Resize
