@@ -8,13 +8,12 @@ parallel loops abort the process when two threads enter them, and a worker forke
 from __future__ import annotations
 
 import functools
-import itertools
 import multiprocessing
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 
@@ -24,10 +23,10 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
     _listen()
     try:
-        return _quickly_loaded(numba.njit(cache=True, nogil=True, error_model="numpy")(function))
+        return _quickly_loaded(numba.njit(cache=True, nogil=True, error_model="numpy", forceinline=True)(function))
     except RuntimeError:
         # Neither the package's folder nor the user's cache can be written: compile in each process instead.
-        return numba.njit(nogil=True, error_model="numpy")(function)
+        return numba.njit(nogil=True, error_model="numpy", forceinline=True)(function)
 
 
 def _quickly_loaded(dispatcher: Any) -> Any:
@@ -92,25 +91,14 @@ def thread_count() -> int:
 
 
 def run_chunks(work: Callable[[int, int], Any], count: int, threads: int) -> None:
-    """Calls ``work(start, stop)`` on ``threads`` even parts of ``range(count)``, one of them in the calling thread.
+    """Calls ``work(start, stop)`` on ``threads`` even parts of ``range(count)``.
 
     Threads are started for each call and joined before it returns: a pool kept alive would be dead in a forked child.
     """
+    if threads < 2:
+        work(0, count)
+        return
     bounds = [count * i // threads for i in range(threads + 1)]
-    failures: list[BaseException] = []
-
-    def attempt(start: int, stop: int) -> None:
-        try:
-            work(start, stop)
-        except BaseException as error:  # a thread's own end would swallow it; the caller raises it
-            failures.append(error)
-
-    parts = list(itertools.pairwise(bounds))
-    helpers = [threading.Thread(target=attempt, args=part) for part in parts[1:]]
-    for helper in helpers:
-        helper.start()
-    attempt(*parts[0])
-    for helper in helpers:
-        helper.join()
-    if failures:
-        raise failures[0]
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(work, bounds[:-1], bounds[1:]):
+            pass  # the result of a failed call is its exception

@@ -10,6 +10,7 @@ import numpy as np
 
 from detkit.arrays import as_numpy, is_tensor
 from detkit.ops.inputs import behaved, box_array, check_same_kind, check_shares, label_array, same_dtype, score_array
+from detkit.ops.order import descending
 
 
 def weighted_boxes_fusion(
@@ -73,11 +74,11 @@ def _fuse(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     from detkit.ops.fusion_kernels import fuse
 
-    order = np.argsort(-scores, kind="stable")
+    order = descending(scores)
     order = order[scores[order] > 0]  # a model of weight 0 has no say
     clusters, members = fuse(behaved(boxes[order]), scores[order], labels[order], float(threshold))
     means = clusters[:, 4] / clusters[:, 5] * np.minimum(clusters[:, 5], models) / total
     # Equal scores stay in the order in which their clusters began.
-    best = np.argsort(-means, kind="stable")
+    best = descending(means)
     _, starts = np.unique(members, return_index=True)
     return clusters[best, :4], means[best], labels[order][starts][best]

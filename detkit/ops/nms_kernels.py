@@ -3,7 +3,7 @@
 Greedy NMS works class by class, candidates best first. A short list is compared with all kept boxes of its class, block
 by block. A long one looks kept boxes up in a grid: IoU >= t bounds the ratio of two areas by t and 1 / t, and the
 distance of the centres by (1 - t) / 2t of a side, so a hash of (area level, cell of that level) names the few kept
-boxes that could suppress a candidate.
+boxes that could suppress a candidate. Areas of level n lie in 4^(n-1) .. 4^n, and its cells are 2^n wide.
 """
 
 from __future__ import annotations
@@ -15,357 +15,199 @@ import numpy as np
 from detkit.ops.compiled import kernel
 
 _BLOCK = 64
-_GRID_FROM = 160  # candidates of one class from which the grid is faster than the list
+_GRID_FROM = 500  # candidates of one class from which the grid is faster than the list
 _GRID_THRESHOLD = 0.2  # below it the grid's neighbourhoods are too wide to help
+_FAR = 2.0**50  # beyond it the number of a cell is no exact integer
 
 
 @kernel
-def _covers(
-    rows: np.ndarray, k: int, x1: float, y1: float, x2: float, y2: float, area: float, threshold: float
-) -> np.bool:
-    """Whether kept box k (x1, y1, x2, y2, area) overlaps a candidate by more than the threshold; 0 / 0 does not."""
-    zero = rows.dtype.type(0)
-    w = (x2 if x2 < rows[k, 2] else rows[k, 2]) - (x1 if x1 > rows[k, 0] else rows[k, 0])
-    h = (y2 if y2 < rows[k, 3] else rows[k, 3]) - (y1 if y1 > rows[k, 1] else rows[k, 1])
-    w = w if w > zero else zero
-    h = h if h > zero else zero
-    inter = w * h
-    return np.float64(inter / (rows[k, 4] + area - inter)) > threshold
+def _covers(boxes: np.ndarray, i: int, rows: np.ndarray, k: int, threshold: float) -> np.bool:
+    """Whether boxes k and i overlap by more than the threshold; 0 / 0 does not."""
+    zero = boxes.dtype.type(0)
+    x1, y1, x2, y2 = boxes[i, 0], boxes[i, 1], boxes[i, 2], boxes[i, 3]
+    u1, v1, u2, v2 = rows[k, 0], rows[k, 1], rows[k, 2], rows[k, 3]
+    w = (x2 if x2 < u2 else u2) - (x1 if x1 > u1 else u1)
+    h = (y2 if y2 < v2 else v2) - (y1 if y1 > v1 else v1)
+    inter = (w if w > zero else zero) * (h if h > zero else zero)
+    return inter / ((u2 - u1) * (v2 - v1) + (x2 - x1) * (y2 - y1) - inter) > threshold
 
 
 @kernel
-def _list_nms(
-    boxes: np.ndarray, members: np.ndarray, threshold: float, columns: np.ndarray, rows: np.ndarray, keep: np.ndarray
-) -> None:
-    """Each candidate against all kept boxes, in blocks that vectorise; a block with a near hit is decided exactly.
+def _covered(boxes: np.ndarray, i: int, columns: np.ndarray, count: int, threshold: float) -> np.bool:
+    """Whether one of the ``count`` kept boxes, whose corners are columns (4, n), covers box i.
 
-    columns (5, n), rows (n, 5): room for the kept boxes.
+    Ternaries instead of min and max, whose NaN rule costs, and blocks without an exit let LLVM use vector instructions.
     """
-    n = members.shape[0]
-    kind = boxes.dtype.type
-    x1, y1, x2, y2, areas = columns[0], columns[1], columns[2], columns[3], columns[4]
-    zero = kind(0)
-    low = kind(threshold * (1 - 1e-5))
-    count = 0
-    for q in range(n):
-        i = members[q]
-        a1 = boxes[i, 0]
-        b1 = boxes[i, 1]
-        a2 = boxes[i, 2]
-        b2 = boxes[i, 3]
-        area = (a2 - a1) * (b2 - b1)
-        dropped = False
-        for start in range(0, count, _BLOCK):
-            stop = min(start + _BLOCK, count)
-            near = 0
-            for k in range(start, stop):
-                w = (a2 if a2 < x2[k] else x2[k]) - (a1 if a1 > x1[k] else x1[k])
-                h = (b2 if b2 < y2[k] else y2[k]) - (b1 if b1 > y1[k] else y1[k])
-                w = w if w > zero else zero
-                h = h if h > zero else zero
-                inter = w * h
-                near += 1 if (inter > zero) & (inter >= low * (area + areas[k] - inter)) else 0
-            if near > 0:
-                for k in range(start, stop):
-                    if _covers(rows, k, a1, b1, a2, b2, area, threshold):
-                        dropped = True
-                        break
-            if dropped:
-                break
-        if not dropped:
-            x1[count] = a1
-            y1[count] = b1
-            x2[count] = a2
-            y2[count] = b2
-            areas[count] = area
-            for axis in range(4):
-                rows[count, axis] = boxes[i, axis]
-            rows[count, 4] = area
-            keep[q] = True
-            count += 1
+    zero = boxes.dtype.type(0)
+    x1, y1, x2, y2 = boxes[i, 0], boxes[i, 1], boxes[i, 2], boxes[i, 3]
+    area = (x2 - x1) * (y2 - y1)
+    for start in range(0, count, _BLOCK):
+        hit = False
+        for k in range(start, min(start + _BLOCK, count)):
+            u1, v1, u2, v2 = columns[0, k], columns[1, k], columns[2, k], columns[3, k]
+            w = (x2 if x2 < u2 else u2) - (x1 if x1 > u1 else u1)
+            h = (y2 if y2 < v2 else v2) - (y1 if y1 > v1 else v1)
+            inter = (w if w > zero else zero) * (h if h > zero else zero)
+            hit |= inter / ((u2 - u1) * (v2 - v1) + area - inter) > threshold
+        if hit:
+            return True
+    return False
 
 
 @kernel
-def _cell_key(column: int, row: int, level: int) -> np.uint64:
-    """20 bits each of column and row, 16 of the level. Cells that share a key only cost a comparison."""
-    low = np.uint64(0xFFFFF)
-    key = (np.uint64(column) & low) | ((np.uint64(row) & low) << np.uint64(20))
-    return key | ((np.uint64(level) & np.uint64(0xFFFF)) << np.uint64(40))
+def _bucket(column: int, row: int, level: int, buckets: int) -> int:
+    """The place of a cell in the hash table; cells that share one only cost comparisons."""
+    mixed = np.uint64(column) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(row) * np.uint64(0xC2B2AE3D27D4EB4F)
+    return np.int64((mixed + np.uint64(level) * np.uint64(0x165667B19E3779F9)) >> np.uint64(36)) & (buckets - 1)
 
 
 @kernel
-def _bucket(key: np.uint64, mask: np.uint64) -> np.uint64:
-    return ((key * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(20)) & mask
+def _covered_near(
+    boxes: np.ndarray,
+    i: int,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    count: int,
+    threshold: float,
+    slack: float,
+    reach: float,
+    heads: np.ndarray,
+    following: np.ndarray,
+) -> np.bool:
+    """``_covered``, and if not, box i enters the grid; only kept boxes of its neighbourhood are looked at.
 
-
-@kernel
-def _grid_nms(boxes: np.ndarray, members: np.ndarray, threshold: float, rows: np.ndarray, keep: np.ndarray) -> None:
-    """Each candidate against the kept boxes of its neighbourhood, found through the hash."""
-    n = members.shape[0]
-    size = 64
-    while size < 2 * n:
-        size *= 2
-    mask = np.uint64(size - 1)
-    heads = np.full(size, -1, np.int32)
-    following = np.empty(n, np.int32)
-    keys = np.empty(n, np.uint64)
-    count = 0
-    slack = threshold * (1 - 1e-4)
-    base = 1 / max(slack, 0.25)  # areas of one level lie within this factor
-    step = math.log(base)
-    span = 1
-    while base**span < 1 / slack:
-        span += 1
-    reach = (1 - slack) / (2 * slack)
-    for q in range(n):
-        i = members[q]
-        x1 = boxes[i, 0]
-        y1 = boxes[i, 1]
-        x2 = boxes[i, 2]
-        y2 = boxes[i, 3]
-        width = np.float64(x2) - np.float64(x1)
-        height = np.float64(y2) - np.float64(y1)
-        surface = width * height
-        if not (width > 0 and height > 0 and 0 < surface < np.inf):
-            keep[q] = True  # without a finite area a box neither suppresses nor is suppressed
-            continue
-        area = (x2 - x1) * (y2 - y1)
-        cx = 0.5 * (np.float64(x1) + np.float64(x2))
-        cy = 0.5 * (np.float64(y1) + np.float64(y2))
-        level = int(np.floor(math.log(surface) / step))
-        dropped = False
-        for near in range(level - span, level + span + 1):
-            scale = math.exp(-0.5 * step * (near + 1))
-            left = np.floor((cx - reach * width) * scale)
-            right = np.floor((cx + reach * width) * scale)
-            top = np.floor((cy - reach * height) * scale)
-            bottom = np.floor((cy + reach * height) * scale)
-            cells = (right - left + 1) * (bottom - top + 1)
-            far = max(max(abs(left), abs(right)), max(abs(top), abs(bottom)))
-            if not (cells <= count and far < 2.0**50):
-                # More cells than kept boxes, or cell numbers beyond an integer: all kept boxes, for all levels at once.
-                for k in range(count):
-                    if _covers(rows, k, x1, y1, x2, y2, area, threshold):
-                        dropped = True
-                        break
-                break
-            for row in range(int(top), int(bottom) + 1):
-                for column in range(int(left), int(right) + 1):
-                    key = _cell_key(column, row, near)
-                    k = heads[_bucket(key, mask)]
-                    while k >= 0:
-                        if keys[k] == key and _covers(rows, k, x1, y1, x2, y2, area, threshold):
-                            dropped = True
-                            break
-                        k = following[k]
-                    if dropped:
-                        break
-                if dropped:
-                    break
-            if dropped:
-                break
-        if dropped:
-            continue
-        keep[q] = True
-        for axis in range(4):
-            rows[count, axis] = boxes[i, axis]
-        rows[count, 4] = area
-        scale = math.exp(-0.5 * step * (level + 1))
-        if max(abs(cx), abs(cy)) * scale < 2.0**50:
-            key = _cell_key(int(np.floor(cx * scale)), int(np.floor(cy * scale)), level)
-            bucket = _bucket(key, mask)
-            keys[count] = key
-            following[count] = heads[bucket]
-            heads[bucket] = count
-        count += 1
-
-
-@kernel
-def _descending(scores: np.ndarray) -> np.ndarray:
-    """Indices by descending score, ties by lower index: a radix sort. NaN stand anywhere."""
-    n = scores.shape[0]
-    width = np.uint64(8 if n < 4096 else 11)
-    low = (np.uint64(1) << width) - np.uint64(1)
-    sign = np.uint64(1) << np.uint64(63)
-    keys = np.empty(n, np.uint64)
-    as_float = keys.view(np.float64)
-    varying = np.uint64(0)
-    for i in range(n):
-        as_float[i] = np.float64(scores[i]) + 0.0  # makes -0 and 0 the tie that they are; exact from float32
-        keys[i] = keys[i] if keys[i] & sign else ~(keys[i] | sign)
-        varying |= keys[i] ^ keys[0]
-    order = np.arange(n)
-    other_keys = np.empty(n, np.uint64)
-    other_order = np.empty(n, np.int64)
-    counts = np.empty(np.int64(low) + 1, np.int64)
-    shift = np.uint64(0)
-    while shift < np.uint64(64):
-        if (varying >> shift) & low:
-            counts[:] = 0
-            for i in range(n):
-                counts[(keys[i] >> shift) & low] += 1
-            place = 0
-            for digit in range(counts.shape[0]):
-                number = counts[digit]
-                counts[digit] = place
-                place += number
-            for i in range(n):
-                bucket = np.int64((keys[i] >> shift) & low)
-                other_keys[counts[bucket]] = keys[i]
-                other_order[counts[bucket]] = order[i]
-                counts[bucket] += 1
-            keys, other_keys = other_keys, keys
-            order, other_order = other_order, order
-        shift += width
-    return order
-
-
-@kernel
-def label_range(labels: np.ndarray) -> tuple[int, int]:
-    """The lowest and highest of labels (n,) int64, n > 0."""
-    low, high = labels[0], labels[0]
-    for label in labels:
-        low = min(low, label)
-        high = max(high, label)
-    return low, high
+    heads (a power of two,): the kept box entered last in each bucket, or -1; following (n,): the one before it.
+    """
+    width = np.float64(boxes[i, 2]) - np.float64(boxes[i, 0])
+    height = np.float64(boxes[i, 3]) - np.float64(boxes[i, 1])
+    if not (width > 0 and height > 0 and 0 < width * height < np.inf):
+        return False  # without a finite area a box neither suppresses nor is suppressed
+    x = 0.5 * (np.float64(boxes[i, 0]) + np.float64(boxes[i, 2]))
+    y = 0.5 * (np.float64(boxes[i, 1]) + np.float64(boxes[i, 3]))
+    part, power = math.frexp(width * height)
+    lowest = (power + math.frexp(part * slack)[1] + 1) >> 1
+    highest = (power + math.frexp(part / slack)[1] + 1) >> 1
+    for near in range(lowest, highest + 1):
+        scale = math.ldexp(1.0, -near)
+        left, right = np.floor((x - reach * width) * scale), np.floor((x + reach * width) * scale)
+        top, bottom = np.floor((y - reach * height) * scale), np.floor((y + reach * height) * scale)
+        far = max(max(abs(left), abs(right)), max(abs(top), abs(bottom)))
+        if not ((right - left + 1) * (bottom - top + 1) <= count and far < _FAR):
+            if _covered(boxes, i, columns, count, threshold):
+                return True
+            break
+        for row in range(int(top), int(bottom) + 1):
+            for column in range(int(left), int(right) + 1):
+                k = heads[_bucket(column, row, near, heads.shape[0])]
+                while k >= 0:
+                    if _covers(boxes, i, rows, k, threshold):
+                        return True
+                    k = following[k]
+    level = (power + 1) >> 1
+    scale = math.ldexp(1.0, -level)
+    if max(abs(x), abs(y)) * scale < _FAR:
+        bucket = _bucket(int(np.floor(x * scale)), int(np.floor(y * scale)), level, heads.shape[0])
+        following[count] = heads[bucket]
+        heads[bucket] = count
+    return False
 
 
 @kernel
 def suppress(
-    boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, lowest: int, classes: int, threshold: float
+    boxes: np.ndarray, scores: np.ndarray, order: np.ndarray, labels: np.ndarray, classes: int, threshold: float
 ) -> np.ndarray:
-    """Kept indices, best first, of greedy NMS within each label; boxes and scores with a NaN are left out.
+    """Greedy NMS within each label: (n,) bool, which boxes stay; those with a NaN, or a NaN score, do not.
 
-    boxes (n, 4) C-contiguous; scores (n,); labels (n,) int64 in lowest..lowest + classes - 1, or none (0,) where all
-    boxes are of one class.
+    boxes (n, 4) C-contiguous; scores (n,); order (n,): indices by descending score; labels (n,) int64 below
+    ``classes``, or none (0,) where all boxes are of one class; threshold: of the boxes' type.
     """
-    order = _descending(scores)
     n = order.shape[0]
-    ranks = np.empty(n, np.int64)  # of the sound candidates: their places in the order, class after class
     starts = np.zeros(classes + 1, np.int64)
-    sound = np.empty(n, np.bool_)
-    for q in range(n):
-        i = order[q]
-        total = boxes[i, 0] + boxes[i, 1] + boxes[i, 2] + boxes[i, 3] + scores[i]
-        sound[q] = total == total
-        if not sound[q]:  # NaN, or only inf - inf?
-            sound[q] = scores[i] == scores[i]
-            for axis in range(4):
-                sound[q] &= boxes[i, axis] == boxes[i, axis]
-        if sound[q]:
-            starts[(labels[i] - lowest if classes > 1 else 0) + 1] += 1
+    for c in labels:
+        starts[c + 1] += 1
+    if classes == 1:
+        starts[1] = n
+    longest = starts.max()
     for c in range(classes):
         starts[c + 1] += starts[c]
-    places = starts[:-1].copy()
+    ends = starts[:-1].copy()  # of the sound candidates of each class, best first
     members = np.empty(n, np.int64)
-    for q in range(n):
-        if sound[q]:
-            c = labels[order[q]] - lowest if classes > 1 else 0
-            members[places[c]] = order[q]
-            ranks[places[c]] = q
-            places[c] += 1
+    for i in order:
+        sound = scores[i] == scores[i]
+        for axis in range(4):
+            sound &= boxes[i, axis] == boxes[i, axis]
+        if sound:
+            c = labels[i] if classes > 1 else 0
+            members[ends[c]] = i
+            ends[c] += 1
     keep = np.zeros(n, np.bool_)
-    longest = 0
+    rows = np.empty((longest, 4), boxes.dtype)
+    columns = np.empty((4, longest), boxes.dtype)
+    following = np.empty(longest, np.int32)
+    slack = threshold * (1 - 1e-4)
+    reach = (1 - slack) / (2 * slack)
+    heads = np.empty(0, np.int32)
     for c in range(classes):
-        longest = max(longest, starts[c + 1] - starts[c])
-    columns = np.empty((5, longest), boxes.dtype)
-    rows = np.empty((longest, 5), boxes.dtype)
-    for c in range(classes):
-        start = starts[c]
-        stop = starts[c + 1]
-        if stop - start >= _GRID_FROM and threshold >= _GRID_THRESHOLD:
-            _grid_nms(boxes, members[start:stop], threshold, rows, keep[start:stop])
-        else:
-            _list_nms(boxes, members[start:stop], threshold, columns, rows, keep[start:stop])
-    chosen = np.zeros(n, np.bool_)
-    for place in range(starts[classes]):
-        chosen[ranks[place]] = keep[place]
-    return order[chosen]
+        candidates = members[starts[c] : ends[c]]
+        gridded = len(candidates) >= _GRID_FROM and threshold >= _GRID_THRESHOLD
+        if gridded:
+            buckets = 64
+            while buckets < 4 * len(candidates):
+                buckets *= 2
+            heads = np.full(buckets, -1, np.int32)
+        count = 0
+        for i in candidates:
+            if gridded:
+                covered = _covered_near(boxes, i, rows, columns, count, threshold, slack, reach, heads, following)
+            else:
+                covered = _covered(boxes, i, columns, count, threshold)
+            if covered:
+                continue
+            keep[i] = True
+            for axis in range(4):
+                rows[count, axis] = boxes[i, axis]
+                columns[axis, count] = boxes[i, axis]
+            count += 1
+    return keep
 
 
 @kernel
 def soften(
-    boxes: np.ndarray,
-    left: np.ndarray,
-    bits: np.ndarray,
-    gaussian: bool,
-    sigma: float,
-    threshold: float,
-    least: float,
+    boxes: np.ndarray, scores: np.ndarray, gaussian: bool, sigma: float, threshold: float, least: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Soft-NMS: picks the best score again and again and lowers those of the boxes that it overlaps.
 
-    left (n,): scores >= 0, used up; bits: the same memory as integers, which are ordered as the scores are, and whose
-    maximum a vector register finds. Most boxes do not overlap: one quick pass marks, eight to a word, those that do.
+    boxes (n, 4), scores (n,) >= 0, of one type. Returns indices and lowered scores in the order of picking.
     """
-    n = left.shape[0]
-    zero = left.dtype.type(0)
-    one = left.dtype.type(1)
-    gone = left.dtype.type(-1)
-    x1 = boxes[:, 0].copy()
-    y1 = boxes[:, 1].copy()
-    x2 = boxes[:, 2].copy()
-    y2 = boxes[:, 3].copy()
-    index = np.arange(n)
+    n = scores.shape[0]
+    zero, one = scores.dtype.type(0), scores.dtype.type(1)
+    x1, y1, x2, y2 = boxes[:, 0].copy(), boxes[:, 1].copy(), boxes[:, 2].copy(), boxes[:, 3].copy()
+    left = scores.copy()
+    overlap = np.zeros(n, scores.dtype)
     picked = np.empty(n, np.int64)
-    result = np.empty(n, left.dtype)
-    near = np.zeros((n + 7) // 8 * 8, np.uint8)
-    words = near.view(np.uint64)
-    live = n
-    for j in range(n):
-        if not left[j] >= least:
-            left[j] = gone
-            live -= 1
+    result = np.empty(n, scores.dtype)
     count = 0
-    while live > 0:
-        best = bits[0]
+    while True:
+        best, most = -1, -one
         for j in range(n):
-            best = max(best, bits[j])
-        p = 0
-        while bits[p] != best:
-            p += 1
-        picked[count] = index[p]
-        result[count] = left[p]
+            if overlap[j] > zero:
+                if gaussian:
+                    left[j] *= math.exp(-(overlap[j] * overlap[j]) / sigma)
+                elif overlap[j] > threshold:
+                    left[j] *= one - overlap[j]
+            if left[j] > most:
+                best, most = j, left[j]
+        if best < 0 or most < least:
+            break
+        picked[count] = best
+        result[count] = most
         count += 1
-        a1 = x1[p]
-        b1 = y1[p]
-        a2 = x2[p]
-        b2 = y2[p]
+        left[best] = -one
+        a1, b1, a2, b2 = x1[best], y1[best], x2[best], y2[best]
         area = (a2 - a1) * (b2 - b1)
-        left[p] = gone
-        live -= 1
         for j in range(n):
             w = (a2 if a2 < x2[j] else x2[j]) - (a1 if a1 > x1[j] else x1[j])
             h = (b2 if b2 < y2[j] else y2[j]) - (b1 if b1 > y1[j] else y1[j])
-            near[j] = (w > zero) & (h > zero) & (left[j] >= zero)
-        for word in range((n + 7) // 8):
-            if words[word] == 0:
-                continue
-            for j in range(8 * word, 8 * word + 8):
-                if near[j] == 0:
-                    continue
-                w = (a2 if a2 < x2[j] else x2[j]) - (a1 if a1 > x1[j] else x1[j])
-                h = (b2 if b2 < y2[j] else y2[j]) - (b1 if b1 > y1[j] else y1[j])
-                inter = w * h
-                overlap = inter / (area + (x2[j] - x1[j]) * (y2[j] - y1[j]) - inter)
-                if gaussian:
-                    left[j] *= math.exp(-(overlap * overlap) / sigma)
-                elif overlap > threshold:
-                    left[j] *= one - overlap
-                if not left[j] >= least:
-                    left[j] = gone
-                    live -= 1
-        if 2 * live < n:  # in their order, so that the first of equal scores stays the first
-            kept = 0
-            for j in range(n):
-                if left[j] >= zero:
-                    x1[kept] = x1[j]
-                    y1[kept] = y1[j]
-                    x2[kept] = x2[j]
-                    y2[kept] = y2[j]
-                    left[kept] = left[j]
-                    index[kept] = index[j]
-                    kept += 1
-            n = kept
-            near[:] = 0
-    return picked[:count].copy(), result[:count].copy()
+            inter = (w if w > zero else zero) * (h if h > zero else zero)
+            overlap[j] = inter / (area + (x2[j] - x1[j]) * (y2[j] - y1[j]) - inter)
+    return picked[:count], result[:count]

@@ -27,6 +27,7 @@ from detkit.ops.inputs import (
     same_dtype,
     score_array,
 )
+from detkit.ops.order import descending
 
 
 def nms(boxes: Any, scores: Any, threshold: float) -> Any:
@@ -73,9 +74,8 @@ def soft_nms(
     wide_boxes, wide_scores = same_dtype(as_numpy(boxes), as_numpy(scores))
     sound = _sound(wide_boxes, wide_scores)
     gaussian = method == "gaussian"
-    left = wide_scores[sound] + 0  # of its own, and without a minus before a zero
-    bits = left.view(f"i{left.itemsize}")
-    kept, lowered = soften(wide_boxes[sound], left, bits, gaussian, float(sigma), threshold, max(0.0, float(min_score)))
+    least = max(0.0, float(min_score))
+    kept, lowered = soften(wide_boxes[sound], wide_scores[sound], gaussian, float(sigma), float(threshold), least)
     kept, lowered = np.flatnonzero(sound)[kept], lowered.astype(wide_scores.dtype, copy=False)
     if not is_tensor(boxes):
         return kept, lowered
@@ -121,15 +121,21 @@ def _torch_nms(boxes: Any, scores: Any, labels: Any, threshold: float) -> Any:
 
 
 def _compiled_nms(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray | None, threshold: float) -> np.ndarray:
-    from detkit.ops.nms_kernels import label_range, suppress
+    from detkit.ops.nms_kernels import suppress
 
-    low = high = 0
+    classes = 1
     if labels is None or not len(labels):
         labels = np.empty(0, np.int64)
     else:
-        labels = behaved(labels)
-        low, high = label_range(labels)
-        if high - low >= 2 * len(labels) + 1024:  # far apart: numbered anew
+        lowest, highest = labels.min(), labels.max()
+        if highest - lowest >= 2 * len(labels) + 1024:  # far apart: numbered anew
             distinct, labels = np.unique(labels, return_inverse=True)
-            low, high = 0, len(distinct) - 1
-    return suppress(behaved(boxes), behaved(scores), labels, low, high - low + 1, threshold)
+            lowest, highest = 0, len(distinct) - 1
+        labels = labels - lowest
+        classes = int(highest - lowest) + 1
+    order = descending(scores)
+    limit = boxes.dtype.type(threshold)
+    if float(limit) > threshold:  # no float of the boxes' type lies between
+        limit = np.nextafter(limit, limit - 1)
+    keep = suppress(behaved(boxes), behaved(scores), order, labels, classes, limit)
+    return order[keep[order]]
