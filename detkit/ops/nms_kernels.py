@@ -21,7 +21,7 @@ _FAR = 2.0**50  # beyond it the number of a cell is no exact integer
 
 
 @kernel
-def _covers(boxes: np.ndarray, i: int, rows: np.ndarray, k: int, threshold: float) -> np.bool:
+def _covers(boxes: np.ndarray, i: int, rows: np.ndarray, k: int, threshold: float) -> bool:
     """Whether boxes k and i overlap by more than the threshold; 0 / 0 does not."""
     zero = boxes.dtype.type(0)
     x1, y1, x2, y2 = boxes[i, 0], boxes[i, 1], boxes[i, 2], boxes[i, 3]
@@ -29,11 +29,11 @@ def _covers(boxes: np.ndarray, i: int, rows: np.ndarray, k: int, threshold: floa
     w = (x2 if x2 < u2 else u2) - (x1 if x1 > u1 else u1)
     h = (y2 if y2 < v2 else v2) - (y1 if y1 > v1 else v1)
     inter = (w if w > zero else zero) * (h if h > zero else zero)
-    return inter / ((u2 - u1) * (v2 - v1) + (x2 - x1) * (y2 - y1) - inter) > threshold
+    return bool(inter / ((u2 - u1) * (v2 - v1) + (x2 - x1) * (y2 - y1) - inter) > threshold)
 
 
 @kernel
-def _covered(boxes: np.ndarray, i: int, columns: np.ndarray, count: int, threshold: float) -> np.bool:
+def _covered(boxes: np.ndarray, i: int, columns: np.ndarray, count: int, threshold: float) -> bool:
     """Whether one of the ``count`` kept boxes, whose corners are columns (4, n), covers box i.
 
     Ternaries instead of min and max, whose NaN rule costs, and blocks without an exit let LLVM use vector instructions.
@@ -58,7 +58,8 @@ def _covered(boxes: np.ndarray, i: int, columns: np.ndarray, count: int, thresho
 def _bucket(column: int, row: int, level: int, buckets: int) -> int:
     """The place of a cell in the hash table; cells that share one only cost comparisons."""
     mixed = np.uint64(column) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(row) * np.uint64(0xC2B2AE3D27D4EB4F)
-    return np.int64((mixed + np.uint64(level) * np.uint64(0x165667B19E3779F9)) >> np.uint64(36)) & (buckets - 1)
+    mixed += np.uint64(level) * np.uint64(0x165667B19E3779F9)
+    return int(mixed >> np.uint64(36)) & (buckets - 1)
 
 
 @kernel
@@ -73,7 +74,7 @@ def _covered_near(
     reach: float,
     heads: np.ndarray,
     following: np.ndarray,
-) -> np.bool:
+) -> bool:
     """``_covered``, and if not, box i enters the grid; only kept boxes of its neighbourhood are looked at.
 
     heads (a power of two,): the kept box entered last in each bucket, or -1; following (n,): the one before it.
