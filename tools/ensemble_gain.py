@@ -13,12 +13,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import replace
 
 from detkit import api
 from detkit.data.dataset import Dataset, read
 from detkit.engine.evaluator import evaluate
 from detkit.explain.summary import facts
-from detkit.report.comparison import METRICS, Candidate, judge, table
+from detkit.metrics.coco import Coco
+from detkit.report.comparison import Candidate, compare_results
 
 
 def main() -> None:
@@ -44,9 +46,9 @@ def main() -> None:
         seconds = (time.perf_counter() - began) / len(dataset)
         candidates.append(Candidate(title, results, [seconds], None, facts(predictor)))
         print(f"{title}: {1e3 * seconds:.0f} ms an image", file=sys.stderr, flush=True)
-    compared = judge(dataset.annotations.ground_truth(), candidates, samples=options.samples)
-    compared["differences"] = [one for one in compared["differences"] if one["first"] == first]
-    print("\n".join(table(compared, METRICS)))
+    compared = compare_results(dataset.annotations.ground_truth(), candidates, samples=options.samples)
+    against = [one for one in compared.differences if one["first"] == first]
+    print("\n".join(replace(compared, differences=against).lines(Coco.scores)))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from detkit.errors import DetkitError
@@ -47,14 +46,6 @@ def names_in(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def is_config(name: str) -> bool:
-    """Whether a word means a config: a YAML file, or a shipped one's name."""
-    from detkit.config.experiment import shipped_configs
-    from detkit.registry import RENAMED
-
-    return RENAMED.get(name, name) in shipped_configs() or Path(name).suffix in (".yaml", ".yml")
-
-
 def progress(done: int, total: int, unit: str = "batches") -> None:
     """How far a long task is, on one line of stderr, for a person who is watching."""
     if sys.stderr.isatty():
@@ -64,6 +55,11 @@ def progress(done: int, total: int, unit: str = "batches") -> None:
 def message(text: str) -> None:
     """A line for people, on stderr, so that stdout holds results only."""
     print(text, file=sys.stderr, flush=True)
+
+
+def note(text: str) -> None:
+    """``message`` of something that a result's reader should know."""
+    message(f"detkit: {text}")
 
 
 class Printable(Protocol):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from detkit.cli import options
-from detkit.cli.common import is_config, print_json
+from detkit.cli.common import print_json
 from detkit.errors import DetkitError
 from detkit.registry import renamed
 
@@ -34,6 +34,7 @@ def info(
     """Show a model file's classes, input geometry, scores and training record (no torch, nothing executed), or a
     network's layers: shapes, parameters, multiply-adds, receptive field and stride in pixels of the input."""
     from detkit.backbones import BACKBONES
+    from detkit.config.experiment import is_config
 
     name, facts, summary = renamed(name), {}, None
     pixels = None if size is None else _pixels(size)

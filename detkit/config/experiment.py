@@ -238,6 +238,11 @@ def shipped_configs() -> list[str]:
     return sorted(path.stem for folder in _folders() for path in folder.glob("*.yaml"))
 
 
+def is_config(name: str) -> bool:
+    """Whether a word means a config: a YAML file, or a shipped one's name."""
+    return registry.RENAMED.get(name, name) in shipped_configs() or Path(name).suffix in (".yaml", ".yml")
+
+
 def shipped(name: str) -> Path:
     """The file of a shipped experiment: "yolo_voc" or "yolo_voc.yaml".
 

@@ -10,14 +10,14 @@ import pytest
 
 from detkit.errors import DetkitError
 from detkit.metrics import evaluate
-from detkit.report.comparison import Candidate, _draw, draw, judge, table
+from detkit.report.comparison import Candidate, Comparison, compare_results, draw_runs
 from detkit.tables import GroundTruth, Results
 
 N = 60
 
 
 @pytest.fixture(scope="module")
-def compared() -> dict:
+def compared() -> Comparison:
     """Three detectors on 60 images of one object: one finds all, two find different halves."""
     image, no = np.arange(N), np.zeros(N, bool)
     boxes = np.tile([0.0, 0.0, 50.0, 50.0], (N, 1))
@@ -31,13 +31,13 @@ def compared() -> dict:
         Candidate("odd", found(image[1::2]), [0.2]),
         Candidate("all", found(image), [1.0], 30.0),
     ]
-    got = judge(gt, candidates, samples=100)
-    assert got["runs"][0]["AP50"] == evaluate(gt, candidates[0].results).metrics["AP50"]
+    got = compare_results(gt, candidates, samples=100)
+    assert got.runs[0]["AP50"] == evaluate(gt, candidates[0].results).metrics["AP50"]
     return got
 
 
-def test_numbers(compared: dict) -> None:
-    even, odd, whole = compared["runs"]
+def test_numbers(compared: Comparison) -> None:
+    even, odd, whole = compared.runs
     assert even["seconds"] == pytest.approx({"median": 0.2, "p95": 0.29})
     assert whole["AP50"] == pytest.approx(1.0)
     low, high = odd["intervals"]["AP50"]
@@ -45,15 +45,15 @@ def test_numbers(compared: dict) -> None:
     assert odd["minutes"] is None
 
 
-def test_differences(compared: dict) -> None:
+def test_differences(compared: Comparison) -> None:
     verdicts = {
-        (one["first"], one["second"]): one["significant"] for one in compared["differences"] if one["metric"] == "AP50"
+        (one["first"], one["second"]): one["significant"] for one in compared.differences if one["metric"] == "AP50"
     }
     assert verdicts == {("even", "odd"): False, ("even", "all"): True, ("odd", "all"): True}
 
 
-def test_table(compared: dict) -> None:
-    lines = table(compared)
+def test_table(compared: Comparison) -> None:
+    lines = compared.lines()
     assert lines[0].startswith("run ")
     assert len({len(line) for line in lines[:4]}) == 1
     assert "1.50 M" in lines[1]
@@ -63,21 +63,21 @@ def test_table(compared: dict) -> None:
     assert sum(line.endswith("may be noise") for line in lines) == 1
 
 
-def test_image(compared: dict, tmp_path: Path) -> None:
-    draw(tmp_path / "c.png", compared)
+def test_image(compared: Comparison, tmp_path: Path) -> None:
+    compared.draw(tmp_path / "c.png")
     picture = cv2.imread(str(tmp_path / "c.png"))
     assert picture.std() > 5
     with pytest.raises(DetkitError, match="exists"):
-        draw(tmp_path / "c.png", compared)
+        compared.draw(tmp_path / "c.png")
     with pytest.raises(DetkitError):
-        draw(tmp_path / "c.txt", compared)
+        compared.draw(tmp_path / "c.txt")
 
 
-def test_a_panel_for_what_is_known(compared: dict) -> None:
+def test_a_panel_for_what_is_known(compared: Comparison) -> None:
     from matplotlib.figure import Figure
 
-    untimed = {**compared, "runs": [{**run, "minutes": None} for run in compared["runs"]]}
-    for one, count in ((compared, 2), (untimed, 1)):
+    untimed = [{**run, "minutes": None} for run in compared.runs]
+    for runs, count in ((compared.runs, 2), (untimed, 1)):
         figure = Figure()
-        _draw(figure, one)
+        draw_runs(figure, runs)
         assert len(figure.axes) == count
