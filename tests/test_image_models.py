@@ -15,7 +15,7 @@ from detkit.cli import main
 from detkit.config.build import build_detector, load_detector
 from detkit.config.experiment import Config, EvaluateOptions, check_model, read_config
 from detkit.config.schema import Place
-from detkit.data.crops import crops
+from detkit.data.crops import write_crops
 from detkit.data.dataset import read
 from detkit.data.loader import collate
 from detkit.data.toy import CLASSES, toy_sample, write_toy_data
@@ -77,7 +77,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("classifier")
     toys = write_toy_data(folder / "toys", train=24, val=8, size=96)
     parts = {name: read(toys, split=name) for name in ("train", "val")}
-    crops(parts, folder / "crops", min_size=16, background=4)
+    write_crops(parts, folder / "crops", min_size=16, background=4)
     overrides = [
         *(f"data.{part}={json.dumps({'path': str(folder / 'crops'), 'split': part})}" for part in ("train", "val")),
         f"model.backbone={json.dumps(LENET)}",

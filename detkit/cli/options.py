@@ -12,6 +12,9 @@ from detkit import registry
 Data = Annotated[str, typer.Argument(metavar="DATA", help="COCO json, VOC folder, data.yaml or class folders.")]
 Split = Annotated[str | None, typer.Option("--split", help="Which part of DATA (train, val, ...).")]
 Images = Annotated[Path | None, typer.Option("--images", help="Folder of the images of a COCO json.")]
+DataFormat = Annotated[
+    str | None, typer.Option("--format", metavar="NAME", help="Format of DATA, or module:Name (default: recognised).")
+]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Weights file, run folder or shipped name.")]
 Models = Annotated[
     list[str] | None,

@@ -12,8 +12,8 @@ import torch
 from detkit import zoo
 from detkit.config.build import build_body, input_resize
 from detkit.config.experiment import Config
+from detkit.data.anchors import object_sizes
 from detkit.data.dataset import Dataset
-from detkit.data.resize import Resize
 from detkit.errors import DetkitError
 from detkit.heads.yolo import split_anchors
 from detkit.ops.anchors import average_iou, kmeans_anchors
@@ -45,7 +45,8 @@ def anchors_for(
         return None
     with torch.device("meta"):
         _, neck, _ = build_body(model, config.place, "none")
-    wh, each = _input_sizes(dataset, input_resize(model, neck)), model["head"]["anchors_per_level"]
+    wh = object_sizes(dataset.annotations, input_resize(model, neck)).wh
+    each = model["head"]["anchors_per_level"]
     file = None if model["weights"] == "none" else zoo.model_file(model["weights"])
     kept = None if file is None else _anchors_of(file, model["head"]["name"], neck.strides, each)
     if file is None or kept is None:
@@ -73,24 +74,6 @@ def _best_anchors(wh: np.ndarray, k: int) -> list[list[float]]:
         do = "label more objects, or give model.head.anchors as [[w, h], ...]"
         raise DetkitError(what, "model.head.anchors: auto", do) from None
     return [[round(float(w), 2), round(float(h), 2)] for w, h in anchors]
-
-
-def _input_sizes(dataset: Dataset, resize: Resize) -> np.ndarray:
-    """(N, 2) width and height in input pixels of the boxes that are neither crowds nor empty."""
-    annotations = dataset.annotations
-    keep = ~annotations.crowd
-    image = annotations.image_index[keep]
-    scales = np.ones((len(annotations), 2))
-    for i in np.unique(image):
-        height, width = (int(side) for side in annotations.sizes[i])
-        if not height or not width:
-            from detkit.io.images import image_size
-
-            width, height = image_size(annotations.files[i])
-        geometry = resize.geometry(height, width)
-        scales[i] = geometry.scale_x, geometry.scale_y
-    wh = annotations.xywh[keep, 2:] * scales[image]
-    return wh[(wh > 0).all(axis=1)]
 
 
 def _anchors_of(file: Path, head: str, strides: Sequence[float], each: int) -> list[list[float]] | None:

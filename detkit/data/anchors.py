@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
-from detkit.data.annotations import Annotations
+from detkit.data.annotations import Annotations, fill_sizes
+from detkit.data.resize import Resize
 from detkit.errors import DetkitError
 from detkit.io.figures import written_figure
 from detkit.ops.anchors import average_iou, kmeans_anchors, slot_collisions
@@ -17,58 +18,137 @@ Distance = Literal["iou", "euclidean"]
 
 
 @dataclass(slots=True, frozen=True, eq=False)
-class Sizes:
-    """Objects for anchors, crowds left out: wh (N, 2) pixels of the fitted input or of the image; image (N,) index;
-    centres (N, 2) and fractions (N, 2): centre and size as fractions of the input or image.
+class ObjectSizes:
+    """Objects for anchors, crowds and images of unknown size left out; all in pixels of the input, or of the image.
+
+    Attributes:
+        wh: (N, 2) width and height.
+        image: (N,) index of the image.
+        centres: (N, 2) x and y as fractions of the side.
+        side: (N, 2) width and height of the input or image.
     """
 
     wh: np.ndarray
     image: np.ndarray
     centres: np.ndarray
-    fractions: np.ndarray
     side: np.ndarray
 
 
-def object_sizes(annotations: Annotations, size: int | None = None) -> Sizes:
-    """Sizes of all objects in pixels of the image, or letterboxed into a ``size`` x ``size`` input.
-
-    Images of unknown size are left out where their size is needed. Raises DetkitError if no object is left.
-    """
+def object_sizes(annotations: Annotations, resize: Resize | None = None) -> ObjectSizes:
+    """Sizes of all objects in pixels of the input that ``resize`` makes, or, without it, of their image."""
     a = annotations
-    picture = a.sizes[a.image_index][:, ::-1].astype(np.float64)
-    keep = ~a.crowd & ((picture > 0).all(axis=1))
-    picture, xywh = picture[keep], a.xywh[keep]
-    if not len(xywh):
-        where = str(a.source.path) if a.source else ""
-        raise DetkitError("this data set has no objects to make anchors from", where, "detkit data check says why")
-    side = picture
-    low, wh = xywh[:, :2], xywh[:, 2:]
-    if size is not None:
-        scale = size / picture.max(axis=1, keepdims=True)
-        low = low * scale + (size - picture * scale) / 2
-        wh, side = wh * scale, np.full_like(picture, size)
-    centres = np.clip((low + wh / 2) / side, 0, 1)
-    return Sizes(wh, a.image_index[keep], centres, wh / side, side)
+    sizes = a.sizes.copy()
+    fill_sizes(sizes, a.files)
+    scale, side = np.ones((len(a), 2)), sizes[:, ::-1].astype(np.float64)
+    if resize is not None:
+        for i in np.flatnonzero((sizes > 0).all(axis=1)).tolist():
+            geometry = resize.geometry(int(sizes[i, 0]), int(sizes[i, 1]))
+            scale[i] = geometry.scale_x, geometry.scale_y
+            side[i] = resize.input_size[::-1]
+    image = a.image_index
+    keep = ~a.crowd & (side[image] > 0).all(axis=1)
+    image, xywh = image[keep], a.xywh[keep]
+    wh = xywh[:, 2:] * scale[image]
+    centres = np.clip((xywh[:, :2] * scale[image] + wh / 2) / side[image], 0, 1)
+    return ObjectSizes(wh, image, centres, side[image])
 
 
-def collisions(sizes: Sizes, grid: int, anchors: np.ndarray) -> float:
+def collisions(sizes: ObjectSizes, grid: int, anchors: np.ndarray) -> float:
     """Share (0..1) of the objects that would lose their slot on a ``grid`` x ``grid`` grid with these anchors."""
-    # Anchors become fractions by the middle image's sides where images differ (no --size).
-    return slot_collisions(sizes.image, sizes.centres, sizes.fractions, grid, anchors / np.median(sizes.side, axis=0))
+    # Anchors become fractions by the middle image's sides where images differ.
+    fractions = anchors / np.median(sizes.side, axis=0)
+    return slot_collisions(sizes.image, sizes.centres, sizes.wh / sizes.side, grid, fractions)
 
 
-def curve(wh: np.ndarray, counts: range = range(1, 13), seed: int = 0) -> dict[str, list[float]]:
-    """Average IoU for each number of anchors, with 1 - IoU and with Euclidean distance."""
-    distinct = len(np.unique(wh, axis=0))
-    distances: tuple[Distance, ...] = ("iou", "euclidean")
+@dataclass(slots=True, frozen=True)
+class ChosenAnchors:
+    """Anchors for a data set.
+
+    Attributes:
+        anchors: (w, h) each, by area.
+        average_iou: Mean over the objects of the IoU with their best anchor.
+        boxes: How many objects.
+        grid: Cells along each side for ``collisions``.
+        collisions: Share of the objects that lose their slot.
+        curve: By distance, the average IoU with 1, 2, 3, ... anchors; empty if it was not asked for.
+    """
+
+    anchors: list[list[float]]
+    average_iou: float
+    boxes: int
+    grid: int | None = None
+    collisions: float | None = None
+    curve: dict[str, list[float]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, object]:
+        """For JSON."""
+        found: dict[str, object] = {"anchors": self.anchors, "average_iou": self.average_iou}
+        found |= {} if self.collisions is None else {"collisions": self.collisions}
+        return found | ({"curve": self.curve} if self.curve else {})
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        said = ["anchors: [" + ", ".join(f"[{w:.1f}, {h:.1f}]" for w, h in self.anchors) + "]"]
+        said.append(f"average IoU {self.average_iou:.4f} of {self.boxes} boxes")
+        if self.collisions is not None:
+            share, grid = 100 * self.collisions, self.grid
+            said.append(f"{share:.2f}% of the objects lose their slot on a {grid} x {grid} grid")
+        for name, values in self.curve.items():
+            said.append(f"{name:10s} " + "  ".join(f"{n}: {value:.3f}" for n, value in enumerate(values, 1)))
+        return said
+
+
+def choose_anchors(
+    annotations: Annotations,
+    k: int = 9,
+    *,
+    size: int | None = None,
+    distance: Distance = "iou",
+    grid: int | None = None,
+    plot: Path | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> ChosenAnchors:
+    """Anchors by k-means on the objects' sizes.
+
+    Args:
+        annotations: The labels.
+        k: How many.
+        size: Letterboxed into an input of this size, as a model does it; None: pixels of the images.
+        distance: What k-means makes small: 1 - IoU, or Euclidean.
+        grid: Count the objects that lose their slot on this many cells along each side.
+        plot: Draw the average IoU of 1 to 12 anchors, with both distances, to this file.
+        seed: Of k-means.
+        overwrite: Replace the plot if it exists.
+
+    Raises:
+        DetkitError: No objects, or fewer different sizes than anchors.
+    """
+    where = str(annotations.source.path) if annotations.source else ""
+    sizes = object_sizes(annotations, None if size is None else Resize(size))
+    if not len(sizes.wh):
+        raise DetkitError("this data set has no objects to make anchors from", where, "detkit data check says why")
+    try:
+        anchors = kmeans_anchors(sizes.wh, k, distance=distance, seed=seed)
+    except ValueError as error:  # fewer different sizes than anchors
+        raise DetkitError(str(error), where, "give a smaller -k") from None
+    lost = None if grid is None else collisions(sizes, grid, anchors)
+    curve = {} if plot is None else _curve(sizes.wh, seed)
+    if plot is not None:
+        _plot(curve, plot, overwrite)
+    found = anchors.round(2).tolist()
+    return ChosenAnchors(found, average_iou(sizes.wh, anchors), len(sizes.wh), grid, lost, curve)
+
+
+def _curve(wh: np.ndarray, seed: int) -> dict[str, list[float]]:
+    counts = range(1, min(12, len(np.unique(wh, axis=0))) + 1)
     return {
-        d: [average_iou(wh, kmeans_anchors(wh, k, distance=d, seed=seed)) for k in counts if k <= distinct]
-        for d in distances
+        distance: [average_iou(wh, kmeans_anchors(wh, k, distance=distance, seed=seed)) for k in counts]
+        for distance in get_args(Distance)
     }
 
 
-def plot_curve(values: dict[str, list[float]], path: Path, *, overwrite: bool = False) -> None:
-    """Average IoU against the number of anchors, one line a distance."""
+def _plot(values: dict[str, list[float]], path: Path, overwrite: bool) -> None:
     labels = {"iou": "1 - IoU distance", "euclidean": "Euclidean distance"}
     with written_figure(path, 7, 5, overwrite=overwrite) as figure:
         axes = figure.subplots()

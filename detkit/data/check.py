@@ -2,28 +2,62 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 
 from detkit.data.annotations import Annotations, Finding, Findings
 from detkit.errors import DetkitError
+from detkit.io.download import sha256_of
+from detkit.io.images import image_size, read_image
 
 TINY = 2.0  # pixels: the shorter side of a box that no detector can learn from
 WHOLE = 0.98  # share of the image in both directions
 
 
-def check(annotations: Annotations, *, decode: bool = True, threads: int = 2) -> list[Finding]:
+@dataclass(slots=True, frozen=True)
+class CheckReport:
+    """How large a data set is and what is wrong in it."""
+
+    images: int
+    boxes: int
+    classes: int
+    findings: list[Finding]
+
+    def to_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return {"images": self.images, "boxes": self.boxes, "findings": [asdict(f) for f in self.findings]}
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        found = [line for finding in self.findings for line in finding.lines()] or ["nothing to complain of"]
+        return [f"{self.images} images, {self.boxes} boxes, {self.classes} classes", *found]
+
+
+def check_annotations(annotations: Annotations, *, decode: bool = True, threads: int = 2) -> CheckReport:
     """The findings of the reader, then of the labels, then of the images.
 
-    decode: read every image whole, which also finds those that are cut off; else only their headers.
+    Args:
+        annotations: The labels.
+        decode: Read every image whole, which also finds those that are cut off; else only their headers.
+        threads: That read images.
     """
-    findings = Findings(annotations.findings)
-    _check_labels(annotations, findings)
-    _check_images(annotations, findings, decode, threads)
-    return findings.as_list()
+    a = annotations
+    findings = Findings(a.findings)
+    _check_labels(a, findings)
+    with ThreadPoolExecutor(max_workers=max(threads, 1)) as pool:
+        for fault in pool.map(partial(_image_fault, decode=decode), a.files, a.sizes, chunksize=16):
+            if fault is not None:
+                findings.add(*fault)
+    twice = [file for file, count in Counter(a.files).items() for _ in range(count - 1)]
+    findings.add("same file listed twice", *twice, count=len(twice))
+    copies = _copies(a)
+    findings.add("same image twice", *copies, count=len(copies))
+    return CheckReport(len(a), len(a.labels), len(a.classes), findings.as_list())
 
 
 def _check_labels(a: Annotations, findings: Findings) -> None:
@@ -35,11 +69,11 @@ def _check_labels(a: Annotations, findings: Findings) -> None:
 
     ordinary = ~a.crowd
     tiny = ordinary & (a.xywh[:, 2:].min(axis=1, initial=np.inf) < TINY)
-    findings.add_rows(f"tiny box (a side below {TINY:g} pixels)", np.flatnonzero(tiny), where)
+    findings.add_rows(f"tiny box (a side below {TINY:g} pixels)", tiny, where)
     size = a.sizes[image][:, ::-1]
     whole = ordinary & (size > 0).all(axis=1) & (a.xywh[:, 2:] >= WHOLE * size).all(axis=1)
     if not a.labelled:  # there it is what says that the label is the image's
-        findings.add_rows("box over the whole image", np.flatnonzero(whole), where)
+        findings.add_rows("box over the whole image", whole, where)
     key = np.concatenate([image[:, None], a.labels[:, None], a.xywh], axis=1)
     _, first = np.unique(key, axis=0, return_index=True)
     twice = np.setdiff1d(np.arange(len(key)), first)
@@ -58,21 +92,7 @@ def _check_labels(a: Annotations, findings: Findings) -> None:
         findings.add("no image has an object", a.files[0], count=len(a))
 
 
-def _check_images(a: Annotations, findings: Findings, decode: bool, threads: int) -> None:
-    def look(i: int) -> tuple[str, str] | None:
-        return _look(a.files[i], a.sizes[i], decode)
-
-    with ThreadPoolExecutor(max_workers=max(threads, 1)) as pool:
-        for result in pool.map(look, range(len(a)), chunksize=16):
-            if result is not None:
-                findings.add(result[0], result[1])
-    for name, files in (("same file listed twice", _listed_twice(a)), ("same image twice", _copies(a))):
-        findings.add(name, *files, count=len(files))
-
-
-def _look(file: str, size: np.ndarray, decode: bool) -> tuple[str, str] | None:
-    from detkit.io.images import image_size, read_image
-
+def _image_fault(file: str, size: np.ndarray, *, decode: bool) -> tuple[str, str] | None:
     if not os.path.isfile(file):
         return "missing image", file
     try:
@@ -81,16 +101,11 @@ def _look(file: str, size: np.ndarray, decode: bool) -> tuple[str, str] | None:
             read_image(file)
     except (DetkitError, OSError) as error:
         return "broken image", f"{file}: {getattr(error, 'what', error)}"
-    if size.all() and (height, width) != (int(size[0]), int(size[1])):
-        kind = "image is turned (by EXIF) against its labels" if (width, height) == tuple(size) else (
-            "image's size is not the one in the labels")  # fmt: skip
-        return kind, f"{file}: {width} x {height}, labels say {size[1]} x {size[0]}"
-    return None
-
-
-def _listed_twice(a: Annotations) -> list[str]:
-    seen: set[str] = set()
-    return [f for f in a.files if f in seen or seen.add(f)]  # type: ignore[func-returns-value]
+    if not size.all() or (height, width) == tuple(size):
+        return None
+    turned = "image is turned (by EXIF) against its labels"
+    kind = turned if (width, height) == tuple(size) else "image's size is not the one in the labels"
+    return kind, f"{file}: {width} x {height}, labels say {size[1]} x {size[0]}"
 
 
 def _copies(a: Annotations) -> list[str]:
@@ -101,14 +116,9 @@ def _copies(a: Annotations) -> list[str]:
             by_length.setdefault(os.path.getsize(file), []).append(file)
     found = []
     for files in by_length.values():
-        if len(files) == 1:
-            continue
-        seen: dict[bytes, str] = {}
-        for file in files:
-            with open(file, "rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").digest()
-            if digest in seen:
-                found.append(f"{file} = {seen[digest]}")
-            else:
-                seen[digest] = file
+        seen: dict[str, str] = {}
+        for file in files if len(files) > 1 else ():
+            first = seen.setdefault(sha256_of(file), file)
+            if first != file:
+                found.append(f"{file} = {first}")
     return found

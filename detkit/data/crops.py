@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from detkit.data.annotations import Annotations, Findings
+from detkit.data.annotations import Annotations, Finding, Findings
 from detkit.errors import DetkitError
 from detkit.io.files import atomic_folder
 from detkit.io.images import read_image, write_image
@@ -19,15 +19,40 @@ _QUALITY = 95  # of the JPEGs
 _TRIES = 100  # draws of an image and a window for a crop without objects
 
 
-class _Window(NamedTuple):
-    image: int
-    xywh: np.ndarray
-    name: str
-    number: int
+@dataclass(slots=True, frozen=True)
+class Crops:
+    """What was written.
+
+    Attributes:
+        out: The folder.
+        parts: By part and class, how many.
+        left_out: What was not cut out.
+    """
+
+    out: Path
+    parts: dict[str, dict[str, int]]
+    left_out: list[Finding]
+
+    @property
+    def unreadable(self) -> bool:
+        """True if an image could not be read."""
+        return any(finding.name == UNREADABLE for finding in self.left_out)
+
+    def to_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return {"out": self.out, "parts": self.parts, "left_out": [asdict(f) for f in self.left_out]}
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        said = []
+        for part, table in self.parts.items():
+            said.append(f"{self.out / part}: {sum(table.values())} crops")
+            said += [f"  {name}: {count}" for name, count in table.items()]
+        return said + [line for finding in self.left_out for line in finding.lines()]
 
 
-def crops(
-    parts: dict[str, Annotations],
+def write_crops(
+    parts: Mapping[str, Annotations],
     out: Path,
     *,
     classes: Sequence[str] | None = None,
@@ -35,16 +60,23 @@ def crops(
     min_size: int = 48,
     seed: int = 0,
     overwrite: bool = False,
-) -> tuple[dict[str, dict[str, int]], Findings]:
-    """Writes each object of the parts (name to annotations; "" for no sub-folder) as OUT/PART/CLASS/PICTURE_N.jpg.
+) -> Crops:
+    """Writes each object of the parts as OUT/PART/CLASS/IMAGE_N.jpg.
 
-    Left out are objects with a side below ``min_size`` pixels, crowds and difficult ones, counted in the findings, and
-    those of other classes than ``classes`` (None: all are cut out). background: crops a part, in the class
-    ``background``, that touch no object; their places are drawn with ``seed``, their sizes from the objects'. Returns
-    the crops of each class in each part, and the findings.
+    Left out, and counted, are small objects, crowds and difficult ones.
+
+    Args:
+        parts: Name to labels; "": no sub-folder.
+        out: Folder to write.
+        classes: Only these; None: all of them.
+        background: Crops per part, in the class ``background``, that touch no object; their sizes are drawn from the
+            objects'.
+        min_size: Objects with a side below so many pixels are left out.
+        seed: Of the background's places.
+        overwrite: Replace files of the same names.
 
     Raises:
-        DetkitError: a part without an object of these classes that is large enough, no image that can be read, the
+        DetkitError: A part without an object of these classes that is large enough, no image that can be read, the
             data has a class called background, two classes whose folders would be one, or OUT cannot be written.
     """
     counts: dict[str, dict[str, int]] = {}
@@ -57,11 +89,12 @@ def crops(
             names = annotations.select_classes(classes).classes  # an unknown one is an error
             _refuse_one_folder_for_two(names)
             counts[part] = _cut(annotations, names, folder / part, background, min_size, rng, findings)
+        left_out = findings.as_list()
         if not any(sum(table.values()) for table in counts.values()):
-            unread = next(found.examples[0] for found in findings.as_list() if found.name == UNREADABLE)
+            unread = next(found.examples[0] for found in left_out if found.name == UNREADABLE)
             do = "give --images the folder of the images"
             raise DetkitError("none of the images could be read", unread, do)
-    return counts, findings
+    return Crops(out, counts, left_out)
 
 
 def _cut(
@@ -84,27 +117,26 @@ def _cut(
         if not chosen.any():
             raise DetkitError("no object of these classes", where, "name other --classes, or one --split")
         raise DetkitError(f"no object has sides of {min_size} pixels", where, "give a smaller --min-size")
-    empty = _empty_windows(a, background, a.xywh[wanted, 2:], rng)
-    if len(empty) < background:
-        findings.add("background crops that found no room", count=background - len(empty))
+    windows: dict[int, list[tuple[str, int, np.ndarray]]] = {}  # by image: class, number, xywh
     image_index = a.image_index
-    windows = [_Window(int(image_index[row]), a.xywh[row], a.classes[a.labels[row]], int(row)) for row in wanted]
-    windows += [_Window(image, xywh, BACKGROUND, n) for n, (image, xywh) in enumerate(empty)]
+    for row in wanted.tolist():
+        windows.setdefault(int(image_index[row]), []).append((a.classes[a.labels[row]], row, a.xywh[row]))
+    empty = _empty_windows(a, background, a.xywh[wanted, 2:], rng)
+    findings.add("background crops that found no room", count=background - len(empty))
+    for number, (image, xywh) in enumerate(empty):
+        windows.setdefault(image, []).append((BACKGROUND, number, xywh))
     counts = dict.fromkeys((*names, *([BACKGROUND] if background else [])), 0)
-    groups: dict[int, list[_Window]] = {}
-    for window in windows:
-        groups.setdefault(window.image, []).append(window)
-    for image, group in sorted(groups.items()):  # each image is read once
+    for image, group in sorted(windows.items()):  # each image is read once
         try:
             pixels = read_image(a.files[image])
         except DetkitError as error:
             findings.add(UNREADABLE, f"{error.where}: {error.what}")
             continue
-        for _, xywh, name, row in group:
-            height, width = pixels.shape[:2]
+        height, width = pixels.shape[:2]
+        for name, number, xywh in group:
             x1, y1 = np.clip(np.floor(xywh[:2] + 1e-6), 0, (width - 1, height - 1)).astype(int)
             x2, y2 = np.clip(np.ceil(xywh[:2] + xywh[2:] - 1e-6), (x1 + 1, y1 + 1), (width, height)).astype(int)
-            path = folder / _folder_name(name) / f"{Path(a.files[image]).stem}_{row}.jpg"
+            path = folder / _folder_name(name) / f"{Path(a.files[image]).stem}_{number}.jpg"
             write_image(path, np.ascontiguousarray(pixels[y1:y2, x1:x2]), quality=_QUALITY)
             counts[name] += 1
     return counts

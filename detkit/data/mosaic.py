@@ -9,7 +9,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from detkit.data.resize import moved_target
 from detkit.data.warp import Warp
+from detkit.geometry import Geometry
 from detkit.structures import Sample, Target
 
 Placer = Callable[[Sample, tuple[int, int], np.random.Generator], Warp]
@@ -24,7 +26,7 @@ def joined(targets: Sequence[Target]) -> Target:
     return Target(**columns)
 
 
-def mosaic(
+def mosaic_of(
     samples: Sequence[Sample],
     size: tuple[int, int],
     rng: np.random.Generator,
@@ -33,10 +35,17 @@ def mosaic(
     fill: int,
     min_visible: float,
 ) -> Sample:
-    """Four images around a random point of one of ``size`` (height, width) (Bochkovskiy et al., YOLOv4, 2020, 3.4).
+    """Four images around a random point of one (Bochkovskiy et al., "YOLOv4", 2020, section 3.4).
 
-    place(sample, quadrant size, rng) says where in its quadrant an image goes; each is resampled once, straight into
-    its place. Image id and path are those of the first.
+    Each is resampled once, straight into its place. Image id and path are those of the first.
+
+    Args:
+        samples: Four, without proposals.
+        size: (height, width) of the output.
+        rng: Draws the point.
+        place: (sample, quadrant's size, rng) to where in its quadrant an image goes.
+        fill: Grey of what no image covers.
+        min_visible: See ``detkit.data.warp.visible``.
     """
     if len(samples) != 4:
         raise ValueError(f"a mosaic joins 4 images, got {len(samples)}")
@@ -50,14 +59,12 @@ def mosaic(
     for sample, (x1, y1, x2, y2) in zip(samples, quadrants, strict=True):
         warp = place(sample, (y2 - y1, x2 - x1), rng)
         warp.image(sample.image, image[y1:y2, x1:x2], fill)
-        target = warp.target(sample.target, min_visible)
-        corner = np.array([x1, y1, x1, y1], np.float32)
-        points = None if target.points is None else target.points + np.array([x1, y1, 0], np.float32)
-        targets.append(replace(target, boxes=target.boxes + corner, points=points))
+        place_of = Geometry(x2 - x1, y2 - y1, left=x1, top=y1)
+        targets.append(moved_target(warp.target(sample.target, min_visible), place_of))
     return samples[0].replace(image=image, target=joined(targets))
 
 
-def mixup(first: Sample, second: Sample, rng: np.random.Generator) -> Sample:
+def mixup_of(first: Sample, second: Sample, rng: np.random.Generator) -> Sample:
     """Two images of one size blended, with the objects of both (Zhang et al., Bag of Freebies, 2019, section 3.1).
 
     The share of each is drawn from Beta(1.5, 1.5) and is the weight of its objects in the loss.

@@ -6,6 +6,7 @@ cannot disagree about where an image lies inside the input.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -21,11 +22,16 @@ Mode = Literal["letterbox", "stretch"]
 
 @dataclass(frozen=True)
 class Resize:
-    """Fits an image into ``size`` (height, width; one int: a square), content at the top left.
+    """Fits an image into ``size``, content at the top left; the input is ``input_size``.
 
-    ``letterbox`` keeps the image's proportions and pads the rest with grey ``fill`` (0..255); ``stretch`` fills
-    ``size`` completely. Sides that are no multiple of ``stride`` are padded to the next one, so the input is
-    ``input_size``. Raises DetkitError for a size, mode, stride or fill that makes no sense.
+    Args:
+        size: (height, width) in pixels; one int: a square.
+        mode: ``letterbox`` keeps the image's proportions and pads the rest; ``stretch`` fills ``size`` completely.
+        stride: Sides that are no multiple of it are padded to the next one.
+        fill: Grey of the padding, 0..255.
+
+    Raises:
+        DetkitError: A size, mode, stride or fill that makes no sense.
     """
 
     size: int | tuple[int, int]
@@ -37,11 +43,8 @@ class Resize:
     def __post_init__(self) -> None:
         sides = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
         if len(sides) != 2 or any(int(s) != s or s < 1 for s in sides):
-            raise DetkitError(
-                f"size must be one number of pixels or [height, width], got {self.size!r}",
-                "model.size",
-                "write size: 320, say",
-            )
+            what = f"size must be one number of pixels or [height, width], got {self.size!r}"
+            raise DetkitError(what, "model.size", "write size: 320, say")
         object.__setattr__(self, "size", (int(sides[0]), int(sides[1])))
         if self.mode not in get_args(Mode):
             raise DetkitError(f"resize must be letterbox or stretch, got {self.mode!r}", "model.resize")
@@ -70,10 +73,7 @@ class Resize:
         if self.mode == "stretch":
             return self.height, self.width
         scale = min(self.height / height, self.width / width)
-        return (
-            min(max(round(height * scale), 1), self.height),
-            min(max(round(width * scale), 1), self.width),
-        )
+        return min(max(round(height * scale), 1), self.height), min(max(round(width * scale), 1), self.width)
 
     def geometry(self, height: int, width: int) -> Geometry:
         """Where an image of ``height`` x ``width`` pixels lies inside the input."""
@@ -82,10 +82,15 @@ class Resize:
         return Geometry(width, height, new_width / width, new_height / height)
 
     def __call__(self, image: np.ndarray, out: np.ndarray | None = None) -> tuple[np.ndarray, Geometry]:
-        """The input for ``image`` (uint8 (h, w, 3)): uint8 (H, W, 3) of ``input_size`` and its Geometry.
+        """The input for an image.
 
-        ``out``, an array of that shape, is written to instead of a new one. An image that already has the input's
-        size is returned as it is when ``out`` is None.
+        Args:
+            image: uint8 (h, w, 3).
+            out: uint8 (H, W, 3) of ``input_size`` to write to; None: a new array, or ``image`` itself where it has
+                that size already.
+
+        Returns:
+            uint8 (H, W, 3), and where the image lies in it.
         """
         height, width = image.shape[:2]
         new_height, new_width = self.content(height, width)
@@ -95,23 +100,20 @@ class Resize:
                 return image, geometry
             out = np.empty((*self.input_size, 3), np.uint8)
         place = out[:new_height, :new_width]
-        if (height, width) == (new_height, new_width):
-            place[:] = image
-        else:
-            shrinks = new_height < height or new_width < width
-            place[:] = cv2.resize(
-                image, (new_width, new_height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-            )
+        if (height, width) != (new_height, new_width):
+            way = cv2.INTER_AREA if new_height < height or new_width < width else cv2.INTER_LINEAR
+            image = cv2.resize(image, (new_width, new_height), interpolation=way)
+        place[:] = image
         out[new_height:] = self.fill
         out[:new_height, new_width:] = self.fill
         return out, geometry
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values for a model file's header."""
         return {**asdict(self), "size": [self.height, self.width]}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Resize:
+    def from_dict(cls, values: Mapping[str, Any]) -> Resize:
         """The inverse of ``to_dict``."""
         height, width = values["size"]
         return cls(**{**values, "size": (height, width)})
@@ -121,8 +123,6 @@ def moved_target(target: Target, geometry: Geometry) -> Target:
     """``target`` (numpy, original pixels) in input pixels: boxes, areas and points (masks are not carried)."""
     points = target.points
     if points is not None:
-        points = points.copy()
-        points[..., 0] = points[..., 0] * geometry.scale_x + geometry.left
-        points[..., 1] = points[..., 1] * geometry.scale_y + geometry.top
+        points = np.concatenate([geometry.to_input(points[..., :2]), points[..., 2:]], axis=-1)
     area = target.area * np.float32(geometry.scale_x * geometry.scale_y)
     return replace(target, boxes=geometry.to_input(target.boxes), area=area, points=points, masks=None)

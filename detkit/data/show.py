@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 
+from detkit.data.augment import Augment
 from detkit.data.dataset import Dataset
+from detkit.data.resize import Resize, moved_target
 from detkit.errors import DetkitError
+from detkit.io.draw import draw_target, sheet
 from detkit.structures import Sample
 
 
-def choose(dataset: Dataset, count: int, seed: int) -> np.ndarray:
-    """Up to ``count`` image indices, seeded; images with objects come first."""
-    order = np.random.default_rng(seed).permutation(len(dataset))
-    empty = np.asarray([len(dataset.labels_of(int(i))) == 0 for i in order], dtype=bool)
-    return order[np.argsort(empty, kind="stable")][:count]
+def sample_grid(samples: list[Sample], classes: tuple[str, ...], *, tile: int = 320, columns: int = 0) -> np.ndarray:
+    """The samples with their labels drawn: uint8 (H, W, 3) RGB.
 
-
-def grid(samples: list[Sample], classes: tuple[str, ...], *, tile: int = 320, columns: int = 0) -> np.ndarray:
-    """uint8 (H, W, 3) RGB: the samples with their labels drawn, each fitted into ``tile`` x ``tile`` pixels."""
-    from detkit.data.resize import Resize, moved_target
-    from detkit.io.draw import draw_target, sheet
-
+    Args:
+        samples: Any sizes.
+        classes: Names by label.
+        tile: Each sample is fitted into so many pixels along each side.
+        columns: 0: somewhat more columns than rows.
+    """
     resize, drawn = Resize((tile, tile), stride=1), []
     for sample in samples:
         # Drawn after the fit, so that captions are legible whatever the image's size.
@@ -29,13 +29,16 @@ def grid(samples: list[Sample], classes: tuple[str, ...], *, tile: int = 320, co
     return sheet(drawn, columns=columns)
 
 
-def labelled(dataset: Dataset, count: int, seed: int = 0) -> tuple[list[Sample], list[str]]:
-    """Up to ``count`` samples, and the messages of images that could not be read.
+def labelled_samples(dataset: Dataset, count: int, seed: int = 0) -> tuple[list[Sample], list[str]]:
+    """Up to ``count`` samples (seeded; images with objects come first), and the messages of unreadable images.
 
-    Raises DetkitError if none could be read.
+    Raises:
+        DetkitError: None could be read.
     """
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    empty = np.asarray([len(dataset.labels_of(int(i))) == 0 for i in order], dtype=bool)
     samples, failed = [], []
-    for i in choose(dataset, count, seed).tolist():
+    for i in order[np.argsort(empty, kind="stable")][:count].tolist():
         try:
             samples.append(dataset.load(i))
         except DetkitError as error:
@@ -46,11 +49,8 @@ def labelled(dataset: Dataset, count: int, seed: int = 0) -> tuple[list[Sample],
     return samples, failed
 
 
-def augmented(samples: list[Sample], times: int, size: int, seed: int = 0) -> list[Sample]:
+def augmented_samples(samples: list[Sample], times: int, size: int, seed: int = 0) -> list[Sample]:
     """Each sample as it is, then ``times`` augmented versions at ``size`` x ``size`` pixels with default strengths."""
-    from detkit.data.augment import Augment
-    from detkit.data.resize import Resize
-
     augment, resize = Augment(), Resize(size)
     made = []
     for k, sample in enumerate(samples):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,16 @@ from detkit.io.files import atomic_folder, flat_names, refuse_existing, write_te
 def stratify(annotations: Annotations, fractions: Mapping[str, float], seed: int = 0) -> dict[str, np.ndarray]:
     """Image indices of each part, ascending; the same for the same seed.
 
-    fractions: part name to share, all positive, sum 1. Objects of every class, and images without objects, are
-    shared out as the fractions say: the class with the fewest objects left is dealt out first, each of its images
-    going to the part that lacks most of that class.
+    Objects of every class, and images without objects, are shared out as the fractions say: the class with the fewest
+    objects left is dealt out first, each of its images going to the part that lacks most of that class.
+
+    Args:
+        annotations: The labels.
+        fractions: Part name to share, all positive, sum 1.
+        seed: Of the draws.
+
+    Raises:
+        DetkitError: Shares or names that make no sense.
     """
     _check(fractions)
     parts = list(fractions)
@@ -136,6 +144,52 @@ def _copy_folders(
                 if i in part_of:
                     copy_images([file], [name], folder / part_of[i] / Path(file).parent.name)
     return [out / part for part in parts]
+
+
+@dataclass(slots=True, frozen=True)
+class Split:
+    """What was written.
+
+    Attributes:
+        files: Or folders.
+        images: By part, how many.
+        boxes: By part and class, how many.
+    """
+
+    files: list[Path]
+    images: dict[str, int]
+    boxes: dict[str, dict[str, int]]
+
+    def to_dict(self) -> dict[str, object]:
+        """For JSON."""
+        parts = {name: {"images": count, "classes": self.boxes[name]} for name, count in self.images.items()}
+        return {"files": self.files, "parts": parts}
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        parts = self.boxes.items()
+        said = [f"{name}: {self.images[name]} images, {sum(table.values())} boxes" for name, table in parts]
+        for label in next(iter(self.boxes.values())):
+            said.append(f"  {label}: " + ", ".join(f"{name} {table[label]}" for name, table in parts))
+        return said + [str(file) for file in self.files]
+
+
+def split_annotations(
+    annotations: Annotations,
+    fractions: Mapping[str, float],
+    out: Path | None = None,
+    *,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> Split:
+    """Draws parts with balanced classes and writes them; see ``stratify`` and ``write_split``."""
+    parts = stratify(annotations, fractions, seed)
+    boxes = {
+        name: dict(zip(annotations.classes, counts.tolist(), strict=True))
+        for name, counts in balance(annotations, parts).items()
+    }
+    files = write_split(annotations, parts, out, overwrite=overwrite)
+    return Split(files, {name: len(rows) for name, rows in parts.items()}, boxes)
 
 
 def balance(annotations: Annotations, parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

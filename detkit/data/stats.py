@@ -2,47 +2,60 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from detkit.data.annotations import Annotations
 from detkit.errors import DetkitError
 from detkit.io.figures import written_figure
+from detkit.io.images import read_image
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, np.inf)}  # COCO's, square pixels
 IMAGES = 300
 PIXELS = 4096  # drawn from each image
 
 
-@dataclass(slots=True, frozen=True, eq=False)
-class Colour:
-    """RGB of a data set: mean (3,) and covariance (3, 3) float64, in 0..255 units; images = how many were read."""
+class Colour(NamedTuple):
+    """RGB of a data set, in 0..255 units.
+
+    Attributes:
+        mean: (3,) float64.
+        covariance: (3, 3) float64.
+        images: How many were read.
+    """
 
     mean: np.ndarray
     covariance: np.ndarray
-    pictures: int
+    images: int
 
 
-def colour(annotations: Annotations, *, pictures: int = IMAGES, seed: int = 0) -> Colour:
+def colour_statistics(annotations: Annotations, *, images: int = IMAGES, seed: int = 0) -> Colour:
     """Mean and covariance of RGB over a seeded sample of images; every image weighs the same.
 
     The covariance feeds AlexNet's PCA colour augmentation (Krizhevsky et al., 2012, section 4.1). Images that cannot
-    be read are passed over; DetkitError if that leaves none.
-    """
-    from detkit.io.images import read_image
+    be read are passed over.
 
+    Args:
+        annotations: Whose images.
+        images: So many are read.
+        seed: Of the choice.
+
+    Raises:
+        DetkitError: None of them can be read.
+    """
     rng = np.random.default_rng(seed)
-    order = rng.permutation(len(annotations))[:pictures]
     total, product, read = np.zeros(3), np.zeros((3, 3)), 0
-    for i in np.sort(order):
+    for i in np.sort(rng.permutation(len(annotations))[:images]):
         try:
-            image = read_image(annotations.files[i], reduce_to=256)
+            pixels = read_image(annotations.files[i], reduce_to=256).reshape(-1, 3)
         except (DetkitError, OSError):
             continue
-        pixels = image.reshape(-1, 3)
         chosen = pixels[rng.integers(0, len(pixels), PIXELS)].astype(np.float64)
         total += chosen.mean(axis=0)
         product += chosen.T @ chosen / len(chosen)
@@ -54,8 +67,8 @@ def colour(annotations: Annotations, *, pictures: int = IMAGES, seed: int = 0) -
     return Colour(mean, product / read - np.outer(mean, mean), read)
 
 
-def describe(annotations: Annotations) -> dict[str, Any]:
-    """Plain numbers: images, boxes, per class, sizes, aspect, boxes an image, image sizes (pixels)."""
+def describe_annotations(annotations: Annotations) -> dict[str, Any]:
+    """Plain numbers: images, boxes, per class, sizes, aspect, boxes per image, image sizes (pixels)."""
     a = annotations
     per_image = np.diff(a.offsets)
     sides = np.sqrt(a.xywh[:, 2] * a.xywh[:, 3])
@@ -88,33 +101,49 @@ def _quantiles(values: np.ndarray) -> dict[str, float]:
     return {name: round(float(np.percentile(values, q)), 3) for name, q in names.items()}
 
 
-def plot(annotations: Annotations, path: Path, *, overwrite: bool = False) -> None:
-    """One image of four plots: boxes a class, box sides, aspect, boxes an image."""
+def description_lines(numbers: Mapping[str, Any]) -> list[str]:
+    """What ``describe_annotations`` returned, and "rgb", a ``Colour`` as a dict, as text for a person."""
+    lines = [
+        f"images   {numbers['images']} ({numbers['images_without_boxes']} without boxes)",
+        f"boxes    {numbers['boxes']} ({numbers['crowd']} crowd, {numbers['difficult']} difficult)",
+    ]
+    for name in ("boxes_per_image", "side", "aspect", "width", "height"):
+        lines.append(f"{name:16s} " + "  ".join(f"{key} {value:g}" for key, value in numbers[name].items()))
+    lines.append("sizes    " + "  ".join(f"{name} {count}" for name, count in numbers["sizes"].items()))
+    if "rgb" in numbers:
+        mean = ", ".join(f"{v:.1f}" for v in numbers["rgb"]["mean"])
+        rows = "; ".join(", ".join(f"{v:.0f}" for v in row) for row in numbers["rgb"]["covariance"])
+        lines.append(f"rgb      mean [{mean}]  covariance [{rows}]  ({numbers['rgb']['images']} images)")
+    width = max((len(name) for name in numbers["classes"]), default=0)
+    for name, row in sorted(numbers["classes"].items(), key=lambda item: -item[1]["boxes"]):
+        lines.append(f"  {name:{width}s} {row['boxes']:8d} boxes in {row['images']:7d} images")
+    return lines
+
+
+def plot_annotations(annotations: Annotations, path: Path, *, overwrite: bool = False) -> None:
+    """One image of four plots: boxes per class, box sides, aspect, boxes per image."""
+    a = annotations
     with written_figure(path, 13, 9, overwrite=overwrite) as figure:
-        _draw(figure, annotations)
+        axes = figure.subplots(2, 2).ravel()
+        counts = a.class_counts()
+        order = np.argsort(-counts, kind="stable")[:40]
+        axes[0].barh([a.classes[i] for i in order[::-1]], counts[order[::-1]], color="#4477aa")
+        axes[0].tick_params(axis="y", labelsize=9 if len(order) <= 20 else 6)
+        more = f" (40 of {len(counts)})" if len(counts) > 40 else ""
+        axes[0].set(title=f"Boxes of each class{more}", xlabel="boxes")
+        sides = np.sqrt(a.xywh[:, 2] * a.xywh[:, 3])
+        _log_histogram(axes[1], sides, "Box size", "square root of width x height, pixels")
+        for edge in (32, 96):
+            axes[1].axvline(edge, color="#aa3377", linestyle=":")
+        _log_histogram(axes[2], a.xywh[:, 2] / a.xywh[:, 3], "Aspect", "width / height")
+        per_image = np.diff(a.offsets)
+        top = int(per_image.max(initial=0))
+        axes[3].hist(per_image, bins=np.arange(min(top, 60) + 2) - 0.5 if top <= 60 else 60, color="#4477aa")
+        axes[3].set(title="Boxes per image", xlabel="boxes", ylabel="images")
+        figure.suptitle(f"{len(a)} images, {len(a.labels)} boxes, {len(a.classes)} classes")
 
 
-def _draw(figure: Any, a: Annotations) -> None:
-    axes = figure.subplots(2, 2).ravel()
-    counts = a.class_counts()
-    order = np.argsort(-counts, kind="stable")[:40]
-    axes[0].barh([a.classes[i] for i in order[::-1]], counts[order[::-1]], color="#4477aa")
-    axes[0].tick_params(axis="y", labelsize=9 if len(order) <= 20 else 6)
-    more = f" (40 of {len(counts)})" if len(counts) > 40 else ""
-    axes[0].set(title=f"Boxes of each class{more}", xlabel="boxes")
-    sides = np.sqrt(a.xywh[:, 2] * a.xywh[:, 3])
-    _log_histogram(axes[1], sides, "Box size", "square root of width x height, pixels")
-    for edge in (32, 96):
-        axes[1].axvline(edge, color="#aa3377", linestyle=":")
-    _log_histogram(axes[2], a.xywh[:, 2] / a.xywh[:, 3], "Aspect", "width / height")
-    per_image = np.diff(a.offsets)
-    top = int(per_image.max(initial=0))
-    axes[3].hist(per_image, bins=np.arange(min(top, 60) + 2) - 0.5 if top <= 60 else 60, color="#4477aa")
-    axes[3].set(title="Boxes in an image", xlabel="boxes", ylabel="images")
-    figure.suptitle(f"{len(a)} images, {len(a.labels)} boxes, {len(a.classes)} classes")
-
-
-def _log_histogram(axes: Any, values: np.ndarray, title: str, label: str) -> None:
+def _log_histogram(axes: Axes, values: np.ndarray, title: str, label: str) -> None:
     if len(values):
         low, high = max(float(values.min()), 1e-3), float(values.max())
         axes.hist(values, bins=list(np.geomspace(low * 0.99, high * 1.01, 50)), color="#4477aa")

@@ -20,7 +20,8 @@ _OUTLINE = np.stack([f(np.linspace(0, 2 * np.pi, 64, endpoint=False)) for f in (
 class Displacement(NamedTuple):
     """A smooth field: the output pixel at q shows what the affine map puts at q + field(q).
 
-    nodes (g + 1, g + 1, 2) float32, x and y in output pixels at the corners of a grid of g x g cells.
+    Attributes:
+        nodes: (g + 1, g + 1, 2) float32, x and y in output pixels at the corners of a grid of g x g cells.
     """
 
     nodes: np.ndarray
@@ -29,10 +30,7 @@ class Displacement(NamedTuple):
         """(height, width, 2) float32: the field at the centres of all pixels."""
         cells = self.nodes.shape[0] - 1
         rows, columns = (_weights((np.arange(side) + 0.5) * cells / side, cells) for side in (height, width))
-        field = np.empty((height, width, 2), np.float32)
-        for axis in range(2):
-            field[..., axis] = rows @ self.nodes[..., axis] @ columns.T
-        return field
+        return np.stack([rows @ self.nodes[..., axis] @ columns.T for axis in range(2)], axis=-1)
 
     def at(self, points: np.ndarray, height: int, width: int) -> np.ndarray:
         """(..., 2) float64: the field at ``points`` (..., 2) in output pixels."""
@@ -50,9 +48,13 @@ def _weights(places: np.ndarray, cells: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Warp:
-    """Where an image goes: ``matrix`` (2, 3) float64 from its pixels to an output of ``size`` (height, width).
+    """Where an image goes.
 
-    flip_pairs: points that change places where the image is mirrored.
+    Args:
+        matrix: (2, 3) float64 from its pixels to the output's.
+        size: (height, width) of the output.
+        displacement: What happens after the matrix; None: nothing.
+        flip_pairs: Points that change places where the image is mirrored.
     """
 
     matrix: np.ndarray
@@ -75,7 +77,7 @@ class Warp:
         height, width = self.size
         border = (fill, fill, fill)
         if self.displacement is None:
-            out[:] = cv2.warpAffine(image, centred, (width, height), flags=cv2.INTER_LINEAR, borderValue=border)
+            out[:] = cv2.warpAffine(image, centred, (width, height), borderValue=border)
             return
         inverse = cv2.invertAffineTransform(centred).astype(np.float32)
         field = self.displacement.dense(height, width)
@@ -121,13 +123,25 @@ class Warp:
         moved = replace(target, area=target.area * np.float32(abs(scale)), points=points, masks=None)
         return visible(moved, self.boxes(target.boxes), self.size, min_visible)
 
-    def sample(self, sample: Sample, fill: int, min_visible: float) -> Sample:
-        """``sample`` with image, target and proposals moved (masks are not carried)."""
+    def drawn(self, sample: Sample, fill: int, min_visible: float) -> Sample:
+        """``sample`` resampled; see ``image`` and ``sample``."""
         image = np.empty((*self.size, 3), np.uint8)
         self.image(sample.image, image, fill)
+        return self.sample(sample, image, min_visible)
+
+    def sample(self, sample: Sample, image: np.ndarray, min_visible: float, *, clip: bool = True) -> Sample:
+        """``sample`` with target and proposals moved (masks are not carried).
+
+        Args:
+            sample: What is moved.
+            image: Its pixels, moved already.
+            min_visible: See ``visible``.
+            clip: Proposals are cut to the output; False: what is moved lies inside.
+        """
         proposals = sample.proposals
         if proposals is not None:
-            proposals = clipped(self.boxes(proposals), self.size)
+            boxes = self.boxes(proposals)
+            proposals = clipped(boxes, self.size) if clip else boxes.astype(np.float32)
         return sample.replace(image=image, target=self.target(sample.target, min_visible), proposals=proposals)
 
 
@@ -170,8 +184,15 @@ def visible(target: Target, boxes: np.ndarray, size: tuple[int, int], min_visibl
 def cropped(sample: Sample, window: tuple[int, int, int, int], min_visible: float) -> Sample:
     """The part ``window`` (x1, y1, x2, y2 in whole pixels) of a sample; the image is a view, not a copy."""
     x1, y1, x2, y2 = window
-    shift = np.array([[1.0, 0, -x1], [0, 1, -y1]])
-    warp = Warp(shift, (y2 - y1, x2 - x1))
-    proposals = None if sample.proposals is None else clipped(warp.boxes(sample.proposals), warp.size)
-    target = warp.target(sample.target, min_visible)
-    return sample.replace(image=sample.image[y1:y2, x1:x2], target=target, proposals=proposals)
+    shift = Warp(np.array([[1.0, 0, -x1], [0, 1, -y1]]), (y2 - y1, x2 - x1))
+    return shift.sample(sample, sample.image[y1:y2, x1:x2], min_visible)
+
+
+def turned(sample: Sample, mirror: bool, flip: bool, flip_pairs: Sequence[tuple[int, int]] = ()) -> Sample:
+    """``sample`` mirrored left-right and, or, upside down, exactly; see ``Warp`` for ``flip_pairs``."""
+    if not (mirror or flip):
+        return sample
+    height, width = sample.image.shape[:2]
+    matrix = np.array([[-1.0 if mirror else 1.0, 0, width * mirror], [0, -1.0 if flip else 1.0, height * flip]])
+    image = cv2.flip(sample.image, -1 if mirror and flip else int(mirror))
+    return Warp(matrix, (height, width), flip_pairs=flip_pairs).sample(sample, image, 0, clip=False)

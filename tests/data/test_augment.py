@@ -13,11 +13,10 @@ from detkit.data.augment import (
     Augment,
     colour_shift,
     principal_axes,
-    turned,
     usable,
 )
 from detkit.data.resize import Resize
-from detkit.data.warp import Warp, cropped
+from detkit.data.warp import Warp, cropped, turned
 from detkit.errors import DetkitError
 from detkit.structures import Sample, Target
 

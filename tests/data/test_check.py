@@ -6,12 +6,12 @@ import json
 import shutil
 from pathlib import Path
 
-from detkit.data.check import check
+from detkit.data.check import check_annotations
 from detkit.data.dataset import read
 
 
 def names(path: Path, **options: bool) -> dict[str, int]:
-    return {f.name: f.count for f in check(read(path), **options)}
+    return {f.name: f.count for f in check_annotations(read(path), **options).findings}
 
 
 def test_labels(coco_file: Path) -> None:

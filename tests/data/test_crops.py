@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from detkit.cli import main
-from detkit.data.crops import crops
+from detkit.data.crops import write_crops
 from detkit.data.dataset import read
 from detkit.data.toy import write_toy_data
 from detkit.errors import DetkitError
@@ -24,11 +24,11 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_crops_are_the_objects_pixels(toys: Path, tmp_path: Path) -> None:
     a = read(toys, split="train")
-    counts, findings = crops({"": a}, tmp_path / "out", min_size=20)
+    done = write_crops({"": a}, tmp_path / "out", min_size=20)
     large = (a.xywh[:, 2:] >= 20).all(axis=1)
     expected = {name: int(((a.labels == k) & large).sum()) for k, name in enumerate(a.classes)}
-    assert counts == {"": expected}
-    assert {f.name: f.count for f in findings.as_list()} == {"a side below 20 pixels (left out)": int((~large).sum())}
+    assert done.parts == {"": expected}
+    assert {f.name: f.count for f in done.left_out} == {"a side below 20 pixels (left out)": int((~large).sum())}
     made = read(tmp_path / "out")
     assert made.labelled
     assert made.classes == tuple(sorted(name for name, count in expected.items() if count))
@@ -44,8 +44,8 @@ def test_crops_are_the_objects_pixels(toys: Path, tmp_path: Path) -> None:
 def test_background_touches_no_object_and_is_a_function_of_the_seed(toys: Path, tmp_path: Path) -> None:
     a = read(toys, split="train")
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        counts, _ = crops({"": a}, tmp_path / name, background=5, min_size=10, seed=seed)
-        assert counts[""]["background"] == 5
+        done = write_crops({"": a}, tmp_path / name, background=5, min_size=10, seed=seed)
+        assert done.parts[""]["background"] == 5
     first, again, other = (
         sorted((p.name, p.read_bytes()) for p in (tmp_path / name / "background").iterdir()) for name in "abc"
     )
@@ -55,9 +55,9 @@ def test_background_touches_no_object_and_is_a_function_of_the_seed(toys: Path, 
 def test_no_room_for_background_is_counted(toys: Path, tmp_path: Path) -> None:
     a = read(toys, split="train")
     whole = replace(a, xywh=np.tile([0.0, 0, 96, 96], (len(a.labels), 1)))
-    counts, findings = crops({"": whole}, tmp_path / "out", background=2)
-    assert counts[""]["background"] == 0
-    assert [(f.name, f.count) for f in findings.as_list()] == [("background crops that found no room", 2)]
+    done = write_crops({"": whole}, tmp_path / "out", background=2)
+    assert done.parts[""]["background"] == 0
+    assert [(f.name, f.count) for f in done.left_out] == [("background crops that found no room", 2)]
 
 
 def test_crowds_difficult_ones_and_other_classes_stay_out(toys: Path, tmp_path: Path) -> None:
@@ -65,9 +65,9 @@ def test_crowds_difficult_ones_and_other_classes_stay_out(toys: Path, tmp_path: 
     only = np.flatnonzero(a.labels == 0)
     difficult = np.zeros(len(a.labels), bool)
     difficult[only[0]] = True
-    counts, findings = crops({"": replace(a, difficult=difficult)}, tmp_path / "out", classes=["circle"], min_size=1)
-    assert counts == {"": {"circle": len(only) - 1}}
-    assert [(f.name, f.count) for f in findings.as_list()] == [("crowd or difficult (left out)", 1)]
+    done = write_crops({"": replace(a, difficult=difficult)}, tmp_path / "out", classes=["circle"], min_size=1)
+    assert done.parts == {"": {"circle": len(only) - 1}}
+    assert [(f.name, f.count) for f in done.left_out] == [("crowd or difficult (left out)", 1)]
 
 
 def test_the_command(toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,12 +111,12 @@ def test_classes_without_objects_and_of_one_folder_are_refused(toys: Path, tmp_p
     a = read(toys, split="val")
     only = a.subset([i for i in range(len(a)) if 0 not in a.labels[a.offsets[i] : a.offsets[i + 1]]])
     with pytest.raises(DetkitError, match="no object of these classes"):
-        crops({"": only}, tmp_path / "out", classes=a.classes[:1], min_size=1)
+        write_crops({"": only}, tmp_path / "out", classes=a.classes[:1], min_size=1)
     with pytest.raises(DetkitError, match="would share the folder a_b"):
-        crops({"": a.select_classes(rename={"circle": "a/b", "square": "a:b"})}, tmp_path / "out", min_size=1)
+        write_crops({"": a.select_classes(rename={"circle": "a/b", "square": "a:b"})}, tmp_path / "out", min_size=1)
 
 
 def test_a_class_called_background_is_refused(toys: Path, tmp_path: Path) -> None:
     a = read(toys, split="train").select_classes(rename={"circle": "background"})
     with pytest.raises(DetkitError, match="of its own"):
-        crops({"": a}, tmp_path / "out", background=1)
+        write_crops({"": a}, tmp_path / "out", background=1)

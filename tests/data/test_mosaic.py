@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from detkit.data.augment import Augment
-from detkit.data.mosaic import mixup, mosaic
+from detkit.data.mosaic import mixup_of, mosaic_of
 from detkit.data.resize import Resize
 from detkit.data.warp import Warp
 from detkit.structures import Sample, Target
@@ -64,7 +64,7 @@ def test_boxes_do_not_leave_their_quadrant() -> None:
         return Warp(np.array([[4.0, 0, -40], [0, 4, -60]]), size)
 
     samples = [filled(50, label) for label in (0, 1, 2, 0)]
-    out = mosaic(samples, (200, 200), np.random.default_rng(0), place, fill=0, min_visible=0.5)
+    out = mosaic_of(samples, (200, 200), np.random.default_rng(0), place, fill=0, min_visible=0.5)
     draws = np.random.default_rng(0)
     x, y = int(200 * draws.uniform(0.3, 0.7)), int(200 * draws.uniform(0.3, 0.7))
     # The object covers 40..280 and 60..180 of each quadrant, before that cuts it.
@@ -86,7 +86,7 @@ def test_mixup_blends_and_weights_both() -> None:
     first, second = filled(0, 0), filled(200, 1)
     rng = np.random.default_rng(4)
     share = np.random.default_rng(4).beta(1.5, 1.5)
-    out = mixup(first, second, rng)
+    out = mixup_of(first, second, rng)
     np.testing.assert_allclose(out.target.weight, [share, 1 - share], rtol=1e-6)
     np.testing.assert_allclose(out.image[0, 0], 200 * (1 - share), atol=1)
     assert out.target.labels.tolist() == [0, 1]

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from detkit.data.annotations import Findings, concat_annotations
-from detkit.data.augment import Augment, turned
+from detkit.data.augment import Augment
 from detkit.data.coco import _tolerant
 from detkit.data.dataset import Dataset, read
 from detkit.data.resize import Resize, moved_target
-from detkit.data.show import grid
-from detkit.data.warp import cropped
+from detkit.data.show import sample_grid
+from detkit.data.warp import cropped, turned
 from detkit.io.images import write_image
 from detkit.structures import Sample, Target
 
@@ -57,7 +57,7 @@ def test_key_points_stay_with_their_objects(people: Path) -> None:
     assert both.points.shape == (6, 3, 3)
     assert concat_annotations([found, replace(found, points=None)]).points is None
     assert concat_annotations([found, replace(found, points=found.points[:, :2])]).points is None  # type: ignore[index]
-    assert len(grid([Dataset(found).load(0)], found.classes, tile=64)) > 64
+    assert len(sample_grid([Dataset(found).load(0)], found.classes, tile=64)) > 64
 
 
 def test_a_file_that_needs_patience_has_key_points_too(people: Path) -> None:

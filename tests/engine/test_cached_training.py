@@ -18,7 +18,7 @@ from detkit.config.build import build_detector
 from detkit.config.experiment import Config, EvaluateOptions, check_model
 from detkit.config.schema import Place
 from detkit.data.augment import Augment
-from detkit.data.crops import crops
+from detkit.data.crops import write_crops
 from detkit.data.dataset import Dataset, read
 from detkit.data.loader import Loader
 from detkit.data.sampler import Sampler
@@ -64,7 +64,7 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def objects(toys: Path) -> Path:
     """The toys' objects as a folder of class folders."""
     parts = {part: read(toys, split=part) for part in ("train", "val")}
-    crops(parts, toys.parent / "crops", min_size=8)
+    write_crops(parts, toys.parent / "crops", min_size=8)
     return toys.parent / "crops"
 
 
