@@ -83,10 +83,10 @@ def propose(
     lines = [f"{source}: {len(boxes)} proposals"]
     lines += ["  " + " ".join(f"{round(v):5d}" for v in box) for box in boxes.tolist()]
     rounded = [[round(v, 2) for v in box] for box in boxes.tolist()]
-    emit(Printed({"source": source, "method": method, "proposals": rounded}, lines), as_json)
     if out is not None:
         write_image(out, draw_boxes(image, boxes), overwrite=overwrite)
         message(f"drawn: {out}")
+    emit(Printed({"source": source, "method": method, "proposals": rounded}, lines), as_json)
     return 0
 
 

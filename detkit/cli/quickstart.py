@@ -31,7 +31,9 @@ NEW_IMAGE = 424242  # a seed that no training image has
 
 
 def quickstart(
-    images: Annotated[list[Path] | None, typer.Argument(help="Your own images, instead of the packages'.")] = None,
+    images: Annotated[
+        list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Your own, instead of the packages'.")
+    ] = None,
     train: Annotated[
         bool, typer.Option("--train", help="First train a small detector on toy images, about a minute.")
     ] = False,
