@@ -7,7 +7,7 @@ mAP never import torch.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -49,10 +49,10 @@ if TYPE_CHECKING:
     from detkit.structures import Target as Target
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _NAMES:
         raise AttributeError(f"module 'detkit' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_NAMES[name]), name)
+    value: object = getattr(importlib.import_module(_NAMES[name]), name)
     globals()[name] = value
     return value
 

@@ -283,6 +283,7 @@ def evaluate(
         DetkitError: Data or detections that cannot be read, or that do not fit each other.
     """
     from detkit import metrics
+    from detkit.predictor import as_predictor
 
     if isinstance(predictions_or_model, (str, Path)) and _holds_detections(Path(predictions_or_model)):
         from detkit.data.dataset import read
@@ -296,9 +297,9 @@ def evaluate(
         usual = "classify" if annotations.labelled else "coco"
     else:
         given = predictions_or_model
-        predictor = load(given, plugins=plugins) if isinstance(given, (str, Path)) else given
+        predictor = load(given, plugins=plugins) if isinstance(given, (str, Path)) else as_predictor(given)
         annotations, results, _ = evaluate_model(predictor, data, split=split, images=images)
-        usual = getattr(predictor, "protocol", "coco")
+        usual = predictor.protocol
     return metrics.evaluate(annotations.ground_truth(), results, protocol=protocol or usual)
 
 
@@ -311,7 +312,7 @@ def _holds_detections(path: Path) -> bool:
 
 
 def evaluate_model(
-    model: str | Path | PredictsSamples,
+    predictor: Predictor,
     data: str | Path,
     *,
     split: str | None = None,
@@ -326,7 +327,7 @@ def evaluate_model(
     Labels are matched by class name: classes that the model does not know have no detections.
 
     Args:
-        model: A file, run folder, name, or anything that predicts.
+        predictor: What ``load`` or ``as_predictor`` gives.
         data: COCO json, VOC folder, YOLO data.yaml or class folders.
         split: One part of the data; None: all of it.
         images: Folder of the images of a COCO json.
@@ -344,9 +345,8 @@ def evaluate_model(
     from detkit.metrics import find_metric
     from detkit.structures import Limits
 
-    predictor = load(model) if isinstance(model, (str, Path)) else model
     annotations = read(data, split=split, images=images)
-    find_metric(getattr(predictor, "protocol", "coco")).check(annotations.ground_truth())  # before a long run
+    find_metric(predictor.protocol).check(annotations.ground_truth())  # before a long run
     _, results, timings = run(
         predictor,
         Dataset(annotations),
