@@ -8,6 +8,7 @@ tensors of any device, which go through the CPU. IoU here is that of two boxes w
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -47,7 +48,7 @@ def kmeans_anchors(
     if k < 1 or iterations < 1 or restarts < 1:
         raise ValueError(f"k, iterations and restarts must be at least 1, got {k}, {iterations} and {restarts}")
     sizes = _sizes(wh, "wh").astype(np.float32)
-    distinct = np.unique(sizes, axis=0) if len(sizes) <= 4 * k else _distinct_upto(sizes, k)
+    distinct = _distinct(sizes)
     if len(distinct) < k:
         raise ValueError(f"{k} anchors need {k} different box sizes, there are {len(distinct)}")
     if len(distinct) == k:
@@ -114,106 +115,92 @@ def _anchors(value: Any) -> np.ndarray:
     return anchors
 
 
-def _columns(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return np.array(sizes[:, 0], np.float32), np.array(sizes[:, 1], np.float32)
+def _distinct(sizes: np.ndarray) -> np.ndarray:
+    """The distinct rows; a pair of float32 above 0 is sorted as one integer."""
+    return np.unique(np.ascontiguousarray(sizes).view(np.int64)).view(np.float32).reshape(-1, 2)
 
 
-def _nearest(sizes: np.ndarray, anchors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The best anchor of each size (ties: the lower index) and its IoU."""
-    from detkit.ops.kmeans_kernels import assign
+def _nearness(sizes: np.ndarray, centres: np.ndarray, by_iou: bool = True) -> np.ndarray:
+    """(K, N): how near each size is to each centre, the IoU or minus the squared Euclidean distance."""
+    x, y = centres[:, :1], centres[:, 1:]
+    w, h = np.ascontiguousarray(sizes.T)
+    if not by_iou:
+        return -((w - x) ** 2) - (h - y) ** 2
+    shared = np.minimum(w, x) * np.minimum(h, y)
+    return shared / (w * h + x * y - shared)
 
-    labels = np.full(len(sizes), -1, np.int32)
-    best = np.empty(len(sizes), np.float32)
-    assign(*_columns(sizes), np.array(anchors, np.float32), True, labels, best)
-    return labels, best
 
-
-def _distinct_upto(sizes: np.ndarray, k: int) -> np.ndarray:
-    """The distinct rows if there are at most k, else more than k of them: a large set need not be sorted for that."""
-    sample = np.unique(sizes[:: max(1, len(sizes) // (4 * k))], axis=0)
-    return sample if len(sample) > k else np.unique(sizes, axis=0)
+def _nearest(sizes: np.ndarray, centres: np.ndarray, by_iou: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) the best centre of each size (ties: the lower index), and how near that is."""
+    near = _nearness(np.asarray(sizes, np.float32), np.asarray(centres, np.float32), by_iou)
+    return near.argmax(0), near.max(0)
 
 
 def _best_run(
     sizes: np.ndarray, k: int, by_iou: bool, update: str, seed: int, iterations: int, restarts: int
 ) -> np.ndarray:
-    from detkit.ops.kmeans_kernels import seed_centres
-
     rng = np.random.default_rng(seed)
     tried = sizes
     if len(sizes) > 4 * _SAMPLE:  # which start is best shows in a sample
         tried = sizes[np.sort(rng.integers(0, len(sizes), _SAMPLE))]
-        if len(np.unique(tried, axis=0)) <= k:
+        if len(_distinct(tried)) <= k:
             tried = sizes
-    w, h = _columns(tried)
-    orders = _orders(w, h, update != "mean")
-    runs = (_run(w, h, seed_centres(w, h, rng.random(k), by_iou), by_iou, orders, iterations) for _ in range(restarts))
-    centres = max(runs, key=lambda run: run[0])[1]
+    average = np.mean if update == "mean" else np.median
+    runs = [_run(tried, _seeds(tried, rng.random(k), by_iou), by_iou, average, iterations) for _ in range(restarts)]
+    best = max(runs, key=lambda run: run[0])[1]
     if update == "iou" and by_iou:
-        return _refined(*_columns(sizes), centres)
-    if tried is sizes:
-        return centres
-    w, h = _columns(sizes)
-    return _run(w, h, centres, by_iou, _orders(w, h, update != "mean"), iterations)[1]
+        return _refined(sizes, best)
+    return best if tried is sizes else _run(sizes, best, by_iou, average, iterations)[1]
 
 
-def _refined(w: np.ndarray, h: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """The centres after steps, a tenth of a side and then less, each taken where its own samples' IoU rises."""
-    from detkit.ops.kmeans_kernels import assign, total_iou
-
-    labels, near = np.full(len(w), -1, np.int32), np.empty(len(w), np.float32)
-    for part in 0.1 * 0.85 ** np.arange(_STEPS):
-        assign(w, h, centres, True, labels, near)
-        reached = total_iou(w, h, centres, labels)
-        for axis in (0, 1):
-            for factor in (1 + part, 1 - part):
-                moved = centres.copy()
-                moved[:, axis] *= np.float32(factor)
-                total = total_iou(w, h, moved, labels)
-                centres = np.where((total > reached)[:, None], moved, centres)
-                reached = np.maximum(total, reached)
-    return centres
-
-
-def _orders(w: np.ndarray, h: np.ndarray, by_median: bool) -> tuple[np.ndarray, np.ndarray] | None:
-    return (np.argsort(w, kind="stable"), np.argsort(h, kind="stable")) if by_median else None
+def _seeds(sizes: np.ndarray, draws: np.ndarray, by_iou: bool) -> np.ndarray:
+    """k-means++: each next centre is a sample drawn by its squared distance, from uniform draws (k,) in 0..1."""
+    chosen = [int(draws[0] * len(sizes))]
+    cost = np.full(len(sizes), np.inf)
+    for draw in draws[1:]:
+        near = _nearness(sizes, sizes[chosen[-1:]], by_iou)[0]
+        cost = np.minimum(cost, (1 - near) ** 2 if by_iou else -near)
+        reached = cost.cumsum()
+        chosen.append(int(np.searchsorted(reached, draw * reached[-1], side="right")))
+    return sizes[chosen]
 
 
 def _run(
-    w: np.ndarray,
-    h: np.ndarray,
-    centres: np.ndarray,
-    by_iou: bool,
-    orders: tuple[np.ndarray, np.ndarray] | None,
-    iterations: int,
+    sizes: np.ndarray, centres: np.ndarray, by_iou: bool, average: Callable[..., np.ndarray], iterations: int
 ) -> tuple[float, np.ndarray]:
     """Lloyd's rounds from ``centres``: the best mean nearness met on the way and its centres."""
-    from detkit.ops.kmeans_kernels import assign, medians
-
-    k = len(centres)
-    labels = np.full(len(w), -1, np.int32)
-    near = np.empty(len(w), np.float32)
     result = (-np.inf, centres)
+    labels = np.full(len(sizes), -1)
     for _ in range(iterations):
-        changed = assign(w, h, centres, by_iou, labels, near)
+        before = labels
+        labels, near = _nearest(sizes, centres, by_iou)
         mean = float(near.mean(dtype=np.float64))
         if mean > result[0]:  # a round may also worsen it: median and mean do not minimise 1 - IoU
             result = (mean, centres)
-        if not changed:
+        if (labels == before).all():
             break
-        counts = np.bincount(labels, minlength=k)
         centres = centres.copy()
-        for axis, values in enumerate((w, h)):
-            if orders is None:
-                filled = counts > 0
-                sums = np.bincount(labels, values, minlength=k)
-                centres[filled, axis] = sums[filled] / counts[filled]
-            else:
-                column = centres[:, axis].copy()
-                medians(orders[axis], values, labels, counts, column)
-                centres[:, axis] = column
-        empty = np.flatnonzero(counts == 0)
-        if len(empty):  # centres that lost all samples restart at those that fit worst
-            worst = np.argsort(near, kind="stable")[: len(empty)]
-            centres[empty] = np.stack((w[worst], h[worst]), 1)
+        worst = iter(np.argsort(near, kind="stable"))
+        for c in range(len(centres)):
+            own = sizes[labels == c]
+            # One that lost all its samples restarts at those that fit worst.
+            centres[c] = average(own, axis=0) if len(own) else sizes[next(worst)]
     return result
+
+
+def _refined(sizes: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """The centres after steps, a tenth of a side and then less, each taken where its own samples' IoU rises."""
+    w, h = sizes.T
+    area = w * h
+    for part in 0.1 * 0.85 ** np.arange(_STEPS):
+        labels = _nearest(sizes, centres)[0]
+        reached = np.zeros(len(centres))
+        for axis, factor in ((0, 1), (0, 1 + part), (0, 1 - part), (1, 1 + part), (1, 1 - part)):
+            moved = centres.copy()
+            moved[:, axis] *= np.float32(factor)
+            x, y = moved[labels].T
+            shared = np.minimum(w, x) * np.minimum(h, y)
+            total = np.bincount(labels, shared / (area + x * y - shared), len(centres))
+            centres = np.where((total > reached)[:, None], moved, centres)
+            reached = np.maximum(total, reached)
+    return centres
