@@ -169,9 +169,9 @@ def train(
     from detkit.config.datasets import train_val_datasets
     from detkit.config.experiment import read_config
     from detkit.data.augment import Augment
-    from detkit.engine import loop
     from detkit.engine.events import Notice
     from detkit.engine.options import TrainOptions
+    from detkit.engine.trainer import Trainer
 
     allow(plugins)
     changes = list(overrides)
@@ -194,7 +194,7 @@ def train(
     detector = build(checked, train_set, lambda text: on_event(Notice(text)))
     if "started" in detector.record and resume is None:
         on_event(Notice(detector.record["started"]))
-    return loop.train(
+    trainer = Trainer(
         detector,
         train_set,
         val_set,
@@ -204,9 +204,8 @@ def train(
         config=checked.to_yaml(),
         limits=checked.evaluate.limits(),
         on_event=on_event,
-        resume=resume is not None,
-        dry_run=dry_run,
     )
+    return trainer.train(resume=resume is not None, dry_run=dry_run)
 
 
 def _config_of_run(run: Path) -> Path:
@@ -337,21 +336,21 @@ def evaluate_model(
         on_progress: Called with batches done and in all.
 
     Raises:
-        DetkitError: As ``detkit.data.dataset.read`` and ``detkit.engine.evaluator.evaluate``; a classifier on images
-            that do not have exactly one label.
+        DetkitError: As ``detkit.data.dataset.read`` and ``detkit.engine.evaluator.detect_dataset``; a classifier on
+            images that do not have exactly one label.
     """
     from detkit.data.dataset import Dataset, read
-    from detkit.engine.evaluator import evaluate as run
+    from detkit.engine.evaluator import detect_dataset
     from detkit.metrics import find_metric
     from detkit.structures import Limits
 
     annotations = read(data, split=split, images=images)
     find_metric(predictor.protocol).check(annotations.ground_truth())  # before a long run
-    _, results, timings = run(
+    _, results, timings = detect_dataset(
         predictor,
         Dataset(annotations),
         batch=batch,
         limits=replace(Limits.evaluation(iou), max_detections=max_detections),
-        on_batch=on_progress,
+        on_batch=on_progress or (lambda done, total: None),
     )
     return annotations, results, asdict(timings)

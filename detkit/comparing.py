@@ -61,7 +61,7 @@ def compare(
     """
     from detkit.data.dataset import Dataset, read
     from detkit.data.names import explain_match
-    from detkit.engine.evaluator import evaluate
+    from detkit.engine.evaluator import detect_dataset
     from detkit.engine.run_folder import data_hash
     from detkit.explain.summary import facts
     from detkit.report.comparison import Candidate, compare_results
@@ -90,7 +90,7 @@ def compare(
         tell(f"{name} on {len(dataset)} images")
         for note in explain_match(model.classes, dataset.classes):
             tell(f"{name}: {note}")
-        _, results, _ = evaluate(model, dataset, batch=batch)
+        _, results, _ = detect_dataset(model, dataset, batch=batch)
         candidates.append(Candidate(name, results, spent, record.get("minutes"), facts(model)))
     return compare_results(dataset.annotations.ground_truth(), candidates, samples=bootstrap, seed=seed)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from detkit.data.annotations import Annotations
+    from detkit.engine.events import Event
     from detkit.io.sources import Frame
     from detkit.structures import Batch, Detections, Limits, Loss, Target
     from detkit.tables import Evaluation, GroundTruth, Results
@@ -165,6 +166,19 @@ class ProposalSource:
     def loss(self, raw: Any, targets: list[Target], sizes: Tensor) -> Losses:
         """Terms of the source's own loss; none where nothing is learned."""
         return {}
+
+
+class Logger:
+    """Who is told what happens in training: ``Logger(run)``, the run folder's path, when the run begins."""
+
+    def __init__(self, run: Path) -> None: ...
+
+    def __call__(self, event: Event) -> None:
+        """Takes note of one of ``detkit.engine.events``; in training's own process, so it should be quick."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """The run is over, or was stopped."""
 
 
 class DatasetFormat:

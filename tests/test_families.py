@@ -19,7 +19,7 @@ from detkit.data.loader import collate
 from detkit.data.toy import CLASSES, write_toy_data
 from detkit.data.warp import Warp
 from detkit.detector import Detector
-from detkit.engine.evaluator import evaluate
+from detkit.engine.evaluator import detect_dataset
 from detkit.engine.options import TrainOptions
 from detkit.geometry import Geometry
 from detkit.metrics import coco
@@ -87,7 +87,7 @@ def test_four_images_are_learnt_by_heart(family: str, tmp_path: Path) -> None:
     detector = make(family, **SEARCH.get(family, {}))
     seen = data if detector.proposals_for_image is None else data.with_proposals(detector.proposals_for_image)
     learn(detector, [collate([seen.load(i) for i in range(4)], detector.resize)], STEPS[family])
-    assert coco.Coco().evaluate(*evaluate(detector, data)[:2]).metrics["AP"] >= 0.9
+    assert coco.Coco().evaluate(*detect_dataset(detector, data)[:2]).metrics["AP"] >= 0.9
 
 
 def with_corners(folder: Path, part: str) -> Dataset:
@@ -186,7 +186,7 @@ def test_the_file_holds_all_of_it(family: str, tmp_path: Path) -> None:
 
 
 def test_the_backbones_trunk_learns_at_its_rate() -> None:
-    from detkit.engine.optimizer import parameter_groups
+    from detkit.engine.optim import parameter_groups
 
     detector = make("rcnn")
     groups = parameter_groups(detector, TrainOptions(lr=1e-2, backbone_lr=1e-4))

@@ -21,7 +21,7 @@ from detkit.data.loader import collate
 from detkit.data.toy import CLASSES, toy_sample, write_toy_data
 from detkit.detector import Detector
 from detkit.engine.events import EpochDone, Event, Notice
-from detkit.engine.optimizer import parameter_groups
+from detkit.engine.optim import parameter_groups
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
 from detkit.prediction.ensemble import Combined

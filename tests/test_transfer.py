@@ -217,7 +217,7 @@ def test_windows_keep_their_background(tmp_path: Path, boxes: bool) -> None:
 
 
 def test_a_run_that_goes_on_keeps_its_anchors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("detkit.engine.loop.train", lambda detector, *sets, **keys: detector)
+    monkeypatch.setattr("detkit.engine.trainer.Trainer.train", lambda trainer, **keys: trainer.model)
     data, run, told = write_toy_data(tmp_path / "toys", train=6, val=2, size=64), tmp_path / "run", list[Event]()
     small = ["model.size=64", "model.head.anchors_per_level=2", "train.device=cpu"]
     first = api.train("toy", data=data, overrides=small)

@@ -12,6 +12,7 @@ import argparse
 import itertools
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -53,23 +54,16 @@ def endless(loader: Loader) -> Iterator[Any]:
 
 def stepper(dataset: Dataset, config_name: str, size: int) -> tuple[Any, Any]:
     """A function that trains on one (batch, targets), and the configuration's augmentation."""
-    from detkit.engine.ema import Average
-    from detkit.engine.optimizer import make_optimizer
-    from detkit.engine.runtime import Runtime
-    from detkit.engine.step import Stepper
-    from detkit.speedups.depthwise import speed_up_depthwise
+    from detkit.engine.trainer import Trainer
 
     config = read_config(shipped(config_name), [f"model.size={size}"], train_schema=TrainOptions)
-    options: TrainOptions = config.train
-    runtime = Runtime(options.device, options.precision)
-    detector = build_detector(config, dataset.classes, anchors=anchors_for(config, dataset)).to(runtime.device)
-    if options.channels_last:
-        detector = detector.to(memory_format=torch.channels_last)
-    speed_up_depthwise(detector)
-    step = Stepper(runtime, detector, make_optimizer(detector, options), Average(detector, options.ema), options.clip)
+    detector = build_detector(config, dataset.classes, anchors=anchors_for(config, dataset))
+    trainer = Trainer(detector, dataset, None, config.train, run=Path("none"))
+    trainer.build()
+    device = trainer.runtime.device
 
     def train(batch: Any, targets: Any) -> None:
-        step([(batch.to(runtime.device), [t.to(runtime.device) for t in targets])], 0, {})
+        trainer.step([(batch.to(device), [t.to(device) for t in targets])], 0)
 
     return train, Augment(**config.augment)
 

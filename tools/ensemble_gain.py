@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from detkit import api
 from detkit.data.dataset import Dataset, read
-from detkit.engine.evaluator import evaluate
+from detkit.engine.evaluator import detect_dataset
 from detkit.explain.summary import facts
 from detkit.metrics.coco import Coco
 from detkit.report.comparison import Candidate, compare_results
@@ -42,7 +42,7 @@ def main() -> None:
     for title, models, view in asked:
         predictor = api.load(models, device="cpu", tta=view)
         began = time.perf_counter()
-        _, results, _ = evaluate(predictor, dataset, workers=1)
+        _, results, _ = detect_dataset(predictor, dataset, workers=1)
         seconds = (time.perf_counter() - began) / len(dataset)
         candidates.append(Candidate(title, results, [seconds], None, facts(predictor)))
         print(f"{title}: {1e3 * seconds:.0f} ms an image", file=sys.stderr, flush=True)

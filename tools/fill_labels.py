@@ -23,7 +23,7 @@ from detkit import api, ops
 from detkit.data.annotations import Annotations, Findings, Objects, Source, assemble
 from detkit.data.coco_writer import write_coco_json
 from detkit.data.dataset import Dataset, read
-from detkit.engine.evaluator import evaluate
+from detkit.engine.evaluator import detect_dataset
 
 SAME, INSIDE = 0.4, 0.7
 
@@ -54,7 +54,7 @@ def added(boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, known: np.n
 def fill(annotations: Annotations, model: str, sure: float, doubt: float) -> tuple[Annotations, Counter[str]]:
     """The annotations with what the model adds to them, and how many objects of each kind were added."""
     a = annotations
-    _, found, _ = evaluate(api.load(model, device="cpu"), Dataset(a), workers=1)
+    _, found, _ = detect_dataset(api.load(model, device="cpu"), Dataset(a), workers=1)
     likely = found.score >= doubt
     columns = [(a.image_index, a.xywh, a.labels, a.crowd, a.difficult)]
     counts: Counter[str] = Counter()

@@ -21,7 +21,7 @@ import numpy as np
 
 from detkit import api
 from detkit.data.dataset import Dataset, read
-from detkit.engine.evaluator import evaluate as infer
+from detkit.engine.evaluator import detect_dataset
 from detkit.io.download import sha256_of
 from detkit.metrics import evaluate
 from detkit.metrics.bootstrap import interval
@@ -64,7 +64,7 @@ def columns(
 ) -> dict[str, str]:
     """One model's column: row name -> text."""
     began = time.perf_counter()
-    truth, found, _ = infer(predictor, dataset, workers=1)
+    truth, found, _ = detect_dataset(predictor, dataset, workers=1)
     seconds = (time.perf_counter() - began) / len(dataset)
     whole = (truth, found)
     first = np.arange(truth.images) % 2 == 0

@@ -150,6 +150,8 @@ def check_config(values: Mapping[str, Any], place: Place, train_schema: type) ->
         Augment(**augment)
     with located(place, ("train",), train):
         options = train_schema(**train)
+    for name in train.get("loggers", ()):
+        part_at("logger", name, place, ("train", "loggers"))
     with located(place, ("evaluate",), evaluate):
         return Config(data, model, augment, options, EvaluateOptions(**evaluate), place)
 

@@ -236,6 +236,7 @@ class Loader:
             worker_init_fn=_start_worker,
             multiprocessing_context=context if workers else None,
             persistent_workers=workers > 0,
+            generator=torch.Generator(),  # else each epoch would draw from the model's random numbers
         )
 
     def __len__(self) -> int:

@@ -11,30 +11,42 @@ from typing import Any
 import torch
 from torch import nn
 
-from detkit.engine.ema import Average
+from detkit.detector import Detector
 from detkit.engine.events import Row
+from detkit.engine.losses import LossSums
+from detkit.engine.optim import Average
 from detkit.engine.options import TrainOptions
-from detkit.engine.runtime import Runtime
 from detkit.errors import DetkitError
 from detkit.io.files import write_bytes
 
 STATE_VERSION = 1
-# What may change between two parts of a run: where it computes, not what.
-_FREE = {"device", "workers", "save_minutes", "tensorboard"}
+# What may change between two parts of a run: where it computes and who listens, not what.
+_FREE = {"device", "workers", "save_minutes", "tensorboard", "loggers"}
 
 
 @dataclass
 class Progress:
-    """How far a run is: the next batch of the next epoch, steps taken, sums of this epoch's losses, the rows so far.
+    """How far a run is.
 
-    seconds: of all; caching: those of them in which frozen stages looked at images for the cache. fitted: the head's
-    stages after the loop are done.
+    Attributes:
+        epoch: The one to go on with.
+        batch: The next one of that epoch.
+        step: Steps taken in all.
+        sums: This epoch's losses so far.
+        rows: Of metrics.csv, one per finished epoch.
+        best_epoch: Whose weights are in best.safetensors.
+        best_score: What they reached.
+        threshold: Their score of best F1.
+        waited: Validations since then.
+        seconds: Of the whole run.
+        caching: Those of them in which frozen stages looked at images for the cache.
+        fitted: True if the head's stages after the loop are done.
     """
 
     epoch: int = 0
     batch: int = 0
     step: int = 0
-    sums: dict[str, list[float]] = field(default_factory=dict)
+    sums: LossSums = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     best_epoch: int | None = None
     best_score: float = -1.0
@@ -47,18 +59,22 @@ class Progress:
 
 @dataclass
 class State:
-    """The parts of a run that change: ``save`` and ``restore`` them together, between two steps."""
+    """The parts of a run that change, saved and restored together, between two steps."""
 
     model: nn.Module
-    average: Average
+    average: Average[Detector]
     optimizer: torch.optim.Optimizer
-    runtime: Runtime
+    scaler: torch.amp.GradScaler
     options: TrainOptions
     data_hash: str
     progress: Progress = field(default_factory=Progress)
 
     def save(self, path: Path) -> None:
-        """Writes all of it to ``path``. Raises DetkitError if the disk is full; the old file then stays."""
+        """Writes all of it to ``path``.
+
+        Raises:
+            DetkitError: The disk is full; the old file then stays.
+        """
         state = {
             "version": STATE_VERSION,
             "options": asdict(self.options),
@@ -68,7 +84,7 @@ class State:
             "average": self.average.model.state_dict(),
             "updates": self.average.updates,
             "optimizer": self.optimizer.state_dict(),
-            "scaler": self.runtime.scaler.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "random": random_states(self.model),
         }
         buffer = io.BytesIO()
@@ -76,7 +92,11 @@ class State:
         write_bytes(path, buffer.getvalue(), overwrite=True)
 
     def restore(self, path: Path) -> None:
-        """Takes everything from ``path``. Raises DetkitError if it is missing, damaged, or of another run."""
+        """Takes everything from ``path``.
+
+        Raises:
+            DetkitError: The file is missing, damaged, or of another run.
+        """
         state = _read(path)
         self._refuse_other_run(state, path)
         try:
@@ -84,13 +104,11 @@ class State:
             self.average.model.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise DetkitError(
-                f"the state is of another model ({reason})", str(path), "use the run's own config"
-            ) from None
+            what = f"the state is of another model ({str(error).splitlines()[0]})"
+            raise DetkitError(what, str(path), "use the run's own config") from None
         self.average.updates = state["updates"]
-        self.runtime.scaler.load_state_dict(state["scaler"])
-        self.progress = Progress(**state["progress"])
+        self.scaler.load_state_dict(state["scaler"])
+        vars(self.progress).update(state["progress"])
         restore_random(self.model, state["random"])
 
     def _refuse_other_run(self, state: dict[str, Any], path: Path) -> None:
@@ -108,13 +126,12 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise DetkitError(
-            "there is no state to go on from", str(path), "name a run folder that holds state.pt"
-        ) from None
+        do = "name a run folder that holds state.pt"
+        raise DetkitError("there is no state to go on from", str(path), do) from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
         raise DetkitError("the state file is damaged, or not one of detkit's", str(path), again) from None
-    if not isinstance(state, dict) or state.get("version") != STATE_VERSION:
-        found = state.get("version") if isinstance(state, dict) else None
+    found = state.get("version") if isinstance(state, dict) else None
+    if found != STATE_VERSION:
         raise DetkitError(f"the state file has format {found}, this detkit reads {STATE_VERSION}", str(path), again)
     return state
 
@@ -139,7 +156,7 @@ def random_states(model: nn.Module) -> dict[str, Any]:
 
 
 def restore_random(model: nn.Module, states: dict[str, Any]) -> None:
-    """The inverse of :func:`random_states`; a different number of GPUs leaves theirs alone."""
+    """The inverse of ``random_states``; a different number of GPUs leaves theirs alone."""
     torch.set_rng_state(states["cpu"])
     if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -12,6 +12,8 @@ from types import FrameType
 from detkit.errors import DetkitError
 from detkit.io.files import write_error
 from detkit.structures import Batch
+
+_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "bad_alloc", "not enough memory")
 
 
 class Interrupted(DetkitError):
@@ -21,8 +23,7 @@ class Interrupted(DetkitError):
 class StopRequest:
     """The signal that asked the run to stop, or 0."""
 
-    def __init__(self) -> None:
-        self.signal = 0
+    signal = 0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Notes a first signal, to be obeyed between two steps; a second one stops at once."""
@@ -40,10 +41,8 @@ class StopRequest:
 def stop_requests() -> Iterator[StopRequest]:
     """Ctrl-C and SIGTERM as a request while the block runs; outside the main thread Python hears none."""
     stop = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, stop) for number in heard}
     try:
         yield stop
     finally:
@@ -51,8 +50,8 @@ def stop_requests() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-def not_finite(what: str, batches: list[Batch], epoch: int) -> DetkitError:
-    """The error of a loss or gradient that is no number: names the images of the batch."""
+def not_finite(what: str, batches: Sequence[Batch], epoch: int) -> DetkitError:
+    """The error (code 4) of a loss or gradient that is no number: names the images of the batches."""
     paths = [path or str(name) for b in batches for path, name in zip(b.paths, b.image_ids, strict=True)]
     shown = ", ".join(paths[:8]) + (f" and {len(paths) - 8} more" if len(paths) > 8 else "")
     return DetkitError(
@@ -69,30 +68,20 @@ def explained(run: Path) -> Iterator[None]:
     try:
         yield
     except DetkitError as error:
-        if isinstance(error.__cause__, OSError) and error.code != 4:
-            raise DetkitError(error.what, error.where, error.do, code=4) from error
+        if isinstance(error.__cause__, OSError):
+            error.code = 4
         raise
     except OSError as error:
-        raise DetkitError(*_lines(write_error(error, error.filename or run)), code=4) from error
+        found = write_error(error, error.filename or run)
+        found.code = 4
+        raise found from error
     except (MemoryError, RuntimeError) as error:
-        text = str(error)
+        text = str(error).strip()
+        where = text.splitlines()[0][:200] if text else ""
         if isinstance(error, MemoryError) or any(words in text for words in _MEMORY):
-            raise DetkitError("not enough memory", _first_line(text), _LOWER, code=4) from error
+            do = "lower train.batch (and raise train.accumulate as much), model.size or train.workers"
+            raise DetkitError("not enough memory", where, do, code=4) from error
         if "DataLoader worker" in text:
             what = "a loading process was killed, most often for lack of memory"
-            raise DetkitError(
-                what, _first_line(text), "lower train.workers, train.batch or model.size", code=4
-            ) from error
+            raise DetkitError(what, where, "lower train.workers, train.batch or model.size", code=4) from error
         raise
-
-
-_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "bad_alloc", "not enough memory")
-_LOWER = "lower train.batch (and raise train.accumulate as much), model.size or train.workers"
-
-
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0][:200] if text.strip() else ""
-
-
-def _lines(error: DetkitError) -> tuple[str, str, str]:
-    return error.what, error.where, error.do

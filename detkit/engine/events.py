@@ -6,18 +6,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 Row = dict[str, float]
-_SHOWN = ("AP", "AP50", "top1", "top5", "NME", "PCK")
+
+
+def _scores(row: Row, names: Sequence[str]) -> list[str]:
+    return [f"{name} {row[name]:.4f}" for name in names if not math.isnan(row.get(name, math.nan))]
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count} {word}{'s' * (count > 1)}"
 
 
 @dataclass(frozen=True, slots=True)
 class TrainStarted:
-    """Everything is built: steps of an epoch, sizes of the sets, trainable parameters, where and how it computes."""
+    """Everything is built.
+
+    Attributes:
+        run: The run folder.
+        epochs: Of the whole run.
+        steps: Of one epoch.
+        train_images: In the training set.
+        val_images: In the validation set.
+        parameters: How many train.
+        device: Where it computes.
+        precision: How.
+        first_epoch: The one to begin or go on with.
+    """
 
     run: Path
     epochs: int
@@ -31,10 +49,10 @@ class TrainStarted:
 
     def __str__(self) -> str:
         start = f", going on at epoch {self.first_epoch + 1}" if self.first_epoch else ""
-        epochs, steps = (f"{n} {word}{'s' * (n > 1)}" for n, word in ((self.epochs, "epoch"), (self.steps, "step")))
-        pictures = f"{self.train_images} images to train on, {self.val_images} to validate"
+        images = f"{self.train_images} images to train on, {self.val_images} to validate"
+        length = f"{_plural(self.epochs, 'epoch')} of {_plural(self.steps, 'step')}"
         where = f"{self.parameters / 1e6:.2f} M parameters, {self.device} {self.precision}{start}"
-        return f"{self.run}: {pictures}, {epochs} of {steps}, {where}"
+        return f"{self.run}: {images}, {length}, {where}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +67,18 @@ class EpochStarted:
 
 @dataclass(frozen=True, slots=True)
 class BatchDone:
-    """One step of the optimizer: loss terms (divided by their counts), highest rate, norm of the gradient, seconds.
+    """One step of the optimizer.
 
-    step, steps: place in this epoch; data_seconds: the part of ``seconds`` spent waiting for images.
+    Attributes:
+        epoch: Which.
+        step: Place in this epoch.
+        steps: Of this epoch.
+        losses: Terms by name, divided by their counts.
+        lr: The highest rate.
+        gradient: Its norm.
+        images: In all batches of the step.
+        seconds: It took, waiting included.
+        data_seconds: The part of ``seconds`` spent waiting for images.
     """
 
     epoch: int
@@ -72,7 +99,7 @@ class BatchDone:
 
 @dataclass(frozen=True, slots=True)
 class BatchValidated:
-    """A batch of the validation set is done."""
+    """A batch is done that is only looked at: of the validation set, or for a cache of features."""
 
     step: int
     steps: int
@@ -80,18 +107,27 @@ class BatchValidated:
 
 @dataclass(frozen=True, slots=True)
 class EpochDone:
-    """The row that metrics.csv gets: losses of training and of validation, AP...; remaining: seconds, an estimate."""
+    """The end of an epoch.
+
+    Attributes:
+        epoch: Which.
+        epochs: Of the whole run.
+        row: What metrics.csv gets: losses of training and of validation, AP...
+        best: True if no validation was better.
+        remaining: Seconds to the end of the run, an estimate.
+        shown: Names of the scores that the line for a person has.
+    """
 
     epoch: int
     epochs: int
     row: Row
     best: bool
     remaining: float
+    shown: Sequence[str] = ()
 
     def __str__(self) -> str:
         parts = [f"epoch {self.epoch + 1}/{self.epochs}", f"loss {self.row['loss']:.4f}"]
-        scores = {name: self.row.get(name, math.nan) for name in ("val_loss", *_SHOWN)}
-        parts += [f"{name} {score:.4f}" for name, score in scores.items() if not math.isnan(score)]
+        parts += _scores(self.row, ("val_loss", *self.shown))
         parts += ["best so far"] if self.best else []
         return "  ".join([*parts, f"{self.remaining / 60:.1f} min left"])
 
@@ -118,20 +154,29 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class TrainFinished:
-    """The end: best epoch (None without validation), its row, the threshold of best F1, minutes of the whole run."""
+    """The end of a run.
+
+    Attributes:
+        run: The run folder.
+        best_epoch: None without validation.
+        row: That of the best epoch, else of the last.
+        threshold: The score of best F1, where it was validated.
+        minutes: Of the whole run.
+        shown: Names of the scores that the line for a person has.
+    """
 
     run: Path
     best_epoch: int | None
     row: Row
     threshold: float | None
     minutes: float
+    shown: Sequence[str] = ()
 
     def __str__(self) -> str:
         best = "" if self.best_epoch is None else f", best at epoch {self.best_epoch + 1}"
-        scores = "".join(f"  {name} {self.row[name]:.4f}" for name in _SHOWN if name in self.row)
-        return f"done in {self.minutes:.1f} min{best}{scores}"
+        return "  ".join([f"done in {self.minutes:.1f} min{best}", *_scores(self.row, self.shown)])
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The form of ``train --json``."""
         best = None if self.best_epoch is None else self.best_epoch + 1
         end = {"run": str(self.run), "weights": str(self.weights), "best_epoch": best, "metrics": dict(self.row)}
@@ -149,7 +194,19 @@ class TrainFinished:
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
-    """What a run would take: seconds of a step and an epoch (validation included), minutes in all, memory in MB."""
+    """What a run would take.
+
+    Attributes:
+        run: The folder with first_batch.jpg.
+        device: Where it computes.
+        precision: How.
+        steps: Of one epoch.
+        epochs: Of the whole run.
+        step_seconds: Of one step.
+        epoch_seconds: Of one epoch, validation included.
+        memory: The most in use, in MB.
+        losses: Of the last step.
+    """
 
     run: Path
     device: str
@@ -166,10 +223,9 @@ class DryRun:
         """Minutes of the whole run."""
         return self.epochs * self.epoch_seconds / 60
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The form of ``train --dry-run --json``."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {**values, "run": str(self.run), "losses": dict(self.losses), "minutes": round(self.minutes, 2)}
+        return {**asdict(self), "run": str(self.run), "minutes": round(self.minutes, 2)}
 
     def lines(self) -> list[str]:
         """The same for a person."""

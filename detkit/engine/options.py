@@ -12,32 +12,51 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True, slots=True)
 class TrainOptions:
-    """How to train. Raises DetkitError (code 2), naming the key, for a value that makes no sense.
+    """How to train.
 
-    epochs: passes over the training set; batch: images a step (of all processes together, before accumulation);
-    accumulate: batches whose gradients are added up before the weights move; limit: only the first images (0: all);
-    balance: images with classes that are in less than this share of the images are drawn more often (0: all alike;
-    Gupta et al., LVIS, 2019, section 4.2).
+    Args:
+        epochs: Passes over the training set.
+        batch: Images per step, of all processes together, before accumulation.
+        accumulate: Batches whose gradients are added up before the weights move.
+        limit: Only the first images; 0: all.
+        balance: Images with classes that are in less than this share of the images are drawn more often; 0: all alike
+            (Gupta et al., LVIS, 2019, section 4.2).
+        seed: Of every random choice.
+        optimizer: Its name.
+        lr: Learning rate.
+        backbone_lr: The rate of the backbone; None: ``lr``.
+        stage_lr: Factors on it for the backbone's first, second ... stage, the last one for all others (lower for the
+            first, which fit any data).
+        unfreeze: Epochs, counted from 1, each of which begins with one frozen stage of the backbone fewer, the last
+            first (Howard and Ruder 2018, section 3.3).
+        momentum: Of sgd and rmsprop.
+        weight_decay: Never of biases and normalisation layers.
+        schedule: ``cosine`` falls to final_lr * lr, ``step`` multiplies by step_factor after each share in step_at.
+        final_lr: See ``schedule``.
+        step_at: Shares of the run; see ``schedule``.
+        step_factor: See ``schedule``.
+        warmup: Epochs of linear warm-up.
+        warmup_steps: The least steps of it.
+        clip: Largest norm of the gradient; 0: no clipping.
+        ema: Decay of the averaged weights, which are those validated and saved; 0: none.
+        cache_features: The output of the backbone's frozen stages is computed once and kept on disk (float16), and the
+            rest trains from it.
+        cache_views: Of each image so many augmented views are kept, and each epoch takes the next one; 1: the image as
+            it is, augmentation is left out; None: 1 where there is no augmentation.
+        precision: ``auto`` takes bf16 where the hardware computes in it, else fp32.
+        channels_last: The order of pixels in memory that is fastest as a rule.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        workers: Loading processes beside training.
+        close_mosaic: Last epochs without mosaic and mixup (at most a third of the run).
+        validate_every: Epochs between validations.
+        best_by: The score that chooses best.safetensors; None: the first of the metric's (AP; top1 of a classifier).
+        patience: Validations without a better score before an early stop; 0: never.
+        save_minutes: How often state.pt is written inside long epochs.
+        tensorboard: The same as ``tensorboard`` among the loggers.
+        loggers: Names of ``Logger`` parts, or ``module:Name``, that hear of all that happens.
 
-    optimizer, lr, momentum (SGD, RMSprop), weight_decay (never of biases and normalisation layers); backbone_lr: the
-    rate of ``detector.backbone`` (none: lr); stage_lr: factors on it for the backbone's first, second ... stage, the
-    last one for all others (lower for the first, which fit any data); unfreeze: epochs, counted from 1, each of which
-    begins with one frozen stage of the backbone fewer, the last first (Howard and Ruder 2018, section 3.3); schedule:
-    ``cosine`` falls to final_lr * lr, ``step`` multiplies by step_factor after each share of the run in step_at;
-    warmup: epochs of linear warm-up, at least warmup_steps steps; clip: largest norm of the gradient (0: no clipping);
-    ema: decay of the averaged weights, which are those validated and saved (0: none).
-
-    cache_features: the output of the backbone's frozen stages is computed once and kept on disk (float16), and the rest
-    trains from it; cache_views: of each image so many augmented views are kept, and each epoch takes the next one
-    (1: the image as it is, augmentation is left out; none: 1 where there is no augmentation).
-
-    precision: ``auto`` takes bf16 where the hardware computes in it, else fp32; device: ``auto``, ``cpu``, ``cuda``,
-    ``cuda:1``, ``mps``; workers: loading processes beside training.
-
-    close_mosaic: last epochs without mosaic and mixup (at most a third of the run); validate_every: epochs between
-    validations; best_by: the score that chooses best.safetensors (none: AP, or top1 of a classifier); patience:
-    validations without a better score before an early stop (0: never); save_minutes: how often state.pt is written
-    inside long epochs.
+    Raises:
+        DetkitError: A value that makes no sense; it names the key.
     """
 
     epochs: int = 50
@@ -69,10 +88,11 @@ class TrainOptions:
     workers: int = 2
     close_mosaic: int = 10
     validate_every: int = 1
-    best_by: Literal["AP", "AP50", "top1", "top5", "PCK"] | None = None
+    best_by: str | None = None
     patience: int = 0
     save_minutes: float = 10.0
     tensorboard: bool = False
+    loggers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "accumulate", "validate_every"):
@@ -102,3 +122,9 @@ class TrainOptions:
     def mosaic_epochs(self) -> int:
         """Epochs with mosaic and mixup; the rest of the run is without."""
         return self.epochs - min(self.close_mosaic, self.epochs // 3)
+
+    @property
+    def all_loggers(self) -> list[str]:
+        """``loggers`` and, where ``tensorboard`` asks for it, that one; each once."""
+        more = ["tensorboard"] if self.tensorboard else []
+        return list(dict.fromkeys([*self.loggers, *more]))

@@ -1,36 +1,30 @@
-"""What a run leaves behind for people: metrics.csv, curves.png, log.txt, run.json, first_batch.jpg, TensorBoard."""
+"""What a run leaves behind for people: metrics.csv, curves.png, log.txt, run.json, first_batch.jpg; and its loggers."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import importlib.util
 import io
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 import detkit
-from detkit.engine.events import (
-    BatchDone,
-    BatchValidated,
-    EpochDone,
-    EpochStarted,
-    Event,
-    Row,
-    TrainFinished,
-    TrainStarted,
-)
+from detkit.data.dataset import Dataset
+from detkit.engine.events import BatchDone, BatchValidated, EpochDone, EpochStarted, Event, Row, TrainFinished
+from detkit.errors import DetkitError
+from detkit.interfaces import Logger
 from detkit.io.draw import draw_target
 from detkit.io.figures import written_figure
 from detkit.io.files import write_text
 from detkit.io.images import write_image
 from detkit.structures import Batch, Target
+
+LOGGERS = {"tensorboard": "detkit.engine.run_folder:TensorBoard"}
 
 _CURVES_EVERY = 20.0  # seconds: drawing must not slow down runs of very short epochs
 
@@ -38,91 +32,84 @@ _CURVES_EVERY = 20.0  # seconds: drawing must not slow down runs of very short e
 class RunFolder:
     """Listens to the engine's events and keeps the run folder's files.
 
-    record: what run.json starts with (versions, seed, data hash, ...); rows: those of the run's earlier part, after a
-    resume; metrics.csv is written anew from them, so that it never holds an epoch twice.
+    Args:
+        run: The folder.
+        record: What run.json holds from the start (versions, seed, data hash, ...).
+        rows: Those of the run's earlier part, after a resume.
+        scores: Names in a row that are drawn beside the losses.
     """
 
-    def __init__(self, run: Path, record: dict[str, Any], rows: Sequence[Row] = (), tensorboard: bool = False) -> None:
-        self.run, self.record, self.rows = run, record, list(rows)
-        run.mkdir(parents=True, exist_ok=True)
+    def __init__(self, run: Path, record: Mapping[str, object], rows: Sequence[Row], scores: Sequence[str]) -> None:
+        self.run, self.record, self.rows, self.scores = run, record, list(rows), scores
         self._drawn = 0.0
-        self._board = _tensorboard(run) if tensorboard else None
-        write_text(run / "metrics.csv", _csv(self.rows), overwrite=True)
+        run.mkdir(parents=True, exist_ok=True)
+        self._write_metrics()
         self._write_record({})
 
     def __call__(self, event: Event) -> None:
         """Records the event."""
         if isinstance(event, (BatchDone, BatchValidated, EpochStarted)):
             return
-        self._log(str(event))
-        if isinstance(event, TrainStarted):
-            self.record |= {"device": event.device, "precision": event.precision, "parameters": event.parameters}
-            self._write_record({})
-        elif isinstance(event, EpochDone):
-            self._add(event.row)
+        with (self.run / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {event}\n")
+        if isinstance(event, EpochDone):
+            self.rows.append(event.row)
+            self._write_metrics()
+            if time.monotonic() - self._drawn > _CURVES_EVERY:
+                self._draw()
         elif isinstance(event, TrainFinished):
-            self._draw(last=True)
+            self._draw()
             best = None if event.best_epoch is None else event.best_epoch + 1
             end = {"minutes": round(event.minutes, 2), "best_epoch": best, "threshold": event.threshold}
             self._write_record({**end, "metrics": event.row})
-            if self._board is not None:
-                self._board.close()
 
-    def _add(self, row: Row) -> None:
-        known = self.rows[0].keys() if self.rows else row.keys()
-        self.rows.append(row)
-        path = self.run / "metrics.csv"
-        if len(self.rows) == 1 or row.keys() - known:
-            write_text(path, _csv(self.rows), overwrite=True)
-        else:
-            with path.open("a", encoding="utf-8", newline="") as file:
-                file.write(_csv(self.rows).splitlines(keepends=True)[-1])
-        if self._board is not None:
-            for name, value in row.items():
-                self._board.add_scalar(name, value, int(row["epoch"]))
-            self._board.flush()
-        self._draw()
+    def _write_metrics(self) -> None:
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in self.rows)
+        write_text(self.run / "metrics.csv", text.getvalue(), overwrite=True)
 
-    def _log(self, text: str) -> None:
-        with (self.run / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+    def _write_record(self, end: Mapping[str, object]) -> None:
+        text = json.dumps({**self.record, **end}, indent=2, default=str) + "\n"
+        write_text(self.run / "run.json", text, overwrite=True)
 
-    def _write_record(self, more: dict[str, Any]) -> None:
-        self.record |= more
-        write_text(self.run / "run.json", json.dumps(self.record, indent=2, default=str) + "\n", overwrite=True)
-
-    def _draw(self, last: bool = False) -> None:
-        if self.rows and (last or time.monotonic() - self._drawn > _CURVES_EVERY):
-            draw_curves(self.run / "curves.png", self.rows)
+    def _draw(self) -> None:
+        if self.rows:
+            draw_curves(self.run / "curves.png", self.rows, self.scores)
             self._drawn = time.monotonic()
 
 
-def _csv(rows: Sequence[Row]) -> str:
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: f"{value:.6g}" for name, value in row.items()})
-    return text.getvalue()
+class TensorBoard(Logger):
+    """Every number of a row as a curve of TensorBoard."""
+
+    def __init__(self, run: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            do = "pip install tensorboard, or leave it out of train.loggers"
+            raise DetkitError("tensorboard is not installed", "train.loggers", do) from error
+        self._writer = SummaryWriter(str(run))
+
+    def __call__(self, event: Event) -> None:
+        """Adds the row of an epoch."""
+        if isinstance(event, EpochDone):
+            for name, value in event.row.items():
+                self._writer.add_scalar(name, value, int(event.row["epoch"]))
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Ends the file."""
+        self._writer.close()
 
 
-def _tensorboard(run: Path) -> Any:
-    if importlib.util.find_spec("tensorboard") is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(run))
-
-
-def draw_curves(path: Path, rows: Sequence[Row]) -> None:
-    """Losses (training, validation) and scores over the epochs as an image; ``rows`` as in metrics.csv."""
+def draw_curves(path: Path, rows: Sequence[Row], scores: Sequence[str]) -> None:
+    """Losses (training, validation) and ``scores`` over the epochs as an image; ``rows`` as in metrics.csv."""
     with written_figure(path, 10, 4, overwrite=True) as figure:
-        losses, scores = figure.subplots(1, 2)
-        for axes, names, title in (
-            (losses, ("loss", "val_loss"), "loss"),
-            (scores, ("AP", "AP50", "AP75", "top1", "top5", "PCK"), "scores (validation)"),
-        ):
+        panels = figure.subplots(1, 2)
+        tables = (("loss", ("loss", "val_loss")), ("scores (validation)", scores))
+        for axes, (title, names) in zip(panels, tables, strict=True):
             for name in names:
                 points = [(row["epoch"], row[name]) for row in rows if name in row]
                 if points:
@@ -132,13 +119,13 @@ def draw_curves(path: Path, rows: Sequence[Row]) -> None:
             axes.grid(alpha=0.3)
             if axes.lines:
                 axes.legend()
-        scores.set_ylim(0, 1)
+        panels[1].set_ylim(0, 1)
 
 
 def save_first_batch(path: Path, batch: Batch, targets: Sequence[Target], classes: Sequence[str]) -> None:
     """The batch's images (up to 16) as the model sees them, with their boxes, in one image."""
-    pictures = batch.pixels[:16].permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    drawn = [draw_target(p, t.numpy(), classes) for p, t in zip(pictures, targets, strict=False)]
+    images = batch.pixels[:16].permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    drawn = [draw_target(image, t.numpy(), classes) for image, t in zip(images, targets, strict=False)]
     across = int(np.ceil(np.sqrt(len(drawn))))
     drawn += [np.full_like(drawn[0], 255)] * (-len(drawn) % across)
     rows = [np.concatenate(drawn[i : i + across], axis=1) for i in range(0, len(drawn), across)]
@@ -146,7 +133,7 @@ def save_first_batch(path: Path, batch: Batch, targets: Sequence[Target], classe
     write_image(path, np.concatenate(rows, axis=0), overwrite=True)
 
 
-def data_hash(dataset: Any) -> str:
+def data_hash(dataset: Dataset) -> str:
     """First 16 digits of the SHA-256 of the labels: classes, image ids, boxes (not of the images)."""
     truth = dataset.annotations.ground_truth()
     digest = hashlib.sha256(json.dumps([truth.classes, list(dataset.annotations.image_ids)], default=str).encode())
@@ -155,25 +142,19 @@ def data_hash(dataset: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def machine_record() -> dict[str, Any]:
+def machine_record() -> dict[str, object]:
     """Versions and hardware, for run.json and the model file's header; no paths and names of the user's."""
     import torch
     import torchvision
 
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    modules = (detkit, torch, torchvision, np)
     return {
-        "versions": {
-            "detkit": detkit.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "numpy": np.__version__,
-        },
+        "versions": {"python": platform.python_version()} | {m.__name__: str(m.__version__) for m in modules},
         "machine": {
             "system": f"{platform.system()} {platform.machine()}",
             "cpu": _cpu_name(),
             "threads": torch.get_num_threads(),
-            "gpu": gpu,
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
     }
 

@@ -25,13 +25,13 @@ from detkit.data.sampler import Sampler
 from detkit.data.toy import CLASSES, write_toy_data
 from detkit.detector import Detector
 from detkit.engine import feature_cache as module
-from detkit.engine import loop, run_folder, session
+from detkit.engine import run_folder, trainer
 from detkit.engine.errors import Interrupted
 from detkit.engine.events import BatchDone, BatchValidated, EpochDone, EpochStarted, Notice
 from detkit.engine.feature_cache import CachedLoader, FrozenStages
-from detkit.engine.loop import train
 from detkit.engine.options import TrainOptions
 from detkit.engine.runtime import Runtime
+from detkit.engine.trainer import Trainer
 from detkit.errors import DetkitError
 from detkit.io.cache import cache_size, clear_cache
 
@@ -46,6 +46,10 @@ GRAPH = [
     f"convolutional filters={width} size=3 stride=2 pad=1 batch_normalize=1 activation=leaky"
     for width in (8, 12, 16, 24)
 ]
+
+
+def train(*parts: Any, resume: bool = False, dry_run: bool = False, **more: Any) -> Any:
+    return Trainer(*parts, **more).train(resume=resume, dry_run=dry_run)
 
 
 @pytest.fixture(autouse=True)
@@ -231,10 +235,11 @@ def test_views_are_the_augmented_images_in_turn(tmp_path: Path, toys: Path) -> N
     for view in range(2):
         with Loader(data, resize=model.resize, batch=3, augment=AUGMENT) as loader:
             for batch, targets in loader.epoch(view, mosaic=False):
-                cached.add(view, batch, targets)
                 for one, target in zip(batch.pixels, targets, strict=True):
                     index = sum(key[0] == view for key in pixels)
                     pixels[view, index], boxes[view, index] = one, target.boxes
+    with Loader(data, resize=model.resize, batch=3, augment=AUGMENT) as loader:
+        assert sum(len(batch) for batch, _ in cached.fill(loader)) == 2 * len(data)
     assert not torch.equal(pixels[0, 0], pixels[1, 0])
     for epoch in range(3):
         index = 0
@@ -293,8 +298,7 @@ def test_without_a_place_to_write_the_maps_stay_in_memory(tmp_path: Path, toys: 
 
 def test_the_time_left_is_that_of_epochs_alone(tmp_path: Path, toys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now, steps, left, looking = [0.0], [0], list[float](), [True]
-    monkeypatch.setattr(session, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    monkeypatch.setattr(loop, "time", session.time)
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     def tick(event: Any) -> None:
         looking[0] &= not isinstance(event, EpochStarted)

@@ -19,12 +19,13 @@ from detkit.data.loader import Loader, collate
 from detkit.data.toy import CLASSES, write_toy_data
 from detkit.detector import Detector
 from detkit.engine import feature_cache as module
-from detkit.engine.evaluator import evaluate
+from detkit.engine.evaluator import detect_dataset
 from detkit.engine.events import Notice
-from detkit.engine.feature_cache import Embeddings, announced, embed_regions, feature_cache, feature_key, network_hash
-from detkit.engine.loop import train
+from detkit.engine.feature_cache import FeatureStore, feature_key, network_hash
+from detkit.engine.head_fit import Embeddings, embed_regions
 from detkit.engine.options import TrainOptions
 from detkit.engine.runtime import Runtime
+from detkit.engine.trainer import Trainer
 from detkit.errors import DetkitError
 from detkit.io.cache import cache_size
 from detkit.metrics import coco
@@ -66,7 +67,7 @@ def test_a_network_is_its_weights_and_statistics() -> None:
     assert len({first, second, network_hash([net]), network_hash([net, nn.ReLU()])}) == 4
     net.bfloat16()
     assert len(network_hash([net])) == 64
-    one, other = (feature_cache([net], {"size": size}) for size in (320, 640))
+    one, other = (FeatureStore([net], {"size": size}, print).cache for size in (320, 640))
     assert one.path("a" * 40) != other.path("a" * 40)
 
 
@@ -122,12 +123,13 @@ def test_features_are_what_the_head_embeds(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1e9))
-    cache = feature_cache([nn.ReLU()], {})
-    assert "about 25.30 MB" in announced(cache, "features", 2.53e7, "")
-    assert "about 0.50 GB" in announced(cache, "features", 5e8, "")
-    assert "about 2.00 GB" in announced(cache, "features", 2e9, "", there=1.5e9)
+    said: list[str] = []
+    store = FeatureStore([nn.ReLU()], {}, said.append)
+    for size, there in ((2.53e7, 0), (5e8, 0), (2e9, 1.5e9)):
+        store.announce("features", size, "", there=there)
+    assert ["about 25.30 MB" in said[0], "about 0.50 GB" in said[1], "about 2.00 GB" in said[2]] == [True] * 3
     with pytest.raises(DetkitError, match=r"2.00 GB, but the disk has 1.00 GB") as caught:
-        announced(cache, "features", 2e9, "keep fewer")
+        store.announce("features", 2e9, "keep fewer")
     assert caught.value.code == 4
     assert "keep fewer" in caught.value.do
     assert "DETKIT_CACHE" in caught.value.do
@@ -143,7 +145,7 @@ def test_without_a_cache_features_stay_in_memory(tmp_path: Path, place: Path) ->
 
 def test_a_file_that_vanishes_is_an_error(tmp_path: Path) -> None:
     found = embedded(detector(), images(tmp_path))
-    found.cache.clear()
+    found.store.cache.clear()
     with pytest.raises(DetkitError, match="gone") as caught:
         found[0]
     assert caught.value.code == 4
@@ -169,13 +171,17 @@ def test_svms_on_a_trained_cnn_know_four_images_by_heart(tmp_path: Path) -> None
         optimizer.step()
         optimizer.zero_grad()
     model.eval().head.fit(embedded(model, data))
-    found = evaluate(model, data)
+    found = detect_dataset(model, data)
     assert coco.Coco().evaluate(*found[:2]).metrics["AP50"] >= 0.9
     model.save(tmp_path / "fitted.safetensors")
-    assert np.array_equal(found[1].score, evaluate(load_detector(tmp_path / "fitted.safetensors"), data)[1].score)
+    assert np.array_equal(found[1].score, detect_dataset(load_detector(tmp_path / "fitted.safetensors"), data)[1].score)
 
 
 OPTIONS = TrainOptions(epochs=1, batch=2, workers=0, device="cpu", precision="fp32", close_mosaic=0)
+
+
+def train(*parts: Any, resume: bool = False, dry_run: bool = False, **more: Any) -> Any:
+    return Trainer(*parts, **more).train(resume=resume, dry_run=dry_run)
 
 
 def test_the_engine_fits_the_head_once_after_the_loop(tmp_path: Path) -> None:

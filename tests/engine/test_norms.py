@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from detkit.backbones.efficientnet_lite import efficientnet_lite0
-from detkit.engine.norms import begin_averages
+from detkit.engine.optim import begin_averages
 
 BATCHES = [torch.full((4, 1, 2, 2), 3.0 + k) + torch.arange(16.0).reshape(4, 1, 2, 2) for k in range(20)]
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from detkit.engine.evaluator import detections_to_results
+from detkit.engine.optim import rate_factor
 from detkit.engine.options import TrainOptions
-from detkit.engine.schedule import rate_factor
 from detkit.errors import DetkitError
 from detkit.structures import Detections
 

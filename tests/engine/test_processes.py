@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from detkit.engine.loop import train
+from detkit.engine.trainer import Trainer
 
 
 def _toys() -> Any:
-    spec = spec_from_file_location("toys", Path(__file__).with_name("test_loop.py"))
+    spec = spec_from_file_location("toys", Path(__file__).with_name("test_trainer.py"))
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
@@ -32,7 +32,7 @@ def _train(rank: int, world: int, port: int, folder: str) -> None:
     for accumulate in (1, 2):
         options = replace(toys.OPTIONS, epochs=2, accumulate=accumulate)
         run = Path(folder) / f"{world}-{accumulate}"
-        train(toys.Toy(frozen=True), toys.Images(16), toys.Images(7, 1), options, run=run)
+        Trainer(toys.Toy(frozen=True), toys.Images(16), toys.Images(7, 1), options, run=run).train()
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from detkit.data.loader import Loader
 from detkit.data.resize import Resize
 from detkit.data.toy import write_toy_data
 from detkit.detector import Detector
-from detkit.engine.evaluator import evaluate
-from detkit.engine.loop import train
+from detkit.engine.evaluator import detect_dataset
 from detkit.engine.options import TrainOptions
+from detkit.engine.trainer import Trainer
 from detkit.errors import DetkitError
 from detkit.proposals.search import SelectiveSearch
 from detkit.proposals.windows import Windows
@@ -90,7 +90,7 @@ def detector(source: Any, dataset: Dataset) -> Detector:
 def test_evaluation_and_prediction_see_the_boxes_of_the_original_image(data: Dataset, workers: int) -> None:
     source = SelectiveSearch(max=30)
     model = detector(source, data)
-    _, results, _ = evaluate(model, data, workers=workers, batch=2)
+    _, results, _ = detect_dataset(model, data, workers=workers, batch=2)
     for i in range(len(data)):
         image = data.load(i).image
         expected = source.proposals_for_image(image)
@@ -112,7 +112,7 @@ def test_training_sees_them_moved_with_the_image(data: Dataset, tmp_path: Path) 
     model = detector(source, data)
     options = TrainOptions(epochs=1, batch=2, workers=1, precision="fp32", device="cpu", ema=0)
     mirrored = Augment.off(mirror=1)
-    train(model, data, None, options, run=tmp_path / "run", augment=mirrored)
+    Trainer(model, data, None, options, run=tmp_path / "run", augment=mirrored).train()
     expected = [source.proposals_for_image(data.load(i).image) for i in range(len(data))]
     assert len(model.head.trained) == 4
     scale = 96 / data.load(0).image.shape[0]

@@ -5,28 +5,36 @@ import itertools
 import json
 import os
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from detkit.config.experiment import check_config
+from detkit.config.schema import Place
 from detkit.data.resize import Resize
-from detkit.engine import events, loop
+from detkit.engine import events, trainer
 from detkit.engine.errors import Interrupted
-from detkit.engine.loop import train
 from detkit.engine.options import TrainOptions
+from detkit.engine.trainer import Trainer
 from detkit.errors import DetkitError
-from detkit.interfaces import Head
+from detkit.interfaces import Backbone, Head, Logger
+from detkit.registry import UntrustedPart
 from detkit.structures import Batch, Detections, Loss, Sample, Target
 from detkit.tables import GroundTruth
 
 SIZE = 32
 OPTIONS = TrainOptions(epochs=4, batch=4, lr=0.01, workers=0, precision="fp32", device="cpu", close_mosaic=0)
+
+
+def train(*parts: Any, resume: bool = False, dry_run: bool = False, **more: Any) -> Any:
+    return Trainer(*parts, **more).train(resume=resume, dry_run=dry_run)
 
 
 class Images:
@@ -57,7 +65,12 @@ class Images:
         )
         files = [f"image{i}.png" for i in range(count)]
         self.annotations = SimpleNamespace(
-            image_ids=list(range(count)), files=files, ground_truth=lambda: truth, classes=self.classes
+            image_ids=list(range(count)),
+            files=files,
+            ground_truth=lambda: truth,
+            classes=self.classes,
+            labelled=False,
+            points=None,
         )
 
     def __len__(self) -> int:
@@ -73,6 +86,13 @@ class Images:
         return Images(len(images))
 
 
+class ToyBackbone(Backbone, nn.Sequential):
+    """Stages that are not to be frozen."""
+
+    stages = ()
+    forward = nn.Sequential.forward
+
+
 class ToyHead(Head, nn.Linear):
     """One box per image."""
 
@@ -83,11 +103,14 @@ class Toy(nn.Module):
     """The smallest detector: one box an image, from a convolution with BatchNorm; random noise as dropout has it."""
 
     classes = ("square",)
+    protocol = "coco"
+    flip_pairs = ()
+    proposals_for_image = None
 
     def __init__(self, noise: float = 0.0, frozen: bool = False) -> None:
         super().__init__()
         torch.manual_seed(1)
-        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4))
+        self.backbone = ToyBackbone(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4))
         self.head = ToyHead(8 * 16, 5)
         self.resize = Resize(SIZE)
         self.noise, self.frozen, self.threshold = noise, frozen, 0.25
@@ -305,7 +328,7 @@ def test_early_stop_holds_after_a_resume(tmp_path: Path) -> None:
 
 def test_dry_run_builds_everything_and_writes_only_the_image(tmp_path: Path, monkeypatch) -> None:
     clock = SimpleNamespace(perf_counter=itertools.count(0, 3).__next__)  # three seconds from look to look
-    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(trainer, "time", clock)
     result = train(Toy(), Images(), Images(6, 1), OPTIONS, run=tmp_path / "r", dry_run=True)
     assert isinstance(result, events.DryRun)
     assert result.steps == 3
@@ -365,3 +388,50 @@ def test_full_disk_keeps_the_old_files(tmp_path: Path) -> None:
     assert error.value.code == 4
     assert kept == {name: (tmp_path / "r" / name).read_bytes() for name in kept}
     train(Toy(), Images(), None, OPTIONS, run=tmp_path / "r", resume=True)
+
+
+class Heard(Logger):
+    """Keeps what it is told."""
+
+    told: ClassVar[list[Any]] = []
+
+    def __init__(self, run: Path) -> None:
+        self.told.append(run)
+
+    def __call__(self, event: events.Event) -> None:
+        self.told.append(event)
+
+    def close(self) -> None:
+        self.told.append("closed")
+
+
+def test_loggers_are_named_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "somewhere", SimpleNamespace(Heard=Heard))
+    options = replace(OPTIONS, epochs=1, loggers=("somewhere:Heard",))
+    train(Toy(), Images(), None, options, run=tmp_path / "r")
+    run, started, *_, finished, end = Heard.told
+    assert run == tmp_path / "r"
+    assert isinstance(started, events.TrainStarted)
+    assert isinstance(finished, events.TrainFinished)
+    assert end == "closed"
+    assert not list(run.glob("events.out*"))
+    train(Toy(), Images(), None, replace(options, loggers=()), run=run, resume=True)  # who listens may change
+    with pytest.raises(DetkitError, match="no logger 'tensorbord'") as error:
+        train(Toy(), Images(), None, replace(OPTIONS, loggers=("tensorbord",)), run=tmp_path / "s")
+    assert "tensorboard" in error.value.do
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_file_imports_no_logger_by_itself(trusted: bool) -> None:
+    values = {
+        "data": {"train": "x"},
+        "model": {"size": 64, "backbone": "lenet5", "head": "classify"},
+        "augment": {"mosaic": 0.0},
+        "train": {"loggers": ["json:JSONEncoder"]},
+    }
+    if trusted:
+        assert check_config(values, Place(), TrainOptions).train.loggers == ("json:JSONEncoder",)
+    else:
+        with pytest.raises(UntrustedPart):
+            check_config(values, Place(trusted=False), TrainOptions)

@@ -1,0 +1,69 @@
+"""Which models, data and options of a run do not go together: said before anything is computed."""
+
+from __future__ import annotations
+
+from detkit.data.augment import Augment
+from detkit.data.dataset import Dataset
+from detkit.detector import Detector
+from detkit.engine.options import TrainOptions
+from detkit.errors import DetkitError, nearest
+from detkit.metrics import find_metric
+
+
+def check_run(
+    model: Detector,
+    train_set: Dataset,
+    val_set: Dataset | None,
+    options: TrainOptions,
+    augment: Augment | None,
+    world: int,
+) -> None:
+    """Checks that the parts of a run fit; ``world`` is the number of processes.
+
+    Raises:
+        DetkitError: They do not; it names the key.
+    """
+    metric = find_metric(model.protocol)
+    if options.best_by is not None and options.best_by not in metric.scores:
+        what = f"this model's answers are not measured by {options.best_by}"
+        raise DetkitError(what, "train.best_by", nearest(options.best_by, metric.scores))
+    if metric.answers == "points" and train_set.annotations.points is None:
+        do = "give COCO key points, as many of each object, or set model.head.points to 0"
+        raise DetkitError("the data has no points to learn", "data.train", do)
+    for name, dataset in (("train", train_set), ("val", val_set)):
+        if metric.answers == "labels" and dataset is not None and not dataset.annotations.labelled:
+            do = "give class folders; detkit data crops DATA --out FOLDER makes them of a detection set"
+            raise DetkitError("a classifier needs images of one label each", f"data.{name}", do)
+    if options.batch % world:
+        what = f"a batch of {options.batch} cannot be shared by {world} processes"
+        raise DetkitError(what, "train.batch", "choose a multiple")
+    if options.unfreeze and world > 1:
+        do = "train in one process, or without unfreeze"
+        raise DetkitError("several processes agree on what trains before the first step", "train.unfreeze", do)
+    if options.cache_features:
+        _check_caching(model, options, augment, world)
+
+
+def _check_caching(model: Detector, options: TrainOptions, augment: Augment | None, world: int) -> None:
+    key, views = "train.cache_features", options.cache_views
+    stages = list(model.backbone.stages)[: model.backbone.frozen]
+    if not any(list(stage.parameters()) for stage in stages):
+        do = "set model.backbone.frozen to all or to a number of stages, or leave cache_features out"
+        raise DetkitError("no stage of the backbone is frozen, so none can be cached", key, do)
+    if options.unfreeze:
+        do = "leave out unfreeze, or cache_features"
+        raise DetkitError("stages that begin to train later cannot be cached", "train.unfreeze", do)
+    if world > 1:
+        raise DetkitError("several processes share no cached features", key, "train in one process, or without it")
+    changes = augment is not None and augment.changes
+    joins = [f"augment.{name}" for name in ("mosaic", "mixup") if augment is not None and getattr(augment, name)]
+    none = "".join(f" {name}=0" for name in joins)
+    if views is None and changes:
+        what = "cached images are the same in every epoch, and augmentation changes them"
+        do = f"train.cache_views=1 trains on the images as they are, train.cache_views=8{none} on eight views of each"
+        raise DetkitError(what, key, do)
+    if (views or 1) > 1 and joins:
+        raise DetkitError("views that are kept show one image each", joins[0], f"set{none}, or train.cache_views=1")
+    if (views or 1) > 1 and not changes:
+        what = "without augmentation all views of an image are the same"
+        raise DetkitError(what, "train.cache_views", "set it to 1, or switch an augmentation on")
