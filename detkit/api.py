@@ -129,7 +129,11 @@ def _placed(model: Network, device: str | None) -> Network:
 
 
 def set_threads(threads: int) -> None:
-    """CPU threads that torch and OpenCV may use."""
+    """Limits the CPU threads that torch and OpenCV use, for the life of the process.
+
+    Raises:
+        DetkitError: Fewer than one.
+    """
     if threads < 1:
         raise DetkitError(f"threads must be at least 1, got {threads}", "--threads", "give the number of cores to use")
     import cv2
@@ -162,6 +166,9 @@ def train(
         on_event: Called with each event of the engine (see ``detkit.engine.events``).
         plugins: Modules whose parts the config of a run or a model file may name as ``module:Name``.
 
+    Returns:
+        The best epoch's scores and where the weights are; of a dry run the estimate.
+
     Raises:
         DetkitError: A mistake in config or data (code 2); a run that had to stop (code 4, 130 or 143).
         UntrustedPart: A file names a part whose module is not among ``plugins``.
@@ -191,7 +198,7 @@ def train(
         notes.insert(0, f"recipe: {DEFAULT_RECIPE} (detkit config {DEFAULT_RECIPE} shows it)")
     for note in [*notes, f"classes: {', '.join(train_set.classes)}"]:
         on_event(Notice(note))
-    detector = build(checked, train_set, lambda text: on_event(Notice(text)))
+    detector = untrained_detector(checked, train_set, lambda text: on_event(Notice(text)))
     if "started" in detector.record and resume is None:
         on_event(Notice(detector.record["started"]))
     trainer = Trainer(
@@ -245,8 +252,16 @@ def _anchors_of_run(run: Path) -> list[str]:
     return [f"model.head.anchors={json.dumps(head['anchors'])}"] if "anchors" in head else []
 
 
-def build(checked: Config, train_set: Dataset, tell: Callable[[str], None] = lambda text: None) -> Detector:
-    """The untrained detector of a config, with anchors where it asks for them; tell: see ``anchors_for``."""
+def untrained_detector(
+    checked: Config, train_set: Dataset, tell: Callable[[str], None] = lambda text: None
+) -> Detector:
+    """The detector that training starts from.
+
+    Args:
+        checked: The experiment.
+        train_set: Gives the classes, and the boxes that anchors are computed from where the config asks for that.
+        tell: Called with sentences on what was chosen, see ``anchors_for``.
+    """
     import torch
 
     from detkit.config.anchors import anchors_for
@@ -277,6 +292,9 @@ def evaluate(
         protocol: Of ``detkit.metrics.METRICS``; None: what the model's config names, else what its head answers; for a
             file "coco", on class folders "classify".
         plugins: Modules whose parts a model file may name as ``module:Name``.
+
+    Returns:
+        Numbers by name, of all classes (``metrics``) and of each (``per_class``).
 
     Raises:
         DetkitError: Data or detections that cannot be read, or that do not fit each other.
@@ -334,6 +352,9 @@ def evaluate_model(
         max_detections: Per image.
         batch: Images at a time.
         on_progress: Called with batches done and in all.
+
+    Returns:
+        The labels, the detections in the labels' classes, and seconds by name.
 
     Raises:
         DetkitError: As ``detkit.data.dataset.read`` and ``detkit.engine.evaluator.detect_dataset``; a classifier on

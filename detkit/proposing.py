@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-    from detkit.metrics.proposals import Recall
     from detkit.proposals.search import PlanName
 
     BoxesOf = Callable[[np.ndarray, str], np.ndarray]
@@ -56,7 +55,7 @@ class ProposalRecall:
         method: What proposed.
         images: How many were read.
         objects: How many they hold; crowds and difficult ones do not count.
-        rows: Per number of proposals.
+        rows: Per number of proposals "count": how many there were on average ("proposals"), recalls and MABO.
         failures: Images that could not be read.
     """
 
@@ -64,21 +63,19 @@ class ProposalRecall:
     method: str
     images: int
     objects: int
-    rows: list[Recall]
+    rows: list[dict[str, float]]
     failures: list[DetkitError] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, object]:
         """The form of ``propose --recall --json``."""
-        rows = [row.to_dict() for row in self.rows]
-        return {"source": self.source, "method": self.method, "images": self.images, "recall": rows}
+        return {"source": self.source, "method": self.method, "images": self.images, "recall": self.rows}
 
     def lines(self) -> list[str]:
         """The same for a person."""
-        rows = [row.to_dict() for row in self.rows]
-        names = list(rows[0])[2:]
+        names = list(self.rows[0])[2:]
         lines = [f"{self.method}: {self.images} images, {self.objects} objects; recall of the first N proposals"]
         lines.append(f"{'N':>6}{'boxes':>9}" + "".join(f"{name:>12}" for name in names))
-        for row in rows:
+        for row in self.rows:
             numbers = "".join(f"{row[name]:>12.4f}" for name in names)
             lines.append(f"{row['count']:>6}{row['proposals']:>9.0f}{numbers}")
         return lines
@@ -91,12 +88,11 @@ class ProposalRecall:
         """
         from detkit.io.figures import written_figure
 
-        rows = [row.to_dict() for row in self.rows]
-        counts = [row["count"] for row in rows]
+        counts = [row["count"] for row in self.rows]
         with written_figure(path, 7, 5, overwrite=overwrite) as figure:
             axes = figure.subplots()
-            for name in list(rows[0])[2:]:
-                axes.plot(counts, [row[name] for row in rows], "o-", label=name)
+            for name in list(self.rows[0])[2:]:
+                axes.plot(counts, [row[name] for row in self.rows], "o-", label=name)
             title = f"{self.method}: {Path(self.source).name}"
             axes.set(xscale="log", ylim=(0, 1.02), xlabel="proposals per image", title=title)
             axes.set_xticks(counts, [str(count) for count in counts])
@@ -178,7 +174,8 @@ def proposal_recall(
         target = sample.target[~sample.target.ignore]
         meter.add(target.boxes, target.labels, find(sample.image, sample.path)[: max or None])
     on_progress(total, total)
-    return ProposalRecall(str(data), method, total - len(failures), meter.objects, meter.results(), failures)
+    rows = [result.to_dict() for result in meter.results()]
+    return ProposalRecall(str(data), method, total - len(failures), meter.objects, rows, failures)
 
 
 def _boxes_of(method: str, options: ProposalOptions, cache: str | Path | None = None) -> BoxesOf:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +45,11 @@ def test_import_alone_loads_neither_numpy_nor_numba() -> None:
 def test_public_names_resolve(name: str) -> None:
     value = getattr(detkit, name)
     assert name.startswith("__") or value.__doc__, f"{name} has no docstring"
+
+
+def test_no_public_name_is_a_modules_name() -> None:
+    modules = {path.stem for path in Path(detkit.__file__).parent.iterdir()}
+    assert not modules.intersection(detkit.__all__) - {"__init__"}
 
 
 def test_unknown_name() -> None:

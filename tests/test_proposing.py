@@ -34,7 +34,7 @@ def test_recall_of_a_data_set(tmp_path: Path) -> None:
     result = detkit.proposal_recall(data, split="train", cache=tmp_path, on_progress=lambda *at: done.append(at))
     assert done == [(0, 2), (1, 2), (2, 2)]
     assert result.images == 2
-    assert result.to_dict()["recall"] == [row.to_dict() for row in result.rows]
+    assert result.to_dict()["recall"] == result.rows
     assert len(result.lines()) == 2 + len(result.rows)
 
 
