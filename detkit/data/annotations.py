@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -253,54 +253,57 @@ class Objects:
     points: np.ndarray | None = None
 
 
+class Images(NamedTuple):
+    """Images as a reader finds them.
+
+    Attributes:
+        ids: Of each.
+        files: Path of each.
+        sizes: (I, 2) int32 height and width; 0: unknown.
+        rows: Place of each among the records of the source; None: they are all of them.
+    """
+
+    ids: list[int | str]
+    files: list[str]
+    sizes: np.ndarray
+    rows: np.ndarray | None = None
+
+
 def assemble(
-    objects: Objects,
-    image_ids: list[int | str],
-    files: list[str],
-    sizes: np.ndarray,
-    classes: tuple[str, ...],
-    class_ids: tuple[int | str, ...],
-    findings: Findings,
-    source: Source,
-    image_rows: np.ndarray | None = None,
+    objects: Objects, images: Images, classes: Mapping[int | str, str], findings: Findings, source: Source
 ) -> Annotations:
     """Sorts objects by image and drops what cannot be used; whatever is dropped or sticks out is counted.
 
     Args:
         objects: What the reader found.
-        image_ids: As in ``Annotations``, like all that follow.
-        files: Paths.
-        sizes: (I, 2).
-        classes: Names.
-        class_ids: The file's own.
+        images: Their images.
+        classes: The file's own ids, in the order of the labels, to names.
         findings: The reader's so far; these are added to.
         source: What was read.
-        image_rows: Default: the images are all records of the source, in its order.
     """
-    n = len(objects.labels)
-    xywh = np.asarray(objects.xywh, dtype=np.float64).reshape(n, 4)
-    keep = _usable(objects, xywh, sizes, findings)
+    xywh = np.asarray(objects.xywh, dtype=np.float64).reshape(-1, 4)
+    keep = _usable(objects, xywh, images.sizes, findings)
     order = keep[np.argsort(objects.image[keep], kind="stable")]
     xywh = xywh[order]
     area = xywh[:, 2] * xywh[:, 3]
     if objects.area is not None:
         own = np.asarray(objects.area, dtype=np.float64)[order]
         area = np.where(np.isfinite(own), own, area)
-    no = np.zeros(len(order), dtype=bool)
+    no, total = np.zeros(len(order), dtype=bool), len(images.files)
     return Annotations(
-        image_ids=image_ids,
-        files=files,
-        sizes=sizes,
-        offsets=_offsets(np.bincount(objects.image[order], minlength=len(files))),
+        image_ids=images.ids,
+        files=images.files,
+        sizes=images.sizes,
+        offsets=_offsets(np.bincount(objects.image[order], minlength=total)),
         xywh=xywh,
         labels=objects.labels[order].astype(np.int64),
         crowd=no if objects.crowd is None else objects.crowd[order].astype(bool),
         difficult=no if objects.difficult is None else objects.difficult[order].astype(bool),
         area=area,
         ids=order + 1 if objects.ids is None else objects.ids[order],
-        classes=classes,
-        class_ids=class_ids,
-        image_rows=np.arange(len(files), dtype=np.int64) if image_rows is None else image_rows,
+        classes=tuple(classes.values()),
+        class_ids=tuple(classes),
+        image_rows=np.arange(total, dtype=np.int64) if images.rows is None else images.rows,
         rows=order.astype(np.int64),
         findings=findings.as_list(),
         source=source,
@@ -347,7 +350,7 @@ def fill_sizes(sizes: np.ndarray, files: Sequence[str], missing: Callable[[int],
         sizes[i] = size_of(files[i])
 
 
-def refuse_unknown_part(split: str | None, parts: Collection[str], where: str | Path) -> None:
+def check_part(split: str | None, parts: Collection[str], where: str | Path) -> None:
     """Raises DetkitError if ``split`` is a name that is not among ``parts``."""
     if split is not None and split not in parts:
         do = f"the parts are {', '.join(parts)}" if parts else "the data set is one piece: leave --split out"

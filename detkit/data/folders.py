@@ -6,15 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detkit.data.annotations import (
-    Annotations,
-    Findings,
-    Objects,
-    Source,
-    assemble,
-    fill_sizes,
-    refuse_unknown_part,
-)
+from detkit.data.annotations import Annotations, Findings, Images, Objects, Source, assemble, check_part, fill_sizes
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
 from detkit.io.images import paths_in
@@ -42,7 +34,7 @@ class FolderFormat(DatasetFormat):
         if images is not None:
             raise DetkitError("class folders hold their images themselves", str(images), "leave --images out")
         parts = self.splits(path)
-        refuse_unknown_part(split, parts, path)
+        check_part(split, parts, path)
         homes = [path / name for name in ([split] if split else parts)] or [path]
         found_in = [_classes(path / part, part=True) for part in parts] or [_classes(path)]
         classes = tuple(sorted({name for names in found_in for name in names}))
@@ -67,16 +59,10 @@ class FolderFormat(DatasetFormat):
         xywh = np.concatenate([np.zeros((len(kept), 2)), sizes[:, ::-1]], axis=1)
         labels = np.asarray([label for _, label in kept])
         base = homes[0] if len(homes) == 1 else path
-        return assemble(
-            Objects(np.arange(len(kept)), xywh, labels, files.__getitem__),
-            [file.relative_to(base).as_posix() for file, _ in kept],
-            files,
-            sizes,
-            classes,
-            tuple(range(len(classes))),
-            findings,
-            Source("folders", path, split),
-        )
+        ids: list[int | str] = [file.relative_to(base).as_posix() for file, _ in kept]
+        objects = Objects(np.arange(len(kept)), xywh, labels, files.__getitem__)
+        source = Source("folders", path, split)
+        return assemble(objects, Images(ids, files, sizes), dict(enumerate(classes)), findings, source)
 
 
 def _classes(path: Path, part: bool = False) -> list[str]:

@@ -16,11 +16,12 @@ from detkit.data.annotations import (
     UNSAFE,
     Annotations,
     Findings,
+    Images,
     Objects,
     Source,
     assemble,
+    check_part,
     fill_sizes,
-    refuse_unknown_part,
 )
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
@@ -72,7 +73,7 @@ class VocFormat(DatasetFormat):
         if split is not None:
             file = next((f for f in (_list_file(path, split), Path(split)) if f.is_file()), None)
             if file is None:
-                refuse_unknown_part(split, self.splits(path), path / "ImageSets" / "Main")
+                check_part(split, self.splits(path), path / "ImageSets" / "Main")
             stems = _listed(file or _list_file(path, split), set(stems), findings)
         folder = images or next((f for f in (path / "JPEGImages", path / "images") if f.is_dir()), path / "JPEGImages")
         present = folder.iterdir() if folder.is_dir() else ()
@@ -96,16 +97,10 @@ class VocFormat(DatasetFormat):
             for number, element in enumerate(tree.findall("object"))
         ]
         classes = _classes(path, {_text(one.element, "name") for one in objects} - {""})
-        return assemble(
-            _columns(objects, classes, findings),
-            [stem for stem, *_ in trees],
-            files,
-            table,
-            classes,
-            tuple(range(1, len(classes) + 1)),
-            findings,
-            Source("voc", path, split, folder),
-        )
+        ids: list[int | str] = [stem for stem, *_ in trees]
+        source = Source("voc", path, split, folder)
+        columns = _columns(objects, classes, findings)
+        return assemble(columns, Images(ids, files, table), dict(enumerate(classes, 1)), findings, source)
 
 
 def _list_file(path: Path, split: str) -> Path:

@@ -8,20 +8,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from detkit.data.annotations import (
-    Annotations,
-    Findings,
-    Objects,
-    Source,
-    assemble,
-    fill_sizes,
-    refuse_unknown_part,
-)
+from detkit.data.annotations import Annotations, Findings, Images, Objects, Source, assemble, check_part, fill_sizes
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
 from detkit.io.images import IMAGE_SUFFIXES
@@ -46,19 +38,19 @@ class YoloFormat(DatasetFormat):
         """Reads the parts that the file names, or one of them; see ``DatasetFormat.read``."""
         file, value, parts = _load(path)
         table = _names(value["names"], file)
-        refuse_unknown_part(split, parts, file)
+        check_part(split, parts, file)
         findings = Findings()
         root = file.absolute().parent / str(value.get("path") or ".")
         if not root.is_dir():
             # Exported files often carry another machine's path; the file's own folder is what they mean.
             root = file.absolute().parent
-        found: dict[str, None] = {}
+        listed: dict[str, None] = {}
         for name in parts if split is None else [split]:
             places = parts[name]
             for place in places if isinstance(places, list) else [places]:
                 where = images if images is not None and split is not None else _place(root, str(place), file, name)
-                found.update(dict.fromkeys(_images(where, root, findings)))
-        files = list(found)
+                listed.update(dict.fromkeys(_images(where, root, findings)))
+        files = list(listed)
         if not files:
             raise DetkitError(
                 "this data set has no images", f"{file}: {', '.join(parts)}", "check the folders it names"
@@ -66,8 +58,8 @@ class YoloFormat(DatasetFormat):
         sizes = np.zeros((len(files), 2), dtype=np.int32)
         fill_sizes(sizes, files)
         objects = _read_labels(files, sizes, {number: i for i, number in enumerate(table)}, findings)
-        source = Source("yolo", file, split, root)
-        return assemble(objects, _ids(files, root), files, sizes, tuple(table.values()), tuple(table), findings, source)
+        found = Images(_ids(files, root), files, sizes)
+        return assemble(objects, found, table, findings, Source("yolo", file, split, root))
 
 
 def _yaml(path: Path) -> Path | None:
@@ -99,11 +91,11 @@ def _load(path: Path) -> tuple[Path, dict[str, object], dict[str, object]]:
     return file, value, parts
 
 
-def _names(value: object, file: Path) -> dict[int, str]:
+def _names(value: object, file: Path) -> dict[int | str, str]:
     """Number to class name, in the order of the numbers."""
     try:
         items = value if isinstance(value, dict) else dict(enumerate(value))  # type: ignore[arg-type]
-        table = {int(number): str(name) for number, name in items.items()}
+        table: dict[int | str, str] = {int(number): str(name) for number, name in items.items()}
     except (TypeError, ValueError):
         do = "names is a list, or one number: name per class"
         raise DetkitError("names of this data.yaml cannot be read", f"{file}, names", do) from None
@@ -156,7 +148,7 @@ def label_file(image: str) -> str:
     return os.path.join(os.sep.join(folders), tail + ".txt")
 
 
-def _read_labels(files: list[str], sizes: np.ndarray, classes: dict[int, int], findings: Findings) -> Objects:
+def _read_labels(files: list[str], sizes: np.ndarray, classes: Mapping[int | str, int], findings: Findings) -> Objects:
     rows: list[tuple[float, ...]] = []
     places: list[str] = []
     for i, image in enumerate(files):
@@ -184,7 +176,7 @@ def _read_labels(files: list[str], sizes: np.ndarray, classes: dict[int, int], f
     return Objects(index, xywh, labels, places.__getitem__)
 
 
-def _parse(line: str, classes: dict[int, int], where: str, findings: Findings) -> tuple[float, ...] | None:
+def _parse(line: str, classes: Mapping[int | str, int], where: str, findings: Findings) -> tuple[float, ...] | None:
     """(label, x, y, w, h), the corner and size as fractions; None, counted, if the line makes no sense."""
     try:
         values = [float(word) for word in line.split()]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detkit.data.annotations import Annotations, Findings, Objects, Source, assemble
+from detkit.data.annotations import Annotations, Findings, Images, Objects, Source, assemble
 from detkit.data.dataset import read
 from detkit.data.split import balance, stratify, write_split
 from detkit.errors import DetkitError
@@ -24,7 +24,8 @@ def many() -> Annotations:
     names = [f"{i}.jpg" for i in range(300)]
     sizes = np.full((300, 2), 50, np.int32)
     objects = Objects(image, xywh, labels, str)
-    return assemble(objects, list(range(300)), names, sizes, ("a", "b"), (1, 2), Findings(), Source("coco", Path("x")))
+    images = Images(list(range(300)), names, sizes)
+    return assemble(objects, images, {1: "a", 2: "b"}, Findings(), Source("coco", Path("x")))
 
 
 def test_parts_are_balanced(many: Annotations) -> None:

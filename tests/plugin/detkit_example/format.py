@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detkit.data.annotations import Annotations, Findings, Objects, Source, assemble, size_of
+from detkit.data.annotations import Annotations, Findings, Images, Objects, Source, assemble, size_of
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
 
@@ -58,4 +58,4 @@ class CsvFolder(DatasetFormat):
         )
         sizes = np.array([size_of(file) for file in files], dtype=np.int32).reshape(-1, 2)
         source = Source("example_csv", path)
-        return assemble(objects, list(names), files, sizes, classes, tuple(range(len(classes))), findings, source)
+        return assemble(objects, Images(list(names), files, sizes), dict(enumerate(classes)), findings, source)
