@@ -63,7 +63,7 @@ def compare(
     from detkit.data.names import explain_match
     from detkit.engine.evaluator import detect_dataset
     from detkit.engine.run_folder import data_hash
-    from detkit.explain.summary import facts
+    from detkit.explain.summary import predictor_facts
     from detkit.report.comparison import Candidate, compare_results
 
     allow(plugins)
@@ -91,7 +91,7 @@ def compare(
         for note in explain_match(model.classes, dataset.classes):
             tell(f"{name}: {note}")
         _, results, _ = detect_dataset(model, dataset, batch=batch)
-        candidates.append(Candidate(name, results, spent, record.get("minutes"), facts(model)))
+        candidates.append(Candidate(name, results, spent, record.get("minutes"), predictor_facts(model)))
     return compare_results(dataset.annotations.ground_truth(), candidates, samples=bootstrap, seed=seed)
 
 

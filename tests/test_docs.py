@@ -133,10 +133,10 @@ def test_keys_that_are_explained_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", FAMILIES)
 def test_costs_are_those_of_the_config(page: str) -> None:
-    from detkit.explain.summary import of_config
+    from detkit.explain.summary import summarise_config
 
     config = ROOT / f"configs/{FAMILIES[page]}.yaml"
-    total = of_config(str(config), num_classes=9).total
+    total = summarise_config(str(config), num_classes=9).total
     region, regions = total.get("region_multiply_adds", 0), total.get("regions", 0)
     image = total["multiply_adds"] - regions * region
     text = f"{total['parameters'] / 1e6:.2f} M parameters; {image / 1e9:.2f} G multiply-adds an image"

@@ -18,7 +18,7 @@ from dataclasses import replace
 from detkit import api
 from detkit.data.dataset import Dataset, read
 from detkit.engine.evaluator import detect_dataset
-from detkit.explain.summary import facts
+from detkit.explain.summary import predictor_facts
 from detkit.metrics.coco import Coco
 from detkit.report.comparison import Candidate, compare_results
 
@@ -44,7 +44,7 @@ def main() -> None:
         began = time.perf_counter()
         _, results, _ = detect_dataset(predictor, dataset, workers=1)
         seconds = (time.perf_counter() - began) / len(dataset)
-        candidates.append(Candidate(title, results, [seconds], None, facts(predictor)))
+        candidates.append(Candidate(title, results, [seconds], None, predictor_facts(predictor)))
         print(f"{title}: {1e3 * seconds:.0f} ms an image", file=sys.stderr, flush=True)
     compared = compare_results(dataset.annotations.ground_truth(), candidates, samples=options.samples)
     against = [one for one in compared.differences if one["first"] == first]

@@ -116,9 +116,9 @@ def evaluate(
     if (as_json or report is not None) and protocol != "classify":
         about = None
         if predictor is not None:
-            from detkit.explain.summary import facts
+            from detkit.explain.summary import predictor_facts
 
-            about = {"name": ", ".join(models) or "the default model", **facts(predictor)}
+            about = {"name": ", ".join(models) or "the default model", **predictor_facts(predictor)}
         done = content(annotations, results, settings, about=about, timings=timings)
     else:
         done = numbers(gt, results, settings) | ({"timings": latency(timings)} if timings else {})

@@ -3,41 +3,38 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from detkit.cli import options
-from detkit.cli.common import message, names_in, print_json
+from detkit.cli.common import Printed, emit, message, names_in
 from detkit.errors import DetkitError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from detkit.detector import Detector
+    from detkit.explain.drawings import Drawing
 
 app = typer.Typer(help="Show what a network looks at, as images.", no_args_is_help=True)
 
-ModelArgument = Annotated[
+Model = Annotated[
     str, typer.Argument(metavar="MODEL|BACKBONE", help="Model file, run folder, shipped name, or a backbone's name.")
 ]
-ImageArgument = Annotated[str, typer.Argument(metavar="PICTURE", help="An image.")]
-WeightsOption = Annotated[
+Image = Annotated[str, typer.Argument(metavar="IMAGE", help="An image.")]
+Weights = Annotated[
     str | None, typer.Option("--weights", help="Of a backbone: imagenet (the default), none or a file.")
 ]
-FolderOption = Annotated[
+Folder = Annotated[
     Path | None, typer.Option("--out", "-o", help="Folder for the images (default: a new one in runs/).")
 ]
-_SIDE = 360  # pixels along the longer side of what is drawn over or filtered
 
 
 @app.command()
 def filters(
-    model: ModelArgument,
-    weights: WeightsOption = None,
-    out: FolderOption = None,
+    model: Model,
+    weights: Weights = None,
+    out: Folder = None,
     overwrite: options.Overwrite = False,
     plugin: options.Plugins = None,
     as_json: options.Json = False,
@@ -46,126 +43,91 @@ def filters(
 
     Grey is 0, and each filter's largest weight is as bright as can be.
     """
-    import numpy as np
+    from detkit.explain.drawings import draw_filters
 
-    from detkit.explain.features import first_filters
-    from detkit.io.draw import sheet
-
-    found = first_filters(_load(model, weights))
-    largest = np.abs(found).max(axis=(1, 2, 3), keepdims=True)
-    tiles = [_enlarged(tile, 48) for tile in np.rint(127.5 + 127.5 * found / np.maximum(largest, 1e-12))]
-    count, high, wide = found.shape[:3]
-    said = f"{count} filters of {high} x {wide}"
-    return _write({"filters.png": sheet(tiles)}, out, overwrite, as_json, {"filters": found.shape[:3]}, said)
+    return _save(draw_filters(_load(model, weights)), out, overwrite, as_json)
 
 
 @app.command()
 def maps(
-    model: ModelArgument,
-    picture: ImageArgument,
+    model: Model,
+    image: Image,
     stage: Annotated[int | None, typer.Option("--stage", help="Only this stage, from 0 (default: each).")] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Maps of a stage: those that vary most.")] = 35,
-    weights: WeightsOption = None,
+    weights: Weights = None,
     size: options.Size = None,
-    out: FolderOption = None,
+    out: Folder = None,
     overwrite: options.Overwrite = False,
     plugin: options.Plugins = None,
     as_json: options.Json = False,
 ) -> int:
     """Draw what each stage makes of an image.
 
-    A file a stage; each map from its lowest answer (black) to its highest.
+    A file per stage; each map from its lowest answer (black) to its highest.
     """
-    import numpy as np
-
-    from detkit.explain.features import stage_maps, stages_of
-    from detkit.io.draw import sheet
+    from detkit.explain.drawings import draw_maps
     from detkit.io.images import read_image
 
-    image = read_image(picture)
-    detector = _load(model, weights, size)
-    made, shapes = {}, {}
-    for number in range(len(stages_of(detector))) if stage is None else [stage]:
-        found = stage_maps(detector, image, number)
-        shapes[f"stage {number}"] = found.shape
-        channels = np.sort(np.argsort(-found.std(axis=(1, 2)), kind="stable")[:count])
-        low, high = (f(found[channels], axis=(1, 2), keepdims=True) for f in (np.min, np.max))
-        shades = np.rint(255 * (found[channels] - low) / np.maximum(high - low, 1e-12))
-        tiles = [_enlarged(np.repeat(tile[..., None], 3, axis=2), 112) for tile in shades]
-        made[f"stage{number}.png"] = sheet(tiles, [str(k) for k in channels])
-    said = "; ".join(f"{name}: {c} maps of {h} x {w}" for name, (c, h, w) in shapes.items())
-    return _write(made, out, overwrite, as_json, {"maps": shapes}, said)
+    pixels = read_image(image)
+    return _save(draw_maps(_load(model, weights, size), pixels, stage, count), out, overwrite, as_json)
 
 
 @app.command()
 def patches(
-    model: ModelArgument,
+    model: Model,
     data: options.Data,
     stage: Annotated[int, typer.Option("--stage", help="Stage of the backbone, from 0.")] = 2,
     channels: Annotated[
         str | None, typer.Option("--channels", help="0,5,17 (default: eight that stand out most).")
     ] = None,
-    pictures: Annotated[int, typer.Option("--images", min=1, help="How many to look at, drawn by --seed.")] = 300,
+    count: Annotated[int, typer.Option("--images", min=1, help="How many to look at, drawn by --seed.")] = 300,
     window: Annotated[
         int | None, typer.Option("--window", min=1, help="Pixels of the input to cut out (default: what a cell sees).")
     ] = None,
-    weights: WeightsOption = None,
+    weights: Weights = None,
     size: options.Size = None,
     split: options.Split = None,
     images: options.Images = None,
     seed: options.Seed = 0,
-    out: FolderOption = None,
+    out: Folder = None,
     overwrite: options.Overwrite = False,
     plugin: options.Plugins = None,
     as_json: options.Json = False,
 ) -> int:
     """Draw the patches of images that excite a channel most.
 
-    Nine a channel, of different images, in a row, the strongest first. A patch is what a cell sees (its receptive
+    Nine per channel, of different images, in a row, the strongest first. A patch is what a cell sees (its receptive
     field, or --window of it), the frame in it the cell itself.
     """
     from detkit.data.dataset import Dataset, read
-    from detkit.explain.features import patches as cut
-    from detkit.explain.features import peaks
-    from detkit.io.draw import sheet
+    from detkit.explain.drawings import draw_patches
     from detkit.io.files import refuse_existing
 
     words = names_in(channels or "")
     if not all(word.isdecimal() for word in words):
         raise DetkitError(f"no list of channels: {channels}", "--channels", "give numbers, as 0,5,17")
-    name = f"stage{stage}-patches.jpg"
     if out is not None:  # looking at the images takes long
-        refuse_existing(out / name, overwrite)
+        refuse_existing(out / f"stage{stage}-patches.jpg", overwrite)
     dataset = Dataset(read(data, split=split, images=images))
+    chosen = [int(word) for word in words]
     detector = _load(model, weights, size)
-    found = peaks(detector, dataset, stage, images=pictures, seed=seed)
-    for line in found.failed:
-        message(f"left out: {line}")
-    chosen = [int(word) for word in words] or found.choose(8)
-    rows = {channel: cut(found, detector, dataset, channel, window=window) for channel in chosen}
-    tiles = [patch.image for row in rows.values() for patch in row]
-    captions = [f"{channel}: {patch.value:.3g}" for channel, row in rows.items() for patch in row]
-    made = {name: sheet(tiles, captions, len(tiles) // len(rows))}
-    listed = {k: [{"value": p.value, "path": p.path} for p in row] for k, row in rows.items()}
-    facts = {"field": found.field.size, "stride": found.field.stride, "images": len(found.images)}
-    said = f"a cell sees {found.field.size:g} pixels, stride {found.field.stride:g}; {len(found.images)} images"
-    code = _write(made, out, overwrite, as_json, facts | {"channels": listed, "failed": found.failed}, said)
-    return 3 if found.failed else code
+    drawn = draw_patches(detector, dataset, stage, channels=chosen, images=count, window=window, seed=seed)
+    return _save(drawn, out, overwrite, as_json) or (3 if drawn.facts["failed"] else 0)
 
 
 @app.command()
 def cam(
-    model: ModelArgument,
-    picture: ImageArgument,
+    model: Model,
+    image: Image,
     classes: Annotated[
         str | None, typer.Option("--classes", help="Which, by name: cat,dog (default: the one of highest score).")
     ] = None,
     stage: Annotated[
         int | None, typer.Option("--stage", help="From 0 (default: the deepest that the answer comes through).")
     ] = None,
-    weights: WeightsOption = None,
+    weights: Weights = None,
     size: options.Size = None,
-    out: FolderOption = None,
+    out: Folder = None,
     overwrite: options.Overwrite = False,
     plugin: options.Plugins = None,
     as_json: options.Json = False,
@@ -174,33 +136,20 @@ def cam(
 
     From blue to red; of classifiers and of detectors.
     """
-    from detkit.explain.gradcam import grad_cam, overlaid
-    from detkit.io.draw import sheet
-    from detkit.io.images import read_image
+    from detkit.explain.drawings import draw_cam
 
-    image = read_image(picture)
-    detector = _load(model, weights, size)
-    labels = detector.limits(classes=names_in(classes or "")).classes or (None,)
-    drawn, rows = [_at_most(image)], []
-    for label in labels:
-        found = grad_cam(detector, image, label, stage)
-        if not found.heat.any():
-            message(f"nothing in this image speaks for {detector.classes[found.label]} at stage {found.stage}")
-        drawn.append(_at_most(overlaid(image, found.heat)))
-        rows.append({"class": detector.classes[found.label], "score": found.score, "stage": found.stage})
-    lines = [f"{row['class']} {row['score']:.2f}, stage {row['stage']}" for row in rows]
-    made = {f"{Path(picture).stem}-cam.jpg": sheet(drawn, ["image", *lines], min(len(drawn), 4))}
-    return _write(made, out, overwrite, as_json, {"cam": rows}, "\n".join(lines))
+    drawn = draw_cam(_load(model, weights, size), image, names_in(classes or ""), stage)
+    return _save(drawn, out, overwrite, as_json)
 
 
 @app.command()
 def edges(
-    picture: Annotated[
-        str | None, typer.Argument(metavar="PICTURE", help="An image (default: 6 x 6 numbers, as in textbooks).")
+    image: Annotated[
+        str | None, typer.Argument(metavar="IMAGE", help="An image (default: 6 x 6 numbers, as in textbooks).")
     ] = None,
     learn: Annotated[str, typer.Option("--learn", help="The filter that gradient descent is to find.")] = "sobel",
     seed: options.Seed = 0,
-    out: FolderOption = None,
+    out: Folder = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> int:
@@ -208,40 +157,9 @@ def edges(
 
     The last one is what gradient descent learns from the answers of another (--learn).
     """
-    import numpy as np
+    from detkit.explain.drawings import draw_edges
 
-    from detkit.explain import edges as made_by
-    from detkit.io.draw import sheet
-    from detkit.io.images import read_image
-
-    if learn not in made_by.FILTERS:
-        raise DetkitError(f"no filter {learn!r}", "--learn", f"choose one of {', '.join(made_by.FILTERS)}")
-    if picture is None:
-        pixels = np.repeat(made_by.example()[..., None], 3, axis=2)
-    else:
-        pixels = _at_most(read_image(picture, reduce_to=_SIDE)).astype(np.float64)
-        if min(pixels.shape[:2]) < 3:
-            raise DetkitError("the image is smaller than a filter of 3 x 3", picture, "give a larger one")
-    learned = made_by.learn(pixels, made_by.FILTERS[learn], seed=seed)
-    table = {**made_by.FILTERS, "learned": learned.weights}
-    answers = {name: made_by.response(pixels, weights) for name, weights in table.items()}
-    off = float(np.abs(learned.weights - made_by.FILTERS[learn]).max())
-    if picture is None and not as_json:
-        for name, values in {"image": pixels[..., 0], **answers}.items():
-            print(name)
-            for row in values:
-                print("  " + " ".join(f"{value + 0.0:5.0f}" for value in row))
-    said = f"learned from {learn}'s answers in {learned.steps} steps: error {learned.error:.2g} of their size, "
-    said += f"weights within {off:.2g} of {learn}'s:\n{np.round(learned.weights, 3) + 0.0}"  # no "-0."
-    facts = {
-        "answers": {name: value if picture is None else value.shape for name, value in answers.items()},
-        "learned": {"from": learn, "weights": learned.weights, "error": learned.error, "steps": learned.steps},
-    }
-    grey = pixels if picture else 25.5 * pixels
-    tiles = [grey.astype(np.uint8), *(made_by.as_image(value) for value in answers.values())]
-    tiles = [_enlarged(tile, 60) for tile in tiles]
-    name = "edges.jpg" if picture else "edges.png"
-    return _write({name: sheet(tiles, ["image", *answers], 4)}, out, overwrite, as_json, facts, said)
+    return _save(draw_edges(image, learn, seed), out, overwrite, as_json)
 
 
 def _load(name: str, weights: str | None, size: int | None = None) -> Detector:
@@ -250,10 +168,10 @@ def _load(name: str, weights: str | None, size: int | None = None) -> Detector:
 
     name = renamed(name)
     if name in BACKBONES:
-        from detkit.explain.features import published
+        from detkit.explain.published import published_network
 
         try:
-            return published(name, weights or "imagenet", size)
+            return published_network(name, weights or "imagenet", size)
         except DetkitError as error:  # which may speak of a config's keys
             key = r"(model\.)?backbone\.weights:?"
             where, do = (re.sub(key, "--weights", text) for text in (error.where, error.do))
@@ -272,40 +190,10 @@ def _load(name: str, weights: str | None, size: int | None = None) -> Detector:
     return api.load(name, size=size)
 
 
-def _enlarged(tile: np.ndarray, side: int) -> np.ndarray:
-    """Each pixel of (h, w, 3), 0..255, several times, to about ``side`` pixels; larger ones are made that small."""
-    import numpy as np
-
-    from detkit.io.images import scaled_to
-
-    pixels, longer = tile.astype(np.uint8), max(tile.shape[:2])
-    if longer > 3 * side:
-        return scaled_to(pixels, 3 * side)
-    times = max(1, round(side / longer))
-    return pixels.repeat(times, axis=0).repeat(times, axis=1)
-
-
-def _at_most(image: np.ndarray) -> np.ndarray:
-    from detkit.io.images import scaled_to
-
-    return scaled_to(image, _SIDE) if max(image.shape[:2]) > _SIDE else image
-
-
-def _write(
-    made: Mapping[str, np.ndarray], out: Path | None, overwrite: bool, as_json: bool, facts: dict[str, Any], said: str
-) -> int:
-    """Writes the images; prints what is said and their paths, or the facts as JSON."""
-    from detkit.io.files import numbered_folder, refuse_existing
-    from detkit.io.images import write_image
-
-    folder = out or numbered_folder("runs", "inspect")
-    files = {folder / name: picture for name, picture in made.items()}
-    for file in files:  # all of them before the first is written
-        refuse_existing(file, overwrite)
-    for file, picture in files.items():
-        write_image(file, picture, overwrite=overwrite)
-    if as_json:
-        print_json({"files": list(files), **facts})
-    else:
-        print(said, *files, sep="\n")
+def _save(drawn: Drawing, out: Path | None, overwrite: bool, as_json: bool) -> int:
+    """Writes the images; prints what is said and their paths."""
+    for note in drawn.notes:
+        message(note)
+    files = drawn.save(out, overwrite=overwrite)
+    emit(Printed({"files": files, **drawn.facts}, [*drawn.text, *map(str, files)]), as_json)
     return 0

@@ -14,49 +14,62 @@ _RED = np.array([1.0, 0.0, 0.0])
 
 # (3, 3), or (3, 3, 3: red, green, blue) for one that tells colours apart. Sobel weighs the middle row twice as much,
 # Scharr (2000, "Optimal Operators in Digital Image Processing", chapter 9) so that edges of any angle answer alike.
-FILTERS = {
+EDGE_FILTERS = {
     "vertical": np.outer([1, 1, 1], _STEP),
     "horizontal": np.outer(_STEP, [1, 1, 1]),
     "sobel": np.outer([1, 2, 1], _STEP),
     "scharr": np.outer([3, 10, 3], _STEP),
     "red": np.outer([1, 1, 1], _STEP)[..., None] * _RED,
 }
+# (6, 6) float64: the textbook's image, 10 in its left half and 0 in its right.
+TEXTBOOK_IMAGE = np.repeat([[10.0, 10, 10, 0, 0, 0]], 6, axis=0)
 
 
-def example() -> np.ndarray:
-    """(6, 6) float64: the textbook's image, 10 in its left half and 0 in its right."""
-    return np.repeat([[10.0, 10, 10, 0, 0, 0]], 6, axis=0)
+def filter_response(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """What a filter answers at every place where it lies inside the image.
 
+    Args:
+        image: (H, W) or (H, W, 3), in any units.
+        weights: (f, f), which see the mean of the colours, or (f, f, 3).
 
-def response(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(H - f + 1, W - f + 1) float64: what a filter answers at every place where it lies inside the image.
-
-    image: (H, W) or (H, W, 3), in any units; weights: (f, f), which see the mean of the colours, or (f, f, 3).
+    Returns:
+        (H - f + 1, W - f + 1) float64.
 
     Raises:
-        ValueError: the filter is larger than the image, or wants colours that a grey image has not.
+        ValueError: The filter is larger than the image, or wants colours that a grey image has not.
     """
     return _windows(image, weights) @ weights.ravel()
 
 
-class Learned(NamedTuple):
-    """weights: as the filter to be found; error: root of the mean square of the answers' differences, as a share of
-    the right answers' own; steps: of gradient descent."""
+class LearnedFilter(NamedTuple):
+    """What gradient descent found.
+
+    Attributes:
+        weights: In the shape of the filter to be found.
+        error: Root of the mean square of the answers' differences, as a share of the right answers' own.
+        steps: Of gradient descent.
+    """
 
     weights: np.ndarray
     error: float
     steps: int
 
 
-def learn(image: np.ndarray, wanted: np.ndarray, *, steps: int = 20_000, seed: int = 0) -> Learned:
-    """A filter of ``wanted``'s shape, found from its answers to the image alone: gradient descent with Nesterov's
-    momentum on the mean squared error, from random weights until the gradient is gone, at most ``steps`` steps.
+def learn_filter(image: np.ndarray, wanted: np.ndarray, *, steps: int = 20_000, seed: int = 0) -> LearnedFilter:
+    """Finds a filter from its answers to the image alone.
 
+    Gradient descent with Nesterov's momentum on the mean squared error, from random weights until the gradient is gone.
     The error is quadratic in the weights, so it is summed up once: a step costs f^4 numbers whatever the image's
     size. In an image that does not vary in every direction several filters answer alike, and one of them is found.
 
+    Args:
+        image: As for ``filter_response``.
+        wanted: The filter whose answers are shown.
+        steps: At most so many.
+        seed: Of the first weights.
+
     Raises:
-        ValueError: as ``response``.
+        ValueError: As ``filter_response``.
     """
     windows = _windows(image, wanted).reshape(-1, wanted.size)
     hessian = windows.T @ windows / len(windows)
@@ -72,13 +85,7 @@ def learn(image: np.ndarray, wanted: np.ndarray, *, steps: int = 20_000, seed: i
             break
     off, size = windows @ (now - wanted.ravel()), windows @ wanted.ravel()
     error = float(np.sqrt((off**2).mean() / max((size**2).mean(), 1e-12)))
-    return Learned(now.reshape(wanted.shape), error, step)
-
-
-def as_image(answers: np.ndarray) -> np.ndarray:
-    """Answers (H, W) as uint8 (H, W, 3): grey is 0, white the largest size of any answer, black minus that."""
-    scaled = answers / max(float(np.abs(answers).max(initial=0)), 1e-12)
-    return np.repeat(np.rint(127.5 + 127.5 * scaled).astype(np.uint8)[..., None], 3, axis=2)
+    return LearnedFilter(now.reshape(wanted.shape), error, step)
 
 
 def _windows(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -90,6 +97,5 @@ def _windows(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
         raise ValueError(f"a filter {weights.shape} does not fit an image {image.shape}")
     if min(image.shape[:2]) < len(weights):
         raise ValueError(f"an image {image.shape} is smaller than the filter {weights.shape}")
-    found = np.lib.stride_tricks.sliding_window_view(image, weights.shape[:2], axis=(0, 1))
-    found = np.moveaxis(found, 2, -1) if weights.ndim == 3 else found
+    found = np.lib.stride_tricks.sliding_window_view(image, weights.shape)
     return found.reshape(*found.shape[:2], weights.size)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from inspect import signature
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -15,66 +12,19 @@ from torch import Tensor, nn
 
 from detkit.data.dataset import Dataset
 from detkit.data.loader import collate
-from detkit.data.resize import Resize
 from detkit.detector import Detector
 from detkit.errors import DetkitError
 from detkit.explain.summary import Field, Tracer
-from detkit.interfaces import Head
 from detkit.io.draw import draw_boxes
 from detkit.io.images import scaled_to
-from detkit.necks.identity import Identity
-from detkit.structures import Batch, Sample
-
-
-class _Answers(Head, nn.Module):
-    """A published network's classifier in a head's place."""
-
-    def __init__(self, classifier: nn.Module) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def raw(self, features: list[Tensor], proposals: list[Tensor] | None = None) -> dict[str, Tensor]:
-        """classes (B, C) logits."""
-        return {"classes": self.classifier(features[-1])}
-
-
-def published(name: str, weights: str = "imagenet", size: int | None = None) -> Detector:
-    """The backbone ``name`` with its classifier, to be looked into by the functions below (it does not predict).
-
-    weights: "imagenet", "none" or a file; size: of the square that images are stretched to, by default the
-    network's own. Classes are ImageNet's where weights know 1000 of them, else numbers.
-
-    Raises:
-        DetkitError: the weights cannot be had, no such network was published, or an image of this size is too small.
-    """
-    from torchvision.models import ResNet18_Weights
-
-    from detkit.backbones import BACKBONES
-
-    module, attribute = BACKBONES[name].split(":")
-    build = getattr(import_module(module), attribute)
-    if "weights" not in signature(build).parameters:
-        raise DetkitError(f"{name} is whatever its graph says, and has no published form", do="name another backbone")
-    network = build(0, weights=weights).eval()
-    backbone = network.backbone
-    side = size or backbone.size
-    try:
-        with torch.no_grad():
-            count = network(torch.zeros(1, 3, side, side)).shape[1]
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise DetkitError(f"{name} does not take {side} pixels: {reason}", "--size", "give a larger one") from None
-    known = count == 1000 and weights != "none"
-    names = ResNet18_Weights.DEFAULT.meta["categories"] if known else [str(k) for k in range(count)]
-    neck, resize = Identity(backbone.channels, backbone.strides), Resize(side, mode="stretch", stride=1)
-    return Detector(backbone, neck, _Answers(network.classifier), classes=names, resize=resize, config={}).eval()
+from detkit.structures import Sample
 
 
 def first_filters(detector: Detector) -> np.ndarray:
     """(O, h, w, 3) float32 weights of the first convolution, red, green, blue; of one channel: three times the same.
 
     Raises:
-        DetkitError: the network has no convolution that reads pixels.
+        DetkitError: The network has no convolution that reads pixels.
     """
     for module in detector.modules():
         if isinstance(module, nn.Conv2d) and module.weight.shape[1] in (1, 3):
@@ -83,23 +33,47 @@ def first_filters(detector: Detector) -> np.ndarray:
     raise DetkitError("no convolution of this network reads pixels", do="give another model")
 
 
-def stage_maps(detector: Detector, image: np.ndarray, stage: int) -> np.ndarray:
-    """(C, h, w) float32: what stage ``stage`` makes of an image, uint8 (H, W, 3) RGB; cells of padding are cut off.
+def stages_of(detector: Detector, stage: int | None = None) -> list[nn.Module]:
+    """The backbone's stages; of one that only hands pixels on (R-CNN's) those of the CNN that the head holds.
+
+    Args:
+        detector: The network.
+        stage: A number that is to be among them.
 
     Raises:
-        DetkitError: no such stage.
+        DetkitError: There are none, or none of the number ``stage``.
     """
-    batch = _batch(detector, [Sample(image)])
-    with torch.no_grad():
-        return _inside(_after(detector, batch.pixels, stage), batch)[0].cpu().numpy()
+    stages = list[nn.Module](detector.backbone.stages)
+    if not any(True for _ in detector.backbone.parameters()):
+        trunk = dict(detector.head.named_children()).get("trunk", nn.Sequential())
+        # Behind them are the classifier's single layers.
+        stages = list(takewhile(lambda part: any(True for _ in part.children()), trunk.children()))
+        if not stages:
+            raise DetkitError("this model has no convolutions to look into", do="give another one")
+    if stage is not None and not 0 <= stage < len(stages):
+        raise DetkitError(f"there is no stage {stage}", "--stage", f"this model has stages 0 to {len(stages) - 1}")
+    return stages
+
+
+def stage_maps(detector: Detector, image: np.ndarray, stage: int) -> np.ndarray:
+    """(C, h, w) float32: what a stage makes of an image, uint8 (H, W, 3) RGB; cells of padding are cut off.
+
+    Raises:
+        DetkitError: No such stage.
+    """
+    return _maps(detector, [Sample(image)], stage)[0].cpu().numpy()
 
 
 @dataclass(frozen=True, slots=True)
 class Peaks:
     """The strongest answer of each channel in each image.
 
-    values (P, C) float32; cells (P, C, 2) int64 column, row; images (P,): places in the data set; field: what a cell
-    sees of the input; failed: images that could not be read, and why.
+    Attributes:
+        values: (P, C) float32.
+        cells: (P, C, 2) int64 column, row.
+        images: (P,) places in the data set.
+        field: What a cell sees of the input.
+        failed: Images that could not be read, and why.
     """
 
     values: np.ndarray
@@ -115,38 +89,37 @@ class Peaks:
         return sorted(np.argsort(-apart, kind="stable")[:count].tolist())
 
 
-def peaks(
-    detector: Detector,
-    dataset: Dataset,
-    stage: int,
-    *,
-    images: int = 300,
-    seed: int = 0,
-    batch: int = 8,
+def find_peaks(
+    detector: Detector, dataset: Dataset, stage: int, *, images: int = 300, seed: int = 0, batch: int = 8
 ) -> Peaks:
-    """Where each channel of a stage answers most in each of ``images`` images, drawn with ``seed``.
+    """Where each channel of a stage answers most, in each of several images.
+
+    Args:
+        detector: The network.
+        dataset: The images.
+        stage: Of the backbone, from 0.
+        images: How many are drawn.
+        seed: Of the draw.
+        batch: Images at a time.
 
     Raises:
-        DetkitError: no such stage, or no image could be read.
+        DetkitError: No such stage, or no image could be read.
     """
     order = np.random.default_rng(seed).permutation(len(dataset))[:images].tolist()
-    field, failed, used = _field(detector, stage), [], []
-    values, cells, samples = [], [], []
-    for done, index in enumerate(order, 1):
-        try:
-            samples.append(dataset.load(index))
-            used.append(index)
-        except DetkitError as error:
-            failed.append(f"{error.where}: {error.what}")
-        if samples and (len(samples) == batch or done == len(order)):
-            looked = _batch(detector, samples)
-            with torch.no_grad():
-                maps = _inside(_after(detector, looked.pixels, stage), looked)
-            for one in maps:
-                value, place = one.flatten(1).max(1)
-                values.append(value.cpu().numpy())
-                cells.append(torch.stack((place % one.shape[2], place // one.shape[2]), 1).cpu().numpy())
-            samples = []
+    field, failed = _field(detector, stage), list[str]()
+    used, values, cells = list[int](), list[np.ndarray](), list[np.ndarray]()
+    for start in range(0, len(order), batch):
+        samples = []
+        for index in order[start : start + batch]:
+            try:
+                samples.append(dataset.load(index))
+                used.append(index)
+            except DetkitError as error:
+                failed.append(f"{error.where}: {error.what}")
+        for maps in _maps(detector, samples, stage):
+            value, place = maps.flatten(1).max(1)
+            values.append(value.cpu().numpy())
+            cells.append(torch.stack((place % maps.shape[2], place // maps.shape[2]), 1).cpu().numpy())
     if not values:
         where = failed[0] if failed else "the data set is empty"
         raise DetkitError("none of the images could be read", where, "give --images the folder of the images")
@@ -154,14 +127,20 @@ def peaks(
 
 
 class Patch(NamedTuple):
-    """An image uint8 (h, w, 3) RGB of what a cell sees, the cell framed; the channel's answer; the image's path."""
+    """What a cell sees.
+
+    Attributes:
+        image: uint8 (h, w, 3) RGB, the cell framed.
+        value: The channel's answer.
+        path: Of the whole image.
+    """
 
     image: np.ndarray
     value: float
     path: str
 
 
-def patches(
+def cut_patches(
     found: Peaks,
     detector: Detector,
     dataset: Dataset,
@@ -171,19 +150,27 @@ def patches(
     window: float | None = None,
     side: int = 128,
 ) -> list[Patch]:
-    """The ``count`` patches, of different images, that excite a channel most, strongest first.
+    """The patches, of different images, that excite a channel most, strongest first.
 
     Zeiler & Fergus 2014 (arXiv 1311.2901, section 4.1) show nine and Girshick et al. 2014 (arXiv 1311.2524, section
     3.1) let a unit speak for itself so. The cell itself, one stride wide, is framed: of deep ones the field is far
-    larger than what excites them. window: pixels of the input to cut out, by default the cell's receptive field; only
-    what lies inside the image is shown. side: of a patch in pixels.
+    larger than what excites them.
+
+    Args:
+        found: Of this detector and data set.
+        detector: The network.
+        dataset: The images.
+        channel: Of the stage that the peaks are of.
+        count: Of patches.
+        window: Pixels of the input to cut out, None: the cell's receptive field; what lies inside the image is shown.
+        side: Of a patch, in pixels.
 
     Raises:
-        DetkitError: no such channel.
+        DetkitError: No such channel.
     """
     if not 0 <= channel < found.values.shape[1]:
-        where, last = "--channels", found.values.shape[1] - 1
-        raise DetkitError(f"there is no channel {channel}", where, f"the stage has channels 0 to {last}")
+        do = f"the stage has channels 0 to {found.values.shape[1] - 1}"
+        raise DetkitError(f"there is no channel {channel}", "--channels", do)
     made, seen_size = [], window or found.field.size
     for row in np.argsort(-found.values[:, channel], kind="stable")[:count].tolist():
         sample = dataset.load(int(found.images[row]))
@@ -194,32 +181,11 @@ def patches(
         left, top = np.floor(seen[:2] + 1e-6).astype(int)
         right, bottom = np.maximum(np.ceil(seen[2:] - 1e-6).astype(int), (left + 1, top + 1))
         patch = scaled_to(sample.image[top:bottom, left:right], side)
-        scale = patch.shape[1] / (right - left)
         if seen_size > 2 * found.field.stride:
+            scale = patch.shape[1] / (right - left)
             patch = draw_boxes(patch, ((cell - np.array([left, top, left, top])) * scale)[None])
         made.append(Patch(patch, float(found.values[row, channel]), sample.path))
     return made
-
-
-def _batch(detector: Detector, samples: Sequence[Sample]) -> Batch:
-    return collate(samples, detector.resize)[0].to(detector.device)
-
-
-def stages_of(detector: Detector, stage: int | None = None) -> list[nn.Module]:
-    """The backbone's stages; of one that only hands pixels on (R-CNN's) those of the CNN that the head holds.
-
-    Raises:
-        DetkitError: there are none, or none of the number ``stage``.
-    """
-    stages: list[nn.Module] = list(detector.backbone.stages)
-    if not any(True for _ in detector.backbone.parameters()):
-        # Behind them are the classifier's single layers.
-        stages = list(takewhile(lambda part: any(True for _ in part.children()), getattr(detector.head, "trunk", ())))
-        if not stages:
-            raise DetkitError("this model has no convolutions to look into", do="give another one")
-    if stage is not None and not 0 <= stage < len(stages):
-        raise DetkitError(f"there is no stage {stage}", "--stage", f"this model has stages 0 to {len(stages) - 1}")
-    return stages
 
 
 def _after(detector: Detector, pixels: Tensor, stage: int) -> Tensor:
@@ -230,8 +196,13 @@ def _after(detector: Detector, pixels: Tensor, stage: int) -> Tensor:
     return x
 
 
-def _inside(maps: Tensor, batch: Batch) -> list[Tensor]:
-    """Each image's (C, h, w), without the cells that see only padding."""
+def _maps(detector: Detector, samples: list[Sample], stage: int) -> list[Tensor]:
+    """Each image's (C, h, w) of a stage, without the cells that see only padding."""
+    if not samples:
+        return []
+    batch = collate(samples, detector.resize)[0].to(detector.device)
+    with torch.no_grad():
+        maps = _after(detector, batch.pixels, stage)
     share = batch.sizes.cpu() / torch.tensor(batch.pixels.shape[-2:])
     ends = (share * torch.tensor(maps.shape[-2:])).ceil().long().clamp(min=1).tolist()
     return [one[:, :rows, :columns] for one, (rows, columns) in zip(maps, ends, strict=True)]
@@ -241,5 +212,4 @@ def _field(detector: Detector, stage: int) -> Field:
     pixels, tracer = torch.zeros((1, 3, *detector.resize.input_size), device=detector.device), Tracer()
     tracer.fields[pixels] = Field()
     with torch.no_grad(), tracer:
-        field: Field = tracer.fields[_after(detector, pixels, stage)]
-    return field
+        return tracer.fields[_after(detector, pixels, stage)]

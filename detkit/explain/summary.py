@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib import import_module
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,19 +15,32 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from detkit import registry
+from detkit.detector import Detector
 from detkit.errors import DetkitError
+from detkit.interfaces import ProposalSource
+from detkit.prediction.torchvision import TorchvisionDetector
+from detkit.predictor import Predictor
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One call of a layer. name: of the module; kind: its class, kernel/stride and groups; output: without the batch,
-    (H, W, C) of a map; parameters: 0 in a layer's later calls; receptive_field, stride: of an output cell in input
-    pixels, along the longer side; first_centre: of cell 0, in input pixels.
+    """One call of a layer.
 
     A layer that reads the whole map is a cell with the map's field. The gates of squeeze-and-excitation are left out of
     receptive fields: through them every cell sees a little of the whole image.
+
+    Attributes:
+        name: Of the module.
+        kind: Its class, kernel/stride and groups.
+        output: Shape without the batch, (H, W, C) of a map.
+        parameters: 0 in a layer's later calls.
+        multiply_adds: Of this call.
+        receptive_field: Of an output cell in input pixels, along the longer side.
+        stride: The same.
+        first_centre: Of cell 0, in input pixels.
     """
 
     name: str
@@ -42,10 +55,15 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """input: (H, W, C); layers: those that have weights, or change the shape or the receptive field; total: parameters,
-    multiply_adds, layers (those with weights, without normalisation), depth (convolutions and matrix products on the
-    longest path); of a detector with proposals also regions (the most of an image, 0: no limit) and
-    region_multiply_adds, of one of them: ``layers`` shows one, multiply_adds counts all (one where there is no limit).
+    """A network's layers and what they come to.
+
+    Attributes:
+        input: (H, W, C).
+        layers: Those that have weights, or change the shape or the receptive field.
+        total: parameters, multiply_adds, layers (those with weights, without normalisation), depth (convolutions and
+            matrix products on the longest path); of a detector with proposals also regions (the most per image, 0: no
+            limit) and region_multiply_adds, of one of them: ``layers`` shows one, multiply_adds counts all (one where
+            there is no limit).
     """
 
     input: tuple[int, int, int]
@@ -53,12 +71,46 @@ class Summary:
     total: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as ``detkit info --json`` prints them."""
+        """Plain values."""
         return asdict(self)
+
+    def lines(self) -> list[str]:
+        """A table, then the totals."""
+        rows = [("layer", "kind", "output", "size", "parameters", "multiply-adds", "field", "stride")]
+        rows.append(("input", "", _shape(self.input), f"{math.prod(self.input):,}", "", "", "1", "1"))
+        for layer in self.layers:
+            size, parameters = f"{math.prod(layer.output):,}", f"{layer.parameters:,}"
+            numbers = f"{layer.multiply_adds:,}", f"{layer.receptive_field:g}", f"{layer.stride:g}"
+            rows.append((layer.name, layer.kind, _shape(layer.output), size, parameters, *numbers))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = []
+        for row in rows:
+            words = [text.ljust(width) for text, width in zip(row[:3], widths, strict=False)]
+            words += [text.rjust(width) for text, width in zip(row[3:], widths[3:], strict=True)]
+            lines.append("  ".join(words).rstrip())
+        total = self.total
+        lines += ["", f"{total['parameters']:,} parameters, {total['multiply_adds']:,} multiply-adds"]
+        if "regions" in total:
+            count = f"at most {total['regions']:,}" if total["regions"] else "any number of"
+            each = f"{total['region_multiply_adds']:,}"
+            lines.append(f"of which {each} for each of {count} regions; the table shows one")
+        depth = "convolutions and matrix products on the longest path"
+        return [*lines, f"{total['layers']} layers with weights, {total['depth']} {depth}"]
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
 
 
 class Field(NamedTuple):
-    """What a cell sees: size and stride in input pixels, the centre of cell 0, and the layers on the longest path."""
+    """What a cell sees.
+
+    Attributes:
+        size: In input pixels.
+        stride: In input pixels.
+        centre: Of cell 0.
+        depth: Layers on the longest path.
+    """
 
     size: float = 1.0
     stride: float = 1.0
@@ -71,25 +123,39 @@ class Field(NamedTuple):
         return Field(self.size + (kernel - 1) * self.stride, self.stride * step, self.centre + shift, self.depth)
 
 
-def summarise(network: nn.Module, size: tuple[int, int], run: Callable[[Tensor], Any] | None = None) -> Summary:
-    """The layers that ``run`` (the network itself by default) calls for one image of ``size`` height, width.
+Run = Callable[[Tensor], object]
 
-    Works on the meta device, where nothing is computed.
+
+def summarise_network(network: nn.Module, size: tuple[int, int], run: Run | None = None) -> Summary:
+    """The layers that are called for one image; works on the meta device, where nothing is computed.
+
+    Args:
+        network: Whose layers these are.
+        size: Of the image, height and width.
+        run: What calls them with pixels (1, 3, H, W); None: the network itself.
+
+    Raises:
+        DetkitError: An image too small for it.
     """
+    network.eval()
     tracer = Tracer()
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     pixels = torch.zeros((1, 3, *size), device=device)
     tracer.fields[pixels] = Field()
     leaves = [(name, module) for name, module in network.named_modules() if not any(True for _ in module.children())]
-    handles = [module.register_forward_hook(tracer.after(name)) for name, module in leaves]
+    handles = [module.register_forward_hook(partial(tracer.after, name)) for name, module in leaves]
     handles += [module.register_forward_pre_hook(tracer.before) for _, module in leaves]
     try:
         with torch.no_grad(), tracer:
             (run or network)(pixels)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        what = f"the network does not take an image of {size[0]} x {size[1]} pixels: {reason}"
+        raise DetkitError(what, "--input", "give a larger one, such as 224x224x3") from None
     finally:
         for handle in handles:
             handle.remove()
-    weighted = [m for _, m in leaves if _own(m) and not isinstance(m, _NORMS)]
+    weighted = [module for _, module in leaves if _own(module) and not isinstance(module, _NORMS)]
     total = {
         "parameters": sum(p.numel() for p in network.parameters()),
         "multiply_adds": tracer.multiply_adds,
@@ -99,25 +165,27 @@ def summarise(network: nn.Module, size: tuple[int, int], run: Callable[[Tensor],
     return Summary((*size, 3), tracer.layers, total)
 
 
-def of_backbone(name: str, size: tuple[int, int] | None = None, num_classes: int | None = None) -> Summary:
-    """The classifier on the backbone ``name``, as published where size or number of classes are not given.
+def summarise_backbone(name: str, size: tuple[int, int] | None = None, num_classes: int | None = None) -> Summary:
+    """The classifier on a backbone, as published where size or number of classes are not given.
 
     Raises:
-        DetkitError: an image too small for it.
+        DetkitError: No such backbone, or an image too small for it.
     """
-    from detkit.backbones import BACKBONES
-
-    module, attribute = BACKBONES[name].split(":")
     with torch.device("meta"):
-        network = getattr(import_module(module), attribute)(num_classes or 0)
-    return _checked(network, size or (network.backbone.size,) * 2)
+        network = registry.find_part("backbone", name)(num_classes or 0)
+    return summarise_network(network, size or (network.backbone.size,) * 2)
 
 
-def of_config(path_or_name: str, size: tuple[int, int] | None = None, num_classes: int | None = None) -> Summary:
-    """The detector of a config, whose data need not be there: for ``num_classes``, or its ``data.classes``, or 80.
+def summarise_config(path_or_name: str, size: tuple[int, int] | None = None, num_classes: int | None = None) -> Summary:
+    """The detector of a config, whose data need not be there.
+
+    Args:
+        path_or_name: Of the config.
+        size: Of the image; None: its own input's.
+        num_classes: None: as many as ``data.classes`` names, or 80.
 
     Raises:
-        DetkitError: as ``detkit.config.experiment.read_config``; an image too small for it.
+        DetkitError: As ``detkit.config.experiment.read_config``; an image too small for it.
     """
     from detkit.config.build import build_detector
     from detkit.config.experiment import read_config
@@ -133,69 +201,63 @@ def of_config(path_or_name: str, size: tuple[int, int] | None = None, num_classe
     count = model["head"].get("anchors_per_level", 1) * len(model["backbone"]["taps"])
     with torch.device(_device(model["proposals"])):
         detector = build_detector(config, classes, anchors=[[8.0, 8.0]] * count)
-    return of_detector(detector, size)
+    return summarise_detector(detector, size)
 
 
-def of_file(path: str, size: tuple[int, int] | None = None) -> Summary:
-    """The detector in a model file or run folder. Raises DetkitError as ``detkit.load``."""
+def summarise_file(path: str, size: tuple[int, int] | None = None) -> Summary:
+    """The detector in a model file or run folder.
+
+    Raises:
+        DetkitError: As ``detkit.load``; an image too small for it.
+    """
     from detkit.config.build import load_detector
 
     detector = load_detector(path)
-    return of_detector(detector.to(_device(detector.proposals)), size)
+    return summarise_detector(detector.to(_device(detector.proposals)), size)
 
 
-def facts(predictor: Any) -> dict[str, Any]:
-    """A predictor's classes (their number), parameters, device and threads; a Detector's input and multiply_adds."""
-    found: dict[str, Any] = {"classes": len(predictor.classes)}
-    network = getattr(predictor, "model", predictor)
-    if isinstance(network, nn.Module):
-        found["parameters"] = sum(p.numel() for p in network.parameters())
-        found |= {"device": str(next(network.parameters()).device), "threads": torch.get_num_threads()}
-    if hasattr(predictor, "features"):
-        height, width = predictor.resize.input_size
-        total = of_detector(predictor).total
-        found |= {"input": f"{width} x {height}", "multiply_adds": total["multiply_adds"]}
-    return found
-
-
-def of_detector(detector: Any, size: tuple[int, int] | None = None) -> Summary:
+def summarise_detector(detector: Detector, size: tuple[int, int] | None = None) -> Summary:
     """A detector for an image of ``size``, by default its own input's.
 
     Raises:
-        DetkitError: an image too small for it.
+        DetkitError: An image too small for it.
     """
+    source = detector.proposals
 
     def run(pixels: Tensor) -> None:
         features, regions = detector.features(pixels), None
-        if detector.proposals is not None:
-            if isinstance(detector.proposals, nn.Module):
-                detector.proposals(features)
+        if source is not None:
+            if isinstance(source, nn.Module):
+                source(features)
             height, width = pixels.shape[-2:]
             regions = [pixels.new_tensor([[0, 0, width, height]])]
         detector.head.raw(features, regions)
 
-    summary = _checked(detector, size or detector.resize.input_size, run)
-    proposals: Any = detector.proposals
-    if proposals is not None:
-        regions = proposals.max_proposals
+    summary = summarise_network(detector, size or detector.resize.input_size, run)
+    if source is not None:
         each = sum(layer.multiply_adds for layer in summary.layers if layer.name.startswith("head."))
-        summary.total.update(regions=regions, region_multiply_adds=each)
-        summary.total["multiply_adds"] += max(regions - 1, 0) * each
+        summary.total.update(regions=source.max_proposals, region_multiply_adds=each)
+        summary.total["multiply_adds"] += max(source.max_proposals - 1, 0) * each
     return summary
 
 
-def _device(proposals: Any) -> str:
+def predictor_facts(predictor: Predictor) -> dict[str, int | str]:
+    """A predictor's classes (their number), parameters, device and threads; a Detector's input and multiply_adds."""
+    found: dict[str, int | str] = {"classes": len(predictor.classes)}
+    network = predictor.model if isinstance(predictor, TorchvisionDetector) else predictor
+    if isinstance(network, nn.Module):
+        found["parameters"] = sum(p.numel() for p in network.parameters())
+        found |= {"device": str(next(network.parameters()).device), "threads": torch.get_num_threads()}
+    if isinstance(predictor, Detector):
+        height, width = predictor.resize.input_size
+        total = summarise_detector(predictor).total
+        found |= {"input": f"{width} x {height}", "multiply_adds": total["multiply_adds"]}
+    return found
+
+
+def _device(proposals: ProposalSource | dict[str, object] | None) -> str:
     """Regions are cut out of real maps; everything else is only counted."""
     return "cpu" if proposals else "meta"
-
-
-def _checked(network: nn.Module, size: tuple[int, int], run: Callable[[Tensor], Any] | None = None) -> Summary:
-    try:
-        return summarise(network.eval(), size, run)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        what = f"the network does not take an image of {size[0]} x {size[1]} pixels: {reason}"
-        raise DetkitError(what, "--input", "give a larger one, such as 224x224x3") from None
 
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -210,19 +272,17 @@ class Tracer(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.fields: Any = WeakTensorKeyDictionary()
+        self.fields = WeakTensorKeyDictionary()
         self.layers: list[Layer] = []
         self.multiply_adds = self.depth = 0
         self._began: list[tuple[int, Field, int]] = []
-        self._counted: set[int] = set()
+        self._counted: set[nn.Module] = set()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # what torch does by default imports its compiler, which takes seconds
 
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
         kwargs = dict(kwargs or {})
         out = func(*args, **kwargs)
         operation = func.overloadpacket
@@ -237,40 +297,36 @@ class Tracer(TorchDispatchMode):
                     self.fields[tensor] = _through(operation, args, field, source, tensor)
         return out
 
-    def merged(self, values: Any) -> tuple[Field, Tensor | None]:
+    def merged(self, values: object) -> tuple[Field, Tensor | None]:
         """The field of the largest maps among ``values``, and the first of them; gates of 1 x 1 are smaller."""
         known = [v for v in tree_leaves(values) if isinstance(v, Tensor) and v in self.fields]
         if not known:
             return Field(), None
-        cells = max(_cells(v) for v in known)
+        cells = max(map(_cells, known))
         largest = [v for v in known if _cells(v) == cells]
         fields = [self.fields[v] for v in largest]
         # Of maps that are joined the widest field; their strides and centres agree.
         size, depth = max(f.size for f in fields), max(f.depth for f in fields)
         return fields[0]._replace(size=size, depth=depth), largest[0]
 
-    def before(self, module: nn.Module, inputs: Any) -> None:
+    def before(self, module: nn.Module, inputs: object) -> None:
+        """A hook before a layer."""
         field, source = self.merged(inputs)
         self._began.append((self.multiply_adds, field, 0 if source is None else source.numel()))
 
-    def after(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
-        """A hook that notes the layer ``name``."""
-
-        def note(module: nn.Module, inputs: Any, output: Any) -> None:
-            begun, field_before, numbers = self._began.pop()
-            field, tensor = self.merged(output)
-            if tensor is None:
-                return
-            parameters = 0 if id(module) in self._counted else _own(module)
-            self._counted.add(id(module))
-            added = self.multiply_adds - begun
-            if _own(module) or added or tensor.numel() != numbers or field.size != field_before.size:
-                shape = tuple(tensor.shape[1:])
-                shape = (*shape[1:], shape[0]) if len(shape) == 3 else shape
-                numbers_of_field = (field.size, field.stride, field.centre)
-                self.layers.append(Layer(name, _kind(module), shape, parameters, added, *numbers_of_field))
-
-        return note
+    def after(self, name: str, module: nn.Module, inputs: object, output: object) -> None:
+        """A hook behind the layer ``name``, that notes it."""
+        begun, field_before, numbers = self._began.pop()
+        field, tensor = self.merged(output)
+        if tensor is None:
+            return
+        parameters = 0 if module in self._counted else _own(module)
+        self._counted.add(module)
+        added = self.multiply_adds - begun
+        if _own(module) or added or tensor.numel() != numbers or field.size != field_before.size:
+            shape = tuple(tensor.shape[1:])
+            shape = (*shape[1:], shape[0]) if len(shape) == 3 else shape
+            self.layers.append(Layer(name, _kind(module), shape, parameters, added, *field[:3]))
 
 
 def _kind(module: nn.Module) -> str:

@@ -31,7 +31,7 @@ class Candidate:
         results: Its detections.
         seconds: Of single images, from pixels to boxes.
         minutes: Of training; None: unknown.
-        facts: As ``detkit.explain.summary.facts``.
+        facts: As ``detkit.explain.summary.predictor_facts``.
     """
 
     name: str

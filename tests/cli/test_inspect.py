@@ -11,7 +11,7 @@ import pytest
 from detkit.cli import main
 from detkit.data.toy import toy_sample, write_toy_data
 from detkit.detector import Detector
-from detkit.explain.features import published
+from detkit.explain.published import published_network
 from detkit.io.images import read_image, write_image
 
 LENET = ["lenet5", "--weights", "none"]
@@ -51,7 +51,7 @@ def test_torchvisions_faster_rcnn_is_looked_into_as_detkits_own(
     photo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stand_in(name: str, size: tuple[int, int] = (800, 1333)) -> Detector:
-        return published("lenet5", "none", size[0])
+        return published_network("lenet5", "none", size[0])
 
     monkeypatch.setattr("detkit.importers.torchvision.import_torchvision", stand_in)
     words = ["maps", "torchvision/fasterrcnn_resnet50_fpn", photo, "--size", "48", "--stage", "0"]

@@ -8,20 +8,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from detkit.explain.edges import FILTERS, as_image, example, learn, response
-from detkit.explain.summary import summarise
+from detkit.explain.drawings import answers_as_image
+from detkit.explain.edges import EDGE_FILTERS, TEXTBOOK_IMAGE, filter_response, learn_filter
+from detkit.explain.summary import summarise_network
 
 
 @pytest.mark.parametrize(("name", "peak"), [("vertical", 30), ("sobel", 40), ("scharr", 160)])
 def test_light_beside_dark(name: str, peak: float) -> None:
-    assert response(example(), FILTERS[name]).tolist() == [[0, peak, peak, 0]] * 4
-    assert response(example()[:, ::-1], FILTERS[name]).tolist() == [[0, -peak, -peak, 0]] * 4
-    assert not response(example().T, FILTERS[name]).any()
+    assert filter_response(TEXTBOOK_IMAGE, EDGE_FILTERS[name]).tolist() == [[0, peak, peak, 0]] * 4
+    assert filter_response(TEXTBOOK_IMAGE[:, ::-1], EDGE_FILTERS[name]).tolist() == [[0, -peak, -peak, 0]] * 4
+    assert not filter_response(TEXTBOOK_IMAGE.T, EDGE_FILTERS[name]).any()
 
 
 def test_an_edge_of_the_other_direction() -> None:
-    assert response(example().T, FILTERS["horizontal"]).T.tolist() == [[0, 30, 30, 0]] * 4
-    assert not response(example(), FILTERS["horizontal"]).any()
+    assert filter_response(TEXTBOOK_IMAGE.T, EDGE_FILTERS["horizontal"]).T.tolist() == [[0, 30, 30, 0]] * 4
+    assert not filter_response(TEXTBOOK_IMAGE, EDGE_FILTERS["horizontal"]).any()
 
 
 def test_a_filter_that_reads_red_only() -> None:
@@ -29,10 +30,14 @@ def test_a_filter_that_reads_red_only() -> None:
     image = rng.uniform(0, 255, (6, 6, 3))
     changed = image.copy()
     changed[..., 1:] = rng.uniform(0, 255, (6, 6, 2))
-    assert np.array_equal(response(image, FILTERS["red"]), response(changed, FILTERS["red"]))
+    assert np.array_equal(filter_response(image, EDGE_FILTERS["red"]), filter_response(changed, EDGE_FILTERS["red"]))
     changed[2, 2, 0] += 1
-    assert not np.array_equal(response(image, FILTERS["red"]), response(changed, FILTERS["red"]))
-    np.testing.assert_allclose(response(image, FILTERS["red"]), response(image[..., 0], FILTERS["vertical"]))
+    assert not np.array_equal(
+        filter_response(image, EDGE_FILTERS["red"]), filter_response(changed, EDGE_FILTERS["red"])
+    )
+    np.testing.assert_allclose(
+        filter_response(image, EDGE_FILTERS["red"]), filter_response(image[..., 0], EDGE_FILTERS["vertical"])
+    )
 
 
 @pytest.mark.parametrize("colours", [(), (3,)])
@@ -44,7 +49,7 @@ def test_the_same_as_a_convolution_layer(colours: tuple[int, ...]) -> None:
         return torch.from_numpy(x.reshape(*x.shape[:2], -1)).permute(2, 0, 1)[None]
 
     expected = F.conv2d(planes(image), planes(weights))[0, 0].numpy()
-    np.testing.assert_allclose(response(image, weights), expected)
+    np.testing.assert_allclose(filter_response(image, weights), expected)
 
 
 def test_the_flip_makes_it_associative() -> None:
@@ -53,36 +58,36 @@ def test_the_flip_makes_it_associative() -> None:
     assert flipped.tolist() == [[7, 9, -1], [2, 0, 1], [5, 4, 3]]
 
     def convolved(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return response(np.pad(a, len(b) - 1), b[::-1, ::-1])
+        return filter_response(np.pad(a, len(b) - 1), b[::-1, ::-1])
 
     def correlated(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return response(np.pad(a, len(b) - 1), b)
+        return filter_response(np.pad(a, len(b) - 1), b)
 
     a, b = np.random.default_rng(2).normal(size=(2, 3, 3))
     np.testing.assert_allclose(convolved(convolved(a, b), kernel), convolved(a, convolved(b, kernel)))
     assert not np.allclose(correlated(correlated(a, b), kernel), correlated(a, correlated(b, kernel)))
 
 
-@pytest.mark.parametrize("name", FILTERS)
+@pytest.mark.parametrize("name", EDGE_FILTERS)
 def test_gradient_descent_finds_the_filter_from_its_answers(name: str) -> None:
-    found = learn(np.random.default_rng(3).uniform(0, 255, (40, 40, 3)), FILTERS[name])
-    np.testing.assert_allclose(found.weights, FILTERS[name], atol=1e-6)
+    found = learn_filter(np.random.default_rng(3).uniform(0, 255, (40, 40, 3)), EDGE_FILTERS[name])
+    np.testing.assert_allclose(found.weights, EDGE_FILTERS[name], atol=1e-6)
     assert found.error < 1e-7
     assert found.steps < 5000
 
 
 def test_where_filters_answer_alike_one_of_them_is_found() -> None:
-    found = learn(example(), FILTERS["sobel"])
+    found = learn_filter(TEXTBOOK_IMAGE, EDGE_FILTERS["sobel"])
     assert found.error < 1e-9
-    assert np.abs(found.weights - FILTERS["sobel"]).max() > 0.1
-    np.testing.assert_allclose(response(example(), found.weights), [[0, 40, 40, 0]] * 4, atol=1e-9)
-    assert learn(np.zeros((5, 5)), FILTERS["sobel"], steps=3).error == 0
+    assert np.abs(found.weights - EDGE_FILTERS["sobel"]).max() > 0.1
+    np.testing.assert_allclose(filter_response(TEXTBOOK_IMAGE, found.weights), [[0, 40, 40, 0]] * 4, atol=1e-9)
+    assert learn_filter(np.zeros((5, 5)), EDGE_FILTERS["sobel"], steps=3).error == 0
 
 
 def test_answers_as_a_image() -> None:
-    drawn = as_image(np.array([[0.0, 5, -10], [10, 0, 0]]))
+    drawn = answers_as_image(np.array([[0.0, 5, -10], [10, 0, 0]]))
     assert drawn[..., 0].tolist() == [[128, 191, 0], [255, 128, 128]]
-    assert as_image(np.zeros((2, 2))).tolist() == [[[128] * 3] * 2] * 2
+    assert answers_as_image(np.zeros((2, 2))).tolist() == [[[128] * 3] * 2] * 2
 
 
 @pytest.mark.parametrize(
@@ -91,11 +96,11 @@ def test_answers_as_a_image() -> None:
 )
 def test_what_does_not_fit(image: tuple[int, ...], weights: tuple[int, ...], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        response(np.zeros(image), np.zeros(weights))
+        filter_response(np.zeros(image), np.zeros(weights))
 
 
 def shape(size: int, *layers: nn.Module) -> list[tuple[int, ...]]:
-    return [layer.output for layer in summarise(nn.Sequential(*layers).to("meta"), (size, size)).layers]
+    return [layer.output for layer in summarise_network(nn.Sequential(*layers).to("meta"), (size, size)).layers]
 
 
 @pytest.mark.parametrize(

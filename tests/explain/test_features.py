@@ -19,8 +19,10 @@ from detkit.data.toy import CLASSES, toy_sample, write_toy_data
 from detkit.detector import Detector
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
-from detkit.explain.features import first_filters, patches, peaks, published, stage_maps
-from detkit.explain.gradcam import grad_cam, overlaid
+from detkit.explain.drawings import draw_cam
+from detkit.explain.features import cut_patches, find_peaks, first_filters, stage_maps
+from detkit.explain.gradcam import grad_cam
+from detkit.explain.published import published_network
 from detkit.structures import Limits, Sample
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -73,8 +75,8 @@ def test_behind_an_average_it_is_the_class_activation_map() -> None:
         wanted = F.interpolate(heat[None, None], (64, 64), mode="bilinear")[0, 0]
     found = grad_cam(detector, image, 1)
     np.testing.assert_allclose(found.heat, (wanted / wanted.max()).numpy(), atol=1e-4)
-    drawn = overlaid(image, found.heat)
-    assert drawn.shape == image.shape
+    (drawn,) = draw_cam(detector, image, [1]).images.values()
+    assert drawn.shape[1] > 2 * image.shape[1]
     assert drawn.dtype == np.uint8
 
 
@@ -153,11 +155,11 @@ def test_patches_hold_what_excites_a_channel(tmp_path: Path) -> None:
     with torch.no_grad():
         conv.weight[0] = 0
         conv.weight[0, 0, 2, 2], conv.weight[0, 1, 2, 2] = 1, -1
-    found = peaks(detector, data, 0, batch=5)
+    found = find_peaks(detector, data, 0, batch=5)
     assert (found.field.size, found.field.stride) == (5, 1)
     assert sorted(found.images) == list(range(12))
     assert found.values.shape == (12, 8)
-    top = patches(found, detector, data, 0, side=30)
+    top = cut_patches(found, detector, data, 0, side=30)
     assert len(top) == 9
     assert [p.value for p in top] == sorted((p.value for p in top), reverse=True)
     place = found.cells[found.values[:, 0].argmax(), 0]
@@ -166,38 +168,38 @@ def test_patches_hold_what_excites_a_channel(tmp_path: Path) -> None:
     difference = difference - (image[..., 1] - detector.mean[0, 1, 0, 0].item()) / 57.12
     assert difference[place[1] + 2, place[0] + 2] == pytest.approx(difference[2:-2, 2:-2].max(), abs=1e-4)
     assert all(p.image.shape == (30, 30, 3) for p in top)
-    assert len(peaks(detector, data, 0, images=9).choose(3)) == 3
+    assert len(find_peaks(detector, data, 0, images=9).choose(3)) == 3
     with pytest.raises(DetkitError, match="no channel 8"):
-        patches(found, detector, data, 8)
+        cut_patches(found, detector, data, 8)
 
 
 def test_deep_patches_frame_their_cell_and_stay_inside(tmp_path: Path) -> None:
     root = write_toy_data(tmp_path, train=4, val=1, size=64)
     data = Dataset(read(root, split="train"))
     detector = model("classify", (64, 64))
-    found = peaks(detector, data, 2)
-    whole, near = (patches(found, detector, data, 5, count=2, window=window) for window in (None, 12))
+    found = find_peaks(detector, data, 2)
+    whole, near = (cut_patches(found, detector, data, 5, count=2, window=window) for window in (None, 12))
     assert [p.path for p in whole] == [p.path for p in near]
     assert all(max(p.image.shape[:2]) == 128 for p in whole + near)
     assert (found.field.size, found.field.stride) == (32, 4)
     assert any((p.image == (255, 56, 56)).all(2).any() for p in near)
     broken = Path(data.annotations.files[0])
     broken.write_bytes(b"no image")
-    again = peaks(detector, data, 2)
+    again = find_peaks(detector, data, 2)
     assert len(again.failed) == 1
     assert broken.name in again.failed[0]
     assert 0 not in again.images
 
 
 def test_published_networks_bring_their_classifier() -> None:
-    detector = published("lenet5", "none")
+    detector = published_network("lenet5", "none")
     assert detector.classes == tuple("0123456789")
     image = toy_sample(5, 50).image
     assert grad_cam(detector, image, 3).heat.shape == (50, 50)
-    assert stage_maps(published("lenet5", "none", 48), image, 0).shape == (6, 44, 44)
+    assert stage_maps(published_network("lenet5", "none", 48), image, 0).shape == (6, 44, 44)
     assert first_filters(detector).shape == (6, 5, 5, 3)
     with pytest.raises(DetkitError, match="does not take 20 pixels"):
-        published("lenet5", "none", 20)
+        published_network("lenet5", "none", 20)
     for name, reason in (("lenet5", "no ImageNet weights of lenet5"), ("darknet", "graph")):
         with pytest.raises(DetkitError, match=reason):
-            published(name)
+            published_network(name)

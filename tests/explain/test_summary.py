@@ -12,25 +12,25 @@ from torch import nn
 from detkit.backbones import BACKBONES
 from detkit.cli import main
 from detkit.errors import DetkitError
-from detkit.explain.summary import Summary, of_backbone, of_config, summarise
+from detkit.explain.summary import Summary, summarise_backbone, summarise_config, summarise_network
 
 
 def classifier(name: str, num_classes: int = 0, size: int | None = None, **keys) -> Summary:
     module, attribute = BACKBONES[name].split(":")
     with torch.device("meta"):
         net = getattr(importlib.import_module(module), attribute)(num_classes, **keys).eval()
-    return summarise(net, (size or net.backbone.size,) * 2)
+    return summarise_network(net, (size or net.backbone.size,) * 2)
 
 
 def of(*layers: nn.Module, channels: int = 3, size: int = 28) -> Summary:
     """The layers behind a 1 x 1 convolution that makes ``channels`` of the image's three; its own row is left out."""
     first = [] if channels == 3 else [nn.Conv2d(3, channels, 1)]
-    summary = summarise(nn.Sequential(*first, *layers).to("meta"), (size, size))
+    summary = summarise_network(nn.Sequential(*first, *layers).to("meta"), (size, size))
     return Summary(summary.input, summary.layers[len(first) :], summary.total)
 
 
 def test_the_lenet_of_textbooks():
-    summary = of_backbone("lenet_textbook")
+    summary = summarise_backbone("lenet_textbook")
     sizes = [torch.Size(layer.output).numel() for layer in summary.layers]
     assert [torch.Size(summary.input).numel(), *sizes] == [3072, 6272, 1568, 1600, 400, 120, 84, 10]
     assert [layer.parameters for layer in summary.layers] == [608, 0, 3216, 0, 48120, 10164, 850]
@@ -39,7 +39,7 @@ def test_the_lenet_of_textbooks():
 
 
 def test_lenet5_of_1998_and_of_today():
-    old, new = of_backbone("lenet5_1998"), of_backbone("lenet5")
+    old, new = summarise_backbone("lenet5_1998"), summarise_backbone("lenet5")
     assert old.total["parameters"] == 60_000
     assert new.total["parameters"] == 61_706
     assert [layer.parameters for layer in old.layers if layer.kind == "SparseConv2d"] == [1516]
@@ -83,7 +83,7 @@ def test_lenet5_of_1998_and_of_today():
     ],
 )
 def test_published_parameters(name, parameters):
-    assert of_backbone(name).total["parameters"] == parameters
+    assert summarise_backbone(name).total["parameters"] == parameters
 
 
 @pytest.mark.parametrize(
@@ -102,21 +102,21 @@ def test_published_parameters(name, parameters):
 )
 def test_layers_are_counted_as_the_names_count_them(name, depth):
     # Layers with weights on the longest path; a ResNet's projections stand beside it.
-    assert of_backbone(name).total["depth"] == depth
+    assert summarise_backbone(name).total["depth"] == depth
 
 
 def test_vgg_doubles_its_channels_and_halves_its_maps():
-    layers = [layer for layer in of_backbone("vgg16").layers if layer.kind.startswith("MaxPool2d")]
+    layers = [layer for layer in summarise_backbone("vgg16").layers if layer.kind.startswith("MaxPool2d")]
     assert [layer.output for layer in layers] == [
         (112, 112, 64), (56, 56, 128), (28, 28, 256), (14, 14, 512), (7, 7, 512)
     ]  # fmt: skip
-    assert of_backbone("vgg16").total["layers"] == 16
+    assert summarise_backbone("vgg16").total["layers"] == 16
 
 
 def test_multiply_adds_are_those_of_torchvisions_tables():
     # In 10^9, from its documentation.
     for name, giga in {"resnet50": 4.089, "googlenet": 1.498, "densenet121": 2.834, "alexnet": 0.714}.items():
-        assert of_backbone(name).total["multiply_adds"] / 1e9 == pytest.approx(giga, abs=6e-4)
+        assert summarise_backbone(name).total["multiply_adds"] / 1e9 == pytest.approx(giga, abs=6e-4)
 
 
 def test_fully_connected_against_convolution():
@@ -189,12 +189,12 @@ def test_a_layer_called_twice_has_its_parameters_once():
 
 
 def test_a_whole_detector_needs_no_data():
-    summary = of_config("toy", num_classes=3)
+    summary = summarise_config("toy", num_classes=3)
     assert any(layer.name.startswith("head.layers.0") for layer in summary.layers)
     assert summary.input == (128, 128, 3)
-    assert of_config("toy", (64, 96)).input == (64, 96, 3)
+    assert summarise_config("toy", (64, 96)).input == (64, 96, 3)
     with pytest.raises(DetkitError, match="does not take"):
-        of_backbone("lenet5", (16, 16))
+        summarise_backbone("lenet5", (16, 16))
 
 
 def test_info_prints_a_table_or_json(capsys):
@@ -231,10 +231,10 @@ def test_wrong_words_for_info(capsys, words, said):
 
 
 def test_regions_are_counted_as_often_as_a_image_has_them():
-    total = of_config("fast_rcnn", num_classes=3).total
+    total = summarise_config("fast_rcnn", num_classes=3).total
     assert total["regions"] == 500
     # Two fully connected layers of 512 on 7 x 7 x 128, then four scores and three boxes.
     each = 7 * 7 * 128 * 512 + 512 * 512 + 512 * (4 + 3 * 4)
     assert total["region_multiply_adds"] == each
     assert total["multiply_adds"] > 500 * each
-    assert of_config("fast_rcnn", num_classes=4).total["multiply_adds"] - total["multiply_adds"] == 500 * 512 * 5
+    assert summarise_config("fast_rcnn", num_classes=4).total["multiply_adds"] - total["multiply_adds"] == 500 * 512 * 5
