@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _PLACES = {
     "detkit.api": ("evaluate", "load", "train"),
+    "detkit.comparing": ("compare",),
     "detkit.errors": ("DetkitError",),
     "detkit.ops.anchors": ("kmeans_anchors",),
     "detkit.ops.boxes": ("giou", "iou"),
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from detkit.api import evaluate as evaluate
     from detkit.api import load as load
     from detkit.api import train as train
+    from detkit.comparing import compare as compare
     from detkit.errors import DetkitError as DetkitError
     from detkit.ops.anchors import kmeans_anchors as kmeans_anchors
     from detkit.ops.boxes import giou as giou
