@@ -14,7 +14,7 @@ from detkit.engine.feature_cache import FeatureStore, feature_key, pixel_prepara
 from detkit.engine.runtime import Runtime
 from detkit.errors import DetkitError
 from detkit.heads.roi import RoIHead
-from detkit.heads.stages import Embedded
+from detkit.heads.rcnn_svm import Embedded
 from detkit.ops.roi import roi_table
 from detkit.structures import Target
 

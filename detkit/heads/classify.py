@@ -7,14 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkit.backbones.base import set_logits
-from detkit.errors import DetkitError
 from detkit.heads.dense import full_precision, of_wanted_classes
-from detkit.heads.trunk import output_width
-from detkit.interfaces import Head
+from detkit.heads.trunk import TrunkHead, output_width, trunk_for
 from detkit.ops.losses import class_loss
 from detkit.structures import Detections, Limits, Loss, Target
 
@@ -22,7 +19,7 @@ SIDE_GAIN = 0.3  # of side branches (Szegedy et al. 2014, arXiv 1409.4842, secti
 _CELLS, _IMAGE = 7, 224  # of the published classifiers: cells along a side of the last map, pixels of the image
 
 
-class ImageHead(Head, nn.Module):
+class ImageHead(TrunkHead):
     """The last map, pooled to ``cells`` x ``cells`` or through the backbone's own trunk, ``hidden`` layers, one output.
 
     Subclasses write ``raw``, ``loss`` and ``answers``. A finer map than the last is not looked at, so a neck that joins
@@ -45,19 +42,15 @@ class ImageHead(Head, nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-        if layers == "backbone" and trunk is None:
-            raise DetkitError("the backbone gives no trunk", "head.layers", "take layers: pool")
         for name, value in (("cells", cells), ("hidden", min(hidden, default=1))):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
-        self.num_classes, self.cells = num_classes, cells
-        self.trunk = trunk if layers == "backbone" else None
-        width = channels[-1] * cells * cells
-        if self.trunk is not None:
-            # A trunk that begins early may pool before it looks at as many cells as the last map has.
-            width = output_width(self.trunk, channels[-1], max(_CELLS, math.ceil(_IMAGE / strides[-1])))
+        _check_share("dropout", dropout)
+        self.num_classes, self.from_backbone = num_classes, layers == "backbone"
+        given = trunk_for(layers, trunk, "pool")
+        self.trunk = nn.AdaptiveAvgPool2d(cells) if given is None else given
+        # A trunk that begins early may pool before it looks at as many cells as the last map has.
+        width = output_width(self.trunk, channels[-1], max(_CELLS, math.ceil(_IMAGE / strides[-1])))
         parts: list[nn.Module] = []
         for size in hidden:
             parts += [nn.Linear(width, size), nn.ReLU(inplace=True)]
@@ -67,16 +60,9 @@ class ImageHead(Head, nn.Module):
         nn.init.normal_(self.last.weight, std=0.01)
         nn.init.zeros_(self.last.bias)
 
-    @property
-    def backbone_trunk(self) -> nn.Module | None:
-        """The trunk, if it is the backbone's: it learns at that one's rate."""
-        return self.trunk
-
     def table(self, features: list[Tensor]) -> Tensor:
         """(B, outputs) float32 of maps (B, C_l, H_l, W_l)."""
-        x = features[-1]
-        x = F.adaptive_avg_pool2d(x, self.cells) if self.trunk is None else self.trunk(x)
-        x = self.hidden(x.flatten(1))
+        x = self.hidden(self.trunk(features[-1]).flatten(1))
         with full_precision(x.device.type):
             table = self.last(x.to(self.last.weight.dtype))
         return table.float() if table.dtype in (torch.float16, torch.bfloat16) else table
@@ -92,7 +78,7 @@ class ImageHead(Head, nn.Module):
     def predict(self, raw: dict[str, Tensor], sizes: Tensor, limits: Limits) -> list[Detections]:
         """Detections (torch, input pixels, clipped to ``sizes`` (B, 2) height, width; without class names), best first.
 
-        One a class with a score of at least ``limits.conf``, all at the image's one box.
+        One per class with a score of at least ``limits.conf``, all at the image's one box.
         """
         scores, boxes, more = self.answers(raw, sizes)
         scores = of_wanted_classes(torch.nan_to_num(scores, nan=-1), limits)
@@ -110,15 +96,32 @@ class ImageHead(Head, nn.Module):
         ]
 
 
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
+
+
 class Classify(ImageHead):
     """Image classification: softmax over the classes, an answer being a detection of the whole image.
 
     Images are labelled by ``Target.image_label`` (class folders have one each); one without teaches nothing.
 
-    layers: the last map averaged (``pool``), or the rest of the backbone's own classifier up to its logits
-    (``backbone``: EfficientNet's last convolution, VGG's fc6 and fc7); hidden: widths of fully connected layers with
-    ReLU after that; dropout: before the last layer; smoothing: of the labels. sides: branches that end in logits
-    (``detkit.backbones.base.Classifier.branches``), by the place of their map in training.
+    Args:
+        channels: Of the feature maps; only the last is looked at.
+        strides: Of the feature maps.
+        num_classes: C.
+        trunk: The rest of the backbone's classifier, used with ``layers: backbone``.
+        sides: Branches that end in logits (``detkit.backbones.base.Classifier.branches``), by the place of their map in
+            training.
+        layers: The last map averaged (``pool``), or the rest of the backbone's own classifier up to its logits
+            (``backbone``: EfficientNet's last convolution, VGG's fc6 and fc7).
+        hidden: Widths of fully connected layers with ReLU after that.
+        dropout: Before the last layer.
+        smoothing: Of the labels.
+
+    Raises:
+        DetkitError: ``layers: backbone``, and the backbone gives no trunk.
+        ValueError: An option out of its range.
     """
 
     protocol = "classify"
@@ -137,8 +140,7 @@ class Classify(ImageHead):
         smoothing: float = 0.0,
     ) -> None:
         super().__init__(channels, strides, num_classes, num_classes, trunk, layers, 1, hidden, dropout)
-        if not 0 <= smoothing < 1:
-            raise ValueError(f"smoothing must be at least 0 and below 1, got {smoothing}")
+        _check_share("smoothing", smoothing)
         sides = sides or {}
         self.smoothing, self._places = smoothing, tuple(sides)
         self.sides = nn.ModuleList(set_logits(side, num_classes) for side in sides.values())

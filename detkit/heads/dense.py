@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,33 +21,77 @@ from detkit.ops.assign import Assignment, Objects
 from detkit.ops.coder import Level, Priors, grid_priors
 from detkit.ops.losses import Activation, class_loss, class_probabilities, iou_loss, objectness_loss
 from detkit.ops.suppression import batched_nms
+from detkit.options import takes
 from detkit.structures import Detections, Limits, Loss, Target
 
-BoxLoss = Literal["iou", "giou", "diou", "ciou", "squared"]
+RegressionLoss = Literal["iou", "giou", "diou", "ciou", "squared"]
+
+
+@dataclass(kw_only=True)
+class WindowOptions:
+    """How any dense head is trained and how many candidates it answers with.
+
+    Attributes:
+        smoothing: Of the class labels.
+        normalise: What the sums of the losses are divided by, the number of ``positives`` (the objectness adds one per
+            image, so that a batch without objects stays calm) or of ``images``.
+        box_gain: Weight of the box term; an object's own weight multiplies all its terms.
+        objectness_gain: Weight of the objectness term.
+        class_gain: Weight of the class term.
+        objectness_prior: The objectness everywhere before training, so that the first steps are calm.
+        candidates: (prior, class) pairs per image that enter NMS at most, those of highest score.
+    """
+
+    smoothing: float = 0.0
+    normalise: Literal["positives", "images"] = "positives"
+    box_gain: float = 5.0
+    objectness_gain: float = 1.0
+    class_gain: float = 1.0
+    objectness_prior: float = 0.01
+    candidates: int = 3000
+
+
+@dataclass(kw_only=True)
+class DenseOptions(WindowOptions):
+    """What a head of anchors may choose besides.
+
+    Attributes:
+        box_loss: 1 - IoU of a kind, or what the subclass makes of ``squared``.
+        classes: ``sigmoid`` (C yes/no questions) or ``softmax`` (one out of C).
+        score_loss: ``likelihood`` (cross-entropy) or the ``squared`` error of probabilities.
+        objectness: The value a positive prior should reach, its box's ``iou`` with the object, or ``one``.
+        level_gains: The objectness' weight on each level, finest first as the features; None: 1.
+        stem: Blocks (depthwise 5x5, pointwise, batch norm, SiLU) before the predicting layer.
+        share_stem: One stem for all levels, which must have equally many channels.
+    """
+
+    box_loss: RegressionLoss = "ciou"
+    classes: Activation = "sigmoid"
+    score_loss: Literal["likelihood", "squared"] = "likelihood"
+    objectness: Literal["iou", "one"] = "iou"
+    level_gains: list[float] | None = None
+    stem: int = 0
+    share_stem: bool = False
 
 
 class DenseHead(Head, nn.Module):
-    """k priors a cell on every level; each prior predicts a box code, an objectness and class scores.
+    """k priors per cell on every level; each prior predicts a box code, an objectness and class scores.
 
     Subclasses write ``assign`` and ``decode`` (and ``box_terms`` for losses that are no IoU).
 
-    channels, strides: of the feature maps; num_classes: C; anchors: for each level a list of (width, height) in input
-    pixels; class_scores: without them the objectness is the score of label 0 (a proposal network).
+    Args:
+        channels: Of the feature maps.
+        strides: Of the feature maps.
+        num_classes: C.
+        anchors: For each level a list of (width, height) in input pixels.
+        class_scores: Without them the objectness is the score of label 0 (a proposal network).
+        options: ``DenseOptions``.
 
-    box_loss: 1 - IoU of a kind, or what the subclass makes of ``squared``; classes: ``sigmoid`` (C yes/no questions) or
-    ``softmax`` (one out of C); score_loss: ``likelihood`` (cross-entropy) or the ``squared`` error of probabilities;
-    objectness: the value a positive prior should reach, its box's ``iou`` with the object, or ``one``; smoothing: of
-    the class labels.
-    normalise: what the sums of the losses are divided by, the number of ``positives`` (the objectness adds one an
-    image, so that a batch without objects stays calm) or of ``images``.
-    box_gain, objectness_gain, class_gain: weights of the three terms; level_gains: the objectness' weight on each level
-    (finest first as the features; default 1). An object's own weight multiplies all its terms.
-    objectness_prior: the objectness everywhere before training, so that the first steps are calm.
-    stem: blocks (depthwise 5x5, pointwise, batch norm, SiLU) before the predicting layer; share_stem: one stem for all
-    levels (they must have equally many channels).
-    candidates: (prior, class) pairs an image that enter NMS at most, those of highest score.
+    Raises:
+        ValueError: Numbers of maps, strides, anchors and options that do not fit together.
     """
 
+    @takes(DenseOptions)
     def __init__(
         self,
         channels: Sequence[int],
@@ -55,22 +100,11 @@ class DenseHead(Head, nn.Module):
         *,
         anchors: Sequence[Sequence[Sequence[float]]],
         class_scores: bool = True,
-        box_loss: BoxLoss = "ciou",
-        classes: Activation = "sigmoid",
-        score_loss: Literal["likelihood", "squared"] = "likelihood",
-        objectness: Literal["iou", "one"] = "iou",
-        smoothing: float = 0.0,
-        normalise: Literal["positives", "images"] = "positives",
-        box_gain: float = 5.0,
-        objectness_gain: float = 1.0,
-        class_gain: float = 1.0,
-        level_gains: Sequence[float] | None = None,
-        objectness_prior: float = 0.01,
-        stem: int = 0,
-        share_stem: bool = False,
-        candidates: int = 3000,
+        **options: Any,
     ) -> None:
         super().__init__()
+        self.options = DenseOptions(**options)
+        level_gains, share_stem = self.options.level_gains, self.options.share_stem
         if not len(channels) == len(strides) == len(anchors):
             raise ValueError(f"{len(channels)} feature maps, {len(strides)} strides, anchors for {len(anchors)} levels")
         if level_gains is not None and len(level_gains) != len(channels):
@@ -78,33 +112,30 @@ class DenseHead(Head, nn.Module):
         if share_stem and len(set(channels)) > 1:
             raise ValueError(f"share_stem needs equal channels on all levels, they are {list(channels)}")
         self.strides, self.num_classes, self.class_scores = tuple(strides), num_classes, class_scores
-        self.box_loss, self.classes, self.smoothing = box_loss, classes, smoothing
-        self.squared_scores, self.objectness_is_iou = score_loss == "squared", objectness == "iou"
-        self.normalise, self.candidates = normalise, candidates
-        self.gains = {"box": box_gain, "objectness": objectness_gain, "classes": class_gain}
-        self.level_gains = None if level_gains is None else tuple(level_gains)
         self.anchors = [torch.tensor(level, dtype=torch.float32, device="cpu").reshape(-1, 2) for level in anchors]
         outputs = self.outputs
         self.class_rows = {"layers.": (outputs - num_classes, 1, 0)} if class_scores else {}
         layers = [nn.Conv2d(c, len(level) * outputs, 1) for c, level in zip(channels, self.anchors, strict=True)]
         self.layers = nn.ModuleList(layers)
-        stems = [_stem(c, stem) for c in (channels[:1] if share_stem else channels)]
+        stems = [_stem(c, self.options.stem) for c in (channels[:1] if share_stem else channels)]
         self.stems = nn.ModuleList(stems)  # one where it is shared, so that a file holds it once
-        self._start(layers, objectness_prior)
-
-    def _start(self, layers: list[nn.Conv2d], objectness_prior: float) -> None:
-        """Small weights, and biases at the prior odds of an object and of a class."""
+        odds = self.options.objectness_prior / (1 - self.options.objectness_prior)
         for layer in layers:
             nn.init.normal_(layer.weight, std=0.01)
-            bias = torch.zeros(layer.out_channels // self.outputs, self.outputs)
-            bias[:, 4] = math.log(objectness_prior / (1 - objectness_prior))
-            if self.classes == "sigmoid" and self.num_classes > 1:
-                bias[:, 5:] = -math.log(self.num_classes - 1)
-            layer.bias = nn.Parameter(bias.flatten())
+            bias = self.first_bias(odds)
+            layer.bias = nn.Parameter(bias.repeat(layer.out_channels // len(bias)))
+
+    def first_bias(self, odds: float) -> Tensor:
+        """(outputs,) biases of one prior before training, at the odds of an object and of a class."""
+        bias = torch.zeros(self.outputs)
+        bias[4] = math.log(odds)
+        if self.options.classes == "sigmoid" and self.num_classes > 1:
+            bias[5:] = -math.log(self.num_classes - 1)
+        return bias
 
     @property
     def outputs(self) -> int:
-        """Numbers a prior: the box code's 4, objectness, class scores, in this order."""
+        """Numbers per prior: the box code's 4, objectness, class scores, in this order."""
         return 5 + (self.num_classes if self.class_scores else 0)
 
     # What a family adds.
@@ -121,9 +152,9 @@ class DenseHead(Head, nn.Module):
         """Loss (P,) and IoU (P,) of the codes (P, 4) of positive priors, whose objects are ``boxes`` (P, 4)."""
         predicted = self.decode(code, priors)
         iou = box_ops.paired_iou(predicted.detach(), boxes)
-        if self.box_loss == "squared":
+        if self.options.box_loss == "squared":
             raise ValueError(f"{type(self).__name__} has no squared box loss")
-        return iou_loss(predicted, boxes, self.box_loss), iou
+        return iou_loss(predicted, boxes, self.options.box_loss), iou
 
     # What all share.
 
@@ -170,7 +201,9 @@ class DenseHead(Head, nn.Module):
     def scores(self, raw: dict[str, Tensor]) -> Tensor:
         """(B, A, C) float32: objectness times class probability."""
         objectness = raw["objectness"].sigmoid()[..., None]
-        return objectness * class_probabilities(raw["classes"], self.classes) if self.class_scores else objectness
+        if not self.class_scores:
+            return objectness
+        return objectness * class_probabilities(raw["classes"], self.options.classes)
 
     def decoded(self, raw: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Every prior's box (B, A, 4) xyxy in input pixels and scores (B, A, C): what an exported model returns."""
@@ -179,10 +212,15 @@ class DenseHead(Head, nn.Module):
     def loss(self, raw: dict[str, Tensor], targets: list[Target], sizes: Tensor) -> dict[str, Loss]:
         """The terms ``box``, ``objectness`` and ``classes``, gains included.
 
-        targets: torch, boxes in input pixels, one an image, any number of objects; sizes (B, 2) is not looked at.
         Positive priors answer for their object, negative ones for an objectness of 0, ignored ones for nothing. Without
         positives the box and class terms are zeros that are still in the graph, with a count of 0.
+
+        Args:
+            raw: What ``raw`` returned.
+            targets: Torch, boxes in input pixels, one per image, any number of objects.
+            sizes: (B, 2), not looked at.
         """
+        options, squared = self.options, self.options.score_loss == "squared"
         objects = gather_objects(targets, raw["boxes"].device)
         priors = self.priors(raw)
         assignment = self.assign(priors, objects, raw)
@@ -192,42 +230,32 @@ class DenseHead(Head, nn.Module):
 
         logits = raw["objectness"]
         wanted = torch.zeros_like(logits)
-        wanted[image, prior] = iou.detach().clamp(min=0) if self.objectness_is_iou else 1.0
+        wanted[image, prior] = iou.detach().clamp(min=0) if options.objectness == "iou" else 1.0
         slot_weight = (~assignment.ignore).to(logits.dtype)
         slot_weight[image, prior] = weight
-        slot_weight = slot_weight * self._slot_gains(raw)
-        presence = objectness_loss(logits, wanted, squared=self.squared_scores) * slot_weight
+        if options.level_gains is not None:
+            parts = zip(self.levels(raw), options.level_gains, strict=True)
+            slot_weight *= torch.cat([logits.new_full((level.total,), gain) for level, gain in parts])
+        presence = objectness_loss(logits, wanted, squared=squared) * slot_weight
 
-        terms = {"box": (box * weight).sum(), "objectness": presence.sum()}
-        if self.class_scores:
-            each = class_loss(
-                raw["classes"][image, prior],
-                objects.labels[row],
-                self.classes,
-                squared=self.squared_scores,
-                smoothing=self.smoothing,
-            )
-            terms["classes"] = (each * weight).sum()
         images, positives = float(len(logits)), float(len(row))
-        counts = {"objectness": positives + images} if self.normalise == "positives" else dict.fromkeys(terms, images)
-        return {
-            name: Loss(total * self.gains[name], total.new_tensor(counts.get(name, positives)))
-            for name, total in terms.items()
+        each = images if options.normalise == "images" else positives
+        all_slots = images if options.normalise == "images" else positives + images
+        terms = {
+            "box": ((box * weight).sum() * options.box_gain, each),
+            "objectness": (presence.sum() * options.objectness_gain, all_slots),
         }
-
-    def _slot_gains(self, raw: dict[str, Tensor]) -> Tensor | float:
-        """(A,) weights of the objectness."""
-        if self.level_gains is None:
-            return 1.0
-        counts = [level.total for level in self.levels(raw)]
-        parts = [raw["boxes"].new_full((n,), g) for n, g in zip(counts, self.level_gains, strict=True)]
-        return torch.cat(parts)
+        if self.class_scores:
+            found, labels, smoothing = raw["classes"][image, prior], objects.labels[row], options.smoothing
+            one = class_loss(found, labels, options.classes, squared=squared, smoothing=smoothing)
+            terms["classes"] = (one * weight).sum() * options.class_gain, each
+        return {name: Loss(total, total.new_tensor(count)) for name, (total, count) in terms.items()}
 
     def predict(self, raw: dict[str, Tensor], sizes: Tensor, limits: Limits) -> list[Detections]:
         """Detections (torch, input pixels, clipped to ``sizes`` (B, 2) height, width; without class names), best first.
 
         A prior may answer with several classes. Pairs of prior and class with score >= ``limits.conf`` take part, at
-        most ``candidates`` an image, those of highest score; then NMS per class; then ``limits.max_detections``.
+        most ``candidates`` per image, those of highest score; then NMS per class; then ``limits.max_detections``.
         """
         conf = max(limits.conf, 0.0)
         # No score exceeds its prior's objectness: most priors need no more than that looked at.
@@ -236,7 +264,7 @@ class DenseHead(Head, nn.Module):
         scores = of_wanted_classes(scores, limits)
         row, label = (scores >= conf).nonzero(as_tuple=True)
         image, prior, score = image[row], prior[row], scores[row, label]
-        kept = _best(score, torch.bincount(image, minlength=len(sizes)).tolist(), self.candidates)
+        kept = _best(score, torch.bincount(image, minlength=len(sizes)).tolist(), self.options.candidates)
         image, prior, label, score = image[kept], prior[kept], label[kept], score[kept]
         boxes = self.decode(raw["boxes"][image, prior], self.priors(raw).rows(prior))
         return select_detections(boxes, score, label, image, sizes, scores.shape[-1], limits)
@@ -263,8 +291,18 @@ def select_detections(
 ) -> list[Detections]:
     """Candidates of a batch as detections: clipped to their images, NMS per class, the best ``max_detections``.
 
-    boxes (N, 4), scores, labels and image (N,), the place in the batch; sizes (B, 2) height, width; classes: their
-    number; extra: what goes with the boxes, (N, ...) each. One result an image, best first.
+    Args:
+        boxes: (N, 4) xyxy.
+        scores: (N,).
+        labels: (N,).
+        image: (N,), the place in the batch.
+        sizes: (B, 2) height, width.
+        classes: Their number.
+        limits: Those of NMS and of the number of detections.
+        extra: What goes with the boxes, (N, ...) each.
+
+    Returns:
+        One per image, best first.
     """
     size = sizes.to(boxes)[image].flip(1).repeat(1, 2)
     boxes = boxes.clamp(min=0).minimum(size)
@@ -297,13 +335,10 @@ def _best(score: Tensor, counts: list[int], most: int) -> Tensor | slice:
 
 def gather_objects(targets: Sequence[Target], device: torch.device | str) -> Objects:
     """The objects of a batch's targets (torch) in one table on ``device``."""
-    counts = torch.tensor([len(target) for target in targets])
-
-    def column(name: str) -> Tensor:
-        return torch.cat([getattr(target, name) for target in targets]).to(device)
-
-    image = torch.arange(len(targets)).repeat_interleave(counts).to(device)
-    return Objects(column("boxes"), column("labels"), image, column("weight"), column("crowd"), column("difficult"))
+    image = torch.arange(len(targets)).repeat_interleave(torch.tensor([len(target) for target in targets]))
+    rows = [(t.boxes, t.labels, t.weight, t.crowd, t.difficult) for t in targets]
+    boxes, labels, weight, crowd, difficult = (torch.cat(column).to(device) for column in zip(*rows, strict=True))
+    return Objects(boxes, labels, image.to(device), weight, crowd, difficult)
 
 
 def _stem(channels: int, blocks: int) -> nn.Sequential:

@@ -1,17 +1,18 @@
-"""One object an image: whether there is one, where, and what it is; and K points on it."""
+"""One object per image: whether there is one, where, and what it is; and K points on it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from detkit.heads.classify import ImageHead
-from detkit.heads.dense import BoxLoss
-from detkit.heads.points import check_points, points_loss, points_table
+from detkit.heads.dense import RegressionLoss
+from detkit.heads.points import Landmarks
 from detkit.ops.losses import class_loss, iou_loss, objectness_loss, squared_loss
+from detkit.options import takes
 from detkit.structures import Loss, Target
 
 
@@ -26,10 +27,16 @@ def chosen_object(target: Target) -> int | None:
 
 
 def localization_target(target: Target, size: tuple[int, int], num_classes: int) -> Tensor:
-    """(5 + C,) float32: P_c, b_x, b_y, b_h, b_w, c_1 .. c_C of an image's one object (``chosen_object``).
+    """The textbook's y of an image's one object (``chosen_object``).
 
-    target: torch, pixels; size: height, width. b_x, b_y are the box's centre, b_h, b_w its height and width, all as
-    fractions of the image. Without an object all are 0, and only P_c is asked for.
+    Args:
+        target: Torch, pixels.
+        size: Height and width of the image.
+        num_classes: C.
+
+    Returns:
+        (5 + C,) float32: P_c, b_x, b_y, b_h, b_w, c_1 .. c_C: the box's centre, height and width as fractions of the
+        image. Without an object all are 0, and only P_c is asked for.
     """
     wanted = target.boxes.new_zeros(5 + num_classes)
     row = chosen_object(target)
@@ -45,19 +52,33 @@ def localization_target(target: Target, size: tuple[int, int], num_classes: int)
 class Localize(ImageHead):
     """Classification with localization: P_c, b_x, b_y, b_h, b_w as sigmoids, a softmax over the classes; and landmarks.
 
-    Of several objects the largest is the image's; an image with only crowds or difficult ones teaches nothing.
+    Of several objects the largest is the image's; an image with only crowds or difficult ones teaches nothing. With
+    both losses ``squared`` and gains of 1 it is the textbook's loss (``detkit.ops.losses.localization_loss``).
 
-    layers: the last map pooled to ``cells`` x ``cells``, or the rest of the backbone's own classifier (``backbone``);
-    hidden: widths of fully connected layers with ReLU after that; dropout: before the last layer. box_loss: 1 - IoU of
-    a kind, or the ``squared`` error of the four fractions; score_loss: ``likelihood`` (logistic loss for P_c, minus
-    log-likelihood for the classes) or the ``squared`` error of the probabilities; with both ``squared`` and gains of 1
-    it is the textbook's loss (``detkit.ops.losses.localization_loss``).
+    Args:
+        channels: Of the feature maps; only the last is looked at.
+        strides: Of the feature maps.
+        num_classes: C.
+        trunk: The rest of the backbone's classifier, used with ``layers: backbone``.
+        layers: The last map pooled to ``cells`` x ``cells``, or the rest of the backbone's own classifier.
+        cells: See ``layers``.
+        hidden: Widths of fully connected layers with ReLU after that.
+        dropout: Before the last layer.
+        box_loss: 1 - IoU of a kind, or the ``squared`` error of the four fractions.
+        score_loss: ``likelihood`` (logistic loss for P_c, minus log-likelihood for the classes) or the ``squared``
+            error of the probabilities.
+        beta: Where the landmarks' loss turns from square to line.
+        objectness_gain: Weight of P_c's term.
+        box_gain: Weight of the box term.
+        class_gain: Weight of the class term.
+        options: Those of ``Landmarks``.
 
-    points: landmarks of an object (``detkit.heads.points``); flip_pairs: those that change places where an image is
-    mirrored, such as left and right eye, counted from 0; beta: where their loss turns from square to line.
-    *_gain: weights of the terms.
+    Raises:
+        DetkitError: ``layers: backbone``, and the backbone gives no trunk.
+        ValueError: An option out of its range.
     """
 
+    @takes(Landmarks)
     def __init__(
         self,
         channels: Sequence[int],
@@ -69,41 +90,41 @@ class Localize(ImageHead):
         cells: int = 5,
         hidden: tuple[int, ...] = (256,),
         dropout: float = 0.0,
-        box_loss: BoxLoss = "giou",
+        box_loss: RegressionLoss = "giou",
         score_loss: Literal["likelihood", "squared"] = "likelihood",
-        points: int = 0,
-        flip_pairs: tuple[tuple[int, int], ...] = (),
         beta: float = 0.1,
         objectness_gain: float = 1.0,
         box_gain: float = 1.0,
         class_gain: float = 1.0,
-        point_gain: float = 5.0,
+        **options: Any,
     ) -> None:
-        check_points(points, flip_pairs, beta)
-        before = 5 + 2 * points
+        marks = Landmarks(beta, **options)
+        before = 5 + 2 * marks.points
         super().__init__(channels, strides, num_classes, before + num_classes, trunk, layers, cells, hidden, dropout)
         self.class_rows = {"last.": (before, 1, 0)}
         self.box_loss, self.squared_scores = box_loss, score_loss == "squared"
-        self.points, self.flip_pairs, self.beta = points, tuple(flip_pairs), beta
-        self.gains = {"objectness": objectness_gain, "box": box_gain, "classes": class_gain, "points": point_gain}
-        self.protocol = "points" if points else "coco"
+        self.gains = {"objectness": objectness_gain, "box": box_gain, "classes": class_gain}
+        self.marks, self.protocol, self.flip_pairs = marks, marks.protocol, marks.flip_pairs
 
     def raw(self, features: list[Tensor], proposals: list[Tensor] | None = None) -> dict[str, Tensor]:
         """Logits, float32, of maps (B, C_l, H_l, W_l): objectness (B,), boxes (B, 4: x, y, h, w), classes (B, C); and
         points (B, K, 2), x and y as fractions of the image less a half."""
-        table = self.table(features)
-        presence, boxes, points, classes = table.split([1, 4, 2 * self.points, self.num_classes], dim=1)
+        table, points = self.table(features), self.marks.points
+        presence, boxes, places, classes = table.split([1, 4, 2 * points, self.num_classes], dim=1)
         raw = {"objectness": presence[:, 0], "boxes": boxes, "classes": classes}
-        return raw | {"points": points.unflatten(1, (self.points, 2))} if self.points else raw
+        return raw | {"points": places.unflatten(1, (points, 2))} if points else raw
 
     def loss(self, raw: dict[str, Tensor], targets: list[Target], sizes: Tensor) -> dict[str, Loss]:
         """The terms ``objectness``, counted by images; ``box`` and ``classes``, by those with an object; ``points``,
         by visible points of these objects.
 
-        targets: torch, pixels of the input, one an image; sizes (B, 2) height, width of the images in the input.
+        Args:
+            raw: What ``raw`` returned.
+            targets: Torch, pixels of the input, one per image.
+            sizes: (B, 2) height, width of the images in the input.
 
         Raises:
-            DetkitError: the data has another number of points an object.
+            DetkitError: The data has another number of points per object.
         """
         logits = raw["objectness"]
         shapes = [(int(height), int(width)) for height, width in sizes.tolist()]
@@ -122,14 +143,13 @@ class Localize(ImageHead):
         classes = class_loss(raw["classes"][there], labels, "softmax", squared=self.squared_scores)
         objects = logits.new_tensor(float(len(there)))
         terms = {"objectness": (presence, known.sum()), "box": (box, objects), "classes": (classes, objects)}
-        losses = {name: Loss(each.sum(), count) for name, (each, count) in terms.items()}
-        if self.points:
+        losses = {name: Loss(each.sum() * self.gains[name], count) for name, (each, count) in terms.items()}
+        if self.marks.points:
             picked = [chosen_object(target) for target in targets]
             chosen = [t[row : row + 1] for t, row in zip(targets, picked, strict=True) if row is not None]
-            found = self._pixels(raw, sizes)[there]
-            boxes = torch.cat([t.boxes for t in chosen]) if chosen else logits.new_zeros((0, 4))
-            losses["points"] = points_loss(found, points_table(chosen, self.points), boxes, self.beta)
-        return {name: Loss(loss.sum * self.gains[name], loss.count) for name, loss in losses.items()}
+            boxes = torch.cat([logits.new_zeros((0, 4)), *(t.boxes.to(logits) for t in chosen)])
+            losses["points"] = self.marks.loss(self._pixels(raw, sizes)[there], self.marks.table(chosen), boxes)
+        return losses
 
     def _pixels(self, raw: dict[str, Tensor], sizes: Tensor) -> Tensor:
         """(B, K, 2) x, y of the points in input pixels."""
@@ -138,7 +158,7 @@ class Localize(ImageHead):
     def answers(self, raw: dict[str, Tensor], sizes: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """P_c times class probability (B, C), the image's one box, and the ``points`` (B, K, 2), in input pixels."""
         scores = raw["objectness"].sigmoid()[:, None] * raw["classes"].softmax(1)
-        more = {"points": self._pixels(raw, sizes)} if self.points else {}
+        more = {"points": self._pixels(raw, sizes)} if self.marks.points else {}
         return scores, _corners(raw["boxes"].sigmoid(), sizes.flip(1).to(scores)), more
 
 

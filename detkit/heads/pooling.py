@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from detkit.errors import DetkitError
+from detkit.ops.inputs import check_positive
 from detkit.ops.roi import roi_align, roi_pool
 
 Pool = Literal["align", "max", "crops"]
@@ -17,28 +19,44 @@ CANONICAL_SIDE, CANONICAL_STRIDE = 224, 16
 
 
 class RegionPooling(nn.Module):
-    """(R, C, size, size) in channels_last strides, from the level that suits each region's size.
+    """Regions as (R, C, size, size) in channels_last strides, from the level that suits each one's size.
 
-    strides: of the maps; pool: ``max`` (Girshick 2015), ``align`` (He et al. 2017) or ``crops``: each region warped to
-    size x size with ``padding`` pixels of its surroundings on every side (Girshick et al. 2014, appendix A; what lies
-    outside the input is 0, the mean colour of normalised pixels); sampling: samples along a side of align's bins,
-    0 for about one a cell; levels: only the finest so many maps are looked at, 0 for all; aligned: false puts align's
-    cells half a cell off, as it first was.
+    Args:
+        strides: Of the maps.
+        pool: ``max`` (Girshick 2015), ``align`` (He et al. 2017) or ``crops``: each region warped to size x size with
+            its surroundings (Girshick et al. 2014, appendix A; what lies outside the input is 0, the mean colour of
+            normalised pixels), which goes with the backbone ``identity``.
+        size: Cells along a side of what comes out.
+        sampling: Samples along a side of align's bins, 0 for about one per cell.
+        padding: Pixels of its surroundings on every side of a crop.
+        levels: Only the finest so many maps are looked at, 0 for all.
+        aligned: False puts align's cells half a cell off, as it first was.
+
+    Raises:
+        DetkitError: ``pool`` does not fit the maps.
+        ValueError: An option out of its range.
     """
 
     def __init__(
         self,
         strides: Sequence[int],
-        pool: Pool,
-        size: int,
-        sampling: int,
-        padding: int,
+        *,
+        pool: Pool = "align",
+        size: int = 7,
+        sampling: int = 2,
+        padding: int = 16,
         levels: int = 0,
         aligned: bool = True,
     ) -> None:
         super().__init__()
+        check_positive(size=size)
         if not 0 <= levels <= len(strides):
             raise ValueError(f"levels must lie within 0..{len(strides)}, got {levels}")
+        if (pool == "crops") != (list(strides) == [1]):
+            do = "take backbone {name: identity, cnn: ...} for pool: crops, and another pool for feature maps"
+            raise DetkitError(f"pool: {pool} does not fit maps of strides {strides}", "head.pool", do)
+        if pool == "crops" and 2 * padding >= size:
+            raise ValueError(f"padding of {padding} pixels on both sides leaves nothing of a size of {size}")
         self.strides, self.pool, self.size = tuple(strides[: levels or None]), pool, size
         self.sampling, self.padding, self.aligned = sampling, padding, aligned
 

@@ -16,34 +16,49 @@ from torch import Tensor, nn
 
 from detkit.backbones.base import Classifier
 from detkit.errors import DetkitError
-from detkit.heads.dense import DenseHead, full_precision
+from detkit.heads.dense import DenseHead, WindowOptions, full_precision
+from detkit.heads.trunk import TrunkHead, trunk_for
 from detkit.ops.assign import Assignment, Objects, assign_iou
 from detkit.ops.coder import Level, Priors, decode_deltas
 from detkit.ops.inputs import check_positive, check_shares
+from detkit.ops.losses import BoxLoss
+from detkit.options import takes
 from detkit.structures import Loss, Target
 
 
-class SlidingWindow(DenseHead):
+class SlidingWindow(TrunkHead, DenseHead):
     """A classifier of windows, C classes and background, at every place of every map; each window may correct its box.
 
-    channels, strides: of the feature maps, equally many channels if they are several: one classifier serves them all,
-    as it should for the scales of a ``Pyramid``. trunk: the rest of the backbone's classifier
-    (``detkit.backbones.base.Classifier.split``), used with ``layers: backbone``.
+    Training asks every window, as crops of the image. Class scores are a softmax over C classes and background. It is
+    kept in two parts whose product it is: objectness is all but background, the classes share it.
 
-    cells: a window's side in cells of its map, so in input pixels it is ``cells`` times the map's stride; span: that
-    side in strides where it is another, as of networks without padding (LeNet-5 sees 32 pixels in 10 cells of 2).
-    layers: the classifier, the ``backbone``'s own made a convolution (its poolings may make steps of several cells),
-    or a new one, ``conv``: cells x cells to ``width`` channels and 1 x 1 to as many. boxes: correct the window's box by
-    R-CNN's deltas, or answer with the window itself.
+    Args:
+        channels: Of the feature maps, equally many if they are several: one classifier serves them all, as it should
+            for the scales of a ``Pyramid``.
+        strides: Of the feature maps.
+        num_classes: C.
+        trunk: The rest of the backbone's classifier (``detkit.backbones.base.Classifier.split``), used with ``layers:
+            backbone``.
+        cells: A window's side in cells of its map, so in input pixels it is ``cells`` times the map's stride.
+        span: That side in strides where it is another, as of networks without padding (LeNet-5 sees 32 pixels in 10
+            cells of 2).
+        layers: The classifier, the ``backbone``'s own made a convolution (its poolings may make steps of several
+            cells), or a new one, ``conv``: cells x cells to ``width`` channels and 1 x 1 to as many.
+        width: See ``layers``.
+        boxes: Correct the window's box by R-CNN's deltas, or answer with the window itself.
+        positive: IoU with an object from which a window shows it.
+        negative: IoU below which, with all objects, a window is background; those between count for nothing.
+        best: An object's best windows show it too, however little they overlap.
+        box_loss: 1 - IoU of a kind.
+        box_gain: Weight of the box term.
+        options: ``WindowOptions``.
 
-    Training asks every window, as crops of the image: one that overlaps an object by an IoU of ``positive`` shows it,
-    and with ``best`` also an object's best windows, however little they overlap; one that overlaps none by ``negative``
-    is background; those between count for nothing.
-
-    Class scores are a softmax over C classes and background. It is kept in two parts whose product it is: objectness is
-    all but background, the classes share it. The other arguments are ``DenseHead``'s.
+    Raises:
+        DetkitError: ``layers: backbone``, and the backbone gives no trunk.
+        ValueError: Options out of their range, or a trunk that has no windows of this size.
     """
 
+    @takes(WindowOptions)
     def __init__(
         self,
         channels: list[int],
@@ -59,47 +74,27 @@ class SlidingWindow(DenseHead):
         positive: float = 0.5,
         negative: float = 0.4,
         best: bool = True,
-        box_loss: Literal["ciou", "diou", "giou", "iou"] = "giou",
-        smoothing: float = 0.0,
-        normalise: Literal["positives", "images"] = "positives",
+        box_loss: BoxLoss = "giou",
         box_gain: float = 2.0,
-        objectness_gain: float = 1.0,
-        class_gain: float = 1.0,
-        objectness_prior: float = 0.01,
-        candidates: int = 3000,
+        **options: Any,
     ) -> None:
-        if cells < 1 or width < 1:
-            raise ValueError(f"cells and width must be at least 1, got {cells} and {width}")
-        check_positive(span=cells if span is None else span)
+        check_positive(cells=cells, width=width, span=cells if span is None else span)
         check_shares(positive=positive, negative=negative)
         if len(set(channels)) > 1:
             raise ValueError(f"sliding windows need equally many channels on all maps, not {channels}: take neck fpn")
-        if layers == "backbone" and trunk is None:
-            raise DetkitError("the backbone gives no trunk", "head.layers", "take layers: conv")
         shape = channels[0], cells, cells
-        if layers == "conv" or trunk is None:
+        trunk = trunk_for(layers, trunk, "conv")
+        if trunk is None:
             first, second = nn.Conv2d(channels[0], width, cells), nn.Conv2d(width, width, 1)
             network = nn.Sequential(first, nn.ReLU(inplace=True), second, nn.ReLU(inplace=True))
         else:
             network = _convolutions(trunk, shape)
         self.regresses = boxes  # ``outputs`` asks for it
-        super().__init__(
-            [_meta(network, torch.zeros(2, *shape, device="meta")).shape[1]],
-            strides[:1],
-            num_classes,
-            anchors=[[(1.0, 1.0)]],  # ``levels`` knows the windows
-            box_loss=box_loss,
-            classes="softmax",
-            objectness="one",
-            smoothing=smoothing,
-            normalise=normalise,
-            box_gain=box_gain,
-            objectness_gain=objectness_gain,
-            class_gain=class_gain,
-            objectness_prior=objectness_prior,
-            candidates=candidates,
-        )
-        self.strides, self.cells, self.from_backbone = tuple(strides), cells, layers == "backbone"
+        options |= {"box_loss": box_loss, "box_gain": box_gain, "classes": "softmax", "objectness": "one"}
+        # ``levels`` knows the windows, so that the anchors do not matter.
+        width = _meta(network, torch.zeros(2, *shape, device="meta")).shape[1]
+        super().__init__([width], strides[:1], num_classes, anchors=[[(1.0, 1.0)]], **options)
+        self.strides, self.cells, self.from_backbone = tuple(strides), cells, trunk is not None
         self.trunk, self.step = network, _step(network, shape)
         self.sides = [float(cells if span is None else span) * stride for stride in strides]
         self.positive, self.negative, self.best = positive, negative, best
@@ -107,33 +102,24 @@ class SlidingWindow(DenseHead):
 
     @property
     def outputs(self) -> int:
-        """Numbers a window: the box code's 4 if there is one, class scores, background."""
+        """Numbers per window: the box code's 4 if there is one, class scores, background."""
         return (4 if self.regresses else 0) + self.num_classes + 1
 
-    def _start(self, layers: list[nn.Conv2d], objectness_prior: float) -> None:
-        odds = objectness_prior / (1 - objectness_prior)
-        for layer in layers:
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-            nn.init.constant_(layer.bias[-1:], math.log(self.num_classes / odds))  # type: ignore[index]
-
-    @property
-    def backbone_trunk(self) -> nn.Module | None:
-        """The trunk, if it is the backbone's: it learns at that one's rate."""
-        return self.trunk if self.from_backbone else None
+    def first_bias(self, odds: float) -> Tensor:
+        """(outputs,): all but background share the odds of an object."""
+        bias = torch.zeros(self.outputs)
+        bias[-1] = math.log(self.num_classes / odds)
+        return bias
 
     def raw(self, features: list[Tensor], proposals: list[Tensor] | None = None) -> dict[str, Tensor]:
         """As ``DenseHead.raw``; a prior is a window, and the grid counts windows: 0 where a map is smaller than one."""
         parts, grid = [], []
         for feature in features:
-            if min(feature.shape[-2:]) < self.cells:
-                parts.append(feature.new_zeros(len(feature), 0, self.outputs))
-                grid.append((0, 0))
-                continue
-            embedded = self.trunk(feature)
-            with full_precision(feature.device.type):
-                layer = self.layers[0]
-                output = layer(embedded.to(layer.weight.dtype))  # type: ignore[arg-type]
+            output = feature.new_zeros(len(feature), self.outputs, 0, 0)
+            if min(feature.shape[-2:]) >= self.cells:
+                embedded = self.trunk(feature)
+                with full_precision(feature.device.type):
+                    output = self.layers[0](embedded.to(self.layers[0].weight.dtype))  # type: ignore[arg-type]
             parts.append(output.permute(0, 2, 3, 1).flatten(1, 2))
             grid.append(tuple(output.shape[-2:]))
         table = torch.cat([part.float() for part in parts], dim=1)
@@ -147,9 +133,10 @@ class SlidingWindow(DenseHead):
 
     def levels(self, raw: dict[str, Tensor]) -> list[Level]:
         """The windows of this batch; the first of a map begins in the image's corner."""
-        grids = zip(raw["grid"].tolist(), self.strides, self.sides, strict=True)
-        windows = [(h, w, stride, side, raw["boxes"].new_tensor([[side, side]])) for (h, w), stride, side in grids]
-        return [Level(h, w, stride * self.step, anchor, side / 2) for h, w, stride, side, anchor in windows]
+        return [
+            Level(h, w, stride * self.step, raw["boxes"].new_tensor([[side, side]]), side / 2)
+            for (h, w), stride, side in zip(raw["grid"].tolist(), self.strides, self.sides, strict=True)
+        ]
 
     def assign(self, priors: Priors, objects: Objects, raw: dict[str, Tensor]) -> Assignment:
         """By IoU of window and object."""
@@ -176,17 +163,23 @@ class SlidingWindow(DenseHead):
 
 
 def convolutionalize(model: nn.Module, size: int | None = None) -> nn.Sequential:
-    """``model``, a classifier of ``size`` x ``size`` pixels, as a network for images of that size or larger, which
-    gives (B, num_classes, h, w) scores, those of every window.
+    """``model``, a classifier, as a network for images of its size or larger, which scores every window.
 
-    model: a ``detkit.backbones.base.Classifier`` (size: by default the one it was published for) or an nn.Sequential of
-    layers, nn.Flatten and nn.Linear among them. The windows' distance is the product of all strides. Weights are
-    shared, not copied. The scores are those of the crops where no layer pads; padding (and what sees the whole image,
-    as a gate of squeeze-and-excitation does) makes the borders of a crop differ from the inside of an image.
+    The windows' distance is the product of all strides. Weights are shared, not copied. The scores are those of the
+    crops where no layer pads; padding (and what sees the whole image, as a gate of squeeze-and-excitation does) makes
+    the borders of a crop differ from the inside of an image.
+
+    Args:
+        model: A ``detkit.backbones.base.Classifier`` or an nn.Sequential of layers, nn.Flatten and nn.Linear among
+            them.
+        size: Side of the images that it classifies; None: the one that a ``Classifier`` was published for.
+
+    Returns:
+        Images to (B, num_classes, h, w) scores.
 
     Raises:
-        TypeError: another kind of model. ValueError: no size, one that the classifier does not take, or a layer that
-            has no convolution for its like.
+        TypeError: Another kind of model.
+        ValueError: No size, one that the classifier does not take, or a layer that has no convolution for its like.
     """
     if isinstance(model, Classifier):
         layers, channels = [*model.backbone.stages, *model.classifier], 3

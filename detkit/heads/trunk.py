@@ -1,12 +1,46 @@
-"""What a RoI head puts between a pooled region and its scores: layers made here, or the rest of a classifier."""
+"""What heads put between features and their own layers: layers made here, or the rest of the backbone's classifier."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from detkit.errors import DetkitError
+from detkit.interfaces import Head
+from detkit.ops.inputs import check_positive
+
+Trunk = TypeVar("Trunk", bound=nn.Module)
+
+
+class TrunkHead(Head, nn.Module):
+    """A head with a trunk, which may be the rest of the backbone's classifier.
+
+    Attributes:
+        trunk: The layers between the features and the head's own.
+        from_backbone: They are the backbone's.
+    """
+
+    trunk: nn.Module
+    from_backbone: bool = False
+
+    @property
+    def backbone_trunk(self) -> nn.Module | None:
+        """The trunk, if it is the backbone's: it learns at that one's rate."""
+        return self.trunk if self.from_backbone else None
+
+
+def trunk_for(layers: str, trunk: Trunk | None, instead: str) -> Trunk | None:
+    """The backbone's ``trunk`` where ``layers`` asks for it, else None.
+
+    Raises:
+        DetkitError: The backbone gives none; ``instead`` says what ``layers`` may be.
+    """
+    if layers == "backbone" and trunk is None:
+        raise DetkitError("the backbone gives no trunk", "head.layers", f"take layers: {instead}")
+    return trunk if layers == "backbone" else None
 
 
 class FlattenCells(nn.Module):
@@ -22,10 +56,26 @@ def two_layers(channels: int, size: int, width: int) -> nn.Sequential:
     return nn.Sequential(FlattenCells(), first, nn.ReLU(inplace=True), second, nn.ReLU(inplace=True))
 
 
-def without_pooling(trunk: nn.Module) -> nn.Module:
-    """``trunk`` without a first layer that pools: RoI pooling takes its place (Girshick 2015, section 2.2)."""
-    layers = list(trunk.children()) if isinstance(trunk, nn.Sequential) else []
-    return nn.Sequential(*layers[1:]) if layers and isinstance(layers[0], (nn.MaxPool2d, nn.AvgPool2d)) else trunk
+def region_trunk(
+    backbones: nn.Module | None, channels: int, size: int, *, width: int = 1024, svd: list[int] | None = None
+) -> nn.Module:
+    """What makes a vector of a region's cells.
+
+    Args:
+        backbones: The rest of the backbone's classifier, without a first layer that pools: RoI pooling takes its place
+            (Girshick 2015, section 2.2). None: two new layers.
+        channels: Of a region.
+        size: Of a region in cells.
+        width: Of the new layers.
+        svd: Ranks of the first fully connected layers, each of which becomes two (``split_layers``).
+    """
+    check_positive(width=width)
+    trunk = two_layers(channels, size, width) if backbones is None else backbones
+    if isinstance(trunk, nn.Sequential) and len(trunk) and isinstance(trunk[0], (nn.MaxPool2d, nn.AvgPool2d)):
+        trunk = nn.Sequential(*list(trunk)[1:])
+    if svd:
+        split_layers(trunk, svd, decompose=False)
+    return trunk
 
 
 def output_width(trunk: nn.Module, channels: int, size: int) -> int:

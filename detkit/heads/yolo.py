@@ -13,37 +13,44 @@ import torch
 from torch import Tensor
 
 from detkit.errors import DetkitError
-from detkit.heads.dense import DenseHead, gather_objects
+from detkit.heads.dense import DenseHead, DenseOptions, gather_objects
 from detkit.ops import boxes as box_ops
 from detkit.ops.assign import Assignment, Objects, assign_midpoint, assign_ratio
-from detkit.ops.coder import (
-    Level,
-    Priors,
-    decode_fractions,
-    decode_grid,
-    encode_fractions,
-    grid_priors,
-    to_fractions,
-)
+from detkit.ops.coder import Level, Priors, decode_fractions, decode_grid, encode_fractions, grid_priors, to_fractions
 from detkit.ops.losses import squared_loss
+from detkit.options import takes
 from detkit.structures import Target
 
 
 class YOLO(DenseHead):
     """A dense head whose priors are anchors on grids.
 
-    anchors: (width, height) pairs in input pixels for all levels together; sorted by area, the smallest go to the
-    finest stride, equally many to each level. Or a list of such pairs for each level, taken as it is. ``auto`` stands
-    for k-means on the training boxes with ``anchors_per_level`` a level, and is replaced before the head is built.
-    assign: ``ratio`` (anchors within a factor ``ratio`` of the object, in the midpoint's cell and, with ``neighbours``,
-    the two nearest ones) or ``midpoint`` (the midpoint's cell and the anchor of best IoU only; ``ignore_above``: priors
-    whose predicted box overlaps an object by more than this IoU are not negative either, Darknet's rule with 0.7).
-    coder: how a box is told relative to its cell and anchor, ``bounded``, ``darknet`` or ``textbook``
-    (``detkit.ops.coder``); xy_scale: Darknet's scale_x_y, one for all levels or one for each.
-    box_loss: an IoU, or ``squared``: the squared error of midpoint and size in fractions of the cell.
-    The other arguments are ``DenseHead``'s.
+    Args:
+        channels: Of the feature maps.
+        strides: Of the feature maps.
+        num_classes: C.
+        anchors: (width, height) pairs in input pixels for all levels together; sorted by area, the smallest go to the
+            finest stride, equally many to each level. Or a list of such pairs for each level, taken as it is. ``auto``
+            stands for k-means on the training boxes, and is replaced before the head is built.
+        anchors_per_level: How many ``auto`` computes for each level.
+        assign: ``ratio`` (anchors within a factor ``ratio`` of the object, in the midpoint's cell and, with
+            ``neighbours``, the two nearest ones) or ``midpoint`` (the midpoint's cell and the anchor of best IoU only).
+        ratio: See ``assign``.
+        neighbours: See ``assign``.
+        ignore_above: With ``midpoint``: priors whose predicted box overlaps an object by more than this IoU are not
+            negative either, Darknet's rule with 0.7.
+        coder: How a box is told relative to its cell and anchor, ``bounded``, ``darknet`` or ``textbook``
+            (``detkit.ops.coder``).
+        xy_scale: Darknet's scale_x_y, one for all levels or one for each.
+        options: ``DenseOptions``; with ``box_loss: squared`` the squared error of midpoint and size in fractions of the
+            cell.
+
+    Raises:
+        DetkitError: anchors that do not divide or are no sizes, or options that do not go together.
+        ValueError: Numbers of anchors, maps and options that do not fit.
     """
 
+    @takes(DenseOptions)
     def __init__(
         self,
         channels: list[int],
@@ -58,20 +65,7 @@ class YOLO(DenseHead):
         ignore_above: float | None = None,
         coder: Literal["bounded", "darknet", "textbook"] = "bounded",
         xy_scale: float | list[float] | None = None,
-        box_loss: Literal["ciou", "diou", "giou", "iou", "squared"] = "ciou",
-        classes: Literal["sigmoid", "softmax"] = "sigmoid",
-        score_loss: Literal["likelihood", "squared"] = "likelihood",
-        objectness: Literal["iou", "one"] = "iou",
-        smoothing: float = 0.0,
-        normalise: Literal["positives", "images"] = "positives",
-        box_gain: float = 5.0,
-        objectness_gain: float = 1.0,
-        class_gain: float = 1.0,
-        level_gains: list[float] | None = None,
-        objectness_prior: float = 0.01,
-        stem: int = 0,
-        share_stem: bool = False,
-        candidates: int = 3000,
+        **options: Any,
     ) -> None:
         if isinstance(anchors, str):
             raise ValueError(f"anchors: {anchors} must be replaced by pairs of numbers before the head is built")
@@ -81,31 +75,9 @@ class YOLO(DenseHead):
         if len(scales) != len(strides):
             raise ValueError(f"xy_scale needs one number a level: {len(strides)}, not {len(scales)}")
         if neighbours and assign == "ratio" and coder == "darknet" and min(scales) < 2:
-            raise DetkitError(
-                "coder: darknet keeps midpoints inside their cell and cannot answer from neighbouring ones",
-                "head.coder",
-                "take coder: bounded, or neighbours: false",
-            )
-        super().__init__(
-            channels,
-            strides,
-            num_classes,
-            anchors=split_anchors(anchors, strides),
-            box_loss=box_loss,
-            classes=classes,
-            score_loss=score_loss,
-            objectness=objectness,
-            smoothing=smoothing,
-            normalise=normalise,
-            box_gain=box_gain,
-            objectness_gain=objectness_gain,
-            class_gain=class_gain,
-            level_gains=level_gains,
-            objectness_prior=objectness_prior,
-            stem=stem,
-            share_stem=share_stem,
-            candidates=candidates,
-        )
+            what = "coder: darknet keeps midpoints inside their cell and cannot answer from neighbouring ones"
+            raise DetkitError(what, "head.coder", "take coder: bounded, or neighbours: false")
+        super().__init__(channels, strides, num_classes, anchors=split_anchors(anchors, strides), **options)
         self.assign_rule, self.ratio, self.neighbours, self.ignore_above = assign, ratio, neighbours, ignore_above
         self.coder, self.xy_scale = coder, xy_scale
 
@@ -132,7 +104,7 @@ class YOLO(DenseHead):
 
     def box_terms(self, code: Tensor, priors: Priors, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Adds the squared loss in fractions of a cell, the textbook's, to ``DenseHead``'s."""
-        if self.box_loss != "squared":
+        if self.options.box_loss != "squared":
             return super().box_terms(code, priors, boxes)
         fractions = to_fractions(code, priors, self.coder, self._scale(priors))
         iou = box_ops.paired_iou(decode_fractions(fractions.detach(), priors), boxes)
@@ -142,31 +114,36 @@ class YOLO(DenseHead):
 def split_anchors(anchors: Sequence[Sequence[Any]], strides: Sequence[float]) -> list[list[tuple[float, float]]]:
     """Anchors (width, height) sorted by area and dealt to the levels, the smallest to the finest stride.
 
-    Returns one list a stride, in the order of ``strides``; a list of lists is that already, and only checked. Raises
-    DetkitError where they do not divide or are no sizes.
+    Args:
+        anchors: Pairs; or a list of them for each stride, which is only checked.
+        strides: Of the levels.
+
+    Returns:
+        One list per stride, in the order of ``strides``.
+
+    Raises:
+        DetkitError: They do not divide or are no sizes.
     """
     dealt = bool(anchors) and bool(anchors[0]) and isinstance(anchors[0][0], Sequence)
-    levels = anchors if dealt else [anchors]
-    pairs = [tuple(float(v) for v in pair) for level in levels for pair in level]
+    levels = [[tuple(float(v) for v in pair) for pair in level] for level in (anchors if dealt else [anchors])]
+    pairs = [pair for level in levels for pair in level]
     if not pairs or any(len(pair) != 2 or min(pair) <= 0 for pair in pairs):
-        raise DetkitError(
-            "anchors must be pairs of positive numbers", "head.anchors", "[[width, height], ...] in pixels"
-        )
+        do = "[[width, height], ...] in pixels"
+        raise DetkitError("anchors must be pairs of positive numbers", "head.anchors", do)
+    each, rest = divmod(len(pairs), len(strides))
     if dealt:
         if len(levels) != len(strides) or not all(levels):
             what = f"anchors are given for {len(levels)} levels, the head has {len(strides)}"
             raise DetkitError(what, "head.anchors", "give a list of [width, height] for each level")
-        return [[(float(w), float(h)) for w, h in level] for level in levels]
-    if len(pairs) % len(strides):
-        raise DetkitError(
-            f"{len(pairs)} anchors cannot be dealt evenly to {len(strides)} levels",
-            "head.anchors",
-            f"give a multiple of {len(strides)}, or other backbone taps",
-        )
-    pairs.sort(key=lambda pair: pair[0] * pair[1])
-    each = len(pairs) // len(strides)
-    place = {level: rank for rank, level in enumerate(sorted(range(len(strides)), key=lambda i: strides[i]))}
-    return [[(w, h) for w, h in pairs[place[i] * each : (place[i] + 1) * each]] for i in range(len(strides))]
+    elif rest:
+        what = f"{len(pairs)} anchors cannot be dealt evenly to {len(strides)} levels"
+        raise DetkitError(what, "head.anchors", f"give a multiple of {len(strides)}, or other backbone taps")
+    else:
+        pairs.sort(key=lambda pair: pair[0] * pair[1])
+        finest_first = sorted(range(len(strides)), key=lambda i: strides[i])
+        starts = [finest_first.index(i) * each for i in range(len(strides))]
+        levels = [pairs[start : start + each] for start in starts]
+    return [[(w, h) for w, h in level] for level in levels]
 
 
 def textbook_target(
@@ -176,8 +153,14 @@ def textbook_target(
 
     Each slot of row, column, anchor holds (P_c, b_x, b_y, b_h, b_w, c_1 .. c_C): P_c is 1 where an object has its
     midpoint in the cell and its best IoU with the anchor; b_x, b_y lie in 0..1 inside the cell; b_h, b_w are in cells
-    and may exceed 1. Everything else is 0. anchors (width, height) and target (torch) in pixels of the image, whose
-    ``size`` is height, width. Two objects for one slot: the smaller has it, of equal ones the first.
+    and may exceed 1. Everything else is 0. Two objects for one slot: the smaller has it, of equal ones the first.
+
+    Args:
+        target: Torch, in pixels of the image.
+        grid: S.
+        anchors: (width, height) pairs in the same pixels.
+        num_classes: C.
+        size: Height and width of the image.
     """
     cell = torch.tensor((size[1] / grid, size[0] / grid), device=target.boxes.device)
     scaled = Target(target.boxes / cell.repeat(2), target.labels, target.crowd, target.difficult)
@@ -202,9 +185,12 @@ class TextbookBoxes(NamedTuple):
 
 
 def textbook_boxes(y: Tensor, size: tuple[int, int], threshold: float = 0.6) -> TextbookBoxes:
-    """The boxes in a textbook's y (S, S, k, 5 + C) of an image of ``size`` height, width.
+    """The boxes in a textbook's y; non-max suppression is up to the caller (``detkit.batched_nms``).
 
-    Slots with P_c <= ``threshold`` are discarded; non-max suppression is up to the caller (``detkit.batched_nms``).
+    Args:
+        y: (S, S, k, 5 + C), as ``textbook_target`` makes it.
+        size: Height and width of the image.
+        threshold: Slots with P_c not above it are discarded.
     """
     rows, columns, k = y.shape[:3]
     level = Level(rows, columns, 1.0, torch.ones((k, 2), device=y.device))

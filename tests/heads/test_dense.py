@@ -168,14 +168,14 @@ def test_level_gains_weigh_the_objectness() -> None:
     empty = [targets()[1]] * 2
     each = []
     for gains in ((1.0, 0.0), (0.0, 1.0), (2.0, 3.0)):
-        head.level_gains = gains
+        head.options.level_gains = gains
         each.append(head.loss(raw, empty, SIZES)["objectness"].sum.item())
     assert each[2] == pytest.approx(2 * each[0] + 3 * each[1], rel=1e-5)
 
 
 def test_at_most_candidates_enter_suppression() -> None:
     head = Proposer()
-    head.candidates = 5
+    head.options.candidates = 5
     found = head.predict(head.raw(features()), SIZES, Limits(conf=0.0, iou=1.0))
     assert [len(d) for d in found] == [5, 5]
 
@@ -186,7 +186,7 @@ def test_at_most_candidates_enter_suppression() -> None:
 def test_candidates_are_the_best_of_all_scores(conf: float, candidates: int, ties: bool) -> None:
     """As from a full stable sort of an image's pairs of prior and class; of equal scores the first."""
     head = build("yolo")
-    head.candidates = candidates
+    head.options.candidates = candidates
     raw = head.raw(features())
     generator = torch.Generator().manual_seed(0)
     for name in ("objectness", "classes"):

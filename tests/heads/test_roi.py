@@ -172,7 +172,7 @@ def test_regions_of_all_levels_come_back_in_their_order() -> None:
     features = [torch.full((1, 2, 64 >> i, 64 >> i), float(i)) for i in range(3)]
     sides = torch.tensor([20.0, 300, 130, 10, 500])
     rois = torch.stack((sides * 0, sides * 0, sides * 0, sides, sides), dim=1)
-    pooled = RegionPooling([8, 16, 32], "align", 2, 2, 0)(features, rois)
+    pooled = RegionPooling([8, 16, 32], pool="align", size=2, sampling=2)(features, rois)
     assert pooled[:, 0, 0, 0].tolist() == pytest.approx([0, 1, 0, 0, 2])
     assert pooled.is_contiguous(memory_format=torch.channels_last)
 
@@ -181,7 +181,7 @@ def test_a_coarse_level_may_be_left_to_the_proposals() -> None:
     maps = [torch.randn(1, 4, 64 // s, 64 // s) for s in (8, 16, 32)]
     rois = torch.tensor([[0.0, 0, 0, 64, 64], [0, 3, 5, 20, 30]])
     for aligned in (True, False):
-        some = RegionPooling([8, 16, 32], "align", 3, 2, 0, levels=1, aligned=aligned)(maps, rois)
+        some = RegionPooling([8, 16, 32], pool="align", size=3, levels=1, aligned=aligned)(maps, rois)
         whole = torchvision.ops.roi_align(maps[0], rois, 3, 1 / 8, 2, aligned)
         torch.testing.assert_close(some, whole)
 
@@ -192,7 +192,7 @@ def test_crops_have_context_of_so_many_pixels() -> None:
     pixels[..., 12:28, 12:28] = 1
     region, everything = torch.tensor([[0.0, 12, 12, 28, 28], [0, 0, 0, 40, 40]]).split(1)
     assert with_context(region, 32, 8).tolist() == [[0, 4, 4, 36, 36]]
-    crops = RegionPooling([1], "crops", 32, 0, 8)
+    crops = RegionPooling([1], pool="crops", size=32, sampling=0, padding=8)
     (crop,) = crops([pixels], region)
     assert crop[0, 8:-8, 8:-8].eq(1).all()
     assert crop[0].sum() == 16 * 16

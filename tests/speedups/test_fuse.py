@@ -362,7 +362,7 @@ def test_settings_and_hooks_of_the_model_hold() -> None:
     everything(detector)
     seen: list[Any] = []
     detector.backbone.register_forward_hook(lambda *a: seen.append(a))
-    detector.head.candidates = 3
+    detector.head.options.candidates = 3
     assert len(everything(detector)) <= 3
     assert len(seen) == 1
 

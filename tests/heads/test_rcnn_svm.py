@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from detkit.heads import stages
+from detkit.heads import rcnn_svm
+from detkit.heads.rcnn_svm import Embedded, LaterStages, Stages, fit_stages
 from detkit.heads.roi import RoIHead
-from detkit.heads.stages import Embedded, Stages, fit_stages
 from detkit.ops.coder import encode_deltas
 from detkit.ops.svm_kernels import descend
 from detkit.structures import Limits, Target
@@ -67,8 +67,8 @@ def image(seed: int, labels: tuple[int, ...] = (0, 1), background: int = 30, **k
 
 
 def fit(data: list[Embedded], classes: int = 3, **changes: Any) -> Stages:
-    options: dict[str, Any] = {"cost": 0.01, "ridge": 1.0, "positive": 0.5, "weights": WEIGHTS, **changes}
-    return fit_stages(data, classes, **options)
+    options = LaterStages(classifier="svm", svm_cost=0.01, ridge=changes.get("ridge", 1.0))
+    return fit_stages(data, classes, options, 0.5, WEIGHTS)
 
 
 def probabilities(found: Stages, item: Embedded) -> np.ndarray:
@@ -97,14 +97,14 @@ def test_probabilities_are_the_shares_of_regions_that_show_the_class() -> None:
 
 
 def test_negatives_overlap_no_object_of_their_class_by_0_3(monkeypatch: pytest.MonkeyPatch) -> None:
-    item, taken, train = image(0, labels=(0,)), set[int](), stages._train
+    item, taken, train = image(0, labels=(0,)), set[int](), rcnn_svm._train
     item.boxes[3:5] = torch.tensor([[10.0, 10, 30, 18], [10, 10, 30, 15]])  # IoU 0.4 and 0.25
 
     def noted(data: Any, one: Any, *rest: Any) -> None:
-        taken.update(row for _, rows in one.negative for row in rows.tolist())
+        taken.update(one.negative[:, 1].tolist())
         train(data, one, *rest)
 
-    monkeypatch.setattr(stages, "_train", noted)
+    monkeypatch.setattr(rcnn_svm, "_train", noted)
     fit([item], 1)
     assert taken == set(range(4, 33))
 
@@ -112,7 +112,7 @@ def test_negatives_overlap_no_object_of_their_class_by_0_3(monkeypatch: pytest.M
 def test_negatives_are_mined_in_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     data = [image(seed) for seed in range(12)]
     every = fit(data)
-    monkeypatch.setattr(stages, "RETRAIN", 60)
+    monkeypatch.setattr(rcnn_svm, "RETRAIN", 60)
     mined = fit(data)
     assert mined.rounds[0] > 1
     for item in data:
@@ -137,7 +137,7 @@ def test_the_box_regression_is_ridge_regression() -> None:
         near.append(item.features[:2].astype(np.float64))  # the object and the region of IoU 0.86
         deltas.append(encode_deltas(item.boxes[:1].expand(2, 4), item.boxes[:2], WEIGHTS).numpy())
     x, y = np.concatenate(near), np.concatenate(deltas)
-    scale = stages.NORM / np.mean([np.linalg.norm(i.features.astype(np.float32), axis=1).mean() for i in data])
+    scale = rcnn_svm.NORM / np.mean([np.linalg.norm(i.features.astype(np.float32), axis=1).mean() for i in data])
     found = fit(data, 1, ridge=2.0)
     centred = (x - x.mean(0)) * scale
     wanted = np.linalg.solve(centred.T @ centred + 2 * np.eye(6), centred.T @ (y - y.mean(0))).T * scale

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from detkit.heads.dense import gather_objects
 from detkit.ops.assign import label_regions
 from detkit.ops.coder import encode_deltas
+from detkit.ops.inputs import check_positive
 from detkit.structures import Target
 
 NORM = 20.0  # features are scaled to this mean length, so that cost and ridge mean the same for every network
@@ -30,9 +31,36 @@ _BINS = np.linspace(-8, 8, 1025)  # of margins, for their probabilities
 _NEVER = -20.0  # the logit of a class without examples
 
 
+@dataclass(frozen=True, kw_only=True)
+class LaterStages:
+    """What follows the training of a RoI head.
+
+    Attributes:
+        classifier: ``softmax``: nothing. ``svm``: R-CNN's later stages: the head trains as ever, then ``fit`` puts a
+            linear SVM per class in the place of the softmax and ridge regression in that of the boxes.
+        svm_cost: C of the SVMs.
+        ridge: Lambda of the box regression.
+
+    Raises:
+        ValueError: A number that is not above 0.
+    """
+
+    classifier: Literal["softmax", "svm"] = "softmax"
+    svm_cost: float = 1e-3
+    ridge: float = 1000.0
+
+    def __post_init__(self) -> None:
+        check_positive(svm_cost=self.svm_cost, ridge=self.ridge)
+
+
 class Embedded(NamedTuple):
-    """One image: features (R, D) float16 of its regions, boxes (R, 4) float32 in input pixels, and its target (torch,
-    CPU), whose own N boxes are the first N regions."""
+    """The regions of one image.
+
+    Attributes:
+        features: (R, D) float16.
+        boxes: (R, 4) float32 in input pixels.
+        target: Torch, CPU; its own N boxes are the first N regions.
+    """
 
     features: np.ndarray
     boxes: Tensor
@@ -40,8 +68,16 @@ class Embedded(NamedTuple):
 
 
 class Stages(NamedTuple):
-    """svm (C, D) and svm_bias (C,): logits of features; boxes (C, 4, D) and boxes_bias (C, 4): deltas of them; all
-    float32. regressed (C,) bool: classes that had regions to learn boxes from; rounds (C,) int64: SVMs trained."""
+    """What was learned, float32.
+
+    Attributes:
+        svm: (C, D), of logits of features.
+        svm_bias: (C,).
+        boxes: (C, 4, D), of deltas of features.
+        boxes_bias: (C, 4).
+        regressed: (C,) bool: classes that had regions to learn boxes from.
+        rounds: (C,) int64: SVMs trained.
+    """
 
     svm: np.ndarray
     svm_bias: np.ndarray
@@ -51,16 +87,17 @@ class Stages(NamedTuple):
     rounds: np.ndarray
 
 
-Picks = list[tuple[int, np.ndarray]]  # regions: an image and rows of it
+def _none(width: int) -> np.ndarray:
+    return np.zeros((0, width), np.int64)
 
 
 @dataclass
 class _Class:
-    """What is known of one class: examples, and its SVM on scaled features, bias last."""
+    """What is known of one class: examples, each an image and a row of its regions, and its SVM's multipliers."""
 
-    positive: Picks = field(default_factory=list)
-    negative: Picks = field(default_factory=list)
-    near: list[tuple[int, np.ndarray, np.ndarray]] = field(default_factory=list)  # and the deltas (n, 4) to learn
+    positive: np.ndarray = field(default_factory=lambda: _none(2))
+    negative: np.ndarray = field(default_factory=lambda: _none(2))
+    near: list[tuple[int, np.ndarray, np.ndarray]] = field(default_factory=list)  # with the deltas (n, 4) to learn
     alpha: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     fresh: int = 0  # negatives since it was trained
     rounds: int = 0
@@ -69,39 +106,43 @@ class _Class:
 def fit_stages(
     data: Sequence[Embedded],
     classes: int,
-    *,
-    cost: float,
-    ridge: float,
+    options: LaterStages,
     positive: float,
     weights: tuple[float, float, float, float],
 ) -> Stages:
-    """Trains the stages of ``classes`` classes on ``data``, which is read four times, and a class's examples once more
-    each time that its SVM is trained.
+    """Trains the stages of ``classes`` classes.
 
-    Section 2.3 and appendix B: an SVM a class, its positives the labelled objects, its negatives the regions that
-    overlap none of the class by ``NEGATIVE``, mined in one pass over the images; cost: C. Margins leave as logits of
-    the probability that a region overlaps an object of the class by ``positive`` (Platt 1999), on the same images.
-    Appendix C: box regression on regions that overlap an object by ``NEAR``; ridge: lambda; weights: of the deltas.
+    Section 2.3 and appendix B: an SVM per class, its positives the labelled objects, its negatives the regions that
+    overlap none of the class by ``NEGATIVE``, mined in one pass over the images. Margins leave as logits of the
+    probability that a region overlaps an object of the class (Platt 1999), on the same images. Appendix C: box
+    regression on regions that overlap an object by ``NEAR``. A class without objects gets a probability near 0. Crowds
+    and difficult objects are neither positive nor negative.
 
-    A class without objects gets a probability near 0. Crowds and difficult objects are neither positive nor negative.
+    Args:
+        data: Read four times, and a class's examples once more each time that its SVM is trained.
+        classes: C.
+        options: The SVMs' cost and ridge's lambda.
+        positive: IoU with an object from which a region shows it.
+        weights: Of the deltas.
 
     Raises:
-        ValueError: no images.
+        ValueError: No images.
     """
     if not len(data):
         raise ValueError("there are no images to fit on")
     table = [_Class() for _ in range(classes)]
-    overlaps, scale, width = _label(data, table, positive, weights)
-    model = np.zeros((classes, width + 1), np.float32)
-    _mine(data, table, overlaps, model, scale, cost)
+    overlaps, scale = _label(data, table, positive, weights)
+    width = data[0].features.shape[1]
+    model = np.zeros((classes, width + 1), np.float32)  # of scaled features, the bias last
+    _mine(data, table, overlaps, model, scale, options.svm_cost)
     slope, shift = _probabilities(data, overlaps, model, scale, positive)
-    learnt = np.array([bool(one.positive) for one in table])
+    learnt = np.array([len(one.positive) > 0 for one in table])
     svm = np.where(learnt[:, None], slope[:, None] * model[:, :-1] * scale, 0)
     svm_bias = np.where(learnt, slope * model[:, -1] * BIAS + shift, _NEVER)
     boxes, boxes_bias = np.zeros((classes, 4, width), np.float32), np.zeros((classes, 4), np.float32)
-    for number, one in enumerate(table):
+    for label, one in enumerate(table):
         if one.near:
-            boxes[number], boxes_bias[number] = _ridge(data, one, scale, ridge)
+            boxes[label], boxes_bias[label] = _ridge(data, one, scale, options.ridge)
     regressed, rounds = np.array([bool(one.near) for one in table]), np.array([one.rounds for one in table])
     return Stages(svm.astype(np.float32), svm_bias.astype(np.float32), boxes, boxes_bias, regressed, rounds)
 
@@ -111,28 +152,31 @@ Overlaps = dict[int, np.ndarray]  # class: IoU (R,) of an image's regions with i
 
 def _label(
     data: Sequence[Embedded], table: list[_Class], positive: float, weights: tuple[float, float, float, float]
-) -> tuple[list[Overlaps], float, int]:
-    """Fills positives and near regions; returns the overlaps, the features' scale and their number."""
+) -> tuple[list[Overlaps], float]:
+    """Fills positives and near regions; returns the overlaps and the features' scale."""
     overlaps: list[Overlaps] = []
-    length, count, width = 0.0, 0, 0
+    length, count = 0.0, 0
     for i, item in enumerate(data):
         length += float(np.linalg.norm(item.features.astype(np.float32), axis=1).sum())
-        count, width = count + len(item.features), item.features.shape[1]
+        count += len(item.features)
         objects = gather_objects([item.target], "cpu")
         overlaps.append({})
         for label in objects.labels.unique().tolist():
-            mine = objects.labels == label
+            one, mine = table[label], objects.labels == label
             shown = label_regions(item.boxes, objects.rows(mine), positive)
             overlaps[i][label] = shown.iou.masked_fill(shown.ignore, -1).half().numpy()
             own = (objects.real & mine).nonzero().squeeze(1)
-            if len(own):
-                table[label].positive.append((i, own.numpy()))
+            one.positive = np.concatenate((one.positive, _picks(i, own.numpy())))
             near = (shown.iou >= NEAR).nonzero().squeeze(1)
             if len(near):
-                wanted = objects.boxes[mine][shown.row[near]]
-                deltas = encode_deltas(wanted, item.boxes[near], weights)
-                table[label].near.append((i, near.numpy(), deltas.numpy()))
-    return overlaps, NORM * max(count, 1) / max(length, 1e-9), width
+                deltas = encode_deltas(objects.boxes[mine][shown.row[near]], item.boxes[near], weights)
+                one.near.append((i, near.numpy(), deltas.numpy()))
+    return overlaps, NORM * max(count, 1) / max(length, 1e-9)
+
+
+def _picks(image: int, rows: np.ndarray) -> np.ndarray:
+    """(n, 2): an image and rows of it."""
+    return np.stack((np.full(len(rows), image), rows), axis=1)
 
 
 def _margins(item: Embedded, model: np.ndarray, scale: float) -> np.ndarray:
@@ -149,22 +193,20 @@ def _mine(
     cost: float,
 ) -> None:
     """Trains ``model`` (C, D + 1) on all positives and on the negatives that are hard for it, in one pass."""
+    known = [(label, one) for label, one in enumerate(table) if len(one.positive)]
     for i, item in enumerate(data):
         margins = _margins(item, model, scale)
-        for label, one in enumerate(table):
-            if not one.positive:
-                continue
+        for label, one in known:
             hard = margins[:, label] > HARD
             if label in overlaps[i]:
                 hard &= (overlaps[i][label] >= 0) & (overlaps[i][label] < NEGATIVE)
             rows = np.flatnonzero(hard)
-            if len(rows):
-                one.negative.append((i, rows))
-                one.fresh += len(rows)
+            one.negative = np.concatenate((one.negative, _picks(i, rows)))
+            one.fresh += len(rows)
             if one.fresh >= RETRAIN:
                 _train(data, one, model[label], scale, cost)
-    for label, one in enumerate(table):
-        if one.positive and (one.fresh or not one.rounds):
+    for label, one in known:
+        if one.fresh or not one.rounds:
             _train(data, one, model[label], scale, cost)
 
 
@@ -172,32 +214,22 @@ def _train(data: Sequence[Embedded], one: _Class, model: np.ndarray, scale: floa
     """Trains one class's SVM on its examples, from where it stood, and puts easy negatives back."""
     from detkit.ops.svm_kernels import descend
 
-    positives, negatives = _features(data, one.positive), _features(data, one.negative, model.size - 1)
-    x = np.concatenate((positives, negatives)) * np.float32(scale)
+    at = len(one.positive)
+    picks = np.concatenate((one.positive, one.negative))  # in the order of the images, twice
+    images, starts = np.unique(picks[:, 0] + len(data) * (np.arange(len(picks)) >= at), return_index=True)
+    rows = np.split(picks[:, 1], starts[1:])
+    parts = [data[i % len(data)].features[chosen] for i, chosen in zip(images.tolist(), rows, strict=True)]
+    x = np.concatenate(parts).astype(np.float32) * np.float32(scale)
     x = np.concatenate((x, np.full((len(x), 1), BIAS, np.float32)), axis=1)
-    signs = np.where(np.arange(len(x)) < len(positives), 1, -1).astype(np.float32)
+    signs = np.where(np.arange(len(x)) < at, 1, -1).astype(np.float32)
     limits = np.where(signs > 0, cost * POSITIVE_WEIGHT, cost).astype(np.float32)
     alpha = np.zeros(len(x), np.float32)
     alpha[: len(one.alpha)] = one.alpha
     model[:] = (alpha * signs) @ x
     descend(x, signs, limits, alpha, model, one.rounds, TOLERANCE, PASSES)
     one.rounds, one.fresh = one.rounds + 1, 0
-    kept = np.ones(len(x), bool)
-    kept[len(positives) :] = (x[len(positives) :] @ model >= EASY) | (alpha[len(positives) :] > 0)
-    one.alpha, at = alpha[kept], len(positives)
-    left: Picks = []
-    for i, rows in one.negative:
-        rest = rows[kept[at : at + len(rows)]]
-        at += len(rows)
-        if len(rest):
-            left.append((i, rest))
-    one.negative = left
-
-
-def _features(data: Sequence[Embedded], picks: Picks, width: int = 0) -> np.ndarray:
-    """(N, D) float32 of the regions ``picks``, in their order."""
-    parts = [data[i].features[rows].astype(np.float32) for i, rows in picks]
-    return np.concatenate(parts) if parts else np.zeros((0, width), np.float32)
+    kept = (signs > 0) | (x @ model >= EASY) | (alpha > 0)
+    one.alpha, one.negative = alpha[kept], one.negative[kept[at:]]
 
 
 def _probabilities(
@@ -216,33 +248,32 @@ def _probabilities(
             for kind, rows in enumerate((valid & ~shows, shows)):
                 counts[kind, label] += np.histogram(margins[rows, label], _BINS)[0]
     centres = (_BINS[1:] + _BINS[:-1]) / 2
-    slope, shift = np.ones(len(model)), np.zeros(len(model))
-    for label in range(len(model)):
-        without, having = counts[:, label]
+
+    def loss(pair: np.ndarray, wanted: np.ndarray, total: np.ndarray) -> tuple[float, np.ndarray]:
+        logits = pair[0] * centres + pair[1]
+        value = (total * np.logaddexp(0, logits) - wanted * logits).sum()
+        error, scaled = total * expit(logits) - wanted, max(total.sum(), 1)
+        return value / scaled, np.array([(error * centres).sum(), error.sum()]) / scaled
+
+    found = []
+    for without, having in zip(*counts, strict=True):
         high, low = (having.sum() + 1) / (having.sum() + 2), 1 / (without.sum() + 2)
-        wanted, total = high * having + low * without, having + without
-
-        def loss(pair: np.ndarray, wanted: np.ndarray = wanted, total: np.ndarray = total) -> tuple[float, np.ndarray]:
-            logits = pair[0] * centres + pair[1]
-            value = (total * np.logaddexp(0, logits) - wanted * logits).sum()
-            error = total * expit(logits) - wanted
-            scaled = max(total.sum(), 1)
-            return value / scaled, np.array([(error * centres).sum(), error.sum()]) / scaled
-
-        found = minimize(loss, [1.0, 0.0], jac=True, method="L-BFGS-B", bounds=[(0.1, 100), (-100, 100)])
-        slope[label], shift[label] = found.x
+        arguments, bounds = (high * having + low * without, having + without), [(0.1, 100), (-100, 100)]
+        found.append(minimize(loss, [1.0, 0.0], arguments, jac=True, method="L-BFGS-B", bounds=bounds).x)
+    slope, shift = np.array(found).T
     return slope, shift
 
 
 def _ridge(data: Sequence[Embedded], one: _Class, scale: float, ridge: float) -> tuple[np.ndarray, np.ndarray]:
     """Weights (4, D) and bias (4,) of one class's box regression; the bias is not regularised."""
-    rows = sum(len(near) for _, near, _ in one.near)
-    mean_x: np.ndarray = sum(data[i].features[near].astype(np.float64).sum(0) for i, near, _ in one.near) * scale / rows  # type: ignore[assignment]
-    mean_y: np.ndarray = sum(wanted.astype(np.float64).sum(0) for _, _, wanted in one.near) / rows  # type: ignore[assignment]
-    left, right = np.eye(len(mean_x)) * ridge, np.zeros((len(mean_x), 4))
-    for i, near, wanted in one.near:
+    y = np.concatenate([deltas for _, _, deltas in one.near]).astype(np.float64)
+    mean_y, width = y.mean(0), data[0].features.shape[1]
+    mean_x, left, right = np.zeros(width), np.eye(width) * ridge, np.zeros((width, 4))
+    for i, near, _ in one.near:
+        mean_x += data[i].features[near].astype(np.float64).sum(0) * scale / len(y)
+    for i, near, deltas in one.near:
         x = data[i].features[near].astype(np.float64) * scale - mean_x
         left += x.T @ x
-        right += x.T @ (wanted - mean_y)
+        right += x.T @ (deltas - mean_y)
     weight = np.linalg.solve(left, right)
     return (weight.T * scale).astype(np.float32), (mean_y - mean_x @ weight).astype(np.float32)
