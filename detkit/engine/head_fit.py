@@ -13,8 +13,8 @@ from detkit.detector import Detector, read_weights
 from detkit.engine.feature_cache import FeatureStore, feature_key, pixel_preparation
 from detkit.engine.runtime import Runtime
 from detkit.errors import DetkitError
-from detkit.heads.roi import RoIHead
 from detkit.heads.rcnn_svm import Embedded
+from detkit.heads.roi import RoIHead
 from detkit.ops.roi import roi_table
 from detkit.structures import Target
 
