@@ -9,97 +9,59 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from detkit.arrays import moved
+from detkit.data.augment import Augment
+from detkit.data.dataset import Dataset
 from detkit.data.resize import Resize, moved_target
 from detkit.data.sampler import Sampler, Slots, repeat_factors
 from detkit.errors import DetkitError
-from detkit.geometry import Geometry
 from detkit.structures import Batch, Sample, Target
 
 _ATTEMPTS = 10
 
 
-class Source(Protocol):
-    """What a loader needs of a data set."""
-
-    def __len__(self) -> int: ...
-
-    def load(self, i: int, reduce_to: int | None = None) -> Sample:
-        """Image ``i``; its longer side may be reduced to no fewer than ``reduce_to`` pixels, boxes with it."""
-        ...
-
-
-class Augmenter(Protocol):
-    """What a loader needs of an augmentation."""
-
-    def __call__(
-        self, sample: Sample, rng: np.random.Generator, resize: Resize, more: Callable[[], Sample] | None = None
-    ) -> Sample: ...
-
-    def reduce_to(self, resize: Resize) -> int | None:
-        """Pixels of an image's longer side beyond which nothing is gained."""
-        ...
-
-    dropped: int  # boxes left out so far because nothing of them lies in the image
-
-    def prepare(self) -> None:
-        """Imports and builds what is needed, once, before workers are forked."""
-        ...
-
-
-class _Packed(NamedTuple):
-    """A batch on its way out of a worker: only the pixels travel as shared memory, the small arrays are copied."""
-
-    pixels: torch.Tensor
-    sizes: np.ndarray
-    restore: tuple[Geometry, ...]
-    image_ids: tuple[int | str, ...]
-    paths: tuple[str, ...]
-    proposals: list[np.ndarray] | None
-    targets: list[Target]
-
-    def unpack(self) -> tuple[Batch, list[Target]]:
-        proposals = None if self.proposals is None else [torch.from_numpy(p) for p in self.proposals]
-        pixels, sizes = self.pixels.permute(0, 3, 1, 2), torch.from_numpy(self.sizes)
-        batch = Batch(pixels, sizes, self.restore, self.image_ids, self.paths, proposals)
-        return batch, [target.to("cpu") for target in self.targets]
-
-
 def collate(samples: Sequence[Sample], resize: Resize) -> tuple[Batch, list[Target]]:
-    """Samples (any sizes) as one Batch of ``resize.input_size`` and their targets in input pixels (torch, CPU).
+    """One batch of ``resize.input_size``, and its targets in input pixels (torch, CPU).
 
     ``Batch.pixels`` is (B, 3, H, W) uint8 in channels_last strides: each image is written once, straight into its
     place. Boxes are those of the samples, moved with their images; sizes are the contents' (height, width).
+
+    Args:
+        samples: Of any sizes.
+        resize: The model's.
     """
-    return _pack(samples, resize).unpack()
+    return _unpacked(*_packed(samples, resize))
 
 
-def _pack(samples: Sequence[Sample], resize: Resize) -> _Packed:
+def _packed(samples: Sequence[Sample], resize: Resize) -> tuple[Batch, list[Target]]:
+    """A batch on its way out of a worker: only the pixels (B, H, W, 3) are a tensor, which travels as shared memory,
+    the small arrays are copied."""
     pixels = torch.empty((len(samples), *resize.input_size, 3), dtype=torch.uint8)
     places = pixels.numpy()
     restore = tuple(resize(sample.image, out=places[i])[1] for i, sample in enumerate(samples))
-    sizes = np.array([resize.content(*s.image.shape[:2]) for s in samples], dtype=np.int64).reshape(-1, 2)
-    proposals = None
+    sizes: Any = np.array([resize.content(*s.image.shape[:2]) for s in samples], dtype=np.int64).reshape(-1, 2)
+    proposals: Any = None
     if any(sample.proposals is not None for sample in samples):
         nothing = np.zeros((0, 4), np.float32)
-        proposals = [
-            g.to_input(nothing if s.proposals is None else s.proposals) for s, g in zip(samples, restore, strict=True)
-        ]
-    return _Packed(
-        pixels,
-        sizes,
-        restore,
-        tuple(s.image_id for s in samples),
-        tuple(s.path for s in samples),
-        proposals,
-        [moved_target(s.target, g) for s, g in zip(samples, restore, strict=True)],
-    )
+        boxes = [nothing if sample.proposals is None else sample.proposals for sample in samples]
+        proposals = [geometry.to_input(found) for geometry, found in zip(restore, boxes, strict=True)]
+    ids, paths = tuple(s.image_id for s in samples), tuple(s.path for s in samples)
+    targets = [moved_target(sample.target, geometry) for sample, geometry in zip(samples, restore, strict=True)]
+    return Batch(pixels, sizes, restore, ids, paths, proposals), targets
+
+
+def _unpacked(batch: Batch, targets: list[Target]) -> tuple[Batch, list[Target]]:
+    pixels, sizes = batch.pixels.permute(0, 3, 1, 2), moved(batch.sizes, "cpu")
+    proposals = batch.proposals and [moved(boxes, "cpu") for boxes in batch.proposals]
+    return replace(batch, pixels=pixels, sizes=sizes, proposals=proposals), [t.to("cpu") for t in targets]
 
 
 class _Task(NamedTuple):
@@ -110,14 +72,15 @@ class _Task(NamedTuple):
 
 @dataclass
 class _Result:
-    packed: _Packed | None = None
+    packed: tuple[Batch, list[Target]] | None = None
     failures: list[DetkitError] = field(default_factory=list)
     dropped: int = 0
     fatal: DetkitError | None = None
 
     def pin_memory(self) -> _Result:
         if self.packed is not None:
-            self.packed = self.packed._replace(pixels=self.packed.pixels.pin_memory())
+            batch, targets = self.packed
+            self.packed = replace(batch, pixels=batch.pixels.pin_memory()), targets
         return self
 
 
@@ -125,9 +88,9 @@ class _Result:
 class _Reader:
     """Turns a task into a packed batch; lives in the workers, so it holds nothing that changes."""
 
-    dataset: Source
+    dataset: Dataset
     resize: Resize
-    augment: Augmenter | None
+    augment: Augment | None
     seed: int
     training: bool
 
@@ -135,20 +98,16 @@ class _Reader:
         result = _Result()
         dropped = self.augment.dropped if self.augment else 0
         try:
-            samples = [
-                sample
-                for position, index in zip(*task.slots, strict=True)
-                if (sample := self._sample(task, int(position), int(index), result.failures)) is not None
-            ]
-            if samples:
-                result.packed = _pack(samples, self.resize)
+            slots = zip(task.slots.positions.tolist(), task.slots.indices.tolist(), strict=True)
+            found = [self._sample(task, position, index, result.failures) for position, index in slots]
+            samples = [sample for sample in found if sample is not None]
+            result.packed = _packed(samples, self.resize) if samples else None
             result.dropped = self.augment.dropped - dropped if self.augment else 0
         except DetkitError as error:
             result.fatal = error
         except MemoryError:
-            result.fatal = DetkitError(
-                "there was not enough memory to load a batch", do="lower train.batch or train.workers", code=4
-            )
+            what = "there was not enough memory to load a batch"
+            result.fatal = DetkitError(what, do="lower train.batch or train.workers", code=4)
         return result
 
     def _sample(self, task: _Task, position: int, index: int, failures: list[DetkitError]) -> Sample | None:
@@ -181,24 +140,38 @@ class _Reader:
 
 
 class Loader:
-    """Batches of a data set, epoch by epoch, from ``workers`` processes that live until ``close``.
+    """Batches of a data set, epoch by epoch, from worker processes that live until ``close``.
 
-    shuffle=True is training: seeded order, full batches, an image that cannot be read is replaced by another.
-    shuffle=False is evaluation: order kept, last partial batch kept, an image that cannot be read is left out. Either
-    way it is entered in ``failures`` (where -> error) and told once to ``on_bad_image``, and ``augment``, if given,
-    changes the images. ``dropped`` counts the boxes that it left out because nothing of them lies in their image.
+    Args:
+        dataset: Whose samples.
+        resize: The model's.
+        augment: Changes the images; None: they stay as they are.
+        batch: Images per batch.
+        seed: Of the order and the changes.
+        workers: Processes; 0: this one loads.
+        shuffle: True is training: seeded order, full batches, an image that cannot be read is replaced by another.
+            False is evaluation: order kept, last partial batch kept, an image that cannot be read is left out.
+        rank: This process among those that train together, see ``Sampler``.
+        world: How many these are.
+        context: Start method of the workers; None: the system's own.
+        balance: Threshold of ``repeat_factors``; 0: none.
+        pin: Page-locked memory, for CUDA.
+        on_bad_image: Is told each image that cannot be read, once.
 
-    rank, world: this process's share (see Sampler). context: start method of the workers (None: the system's own).
-    balance: threshold of ``repeat_factors``, 0 for none (the data set needs ``classes`` and ``labels_of(i)``).
-    pin: page-locked memory, for CUDA. Iterating raises DetkitError (code 4) when a worker dies.
+    Attributes:
+        failures: Images that could not be read: where to what.
+        dropped: Boxes that ``augment`` left out because nothing of them lies in their image.
+
+    Raises:
+        DetkitError: No images; with code 4, while iterating: a worker died.
     """
 
     def __init__(
         self,
-        dataset: Source,
+        dataset: Dataset,
         *,
         resize: Resize,
-        augment: Augmenter | None = None,
+        augment: Augment | None = None,
         batch: int,
         seed: int = 0,
         workers: int = 0,
@@ -210,15 +183,13 @@ class Loader:
         pin: bool = False,
         on_bad_image: Callable[[DetkitError], None] | None = None,
     ) -> None:
-        if not len(dataset):
+        count = len(dataset)
+        if not count:
             raise DetkitError("the data set holds no images", do="check the split and the path: detkit data stats")
         weights = None
         if balance and shuffle:
-            data: Any = dataset
-            weights = repeat_factors([data.labels_of(i) for i in range(len(data))], len(data.classes), balance)
-        self.sampler = Sampler(
-            len(dataset), batch=batch, seed=seed, shuffle=shuffle, rank=rank, world=world, weights=weights
-        )
+            weights = repeat_factors([dataset.labels_of(i) for i in range(count)], len(dataset.classes), balance)
+        self.sampler = Sampler(count, batch=batch, seed=seed, shuffle=shuffle, rank=rank, world=world, weights=weights)
         self.failures: dict[str, DetkitError] = {}
         self.dropped = 0
         self.workers = workers
@@ -226,18 +197,20 @@ class Loader:
         self._tasks: Iterator[_Task] = iter(())
         if augment is not None:
             augment.prepare()
-        self._loader: DataLoader | None = DataLoader(
+        self._loader: DataLoader[_Result] | None = DataLoader(
             _Reader(dataset, resize, augment, seed, shuffle),  # type: ignore[arg-type]
             batch_size=None,
-            sampler=_Now(self),  # type: ignore[arg-type]
+            sampler=self,  # type: ignore[arg-type]
             num_workers=workers,
-            collate_fn=_unchanged,
             pin_memory=pin,
             worker_init_fn=_start_worker,
             multiprocessing_context=context if workers else None,
             persistent_workers=workers > 0,
-            generator=torch.Generator(),  # else each epoch would draw from the model's random numbers
         )
+
+    def __iter__(self) -> Iterator[_Task]:
+        """What torch's DataLoader asks of a sampler: the tasks of the epoch that is under way."""
+        return self._tasks
 
     def __len__(self) -> int:
         """Batches of one epoch in this process."""
@@ -256,12 +229,12 @@ class Loader:
             if result.fatal is not None:
                 raise result.fatal
             if result.packed is not None:
-                yield result.packed.unpack()
+                yield _unpacked(*result.packed)
 
     def _results(self) -> Iterator[_Result]:
         try:
             with _without_child_signals():
-                iterator = iter(self._loader)  # type: ignore[arg-type]
+                iterator = iter(self._loader or ())
             yield from iterator
         except (RuntimeError, OSError, EOFError) as error:
             # A worker that is gone shows as torch's own error or as a broken line to it; what fails inside a worker
@@ -269,12 +242,10 @@ class Loader:
             if not self.workers or (isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)):
                 raise
             self._loader = None
-            raise DetkitError(
-                "a process that loads images was ended from outside, most likely for want of memory",
-                f"with {self.workers} workers and batches of {self.sampler.batch}",
-                "lower train.workers (0 loads in the main process) or train.batch",
-                code=4,
-            ) from error
+            what = "a process that loads images was ended from outside, most likely for want of memory"
+            where = f"with {self.workers} workers and batches of {self.sampler.batch}"
+            do = "lower train.workers (0 loads in the main process) or train.batch"
+            raise DetkitError(what, where, do, code=4) from error
 
     def _note(self, error: DetkitError) -> None:
         if error.where not in self.failures:
@@ -293,47 +264,31 @@ class Loader:
         self.close()
 
 
-@dataclass
-class _Now:
-    """The sampler that torch's DataLoader sees: the tasks of the epoch that is under way."""
-
-    loader: Loader
-
-    def __iter__(self) -> Iterator[_Task]:
-        return self.loader._tasks
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-
-def _unchanged(result: Any) -> Any:
-    return result
-
-
 def _start_worker(_: int) -> None:
-    # One thread each: the processes are the parallelism, and waiting threads would take the cores from training.
     import cv2
 
     # Ctrl-C in a terminal reaches every process of the group; the main one alone decides when loading ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # One thread each: the processes are the parallelism, and waiting threads would take the cores from training.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 
 
-class _without_child_signals:
+@contextmanager
+def _without_child_signals() -> Iterator[None]:
     """Keeps torch from raising a dead worker's error in the middle of whatever the main thread is doing.
 
     Without its handler the loss is noticed when the next batch is asked for, between two steps. Workers started in
     the block ignore Ctrl-C from their first moment, since they inherit that.
     """
-
-    def __enter__(self) -> None:
-        self._before: dict[int, Any] = {}
-        if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
-            self._before[signal.SIGCHLD] = signal.getsignal(signal.SIGCHLD)
-            self._before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signal.SIGCHLD: signal.getsignal(signal.SIGCHLD)}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
             if handler is not None:  # not set from Python
                 signal.signal(number, handler)
