@@ -303,13 +303,8 @@ def evaluate(
     from detkit.predictor import as_predictor
 
     if isinstance(predictions_or_model, (str, Path)) and _holds_detections(Path(predictions_or_model)):
-        from detkit.data.dataset import read
-        from detkit.io.detections import read_detections
-        from detkit.metrics.label_warnings import swapped_classes
-
-        annotations = read(data, split=split, images=images)
-        results, notes = read_detections(predictions_or_model, annotations)
-        for note in [*notes, *swapped_classes(annotations.ground_truth(), results)]:
+        annotations, results, notes = read_predictions(predictions_or_model, data, split=split, images=images)
+        for note in notes:
             warnings.warn(note, stacklevel=2)
         usual = "classify" if annotations.labelled else "coco"
     else:
@@ -318,6 +313,29 @@ def evaluate(
         annotations, results, _ = evaluate_model(predictor, data, split=split, images=images)
         usual = predictor.protocol
     return metrics.evaluate(annotations.ground_truth(), results, protocol=protocol or usual)
+
+
+def read_predictions(
+    path: str | Path, data: str | Path, *, split: str | None = None, images: str | Path | None = None
+) -> tuple[Annotations, Results, list[str]]:
+    """Detections from a file, the labels they are of, and what a person should know of them.
+
+    Args:
+        path: See ``detkit.io.detections.read_detections``.
+        data: COCO json, VOC folder, YOLO data.yaml or class folders.
+        split: One part of the data; None: all of it.
+        images: Folder of the images of a COCO json.
+
+    Raises:
+        DetkitError: Data or detections that cannot be read, or that do not fit each other.
+    """
+    from detkit.data.dataset import read
+    from detkit.io.detections import read_detections
+    from detkit.metrics.label_warnings import swapped_classes
+
+    annotations = read(data, split=split, images=images)
+    results, notes = read_detections(path, annotations)
+    return annotations, results, [*notes, *swapped_classes(annotations.ground_truth(), results)]
 
 
 def _holds_detections(path: Path) -> bool:

@@ -32,6 +32,11 @@ class Calibration:
     error: float
     conf: float
 
+    def to_dict(self) -> dict[str, float | list[float]]:
+        """Plain values."""
+        columns = {name: getattr(self, name).tolist() for name in ("edges", "count", "score", "precision")}
+        return {"conf": self.conf, "error": self.error, **columns}
+
 
 def calibration(
     gt: GroundTruth, dt: Results, *, iou: float = 0.5, conf: float = 0.0, bins: int = 10, max_detections: int = 100

@@ -46,6 +46,11 @@ class ErrorBreakdown:
     kind: np.ndarray
     missed: np.ndarray
 
+    def kinds_by_row(self) -> dict[int, str]:
+        """Name of the kind by row of the wrong detection."""
+        names = list(KINDS)
+        return {row: names[kind] for row, kind in zip(self.row.tolist(), self.kind.tolist(), strict=True)}
+
 
 def error_breakdown(
     gt: GroundTruth, dt: Results, *, iou: float = 0.5, background: float = 0.1, max_detections: int = 100

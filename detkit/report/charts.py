@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from detkit.report.content import Facts
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _MANY = 20  # classes that a chart tells apart
 _LETTERS = 24  # of a class name along an axis
@@ -18,13 +23,13 @@ def data_uri(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def _figure(width: float, height: float) -> Any:
+def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure  # without pyplot: no window system, no global state
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _uri(figure: Any) -> str:
+def _uri(figure: Figure) -> str:
     import matplotlib
 
     file = io.BytesIO()
@@ -34,7 +39,7 @@ def _uri(figure: Any) -> str:
     return data_uri("image/svg+xml", file.getvalue())
 
 
-def curves_chart(curves: Mapping[str, Any], iou: float) -> str:
+def curves_chart(curves: Facts, iou: float) -> str:
     """Precision against recall, and F1 against the score threshold with the best one marked; thin lines are classes."""
     figure = _figure(10, 4.2)
     left, right = figure.subplots(1, 2)
@@ -67,7 +72,7 @@ def curves_chart(curves: Mapping[str, Any], iou: float) -> str:
     return _uri(figure)
 
 
-def confusion_chart(confusion: Mapping[str, Any]) -> str:
+def confusion_chart(confusion: Facts) -> str:
     """The matrix as shares of each object class; the background's row as shares of the invented detections."""
     counts = np.array(confusion["counts"], float)
     names = [_short(name) for name in confusion["classes"]]
@@ -90,7 +95,7 @@ def confusion_chart(confusion: Mapping[str, Any]) -> str:
     return _uri(figure)
 
 
-def calibration_chart(tables: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+def calibration_chart(tables: Sequence[tuple[str, Facts]]) -> str:
     """Precision against mean score a bin, and how many detections a bin holds, for each of these tables."""
     figure = _figure(10, 3.8)
     left, right = figure.subplots(1, 2)
@@ -109,7 +114,7 @@ def calibration_chart(tables: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     return _uri(figure)
 
 
-def errors_chart(errors: Mapping[str, Any]) -> str:
+def errors_chart(errors: Facts) -> str:
     """What AP would gain if one kind of error were put right."""
     kinds = errors["kinds"]
     figure = _figure(8, 3)

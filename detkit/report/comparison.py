@@ -14,6 +14,7 @@ import numpy as np
 from detkit.io.figures import written_figure
 from detkit.metrics.bootstrap import draws
 from detkit.metrics.coco import Coco
+from detkit.report.text import aligned
 from detkit.tables import GroundTruth, Results
 
 if TYPE_CHECKING:
@@ -64,13 +65,7 @@ class Comparison:
 
     def lines(self, scores: Sequence[str] = ("AP50",)) -> list[str]:
         """A table, and a sentence per difference of these scores."""
-        rows = [_HEAD, *(_cells(run) for run in self.runs)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = []
-        for name, *cells in rows:
-            padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
-            lines.append("  ".join([name.ljust(widths[0]), *padded]))
-        lines.append("")
+        lines = [*aligned([_HEAD, *map(_cells, self.runs)]), ""]
         for one in self.differences:
             if one["metric"] in scores:
                 verdict = "more than noise" if one["significant"] else "may be noise"

@@ -1,10 +1,11 @@
-"""Everything that an evaluation says, as one dict of plain values: what ``--json`` prints and the page shows."""
+"""Everything that an evaluation says: what ``--json`` prints, the terminal and the page show."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
@@ -13,23 +14,37 @@ from detkit.metrics.bootstrap import interval
 from detkit.metrics.calibration import calibration
 from detkit.metrics.coco import AREAS, iou_name
 from detkit.metrics.confusion import confusion_matrix
-from detkit.metrics.curves import Curve, Curves, best_threshold, curves
+from detkit.metrics.curves import Curve, curves
 from detkit.metrics.errors import KINDS, MISSED, error_breakdown
 from detkit.metrics.matching import positives
-from detkit.report.costs import Costs, costs
+from detkit.report.impact import ap_impact
+from detkit.report.text import aligned, number
 
 if TYPE_CHECKING:
     from detkit.data.annotations import Annotations
     from detkit.tables import GroundTruth, Results
 
+Facts = dict[str, Any]  # plain values by name, as JSON holds them
 WORST = 24  # images that are listed
 _NAMED = 8  # errors of an image that are listed
 
 
+class _Matching(TypedDict):
+    iou: float
+    max_detections: int
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to judge: protocol, of ``detkit.metrics.METRICS``; iou, the matching threshold (None: the protocol's own);
-    max_detections of an image and class; bootstrap, the number of draws (0: no intervals); seed of them."""
+    """How to judge.
+
+    Attributes:
+        protocol: Of ``detkit.metrics.METRICS``.
+        iou: The matching threshold; None: the protocol's own.
+        max_detections: Per image and class.
+        bootstrap: Number of draws; 0: no intervals.
+        seed: Of the draws.
+    """
 
     protocol: str = "coco"
     iou: float | None = None
@@ -55,121 +70,156 @@ class Settings:
             "scope": "every image is taken as labelled for every class (no federated labels as in LVIS)",
         }
 
+    def matching(self) -> _Matching:
+        """The arguments of what looks at one threshold."""
+        return {"iou": self.match_iou, "max_detections": self.max_detections}
 
-def numbers(gt: GroundTruth, dt: Results, settings: Settings) -> dict[str, Any]:
-    """protocol, metrics, per_class, intervals (if asked for), best_threshold and settings: what is quick to find."""
-    how = {"iou": settings.iou, "max_detections": settings.max_detections}
-    result = evaluate(gt, dt, settings.protocol, **how).to_dict()  # type: ignore[arg-type]
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What an evaluation says.
+
+    Attributes:
+        facts: protocol, metrics, per_class, intervals (if asked for), best_threshold, counts, settings and, of boxes,
+            all that the page shows.
+    """
+
+    facts: Facts
+
+    def to_dict(self) -> Facts:
+        """The form of ``evaluate --json``."""
+        return self.facts
+
+    def lines(self) -> list[str]:
+        """The numbers, then one line per class."""
+        facts, settings, counts = self.facts, self.facts["settings"], self.facts["counts"]
+        metric = find_metric(facts["protocol"])
+        lines = [
+            metric.rules.format(limit=settings["max_detections"], iou=settings["match_iou"]),
+            "{images} images, {objects} objects, {ignored} ignored, {detections} detections".format(**counts),
+            "",
+        ]
+        for name, value in facts["metrics"].items():
+            low, high = facts.get("intervals", {}).get(name, (np.nan, np.nan))
+            between = "" if np.isnan(low) else f"   95% interval {low:.4f} .. {high:.4f}"
+            lines.append(f"{name:<8} {number(value, 4):>7}{between}")
+        for name, theirs in facts.get("check", {}).items():
+            gaps = {key: abs(value - facts["metrics"][key]) for key, value in theirs.items()}
+            rows = [[key, f"{facts['metrics'][key]:.12f}", f"{value:.12f}"] for key, value in theirs.items()]
+            lines += ["", *aligned([["", "detkit", name], *rows]), f"largest difference: {max(gaps.values()):.3g}"]
+        best = facts["best_threshold"]
+        matched = f" (IoU {settings['match_iou']:g})" if metric.takes_iou else ""
+        lines += ["", f"best F1 {best['f1']:.3f} at score >= {best['score']:.3f}{matched}", ""]
+        if per_class := facts["per_class"]:
+            columns = [name for name in next(iter(per_class.values())) if name != "objects"]
+            rows = [["class", "objects", *columns]]
+            for name, row in per_class.items():
+                rows.append([name, str(row["objects"]), *(number(row[column]) for column in columns)])
+            lines += aligned(rows)
+        return lines
+
+
+def build_report(
+    annotations: Annotations,
+    dt: Results,
+    settings: Settings,
+    *,
+    about: Mapping[str, object] | None = None,
+    timings: Mapping[str, Any] | None = None,
+    details: bool = True,
+) -> Report:
+    """Judges detections.
+
+    Args:
+        annotations: The labels.
+        dt: The detections.
+        settings: How to judge.
+        about: Facts of the model.
+        timings: As ``detkit.engine.evaluator.Timings``.
+        details: Also curves, confusion, calibration, kinds of errors, worst images (where the metric judges boxes).
+    """
+    gt = annotations.ground_truth()
+    judge = partial(evaluate, gt, dt, iou=settings.iou, max_detections=settings.max_detections)
+    facts = judge(settings.protocol).to_dict()
+    metric = find_metric(settings.protocol)
     if settings.bootstrap:
-        result["intervals"] = _intervals(gt, dt, settings)
-    threshold, f1 = best_threshold(gt, dt, iou=settings.match_iou, max_detections=settings.max_detections)
-    result["best_threshold"] = {"score": threshold, "f1": f1}
-    result["settings"] = {
+        names = [*metric.scores, *([] if settings.iou is None else [iou_name(settings.iou)])]
+        facts["intervals"] = {name: _interval(gt, dt, name, settings) for name in dict.fromkeys(names)}
+    shape = curves(gt, dt, **settings.matching())
+    threshold, f1 = shape.overall.best()
+    wanted = ~(gt.crowd | gt.difficult)
+    facts["best_threshold"] = {"score": threshold, "f1": f1}
+    facts["counts"] = {
+        "images": gt.images,
+        "objects": int(wanted.sum()),
+        "ignored": int((~wanted).sum()),
+        "detections": len(dt),
+    }
+    facts["settings"] = {
         "match_iou": settings.match_iou,
         "max_detections": settings.max_detections,
         "bootstrap": settings.bootstrap,
         "seed": settings.seed,
         "rules": settings.words(),
     }
-    return result
+    if details and metric.answers != "labels":
+        names = [name for name in ("coco", "voc2007", "voc2010") if name != settings.protocol]
+        facts["protocols"] = {settings.protocol: facts["metrics"]} | {name: judge(name).metrics for name in names}
+        facts["curves"] = {
+            "overall": _thinned(shape.overall),
+            "per_class": {name: _thinned(curve) for name, curve in shape.per_class.items() if curve.objects},
+        }
+        facts |= _details(annotations, gt, dt, settings, threshold)
+        coco = facts["protocols"]["coco"]
+        for name, row in facts["by_size"].items():
+            row |= {"AP": coco[f"AP{name[0]}"], "AR": coco[f"AR{name[0]}"]}
+    facts |= {"model": dict(about)} if about else {}
+    return Report(facts | ({"timings": latency(timings)} if timings else {}))
 
 
-def content(
-    annotations: Annotations,
-    dt: Results,
-    settings: Settings,
-    *,
-    about: Mapping[str, Any] | None = None,
-    timings: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """protocol, metrics, per_class, best_threshold and, below them, all that the report shows.
-
-    about: facts of the model; timings: as ``detkit.engine.evaluator.Timings``.
-    """
-    gt = annotations.ground_truth()
-    iou, most = settings.match_iou, settings.max_detections
-    result = numbers(gt, dt, settings)
-    shape = curves(gt, dt, iou=iou, max_detections=most)
-    threshold = result["best_threshold"]["score"]
-    wanted = ~(gt.crowd | gt.difficult)
-    result["counts"] = {
-        "images": gt.images,
-        "objects": int(wanted.sum()),
-        "ignored": int((~wanted).sum()),
-        "detections": len(dt),
-    }
-    result["protocols"] = _protocols(gt, dt, settings, result)
-    coco = result["protocols"]["coco"]
-    result["by_size"] = {
-        name: {"objects": int(n), "AP": coco[f"AP{name[0]}"], "AR": coco[f"AR{name[0]}"]}
-        for name, n in zip(AREAS, positives(gt, np.array(list(AREAS.values()))).sum(axis=0), strict=True)
-        if name != "all"
-    }
-    result["curves"] = _curves(shape)
-    confusion = confusion_matrix(gt, dt, conf=threshold, iou=iou, max_detections=most)
-    result["confusion"] = {
-        "threshold": threshold,
-        "classes": [*confusion.classes, "background"],
-        "counts": confusion.counts.tolist(),
-    }
-    result["calibration"] = {
-        name: _calibration(gt, dt, iou, conf, most) for name, conf in (("all", 0.0), ("shown", threshold))
-    }
-    errors = error_breakdown(gt, dt, iou=iou, background=min(0.1, iou / 2), max_detections=most)
-    result["errors"] = {
-        "AP": errors.ap,
-        "kinds": {
-            name: {"count": errors.counts[name], "gain": errors.gains[name], "meaning": meaning}
-            for name, meaning in (KINDS | {"missed": MISSED}).items()
-        },
-        "false_positives": errors.false_positives,
-        "false_negatives": errors.false_negatives,
-    }
-    kinds = dict(zip(errors.row.tolist(), (list(KINDS)[k] for k in errors.kind), strict=True))
-    dear = costs(gt, dt, iou=iou, max_detections=most)
-    result["worst"] = _worst(annotations, gt, dt, dear, kinds, threshold)
-    result["examples"] = _examples(annotations, gt, dt, dear, kinds)
-    if about:
-        result["model"] = dict(about)
-    if timings:
-        result["timings"] = latency(timings)
-    return result
+def _interval(gt: GroundTruth, dt: Results, score: str, settings: Settings) -> tuple[float, float]:
+    return interval(
+        gt,
+        dt,
+        score,
+        samples=settings.bootstrap,
+        seed=settings.seed,
+        protocol=settings.protocol,
+        iou=settings.iou,
+        max_detections=settings.max_detections,
+    )
 
 
-def _protocols(gt: GroundTruth, dt: Results, settings: Settings, done: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """The numbers of the protocol that was asked for, then of COCO and of both years of PASCAL."""
-    table = {settings.protocol: done["metrics"]}
-    for name in ("coco", "voc2007", "voc2010"):
-        if name != settings.protocol:
-            table[name] = evaluate(gt, dt, name, iou=settings.iou, max_detections=settings.max_detections).metrics
-    return table
-
-
-def _intervals(gt: GroundTruth, dt: Results, settings: Settings) -> dict[str, tuple[float, float]]:
-    names = find_metric(settings.protocol).scores
-    if settings.iou is not None:
-        names = tuple(dict.fromkeys([*names, iou_name(settings.iou)]))
+def _details(annotations: Annotations, gt: GroundTruth, dt: Results, settings: Settings, threshold: float) -> Facts:
+    """Objects by size, confusion, calibration, kinds of errors, worst images and examples."""
+    matching, sizes = settings.matching(), positives(gt, np.array(list(AREAS.values()))).sum(axis=0)
+    confusion = confusion_matrix(gt, dt, conf=threshold, **matching)
+    errors = error_breakdown(gt, dt, background=min(0.1, settings.match_iou / 2), **matching)
+    tables = {name: calibration(gt, dt, conf=conf, **matching) for name, conf in (("all", 0.0), ("shown", threshold))}
+    chosen = _Chosen(annotations, gt, dt, errors.kinds_by_row(), settings)
     return {
-        name: interval(
-            gt,
-            dt,
-            name,
-            samples=settings.bootstrap,
-            seed=settings.seed,
-            protocol=settings.protocol,
-            iou=settings.iou,
-            max_detections=settings.max_detections,
-        )
-        for name in names
+        "by_size": {name: {"objects": int(n)} for name, n in zip(AREAS, sizes, strict=True) if name != "all"},
+        "confusion": {
+            "threshold": threshold,
+            "classes": [*confusion.classes, "background"],
+            "counts": confusion.counts.tolist(),
+        },
+        "calibration": {name: table.to_dict() for name, table in tables.items()},
+        "errors": {
+            "AP": errors.ap,
+            "kinds": {
+                name: {"count": errors.counts[name], "gain": errors.gains[name], "meaning": meaning}
+                for name, meaning in (KINDS | {"missed": MISSED}).items()
+            },
+            "false_positives": errors.false_positives,
+            "false_negatives": errors.false_negatives,
+        },
+        "worst": chosen.worst(threshold),
+        "examples": chosen.examples(),
     }
 
 
-def _curves(shape: Curves) -> dict[str, Any]:
-    per_class = {name: _thinned(curve) for name, curve in shape.per_class.items() if curve.objects}
-    return {"overall": _thinned(shape.overall), "per_class": per_class}
-
-
-def _thinned(curve: Curve) -> dict[str, Any]:
+def _thinned(curve: Curve) -> Facts:
     """At most some 200 points: those where recall or the score passes a hundredth, and the best one."""
     threshold, f1 = curve.best()
     points = np.zeros(0, np.int64)
@@ -184,97 +234,74 @@ def _thinned(curve: Curve) -> dict[str, Any]:
     return {"objects": curve.objects, "best": {"score": threshold, "f1": f1}, **columns}
 
 
-def _calibration(gt: GroundTruth, dt: Results, iou: float, conf: float, most: int) -> dict[str, Any]:
-    table = calibration(gt, dt, iou=iou, conf=conf, max_detections=most)
-    columns = {name: getattr(table, name).tolist() for name in ("edges", "count", "score", "precision")}
-    return {"conf": conf, "error": table.error, **columns}
+class _Chosen:
+    """Detections and objects to look at, by their impact on AP."""
+
+    def __init__(
+        self, annotations: Annotations, gt: GroundTruth, dt: Results, kinds: Mapping[int, str], settings: Settings
+    ) -> None:
+        self.files, self.gt, self.dt, self.kinds = annotations.files, gt, dt, kinds
+        self.wanted = ~(gt.crowd | gt.difficult)
+        self.impact = ap_impact(gt, dt, **settings.matching())
+
+    def worst(self, threshold: float) -> list[Facts]:
+        """The images whose false positives at this threshold and missed objects cost most."""
+        gt, dt, impact = self.gt, self.dt, self.impact
+        false = np.flatnonzero((impact.false_positive > 0) & (dt.score >= threshold))
+        missed = np.flatnonzero(self.wanted & ~(impact.score >= threshold))
+        cost = np.bincount(dt.image[false], impact.false_positive[false], minlength=gt.images)
+        cost = cost + np.bincount(gt.image[missed], impact.object[missed], minlength=gt.images)
+        images = np.argsort(-cost, kind="stable")[:WORST]
+        found = []
+        for i in images[cost[images] > 0].tolist():
+            wrong = _highest(false[dt.image[false] == i], impact.false_positive)
+            gone = _highest(missed[gt.image[missed] == i], impact.object)
+            entry = {"image": i, "file": self.files[i], "cost": float(cost[i])}
+            entry["false_positives"] = [self._detection(row) for row in wrong]
+            found.append(entry | {"missed": [self._object(row) for row in gone]})
+        return found
+
+    def examples(self) -> Facts:
+        """Of each class the surest right detection, the most costly false positive and the largest missed object."""
+        gt, dt, impact = self.gt, self.dt, self.impact
+        table: Facts = {}
+        for k, name in enumerate(gt.classes):
+            found = {}
+            if len(right := np.flatnonzero((dt.label == k) & impact.true)):
+                found["right"] = self._detection(right[np.argmax(dt.score[right])])
+            if len(wrong := np.flatnonzero((dt.label == k) & (impact.false_positive > 0))):
+                found["false_positive"] = self._detection(wrong[np.argmax(impact.false_positive[wrong])])
+            if len(missed := np.flatnonzero((gt.label == k) & self.wanted & np.isnan(impact.score))):
+                # They cost the same: the largest is the one that should have been seen.
+                found["missed"] = self._object(missed[np.argmax(gt.area[missed])])
+            for one in found.values():
+                one["file"] = self.files[one["image"]]
+            if found:
+                table[name] = found
+        return table
+
+    def _detection(self, row: int) -> Facts:
+        more = {"score": float(self.dt.score[row]), "kind": self.kinds.get(int(row), "right")}
+        return {**self._place(self.dt, row), **more, "cost": float(self.impact.false_positive[row])}
+
+    def _object(self, row: int) -> Facts:
+        score = float(self.impact.score[row])
+        found_at = None if np.isnan(score) else score
+        return {**self._place(self.gt, row), "found_at": found_at, "cost": float(self.impact.object[row])}
+
+    def _place(self, table: GroundTruth | Results, row: int) -> Facts:
+        x, y, w, h = table.xywh[row].tolist()
+        box = [round(v, 2) for v in (x, y, x + w, y + h)]
+        return {"image": int(table.image[row]), "label": self.gt.classes[table.label[row]], "box": box}
 
 
-def _worst(
-    annotations: Annotations, gt: GroundTruth, dt: Results, dear: Costs, kinds: Mapping[int, str], threshold: float
-) -> list[dict[str, Any]]:
-    """The images whose false positives at this threshold and missed objects cost most, dearest first."""
-    false = np.flatnonzero((dear.false_positive > 0) & (dt.score >= threshold))
-    wanted = ~(gt.crowd | gt.difficult)
-    missed = np.flatnonzero(wanted & ~(dear.score >= threshold))
-    parts = ((dt.image[false], dear.false_positive[false]), (gt.image[missed], dear.object[missed]))
-    cost = np.sum([np.bincount(image, own, minlength=gt.images) for image, own in parts], axis=0)
-    worst = np.argsort(-cost, kind="stable")[:WORST]
-    pictures = []
-    for i in worst[cost[worst] > 0]:
-        wrong = _dearest(false[dt.image[false] == i], dear.false_positive)
-        gone = _dearest(missed[gt.image[missed] == i], dear.object)
-        pictures.append(
-            {
-                "image": int(i),
-                "file": annotations.files[i],
-                "cost": float(cost[i]),
-                "false_positives": [_detection(gt, dt, row, dear, kinds) for row in wrong],
-                "missed": [_object(gt, row, dear) for row in gone],
-            }
-        )
-    return pictures
-
-
-def _examples(
-    annotations: Annotations, gt: GroundTruth, dt: Results, dear: Costs, kinds: Mapping[int, str]
-) -> dict[str, dict[str, Any]]:
-    """Of each class the surest right detection, the dearest false positive and the dearest missed object."""
-    table: dict[str, dict[str, Any]] = {}
-    wanted = ~(gt.crowd | gt.difficult)
-    for k, name in enumerate(gt.classes):
-        of_class = dt.label == k
-        found = {}
-        right = np.flatnonzero(of_class & dear.true)
-        if len(right):
-            found["right"] = _detection(gt, dt, right[np.argmax(dt.score[right])], dear, kinds)
-        wrong = np.flatnonzero(of_class & (dear.false_positive > 0))
-        if len(wrong):
-            found["false_positive"] = _detection(gt, dt, wrong[np.argmax(dear.false_positive[wrong])], dear, kinds)
-        missed = np.flatnonzero((gt.label == k) & wanted & np.isnan(dear.score))
-        if len(missed):  # they cost the same: the largest is the one that should have been seen
-            found["missed"] = _object(gt, missed[np.argmax(gt.area[missed])], dear)
-        for one in found.values():
-            one["file"] = annotations.files[one["image"]]
-        if found:
-            table[name] = found
-    return table
-
-
-def _dearest(rows: np.ndarray, cost: np.ndarray) -> Sequence[int]:
-    order: list[int] = rows[np.argsort(-cost[rows], kind="stable")].tolist()
+def _highest(rows: np.ndarray, impact: np.ndarray) -> list[int]:
+    order: list[int] = rows[np.argsort(-impact[rows], kind="stable")].tolist()
     return order[:_NAMED]
 
 
-def _detection(gt: GroundTruth, dt: Results, row: int, dear: Costs, kinds: Mapping[int, str]) -> dict[str, Any]:
-    return {
-        "image": int(dt.image[row]),
-        "label": gt.classes[dt.label[row]],
-        "score": float(dt.score[row]),
-        "box": _box(dt.xywh[row]),
-        "cost": float(dear.false_positive[row]),
-        "kind": kinds.get(int(row), "right"),
-    }
-
-
-def _object(gt: GroundTruth, row: int, dear: Costs) -> dict[str, Any]:
-    score = float(dear.score[row])
-    return {
-        "image": int(gt.image[row]),
-        "label": gt.classes[gt.label[row]],
-        "found_at": None if np.isnan(score) else score,
-        "box": _box(gt.xywh[row]),
-        "cost": float(dear.object[row]),
-    }
-
-
-def _box(xywh: np.ndarray) -> list[float]:
-    x, y, w, h = xywh.tolist()
-    return [round(v, 2) for v in (x, y, x + w, y + h)]
-
-
-def latency(timings: Mapping[str, Any]) -> dict[str, Any]:
-    """Milliseconds an image, median and 95th percentile, of data, model, post-processing and together; the first of
+def latency(timings: Mapping[str, Any]) -> Facts:
+    """Milliseconds per image, median and 95th percentile, of data, model, post-processing and together; the first of
     several batches is left out (memory is set up in it). ``split`` is False where post-processing is in ``model``."""
     batches = np.array(timings.get("batches") or np.zeros((0, 4)), float)
     whole = {name: timings[name] for name in ("images", "data", "compute") if name in timings}

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import detkit
 from detkit.io.files import write_text
 from detkit.report.charts import calibration_chart, confusion_chart, curves_chart, errors_chart
+from detkit.report.content import Facts, Report
 from detkit.report.images import example_image, gallery_image
+from detkit.report.text import number
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -35,33 +36,47 @@ figcaption { font-size: .85rem; overflow-wrap: anywhere; } .none { color: #777; 
 _EXAMPLES = {"right": "surest right", "false_positive": "dearest false positive", "missed": "largest missed"}
 _MOST = 10  # rows of a table of what is most frequent
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_UNREADABLE = '<p class="none">no image</p>'
 
 
-def write_report(path: str | Path, content: Mapping[str, Any], title: str, *, overwrite: bool = False) -> int:
-    """Writes ``detkit.report.content.content`` as a page, and returns how many of its images could not be read.
+class Html(str):
+    """Text that is HTML already."""
 
-    Raises DetkitError if the file exists (without ``overwrite``) or cannot be written.
+
+def write_report(path: str | Path, report: Report, title: str, *, overwrite: bool = False) -> int:
+    """Writes an evaluation as a page.
+
+    Args:
+        path: Of the file.
+        report: With its details.
+        title: Of the page.
+        overwrite: Replace a file that exists.
+
+    Returns:
+        How many of its images could not be read.
+
+    Raises:
+        DetkitError: The file exists or cannot be written.
     """
-    path = Path(path)
-    gallery, lost = _gallery(content["worst"], path.resolve().parent)
-    examples, more = _examples(content["examples"], path.resolve().parent)
+    path, facts = Path(path), report.facts
+    folder = path.resolve().parent
     sections = {
-        "Summary": _summary(content),
-        "Rules": _rules(content),
-        "COCO and VOC": _protocols(content),
-        "Classes": _classes(content),
-        "Curves": _chart(curves_chart(content["curves"], content["settings"]["match_iou"]), "curves"),
-        "Confusion": _chart(confusion_chart(content["confusion"]), "confusion matrix")
-        + _confused(content["confusion"]),
-        "Calibration": _calibration(content["calibration"]),
-        "Errors": _chart(errors_chart(content["errors"]), "gain of each kind of error") + _errors(content),
-        "Worst images": gallery,
-        "Examples": examples,
-        "Speed and size": _speed(content),
+        "Summary": _summary(facts),
+        "Rules": html_table(("rule", "in force"), facts["settings"]["rules"].items()),
+        "COCO and VOC": _protocols(facts),
+        "Classes": _classes(facts),
+        "Curves": _image(curves_chart(facts["curves"], facts["settings"]["match_iou"]), "curves"),
+        "Confusion": _image(confusion_chart(facts["confusion"]), "confusion matrix") + _confused(facts["confusion"]),
+        "Calibration": _calibration(facts["calibration"]),
+        "Errors": _image(errors_chart(facts["errors"]), "gain of each kind of error") + _errors(facts),
+        "Worst images": _gallery(facts["worst"], folder),
+        "Examples": _examples(facts["examples"], folder),
+        "Speed and size": _speed(facts),
     }
-    links = " ".join(f'<a href="#{_anchor(name)}">{name}</a>' for name in sections)
+    anchors = {name: name.lower().replace(" ", "-") for name in sections}
+    links = " ".join(f'<a href="#{anchor}">{name}</a>' for name, anchor in anchors.items())
     body = "\n".join(
-        f'<section id="{_anchor(name)}"><h2>{name}</h2>{text}</section>' for name, text in sections.items()
+        f'<section id="{anchors[name]}"><h2>{name}</h2>{text}</section>' for name, text in sections.items()
     )
     write_text(
         path,
@@ -72,86 +87,84 @@ def write_report(path: str | Path, content: Mapping[str, Any], title: str, *, ov
         f"<body><h1>{escape(title)}</h1><nav>{links}</nav>\n{body}\n<p>detkit {detkit.__version__}</p></body></html>\n",
         overwrite=overwrite,
     )
-    return lost + more
+    return body.count(_UNREADABLE)
 
 
-def _anchor(name: str) -> str:
-    return name.lower().replace(" ", "-")
+def html_table(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> str:
+    """An HTML table; the first cell of a row is its name, columns with letters are set as text, others as numbers.
 
-
-def number(value: Any, digits: int = 3) -> str:
-    """A number for people: a dash where there is nothing to measure (None, NaN, COCO's -1)."""
-    if value is None or (isinstance(value, float) and (value != value or value == -1)):
-        return "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "") -> str:
-    """An HTML table; the first cell of a row is its name, cells with letters are set as text, others as numbers."""
-    filled = [[cell if isinstance(cell, str) else number(cell) for cell in row] for row in rows]
+    Args:
+        head: The columns' names.
+        rows: Cells: text, numbers, None, or ``Html``.
+        caption: Stands above.
+    """
+    filled = [[_text(cell) for cell in row] for row in rows]
     words = [any(any(map(str.isalpha, cell)) for cell in column) for column in zip(*filled, strict=True)]
     kinds = [' class="text"' if word else "" for word in words] or [""] * len(head)
     top = "".join(f'<th scope="col"{kind}>{escape(name)}</th>' for name, kind in zip(head, kinds, strict=True))
     body = ""
     for first, *rest in filled:
-        cells = "".join(f"<td{kind}>{escape(cell)}</td>" for cell, kind in zip(rest, kinds[1:], strict=True))
-        body += f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>'
+        cells = "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(rest, kinds[1:], strict=True))
+        body += f'<tr><th scope="row">{first}</th>{cells}</tr>'
     said = f"<caption>{escape(caption)}</caption>" if caption else ""
     return f'<div class="wide"><table>{said}<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _text(cell: object) -> str:
+    if isinstance(cell, Html):
+        return cell
+    return number(cell) if isinstance(cell, (int, float, type(None))) else escape(str(cell))
 
 
 def _side_by_side(tables: Iterable[str]) -> str:
     return f'<div class="side">{"".join(tables)}</div>'
 
 
-def _chart(uri: str, what: str) -> str:
-    return f'<img src="{uri}" alt="{escape(what)}">'
+def _image(uri: str | None, what: str) -> str:
+    return f'<img src="{uri}" alt="{escape(what)}">' if uri else _UNREADABLE
 
 
-def _between(content: Mapping[str, Any], name: str) -> str:
-    low, high = content.get("intervals", {}).get(name, (float("nan"), float("nan")))
+def _between(facts: Facts, name: str) -> str:
+    low, high = facts.get("intervals", {}).get(name, (float("nan"), float("nan")))
     return "" if low != low else f"{low:.3f} .. {high:.3f}"
 
 
-def _summary(content: Mapping[str, Any]) -> str:
-    coco, best, counts = content["protocols"]["coco"], content["best_threshold"], content["counts"]
-    gap = content["calibration"]["all"]["error"]
-    tiles = [(name, number(coco[name])) for name in ("AP", "AP50", "AP75")]
-    tiles += [("VOC2010 AP", number(content["protocols"]["voc2010"]["AP"])), ("best F1", number(best["f1"]))]
-    tiles += [("at score", number(best["score"])), ("calibration error", number(gap))]
-    shown = "".join(f"<li>{escape(name)}<b>{value}</b></li>" for name, value in tiles)
-    said = ", ".join(f"{value:,} {name}" for name, value in counts.items())
-    intervals = "; ".join(f"{name} {_between(content, name)}" for name in content.get("intervals", {}))
-    draws = content["settings"]["bootstrap"]
+def _summary(facts: Facts) -> str:
+    coco, best = facts["protocols"]["coco"], facts["best_threshold"]
+    tiles = {name: coco[name] for name in ("AP", "AP50", "AP75")}
+    tiles |= {"VOC2010 AP": facts["protocols"]["voc2010"]["AP"], "best F1": best["f1"], "at score": best["score"]}
+    tiles["calibration error"] = facts["calibration"]["all"]["error"]
+    shown = "".join(f"<li>{escape(name)}<b>{number(value)}</b></li>" for name, value in tiles.items())
+    said = ", ".join(f"{value:,} {name}" for name, value in facts["counts"].items())
+    intervals = "; ".join(f"{name} {_between(facts, name)}" for name in facts.get("intervals", {}))
+    draws = facts["settings"]["bootstrap"]
     drawn = f"<p>95% intervals, {draws:,} draws of the images: {intervals}</p>" if intervals else ""
     return f'<ul class="tiles">{shown}</ul><p>{said}</p>{drawn}'
 
 
-def _rules(content: Mapping[str, Any]) -> str:
-    return table(("rule", "in force"), content["settings"]["rules"].items())
-
-
-def _protocols(content: Mapping[str, Any]) -> str:
-    own = content["protocol"] if "intervals" in content else None
+def _protocols(facts: Facts) -> str:
     tables = []
-    for name, metrics in content["protocols"].items():
-        rows = [(key, value, *([_between(content, key)] if name == own else [])) for key, value in metrics.items()]
-        tables.append(table(("number", "value", *(["95% interval"] if name == own else [])), rows, name))
-    sizes = [(name, row["objects"], row["AP"], row["AR"]) for name, row in content["by_size"].items()]
-    return _side_by_side([*tables, table(("size", "objects", "AP", "AR"), sizes, "by size of the object (COCO)")])
+    for name, metrics in facts["protocols"].items():
+        if name == facts["protocol"] and "intervals" in facts:
+            rows = [(key, value, _between(facts, key)) for key, value in metrics.items()]
+            tables.append(html_table(("number", "value", "95% interval"), rows, name))
+        else:
+            tables.append(html_table(("number", "value"), metrics.items(), name))
+    sizes = [(name, row["objects"], row["AP"], row["AR"]) for name, row in facts["by_size"].items()]
+    return _side_by_side([*tables, html_table(("size", "objects", "AP", "AR"), sizes, "by size of the object (COCO)")])
 
 
-def _classes(content: Mapping[str, Any]) -> str:
-    rows, curves = content["per_class"], content["curves"]["per_class"]
+def _classes(facts: Facts) -> str:
+    rows, curves = facts["per_class"], facts["curves"]["per_class"]
     columns = list(dict.fromkeys(["objects", *(name for row in rows.values() for name in row)]))
     filled = []
     for name, row in rows.items():
         best = curves[name]["best"] if name in curves else {}
         filled.append((name, *(row.get(column) for column in columns), best.get("f1"), best.get("score")))
-    return table(("class", *columns, "best F1", "at score"), filled, content["protocol"])
+    return html_table(("class", *columns, "best F1", "at score"), filled, facts["protocol"])
 
 
-def _confused(confusion: Mapping[str, Any]) -> str:
+def _confused(confusion: Facts) -> str:
     *names, _ = confusion["classes"]
     counts = confusion["counts"]
     between = [(f"{a} as {b}", counts[i][j]) for i, a in enumerate(names) for j, b in enumerate(names) if i != j]
@@ -164,35 +177,32 @@ def _confused(confusion: Mapping[str, Any]) -> str:
     for title, rows in kinds.items():
         most = sorted((row for row in rows if row[1]), key=lambda row: -row[1])[:_MOST]
         if most:
-            tables.append(table(("class", "times"), most, f"most often {title}"))
+            tables.append(html_table(("class", "times"), most, f"most often {title}"))
     return _side_by_side(tables)
 
 
-def _calibration(tables: Mapping[str, Any]) -> str:
+def _calibration(tables: Facts) -> str:
     names = {"all": "all detections", "shown": f"scores from {tables['shown']['conf']:.3f}"}
-    chart = _chart(calibration_chart([(names[key], one) for key, one in tables.items()]), "reliability")
     shown = []
     for key, one in tables.items():
-        edges = one["edges"]
-        bins = [i for i, count in enumerate(one["count"]) if count]
-        columns = [one[name] for name in ("count", "score", "precision")]
-        rows = [(f"{edges[i]:.1f} .. {edges[i + 1]:.1f}", *(column[i] for column in columns)) for i in bins]
+        columns = zip(one["edges"], one["edges"][1:], one["count"], one["score"], one["precision"], strict=False)
+        rows = [(f"{low:.1f} .. {high:.1f}", count, *means) for low, high, count, *means in columns if count]
         caption = f"{names[key]}: expected calibration error {number(one['error'])}"
-        shown.append(table(("score", "detections", "mean score", "right"), rows, caption))
-    return chart + _side_by_side(shown)
+        shown.append(html_table(("score", "detections", "mean score", "right"), rows, caption))
+    chart = calibration_chart([(names[key], one) for key, one in tables.items()])
+    return _image(chart, "reliability") + _side_by_side(shown)
 
 
-def _errors(content: Mapping[str, Any]) -> str:
-    errors, iou = content["errors"], content["settings"]["match_iou"]
-    rows: list[tuple[Any, ...]] = [
-        (name, kind["count"], f"{100 * kind['gain']:+.2f}", kind["meaning"]) for name, kind in errors["kinds"].items()
-    ]
+def _errors(facts: Facts) -> str:
+    errors, iou = facts["errors"], facts["settings"]["match_iou"]
+    rows = [(name, kind["count"], kind["gain"], kind["meaning"]) for name, kind in errors["kinds"].items()]
     rows += [
-        ("every false positive", "", f"{100 * errors['false_positives']:+.2f}", "if there were none"),
-        ("every miss", "", f"{100 * errors['false_negatives']:+.2f}", "if what is missed were not asked for"),
+        ("every false positive", "", errors["false_positives"], "if there were none"),
+        ("every miss", "", errors["false_negatives"], "if what is missed were not asked for"),
     ]
+    shown = [(name, count, f"{100 * gain:+.2f}", meaning) for name, count, gain, meaning in rows]
     caption = f"AP {100 * errors['AP']:.2f} at IoU {iou:g}, and the points that putting errors right would add (TIDE)"
-    return table(("error", "number", "AP points", "meaning"), rows, caption)
+    return html_table(("error", "number", "AP points", "meaning"), shown, caption)
 
 
 def _link(file: str, folder: Path) -> str:
@@ -205,57 +215,49 @@ def _link(file: str, folder: Path) -> str:
     return f'<a href="{escape(href, quote=True)}">{escape(Path(file).name)}</a>'
 
 
-def _gallery(worst: Sequence[Mapping[str, Any]], folder: Path) -> tuple[str, int]:
-    figures, lost = [], 0
+def _gallery(worst: Sequence[Facts], folder: Path) -> str:
+    figures = ""
     for entry in worst:
-        uri = gallery_image(entry)
-        lost += uri is None
-        image = _chart(uri, f"errors in {Path(entry['file']).name}") if uri else '<p class="none">no image</p>'
+        image = _image(gallery_image(entry), f"errors in {Path(entry['file']).name}")
         said = [f"{one['label']} {one['score']:.2f} ({one['kind']})" for one in entry["false_positives"]]
-        said += [
-            f"missed {one['label']}" + (f" (found at {one['found_at']:.3f})" if one["found_at"] is not None else "")
-            for one in entry["missed"]
-        ]
+        for one in entry["missed"]:
+            found = "" if one["found_at"] is None else f" (found at {one['found_at']:.3f})"
+            said.append(f"missed {one['label']}{found}")
         text = f"{_link(entry['file'], folder)}: costs {100 * entry['cost']:.2f} AP points; {escape(', '.join(said))}"
-        figures.append(f"<figure>{image}<figcaption>{text}</figcaption></figure>")
+        figures += f"<figure>{image}<figcaption>{text}</figcaption></figure>"
     explained = (
         "<p>Red: false positives from the best-F1 threshold up; orange, dashed: objects that are not found there. The "
         "cost is what AP at one IoU would gain without that false positive, or with that object found first.</p>"
     )
-    return explained + (f'<div class="gallery">{"".join(figures)}</div>' if figures else "<p>None.</p>"), lost
+    return explained + (f'<div class="gallery">{figures}</div>' if figures else "<p>None.</p>")
 
 
-def _examples(examples: Mapping[str, Mapping[str, Any]], folder: Path) -> tuple[str, int]:
-    rows, lost = "", 0
+def _examples(examples: Facts, folder: Path) -> str:
+    rows = []
     for name, found in examples.items():
-        rows += f'<tr><th scope="row">{escape(name)}</th>'
-        for kind in _EXAMPLES:
-            if kind not in found:
-                rows += "<td></td>"
-                continue
-            one = found[kind]
-            uri = example_image(kind, one)
-            lost += uri is None
-            image = _chart(uri, f"{name}: {_EXAMPLES[kind]}") if uri else ""
-            said = f"{one['score']:.2f} {one['kind']}" if "score" in one else "no detection"
-            caption = f"<figcaption>{escape(said)}, {_link(one['file'], folder)}</figcaption>"
-            rows += f"<td><figure>{image}{caption}</figure></td>"
-        rows += "</tr>"
-    head = "".join(f'<th scope="col" class="text">{title}</th>' for title in ("class", *_EXAMPLES.values()))
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>', lost
+        cells = []
+        for kind, title in _EXAMPLES.items():
+            one = found.get(kind)
+            if one:
+                image = _image(example_image(kind, one), f"{name}: {title}")
+                said = f"{one['score']:.2f} {one['kind']}" if "score" in one else "no detection"
+                caption = f"<figcaption>{escape(said)}, {_link(one['file'], folder)}</figcaption>"
+                cells.append(Html(f"<figure>{image}{caption}</figure>"))
+            else:
+                cells.append(Html())
+        rows.append((name, *cells))
+    return html_table(("class", *_EXAMPLES.values()), rows)
 
 
-def _speed(content: Mapping[str, Any]) -> str:
-    text, model, timings = "", content.get("model", {}), content.get("timings", {})
-    if model:
-        text += table(
-            ("model", ""), [(name, value if isinstance(value, int) else str(value)) for name, value in model.items()]
-        )
+def _speed(facts: Facts) -> str:
+    text, timings = "", facts.get("timings", {})
+    if model := facts.get("model"):
+        text += html_table(("model", ""), model.items())
     if "ms" in timings:
         names = {"data": "reading and preparing", "model": "model", "post": "post-processing", "total": "together"}
         if not timings["split"]:
             names = {"data": names["data"], "model": "model with post-processing", "total": names["total"]}
         rows = [(said, *(number(timings["ms"][key][s], 1) for s in ("median", "p95"))) for key, said in names.items()]
-        caption = f"milliseconds an image, in batches of {timings['batch']} (--batch 1 measures single images)"
-        text += table(("part", "median", "95%"), rows, caption)
+        caption = f"milliseconds per image, in batches of {timings['batch']} (--batch 1 measures single images)"
+        text += html_table(("part", "median", "95%"), rows, caption)
     return text or '<p class="none">Detections from a file: no model was run.</p>'

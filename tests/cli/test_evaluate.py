@@ -99,6 +99,17 @@ def test_bootstrap_and_another_iou(coco: Path, found: Path, capsys: pytest.Captu
     assert "95% interval" in capsys.readouterr().out
 
 
+def test_check_with_pycocotools(coco: Path, found: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--predictions", found, coco, "--check", "pycocotools")
+    got = run_json(capsys, *words)
+    assert got["check"]["pycocotools"] == pytest.approx(got["metrics"], abs=0)
+    assert main(["evaluate", *map(str, words)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "largest difference: 0" in lines
+    row = next(line.split() for line in lines if line.startswith("AP50 ") and line.count(".") == 2)
+    assert row[1] == row[2]
+
+
 def test_lines_of_detect_match_by_name(coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = {"label": "cat", "label_id": 17, "score": 0.9, "box": [10, 10, 40, 30]}
     line = {"source": "somewhere/1.jpg", "frame": None, "width": 100, "height": 100, "detections": [record]}
@@ -202,6 +213,8 @@ def test_data_without_objects(coco: Path, tmp_path: Path, capsys: pytest.Capture
         (["DATA", "--predictions", "FOUND", "--match-iou", "0"], "--match-iou"),
         (["DATA", "--predictions", "FOUND", "--bootstrap", "-1"], "--bootstrap"),
         (["DATA", "--predictions", "FOUND", "--max-detections", "0"], "--max-detections"),
+        (["DATA", "--predictions", "FOUND", "--check", "detectron"], "--check"),
+        (["DATA", "--predictions", "FOUND", "--check", "pycocotools", "--protocol", "voc2010"], "--check"),
         (["DATA", "--predictions", "FOUND", "--max-detections", "9", "--protocol", "voc2010"], "--max-detections"),
         (["DATA", "--predictions", "FOUND", "--report", "DATA"], "exists"),
         (["DATA", "--predictions", "FOUND", "--report", "/proc/none/r.html"], "none"),

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from detkit.metrics import evaluate
-from detkit.report.content import Settings, content, latency
+from detkit.report.content import Settings, build_report, latency
 from detkit.tables import Results
 
 
 def test_numbers(case) -> None:
-    got = content(case.annotations, case.results, Settings(iou=0.6, bootstrap=5))
+    got = build_report(case.annotations, case.results, Settings(iou=0.6, bootstrap=5)).facts
     gt = case.annotations.ground_truth()
     expected = evaluate(gt, case.results, "coco", iou=0.6)
     assert got["metrics"] == expected.metrics
@@ -29,7 +29,7 @@ def test_numbers(case) -> None:
 
 
 def test_worst_and_examples(case) -> None:
-    got = content(case.annotations, case.results, Settings())
+    got = build_report(case.annotations, case.results, Settings()).facts
     # In the first image the dog, the only one, is missed: half of AP. The cat taken for it costs something too.
     first, second = got["worst"]
     assert first["file"].endswith("a.jpg")
@@ -47,7 +47,7 @@ def test_worst_and_examples(case) -> None:
 @pytest.mark.parametrize("protocol", ["coco", "voc2007", "voc2010"])
 def test_protocols_and_nothing_found(case, protocol: str) -> None:
     none = Results(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0))
-    got = content(case.annotations, none, Settings(protocol, bootstrap=2))
+    got = build_report(case.annotations, none, Settings(protocol, bootstrap=2)).facts
     assert got["metrics"]["AP"] == 0
     assert got["curves"]["overall"]["score"] == []
     assert got["errors"]["kinds"]["missed"]["count"] == 4
@@ -55,7 +55,7 @@ def test_protocols_and_nothing_found(case, protocol: str) -> None:
 
 
 def test_another_limit(case) -> None:
-    got = content(case.annotations, case.results, Settings(max_detections=1))
+    got = build_report(case.annotations, case.results, Settings(max_detections=1)).facts
     assert "AR1" in got["metrics"]
     assert "AR100" not in got["metrics"]
     assert "1 detections" in got["settings"]["rules"]["limit"]

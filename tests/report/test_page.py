@@ -13,8 +13,8 @@ import cv2
 import pytest
 
 from detkit.errors import DetkitError
-from detkit.report.content import Settings, content
-from detkit.report.page import table, write_report
+from detkit.report.content import Settings, build_report
+from detkit.report.page import html_table, write_report
 from detkit.tables import Results
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -55,7 +55,7 @@ class Strict(HTMLParser):
 
 @pytest.fixture
 def page(case) -> Path:
-    whole = content(case.annotations, case.results, Settings(bootstrap=5), about=MODEL, timings=TIMINGS)
+    whole = build_report(case.annotations, case.results, Settings(bootstrap=5), about=MODEL, timings=TIMINGS)
     path = case.file.parent / "out" / "report.html"
     assert write_report(path, whole, "model <1> on data & more") == 0
     return path
@@ -78,7 +78,7 @@ def test_well_formed_and_self_contained(page: Path) -> None:
     assert {link[1:] for link in got.links if link.startswith("#")} == set(got.ids)
     for word in ("95% interval", "best F1", "expected calibration error", "background", "localization", "cow & <calf>"):
         assert word in got.text
-    for word in ("milliseconds an image", "post-processing", "1,234,567", "best & <only>", "100 detections", "crowd"):
+    for word in ("milliseconds per image", "post-processing", "1,234,567", "best & <only>", "100 detections", "crowd"):
         assert word in got.text
 
 
@@ -91,7 +91,7 @@ def test_links_lead_to_the_images(page: Path) -> None:
 def test_the_same_numbers_give_the_same_page(case) -> None:
     paths = [case.file.parent / f"{name}.html" for name in "ab"]
     for path in paths:
-        write_report(path, content(case.annotations, case.results, Settings()), "title")
+        write_report(path, build_report(case.annotations, case.results, Settings()), "title")
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
@@ -99,7 +99,7 @@ def test_without_images_without_detections_and_over_a_file(case) -> None:
     for file in case.file.parent.glob("*.jpg"):
         file.unlink()
     path = case.file.parent / "r.html"
-    whole = content(case.annotations, case.results, Settings())
+    whole = build_report(case.annotations, case.results, Settings())
     assert write_report(path, whole, "t") > 0
     assert "no image" in parsed(path).text
     with pytest.raises(DetkitError, match="exists"):
@@ -107,12 +107,12 @@ def test_without_images_without_detections_and_over_a_file(case) -> None:
     nothing = Results(
         *(column[:0] for column in (case.results.image, case.results.label, case.results.xywh)), case.results.score[:0]
     )
-    write_report(path, content(case.annotations, nothing, Settings("voc2007")), "t", overwrite=True)
+    write_report(path, build_report(case.annotations, nothing, Settings("voc2007")), "t", overwrite=True)
     parsed(path)
 
 
 def test_tables_escape_and_align() -> None:
-    text = table(("a", "b", "c"), [("<x>", 1234, "two words"), ("y", float("nan"), "")], "A & B")
+    text = html_table(("a", "b", "c"), [("<x>", 1234, "two words"), ("y", float("nan"), "")], "A & B")
     assert "&lt;x&gt;" in text
     assert "<td>1,234</td>" in text
     assert '<td class="text">two words</td>' in text

@@ -1,4 +1,4 @@
-"""What each false positive and each object that is missed or found late costs, so that the dearest come first."""
+"""What each false positive and each object that is missed or found late costs in AP, so that the worst come first."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from detkit.tables import GroundTruth, Results
 
 
 @dataclass(slots=True, frozen=True, eq=False)
-class Costs:
-    """Costs in mean AP at one IoU threshold, before interpolation and one at a time.
+class Impact:
+    """The impact of each error on mean AP at one IoU threshold, before interpolation and one at a time.
 
-    false_positive (M,) float64: what AP would gain without this detection, 0 for those that are right; object (N,)
-    float64: what it would gain if this object were found before anything else; score (N,): of the detection that finds
-    the object, NaN where none does and for objects that are not asked for; true (M,) bool: right detections.
+    Attributes:
+        false_positive: (M,) float64, what AP would gain without this detection, 0 for those that are right.
+        object: (N,) float64, what it would gain if this object were found before anything else.
+        score: (N,) of the detection that finds the object, NaN where none does and for objects that are not asked for.
+        true: (M,) bool, right detections.
     """
 
     false_positive: np.ndarray
@@ -25,11 +27,17 @@ class Costs:
     true: np.ndarray
 
 
-def costs(gt: GroundTruth, dt: Results, *, iou: float = 0.5, max_detections: int = 100) -> Costs:
-    """The cost of every detection and object, by COCO's matching.
+def ap_impact(gt: GroundTruth, dt: Results, *, iou: float = 0.5, max_detections: int = 100) -> Impact:
+    """The impact of every detection and object, by COCO's matching.
 
     AP is the mean, over objects, of the precision at the detection that finds them (0: none does). Without a false
     positive the precision hits / seen at each later true positive would be hits / (seen - 1).
+
+    Args:
+        gt: The labels.
+        dt: The detections.
+        iou: The threshold.
+        max_detections: Per image and class.
     """
     matches = match(gt, dt, thresholds=np.array([iou]), max_detections=max_detections)
     objects = positives(gt, ALL_AREAS)[:, 0]
@@ -50,4 +58,4 @@ def costs(gt: GroundTruth, dt: Results, *, iou: float = 0.5, max_detections: int
         taken = matches.taken[rows[right]]
         late[taken] = weight * (1 - hits[right] / seen[right])
         score[taken] = matches.score[rows[right]]
-    return Costs(false, late, score, true)
+    return Impact(false, late, score, true)

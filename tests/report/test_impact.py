@@ -1,11 +1,11 @@
-"""Costs of errors against AP computed anew without them."""
+"""The impact of errors against AP computed anew without them."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from detkit.report.costs import costs
+from detkit.report.impact import ap_impact
 from detkit.tables import GroundTruth, Results
 
 
@@ -34,7 +34,7 @@ def test_what_ap_gains_without_it() -> None:
     wrong = boxes[:8] + np.array([0, 500, 0, 0])
     found = np.concatenate([boxes[:9], wrong])
     dt = Results(np.concatenate([gt.image[:9], gt.image[:8]]), np.zeros(17, np.int64), found, rng.permutation(17) / 17)
-    got = costs(gt, dt)
+    got = ap_impact(gt, dt)
     base = plain_ap(gt, dt)
     for row in range(17):
         rest = np.arange(17) != row
@@ -50,5 +50,5 @@ def test_what_ap_gains_without_it() -> None:
 def test_nothing() -> None:
     no, ints = np.zeros(0, bool), np.zeros(0, np.int64)
     gt = GroundTruth(1, ints, ints, np.zeros((0, 4)), np.zeros(0), no, no, ints, ("a",))
-    got = costs(gt, Results(np.array([0]), np.array([0]), np.ones((1, 4)), np.array([0.5])))
+    got = ap_impact(gt, Results(np.array([0]), np.array([0]), np.ones((1, 4)), np.array([0.5])))
     assert got.false_positive.tolist() == [0]
