@@ -6,29 +6,31 @@ mAP never import torch.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from detkit.lazy import lazy_names
 
 __version__ = "0.1.0"
 
 _PLACES = {
-    "detkit.api": ("evaluate", "load", "train"),
-    "detkit.comparing": ("compare",),
-    "detkit.errors": ("DetkitError",),
-    "detkit.ops.anchors": ("kmeans_anchors",),
-    "detkit.ops.boxes": ("giou", "iou"),
-    "detkit.ops.fusion": ("weighted_boxes_fusion",),
-    "detkit.ops.suppression": ("batched_nms", "nms", "soft_nms"),
-    "detkit.proposals.search": ("selective_search",),
-    "detkit.proposals.windows": ("sliding_windows",),
-    "detkit.proposing": ("proposal_recall", "propose"),
-    "detkit.structures": ("Detections", "Limits", "Sample", "Target"),
+    ".api": ("evaluate", "load", "train"),
+    ".comparing": ("compare",),
+    ".errors": ("DetkitError",),
+    ".ops.anchors": ("kmeans_anchors",),
+    ".ops.boxes": ("giou", "iou"),
+    ".ops.fusion": ("weighted_boxes_fusion",),
+    ".ops.suppression": ("batched_nms", "nms", "soft_nms"),
+    ".proposals.search": ("selective_search",),
+    ".proposals.windows": ("sliding_windows",),
+    ".proposing": ("proposal_recall", "propose"),
+    ".structures": ("Detections", "Limits", "Sample", "Target"),
 }
-_NAMES = {name: module for module, names in _PLACES.items() for name in names}
 
-__all__ = [*_NAMES, "__version__"]
+__getattr__, __dir__ = lazy_names(__name__, _PLACES, {"inspect": ".explain"})
+__all__ = [*__dir__(), "__version__"]
 
 if TYPE_CHECKING:
+    from detkit import explain as inspect  # noqa: F401
     from detkit.api import evaluate as evaluate
     from detkit.api import load as load
     from detkit.api import train as train
@@ -49,15 +51,3 @@ if TYPE_CHECKING:
     from detkit.structures import Limits as Limits
     from detkit.structures import Sample as Sample
     from detkit.structures import Target as Target
-
-
-def __getattr__(name: str) -> object:
-    if name not in _NAMES:
-        raise AttributeError(f"module 'detkit' has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(_NAMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)

@@ -2,35 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from detkit.lazy import lazy_names
 
-_NAMES = {
-    "convert": "boxes",
-    "area": "boxes",
-    "clip": "boxes",
-    "valid": "boxes",
-    "iou": "boxes",
-    "giou": "boxes",
-    "diou": "boxes",
-    "ciou": "boxes",
-    "paired_iou": "boxes",
-    "crowd_iou": "boxes",
-    "nms": "suppression",
-    "batched_nms": "suppression",
-    "soft_nms": "suppression",
-    "weighted_boxes_fusion": "fusion",
-    "kmeans_anchors": "anchors",
-    "average_iou": "anchors",
-    "slot_collisions": "anchors",
+_PLACES = {
+    ".anchors": ("average_iou", "kmeans_anchors", "slot_collisions"),
+    ".boxes": ("area", "ciou", "clip", "convert", "crowd_iou", "diou", "giou", "iou", "paired_iou", "valid"),
+    ".fusion": ("weighted_boxes_fusion",),
+    ".suppression": ("batched_nms", "nms", "soft_nms"),
 }
 
-__all__ = list(_NAMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _NAMES:
-        raise AttributeError(f"module 'detkit.ops' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"detkit.ops.{_NAMES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__ = lazy_names(__name__, _PLACES)
+__all__ = __dir__()
