@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -37,15 +39,11 @@ def train(
     as_json: options.Json = False,
 ) -> int:
     """Train a detector. Without CONFIG, the default recipe on --data: no YAML is needed to start."""
-    config = None
-    overrides = []
-    for word in words or ():
-        if "=" in word:
-            overrides.append(word)
-        elif config is None:
-            config = word
-        else:
-            raise DetkitError(f"unexpected {word!r}", do="give one CONFIG, then KEY=VALUE overrides")
+    configs = [word for word in words or () if "=" not in word]
+    overrides = [word for word in words or () if "=" in word]
+    config = configs[0] if configs else None
+    if len(configs) > 1:
+        raise DetkitError(f"unexpected {configs[1]!r}", do="give one CONFIG, then KEY=VALUE overrides")
     if resume and (config or data or out):
         raise DetkitError("--resume goes on with a run as it was", do="leave out CONFIG, --data and --out")
     if not (config or data or resume):
@@ -60,49 +58,35 @@ def train(
     if os.environ.get("RANK", "0") != "0":  # of several processes one speaks
         run()
         return 0
-    with _Progress() as show:
-        result = run(on_event=show.event)
+    with _progress() as show:
+        result = run(on_event=show)
     emit(result, as_json)
     return 0
 
 
-class _Progress:
-    """Draws the engine's events: a moving bar for a person, a line an epoch for a pipe."""
+@contextmanager
+def _progress() -> Iterator[Callable[[Event], None]]:
+    """Draws the engine's events: a moving bar for a person, a line per epoch for a pipe."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from detkit.engine.events import BatchDone, BatchValidated, EpochStarted, TrainFinished
 
-        self._console = Console(stderr=True, highlight=False)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=self._console,
-            disable=not sys.stderr.isatty(),
-            transient=True,
-        )
-        self._task = self._bar.add_task("starting", total=None, note="")
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    console, still = Console(stderr=True, highlight=False), not sys.stderr.isatty()
+    bar = Progress(TextColumn("{task.description}"), *columns, console=console, disable=still, transient=True)
+    task = bar.add_task("starting", total=None, note="")
 
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-    def event(self, event: Event) -> None:
-        from detkit.engine import events
-
-        if isinstance(event, events.EpochStarted):
-            text = f"epoch {event.epoch + 1}/{event.epochs}"
-            self._bar.reset(self._task, total=event.steps, description=text, note="")
-        elif isinstance(event, events.BatchDone):
+    def show(event: Event) -> None:
+        if isinstance(event, EpochStarted):
+            bar.reset(task, total=event.steps, description=f"epoch {event.epoch + 1}/{event.epochs}", note="")
+        elif isinstance(event, BatchDone):
             note = "  ".join(f"{name} {value:.3f}" for name, value in event.losses.items())
-            self._bar.update(self._task, completed=event.step + 1, note=note)
-        elif isinstance(event, events.BatchValidated):
-            self._bar.update(self._task, description="validation", completed=event.step + 1, total=event.steps)
-        elif not isinstance(event, events.TrainFinished):  # the result, which is printed at the end
-            self._bar.console.print(str(event), markup=False) if self._bar.live.is_started else message(str(event))
+            bar.update(task, completed=event.step + 1, note=note)
+        elif isinstance(event, BatchValidated):
+            bar.update(task, description="validation", completed=event.step + 1, total=event.steps)
+        elif not isinstance(event, TrainFinished):  # the result, which is printed at the end
+            bar.console.print(str(event), markup=False) if bar.live.is_started else message(str(event))
+
+    with bar:
+        yield show

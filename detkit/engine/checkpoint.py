@@ -6,18 +6,17 @@ import io
 import pickle
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from detkit.detector import Detector
 from detkit.engine.events import Row
-from detkit.engine.losses import LossSums
-from detkit.engine.optim import Average
-from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
 from detkit.io.files import write_bytes
+
+if TYPE_CHECKING:
+    from detkit.engine.trainer import Trainer
 
 STATE_VERSION = 1
 # What may change between two parts of a run: where it computes and who listens, not what.
@@ -46,7 +45,7 @@ class Progress:
     epoch: int = 0
     batch: int = 0
     step: int = 0
-    sums: LossSums = field(default_factory=dict)
+    sums: dict[str, list[float]] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     best_epoch: int | None = None
     best_score: float = -1.0
@@ -57,68 +56,54 @@ class Progress:
     fitted: bool = False
 
 
-@dataclass
-class State:
-    """The parts of a run that change, saved and restored together, between two steps."""
+def _parts(trainer: Trainer) -> dict[str, nn.Module | torch.optim.Optimizer | torch.amp.GradScaler]:
+    model, average, scaler = trainer.model, trainer.average.model, trainer.runtime.scaler
+    return {"model": model, "average": average, "optimizer": trainer.optimizer, "scaler": scaler}
 
-    model: nn.Module
-    average: Average[Detector]
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    options: TrainOptions
-    data_hash: str
-    progress: Progress = field(default_factory=Progress)
 
-    def save(self, path: Path) -> None:
-        """Writes all of it to ``path``.
+def save_state(trainer: Trainer, path: Path) -> None:
+    """Writes all of a run that changes to ``path``, between two steps.
 
-        Raises:
-            DetkitError: The disk is full; the old file then stays.
-        """
-        state = {
-            "version": STATE_VERSION,
-            "options": asdict(self.options),
-            "data_hash": self.data_hash,
-            "progress": asdict(self.progress),
-            "model": self.model.state_dict(),
-            "average": self.average.model.state_dict(),
-            "updates": self.average.updates,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "random": random_states(self.model),
-        }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write_bytes(path, buffer.getvalue(), overwrite=True)
+    Raises:
+        DetkitError: The disk is full; the old file then stays.
+    """
+    state = {
+        "version": STATE_VERSION,
+        "options": asdict(trainer.options),
+        "data_hash": trainer.data_hash,
+        "progress": asdict(trainer.progress),
+        "updates": trainer.average.updates,
+        "random": random_states(trainer.model),
+        **{name: part.state_dict() for name, part in _parts(trainer).items()},
+    }
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_bytes(path, buffer.getvalue(), overwrite=True)
 
-    def restore(self, path: Path) -> None:
-        """Takes everything from ``path``.
 
-        Raises:
-            DetkitError: The file is missing, damaged, or of another run.
-        """
-        state = _read(path)
-        self._refuse_other_run(state, path)
-        try:
-            self.model.load_state_dict(state["model"])
-            self.average.model.load_state_dict(state["average"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
-            what = f"the state is of another model ({str(error).splitlines()[0]})"
-            raise DetkitError(what, str(path), "use the run's own config") from None
-        self.average.updates = state["updates"]
-        self.scaler.load_state_dict(state["scaler"])
-        vars(self.progress).update(state["progress"])
-        restore_random(self.model, state["random"])
+def restore_state(trainer: Trainer, path: Path) -> None:
+    """Takes everything from ``path``.
 
-    def _refuse_other_run(self, state: dict[str, Any], path: Path) -> None:
-        if state["data_hash"] != self.data_hash:
-            raise DetkitError("the training data changed since this run began", str(path), "start a new run")
-        for name, value in asdict(self.options).items():
-            old = state["options"].get(name, value)  # an option that came later was not set
-            if name not in _FREE and old != value:
-                what = f"train.{name} is {value}, this run began with {old}"
-                raise DetkitError(what, str(path), "leave it as it was, or start a new run")
+    Raises:
+        DetkitError: The file is missing, damaged, or of another run.
+    """
+    state = _read(path)
+    if state["data_hash"] != trainer.data_hash:
+        raise DetkitError("the training data changed since this run began", str(path), "start a new run")
+    for name, value in asdict(trainer.options).items():
+        old = state["options"].get(name, value)  # an option that came later was not set
+        if name not in _FREE and old != value:
+            what = f"train.{name} is {value}, this run began with {old}"
+            raise DetkitError(what, str(path), "leave it as it was, or start a new run")
+    try:
+        for name, part in _parts(trainer).items():
+            part.load_state_dict(state[name])
+    except (RuntimeError, ValueError) as error:
+        what = f"the state is of another model ({str(error).splitlines()[0]})"
+        raise DetkitError(what, str(path), "use the run's own config") from None
+    trainer.average.updates = state["updates"]
+    trainer.progress = Progress(**state["progress"])
+    restore_random(trainer.model, state["random"])
 
 
 def _read(path: Path) -> dict[str, Any]:

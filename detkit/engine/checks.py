@@ -1,13 +1,20 @@
-"""Which models, data and options of a run do not go together: said before anything is computed."""
+"""What is said of a run before it begins: what does not go together, and what it would take."""
 
 from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
 
 from detkit.data.augment import Augment
 from detkit.data.dataset import Dataset
 from detkit.detector import Detector
+from detkit.engine.events import DryRun
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError, nearest
 from detkit.metrics import find_metric
+
+if TYPE_CHECKING:
+    from detkit.engine.trainer import Trainer
 
 
 def check_run(
@@ -40,6 +47,9 @@ def check_run(
     if options.unfreeze and world > 1:
         do = "train in one process, or without unfreeze"
         raise DetkitError("several processes agree on what trains before the first step", "train.unfreeze", do)
+    if model.head.needs_fit and world > 1:
+        do = "train in one process, or with classifier: softmax"
+        raise DetkitError("several processes cannot fit a head's last stages", "model.head.classifier", do)
     if options.cache_features:
         _check_caching(model, options, augment, world)
 
@@ -67,3 +77,28 @@ def _check_caching(model: Detector, options: TrainOptions, augment: Augment | No
     if (views or 1) > 1 and not changes:
         what = "without augmentation all views of an image are the same"
         raise DetkitError(what, "train.cache_views", "set it to 1, or switch an augmentation on")
+
+
+def try_out(trainer: Trainer) -> DryRun:
+    """Makes two steps, of which the second is measured: what a run would take."""
+    options = trainer.options
+    if options.cache_features:
+        trainer.say("this looks at two steps and an epoch that compute the frozen stages, not at cached ones")
+    for window, waited in itertools.islice(trainer.windows(0), 2):
+        done = trainer.step(window, 0, waited)
+        if trainer.stop.signal:
+            raise KeyboardInterrupt
+    seconds = done.seconds - done.data_seconds
+    # A forward pass takes about a third of a step; images are read by other processes meanwhile.
+    validation = 0 if trainer.val_loader is None else len(trainer.val_loader) * seconds / 3 / options.accumulate
+    return DryRun(
+        run=trainer.run,
+        device=str(trainer.runtime.device),
+        precision=trainer.runtime.precision,
+        steps=trainer.steps,
+        epochs=options.epochs,
+        step_seconds=seconds,
+        epoch_seconds=seconds * trainer.steps + validation / options.validate_every,
+        memory=trainer.runtime.memory(),
+        losses=done.losses,
+    )

@@ -64,7 +64,7 @@ def not_finite(what: str, batches: Sequence[Batch], epoch: int) -> DetkitError:
 
 @contextmanager
 def explained(run: Path) -> Iterator[None]:
-    """Turns failures that a person can mend into DetkitError code 4: memory, a killed worker, the disk."""
+    """Turns failures that a person can mend into DetkitError code 4: memory, the disk."""
     try:
         yield
     except DetkitError as error:
@@ -81,7 +81,4 @@ def explained(run: Path) -> Iterator[None]:
         if isinstance(error, MemoryError) or any(words in text for words in _MEMORY):
             do = "lower train.batch (and raise train.accumulate as much), model.size or train.workers"
             raise DetkitError("not enough memory", where, do, code=4) from error
-        if "DataLoader worker" in text:
-            what = "a loading process was killed, most often for lack of memory"
-            raise DetkitError(what, where, "lower train.workers, train.batch or model.size", code=4) from error
         raise

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
-from typing import TypeVar
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,17 +19,15 @@ from detkit.data.dataset import Dataset
 from detkit.data.loader import Loader
 from detkit.data.names import match
 from detkit.detector import Detector
-from detkit.engine.feature_cache import CachedLoader
-from detkit.engine.losses import LossSums, add_losses, mean_losses
 from detkit.engine.runtime import Runtime
 from detkit.errors import DetkitError
-from detkit.interfaces import Head, Losses, Raw
+from detkit.interfaces import Losses, Raw
 from detkit.predictor import PredictsSamples
 from detkit.structures import Batch, Detections, Limits, Sample, Target
 from detkit.tables import GroundTruth, Results
 
-Item = TypeVar("Item")  # a batch, as the predictor takes it
-Keys = list[tuple[int | str, str]]  # id and path of each image
+Item = tuple[Batch, list[Target]] | list[Sample]  # a batch, for a Detector or for other predictors
+LossSums = dict[str, list[float]]  # a term's name: its sum and its count
 Count = Callable[[int, int], None]  # gets how many batches are done, of how many
 
 
@@ -92,20 +91,17 @@ def detect_dataset(
     """
     limits = limits or Limits.evaluation()
     failures: list[DetkitError] = []
-    if isinstance(predictor, Detector):
+    if not isinstance(predictor, Detector):
+        samples, total = _readable(dataset, failures), -(-len(dataset) // batch)
+        batches = (list(itertools.islice(samples, batch)) for _ in range(total))
+        done = infer(predictor, dataset, filter(None, batches), total, limits, on_batch=on_batch)
+    else:
         if predictor.proposals_for_image is not None:
             dataset = dataset.with_proposals(predictor.proposals_for_image)
         with Loader(
             dataset, resize=predictor.resize, batch=batch, workers=workers, on_bad_image=failures.append
         ) as loader:
-            done = infer(predictor, dataset, loader, limits, on_batch=on_batch)
-    else:
-
-        def step(samples: list[Sample]) -> tuple[Keys, list[Detections], Losses]:
-            return [(s.image_id, s.path) for s in samples], predictor.predict_samples(samples, limits), {}
-
-        batches, total = _sample_batches(dataset, batch, failures), -(-len(dataset) // batch)
-        done = _run(step, batches, total, predictor.classes, dataset, on_batch)
+            done = infer(predictor, dataset, loader.epoch(0), len(loader), limits, on_batch=on_batch)
     if not done.timings.images:
         raise failures[0] if failures else DetkitError("the data set holds no images")
     if failures:
@@ -115,44 +111,74 @@ def detect_dataset(
 
 
 def infer(
-    model: Detector,
+    predictor: PredictsSamples,
     dataset: Dataset,
-    loader: Loader | CachedLoader,
+    batches: Iterable[Item],
+    total: int,
     limits: Limits,
     runtime: Runtime | None = None,
     *,
     losses: bool = False,
     on_batch: Count = lambda done, total: None,
 ) -> Inference:
-    """Detections of a detector on what ``loader`` hands out of ``dataset``, and losses if asked for, in one pass.
+    """Detections on ``batches`` of a data set, in one pass; of a detector losses too, if asked for.
 
-    The model's mode is put back afterwards. With several processes each brings its share; every one gets the whole.
+    A detector's mode is put back afterwards. With several processes each brings its share; every one gets the whole.
     """
-    runtime = runtime or Runtime(str(model.device), model.precision)
+    names = zip(dataset.annotations.image_ids, dataset.annotations.files, strict=True)
+    index = {key: i for i, key in enumerate(names)}
+    timings, found, sums = Timings(), list[tuple[int, Detections]](), LossSums()
+    iterator = iter(batches)
+    with _clocked(predictor) as clock:
+        for number in range(1, total + 1):
+            started, before = time.perf_counter(), clock[0]
+            item = next(iterator, None)
+            loaded = time.perf_counter()
+            timings.data += loaded - started
+            if item is None:  # the last batches held no image that could be read
+                break
+            keys, detections, terms = _answers(predictor, item, limits, runtime, losses)
+            found += [(index[key], d.numpy()) for key, d in zip(keys, detections, strict=True)]
+            compute, post = time.perf_counter() - loaded, clock[0] - before
+            timings.compute += compute
+            timings.batches.append((len(detections), loaded - started, compute - post, post))
+            add_losses(sums, {name: (float(loss.sum), float(loss.count)) for name, loss in terms.items()})
+            on_batch(number, total)
+    timings.images = len(found)
+    if runtime is not None and runtime.world > 1:
+        parts, sums = runtime.gather((found, sums)), LossSums()
+        found = sorted((pair for pairs, _ in parts for pair in pairs), key=itemgetter(0))
+        for _, part in parts:
+            add_losses(sums, part)
+    results = detections_to_results([d for _, d in found], [i for i, _ in found])
+    truth = dataset.annotations.ground_truth()
+    return Inference(truth, _with_labels_of(truth.classes, predictor.classes, results), timings, mean_losses(sums))
 
-    def step(item: tuple[Batch, list[Target]]) -> tuple[Keys, list[Detections], Losses]:
-        batch = item[0].to(runtime.device, non_blocking=True)
-        keys = list(zip(batch.image_ids, batch.paths, strict=True))
-        with runtime.autocast():
-            if not losses:
-                return keys, model(batch, limits=limits), {}
-            targets = [target.to(runtime.device) for target in item[1]]
-            terms, found = model(batch, targets, limits=limits, detections=True)
-            return keys, found, terms
 
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode(), _clocked(model.head) as clock:
-            return _run(step, loader.epoch(0), len(loader), model.classes, dataset, on_batch, runtime, clock)
-    finally:
-        model.train(training)
+def _answers(
+    predictor: PredictsSamples, item: Item, limits: Limits, runtime: Runtime | None, losses: bool
+) -> tuple[list[tuple[int | str, str]], list[Detections], Losses]:
+    """Id and path, and detections, of each image of a batch, and the batch's losses if asked for."""
+    if isinstance(item, list):
+        return [(s.image_id, s.path) for s in item], predictor.predict_samples(item, limits), {}
+    model = cast(Detector, predictor)
+    batch, targets = item[0].to(model.device, non_blocking=True), item[1]
+    keys = list(zip(batch.image_ids, batch.paths, strict=True))
+    with model.autocast() if runtime is None else runtime.autocast():
+        if not losses:
+            return keys, model(batch, limits=limits), {}
+        terms, found = model(batch, [target.to(model.device) for target in targets], limits=limits, detections=True)
+        return keys, found, terms
 
 
 @contextmanager
-def _clocked(head: Head) -> Iterator[list[float]]:
-    """One number, the seconds that the head's ``predict`` has taken so far."""
-    spent, predict = [0.0], head.predict
+def _clocked(predictor: PredictsSamples) -> Iterator[list[float]]:
+    """A detector in evaluation mode; one number, the seconds that its head's ``predict`` has taken so far."""
+    spent = [0.0]
+    if not isinstance(predictor, Detector):
+        yield spent
+        return
+    training, head, predict = predictor.training, predictor.head, predictor.head.predict
 
     def timed(raw: Raw, sizes: Tensor, limits: Limits) -> list[Detections]:
         if torch.cuda.is_initialized():
@@ -162,52 +188,27 @@ def _clocked(head: Head) -> Iterator[list[float]]:
         spent[0] += time.perf_counter() - began
         return found
 
+    predictor.eval()
     head.predict = timed  # type: ignore[method-assign]
     try:
-        yield spent
+        with torch.inference_mode():
+            yield spent
     finally:
         del head.predict
+        predictor.train(training)
 
 
-def _run(
-    step: Callable[[Item], tuple[Keys, list[Detections], Losses]],
-    batches: Iterable[Item],
-    total: int,
-    classes: tuple[str, ...],
-    dataset: Dataset,
-    on_batch: Count,
-    runtime: Runtime | None = None,
-    clock: Sequence[float] = (0.0,),
-) -> Inference:
-    """The loop itself: waits for a batch, computes, keeps what was found. ``clock``: see ``_clocked``."""
-    names = zip(dataset.annotations.image_ids, dataset.annotations.files, strict=True)
-    index = {key: i for i, key in enumerate(names)}
-    timings, found, sums = Timings(), list[tuple[int, Detections]](), LossSums()
-    iterator = iter(batches)
-    for number in range(1, total + 1):
-        started, before = time.perf_counter(), clock[0]
-        item = next(iterator, None)
-        loaded = time.perf_counter()
-        timings.data += loaded - started
-        if item is None:  # the last batches held no image that could be read
-            break
-        keys, detections, losses = step(item)
-        found += [(index[key], d.numpy()) for key, d in zip(keys, detections, strict=True)]
-        compute, post = time.perf_counter() - loaded, clock[0] - before
-        timings.compute += compute
-        timings.batches.append((len(detections), loaded - started, compute - post, post))
-        add_losses(sums, {name: (float(loss.sum), float(loss.count)) for name, loss in losses.items()})
-        on_batch(number, total)
-    timings.images = len(found)
-    if runtime is not None:
-        parts = runtime.gather((found, sums))
-        found = sorted((pair for pairs, _ in parts for pair in pairs), key=itemgetter(0))
-        sums = LossSums()
-        for _, part in parts:
-            add_losses(sums, part)
-    results = detections_to_results([d for _, d in found], [i for i, _ in found])
-    truth = dataset.annotations.ground_truth()
-    return Inference(truth, _with_labels_of(truth.classes, classes, results), timings, mean_losses(sums))
+def add_losses(sums: LossSums, totals: Mapping[str, Sequence[float]]) -> None:
+    """Adds (sum, count) of each term to ``sums``, in place."""
+    for name, (total, count) in totals.items():
+        pair = sums.setdefault(name, [0.0, 0.0])
+        pair[0] += total
+        pair[1] += count
+
+
+def mean_losses(sums: LossSums) -> dict[str, float]:
+    """Each term's sum over its count."""
+    return {name: total / (count or 1.0) for name, (total, count) in sums.items()}
 
 
 def detections_to_results(detections: Sequence[Detections], images: Sequence[int]) -> Results:
@@ -235,13 +236,9 @@ def _with_labels_of(wanted: tuple[str, ...], classes: tuple[str, ...], results: 
     return replace(results, label=table[results.label])[table[results.label] >= 0]
 
 
-def _sample_batches(dataset: Dataset, batch: int, failures: list[DetkitError]) -> Iterator[list[Sample]]:
-    for first in range(0, len(dataset), batch):
-        samples = []
-        for i in range(first, min(first + batch, len(dataset))):
-            try:
-                samples.append(dataset.load(i))
-            except DetkitError as error:
-                failures.append(error)
-        if samples:
-            yield samples
+def _readable(dataset: Dataset, failures: list[DetkitError]) -> Iterator[Sample]:
+    for i in range(len(dataset)):
+        try:
+            yield dataset.load(i)
+        except DetkitError as error:
+            failures.append(error)

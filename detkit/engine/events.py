@@ -13,7 +13,8 @@ from pathlib import Path
 Row = dict[str, float]
 
 
-def _scores(row: Row, names: Sequence[str]) -> list[str]:
+def score_texts(row: Row, names: Sequence[str]) -> list[str]:
+    """Name and value of those scores that a row has."""
     return [f"{name} {row[name]:.4f}" for name in names if not math.isnan(row.get(name, math.nan))]
 
 
@@ -127,7 +128,7 @@ class EpochDone:
 
     def __str__(self) -> str:
         parts = [f"epoch {self.epoch + 1}/{self.epochs}", f"loss {self.row['loss']:.4f}"]
-        parts += _scores(self.row, ("val_loss", *self.shown))
+        parts += score_texts(self.row, ("val_loss", *self.shown))
         parts += ["best so far"] if self.best else []
         return "  ".join([*parts, f"{self.remaining / 60:.1f} min left"])
 
@@ -174,7 +175,7 @@ class TrainFinished:
 
     def __str__(self) -> str:
         best = "" if self.best_epoch is None else f", best at epoch {self.best_epoch + 1}"
-        return "  ".join([f"done in {self.minutes:.1f} min{best}", *_scores(self.row, self.shown)])
+        return "  ".join([f"done in {self.minutes:.1f} min{best}", *score_texts(self.row, self.shown)])
 
     def to_dict(self) -> dict[str, object]:
         """The form of ``train --json``."""

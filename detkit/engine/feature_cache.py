@@ -8,9 +8,10 @@ network, size or proposal is never found, and an interrupted run finds what it h
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -29,6 +30,9 @@ from detkit.structures import Batch, Target
 
 if TYPE_CHECKING:
     from detkit.engine.trainer import Trainer
+
+# One view of an image, as a batch of it has it: key (see ``FrozenStages``), size, id, path, restore, proposals, target.
+View = tuple[str, Tensor, int | str, str, Geometry, Tensor | None, Target]
 
 VERSION = 1  # of what is kept: a higher one makes entries stale
 
@@ -145,11 +149,6 @@ class FrozenStages:
         decides |= {"maps": self.shapes, **pixel_preparation(model, runtime)}
         self.store = FeatureStore(list(backbone.stages)[: backbone.frozen], decides, tell)
 
-    def announce(self, images: int) -> None:
-        """Says what so many images take on the disk; see ``FeatureStore.announce``."""
-        what, there = f"output of the frozen stages for {images} images", self.store.cache.count() * self.each
-        self.store.announce(what, images * self.each, "freeze more stages, or keep fewer views", there)
-
     @torch.inference_mode()
     def keep(self, pixels: Tensor) -> list[str]:
         """Sees to it that the cache has these (B, 3, H, W) uint8 images, and returns what ``maps`` finds them by."""
@@ -166,27 +165,12 @@ class FrozenStages:
 
     def maps(self, keys: list[str]) -> list[Tensor]:
         """``frozen_maps`` of these images, (B, C, H, W) on the CPU, in the types and strides that were computed."""
-        tables = [np.empty((len(keys), height, width, depth), np.float16) for depth, height, width in self.shapes]
-        for i, key in enumerate(keys):
-            row, begin = self.store.read(key), 0
-            for table in tables:
-                end = begin + table[i].size
-                table[i] = row[begin:end].reshape(table.shape[1:])
-                begin = end
-        pairs = zip(tables, self.dtypes, strict=True)
-        return [torch.from_numpy(table).permute(0, 3, 1, 2).to(dtype) for table, dtype in pairs]
-
-
-class _Image(NamedTuple):
-    """One view of an image, as a batch of it has it; key: see ``FrozenStages``."""
-
-    key: str
-    size: Tensor
-    restore: Geometry
-    image_id: int | str
-    path: str
-    proposals: Tensor | None
-    target: Target
+        rows = torch.from_numpy(np.stack([self.store.read(key) for key in keys]))
+        found = []
+        parts = rows.split([math.prod(shape) for shape in self.shapes], dim=1)
+        for part, (depth, height, width), dtype in zip(parts, self.shapes, self.dtypes, strict=True):
+            found.append(part.contiguous().view(-1, height, width, depth).permute(0, 3, 1, 2).to(dtype))
+        return found
 
 
 class CachedLoader:
@@ -206,7 +190,7 @@ class CachedLoader:
         self._failures: dict[str, DetkitError] = {}
         annotations = dataset.annotations
         self._names = list(zip(annotations.image_ids, annotations.files, strict=True))
-        self._images: dict[tuple[int, int], _Image] = {}  # by view and index
+        self._images: dict[tuple[int, int], View] = {}  # by view and index
 
     def fill(self, loader: Loader) -> Iterator[tuple[Batch, list[Target]]]:
         """Goes through all views of all images, in the data set's order; yields each batch when it is kept."""
@@ -215,10 +199,9 @@ class CachedLoader:
             index = -1
             for batch, targets in loader.epoch(view, mosaic=False):
                 proposals: Sequence[Tensor | None] = batch.proposals or [None] * len(batch)
-                columns = (self.stages.keep(batch.pixels), batch.sizes, batch.restore, batch.image_ids, batch.paths)
-                for row in zip(*columns, proposals, targets, strict=True):
-                    image = _Image(*row)
-                    index = self._names.index((image.image_id, image.path), index + 1)  # unreadable ones are missing
+                columns = (self.stages.keep(batch.pixels), batch.sizes, batch.image_ids, batch.paths, batch.restore)
+                for image in zip(*columns, proposals, targets, strict=True):
+                    index = self._names.index(image[2:4], index + 1)  # those that cannot be read are missing
                     self._images[view, index] = image
                 yield batch, targets
 
@@ -249,8 +232,8 @@ class CachedLoader:
                 place = (epoch + index) % self.views, index
         return place
 
-    def _batch(self, images: list[_Image]) -> tuple[Batch, list[Target]]:
-        keys, sizes, restore, image_ids, paths, proposals, targets = (list(x) for x in zip(*images, strict=True))
+    def _batch(self, images: list[View]) -> tuple[Batch, list[Target]]:
+        keys, sizes, image_ids, paths, restore, proposals, targets = (list(x) for x in zip(*images, strict=True))
         # Their shape alone is known: one byte of memory.
         pixels = torch.zeros((), dtype=torch.uint8).expand(len(keys), 3, *self.stages.model.resize.input_size)
         boxes = None if proposals[0] is None else proposals
@@ -265,7 +248,8 @@ def cache_frozen(trainer: Trainer) -> None:
     progress, views = trainer.progress, trainer.options.cache_views or 1
     stages = FrozenStages(trainer.model, trainer.runtime, trainer.say)
     begun, images = progress.caching, views * len(trainer.train_set) + len(trainer.val_set or ())
-    stages.announce(images)
+    what, there = f"output of the frozen stages for {images} images", stages.store.cache.count() * stages.each
+    stages.store.announce(what, images * stages.each, "freeze more stages, or keep fewer views", there)
     trainer.loader = _filled(trainer, stages, trainer.loader.sampler, trainer.train_set, trainer.augment, views)
     if trainer.val_set and trainer.val_loader is not None:
         trainer.val_loader = _filled(trainer, stages, trainer.val_loader.sampler, trainer.val_set, None, 1)

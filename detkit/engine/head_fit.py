@@ -10,9 +10,9 @@ from torch import Tensor
 
 from detkit.data.loader import Loader
 from detkit.detector import Detector, read_weights
+from detkit.engine.events import score_texts
 from detkit.engine.feature_cache import FeatureStore, feature_key, pixel_preparation
 from detkit.engine.runtime import Runtime
-from detkit.errors import DetkitError
 from detkit.heads.rcnn_svm import Embedded
 from detkit.heads.roi import RoIHead
 from detkit.ops.roi import roi_table
@@ -86,19 +86,6 @@ def embed_regions(
     return found
 
 
-def expect_fit(trainer: Trainer) -> None:
-    """Until the head is fitted it answers with what the loop trains, whatever weights it started from.
-
-    Raises:
-        DetkitError: There are several processes.
-    """
-    if trainer.runtime.world > 1:
-        do = "train in one process, or with classifier: softmax"
-        raise DetkitError("several processes cannot fit a head's last stages", "model.head.classifier", do)
-    for model in (trainer.model, trainer.average.model):
-        cast(RoIHead, model.head).fitted.fill_(False)  # type: ignore[operator]
-
-
 def fit_head(trainer: Trainer) -> None:
     """Fits the head's last stages on the features that the best weights, now fixed, give for the training set.
 
@@ -119,9 +106,8 @@ def fit_head(trainer: Trainer) -> None:
     else:
         progress.best_score = -1.0  # what is fitted is the result, better or not
         trainer.validate(place, row)
-        scores = ", ".join(f"{score} {row[score]:.4f}" for score in ("AP", "AP50") if score in row)
-        was = ", ".join(f"{before[score]:.4f}" for score in ("AP", "AP50") if score in before)
-        trainer.say(f"the head's stages are fitted: {scores}; before {was}")
+        scores, was = (", ".join(score_texts(r, trainer.shown)) for r in (row, before))
+        trainer.say(f"the head's stages are fitted: {scores}; before: {was}")
     progress.rows[place], progress.fitted = row, True
     trainer.save_state()
     regions.store.cache.clear()  # no other run has this trunk

@@ -18,7 +18,7 @@ from detkit.data.dataset import Dataset
 from detkit.engine.events import BatchDone, BatchValidated, EpochDone, EpochStarted, Event, Row, TrainFinished
 from detkit.errors import DetkitError
 from detkit.interfaces import Logger
-from detkit.io.draw import draw_target
+from detkit.io.draw import draw_target, sheet
 from detkit.io.figures import written_figure
 from detkit.io.files import write_text
 from detkit.io.images import write_image
@@ -126,11 +126,8 @@ def save_first_batch(path: Path, batch: Batch, targets: Sequence[Target], classe
     """The batch's images (up to 16) as the model sees them, with their boxes, in one image."""
     images = batch.pixels[:16].permute(0, 2, 3, 1).contiguous().cpu().numpy()
     drawn = [draw_target(image, t.numpy(), classes) for image, t in zip(images, targets, strict=False)]
-    across = int(np.ceil(np.sqrt(len(drawn))))
-    drawn += [np.full_like(drawn[0], 255)] * (-len(drawn) % across)
-    rows = [np.concatenate(drawn[i : i + across], axis=1) for i in range(0, len(drawn), across)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_image(path, np.concatenate(rows, axis=0), overwrite=True)
+    write_image(path, sheet(drawn), overwrite=True)
 
 
 def data_hash(dataset: Dataset) -> str:

@@ -18,15 +18,13 @@ from detkit.data.dataset import Dataset
 from detkit.data.loader import Loader
 from detkit.detector import Detector
 from detkit.engine import events
-from detkit.engine.checkpoint import State, random_states, restore_random
-from detkit.engine.checks import check_run
-from detkit.engine.dry_run import try_out
+from detkit.engine.checkpoint import Progress, random_states, restore_random, restore_state, save_state
+from detkit.engine.checks import check_run, try_out
 from detkit.engine.errors import explained, not_finite, stop_requests
-from detkit.engine.evaluator import infer
+from detkit.engine.evaluator import LossSums, add_losses, infer, mean_losses
 from detkit.engine.events import BatchDone, DryRun, Event, Listener, Row, TrainFinished
 from detkit.engine.feature_cache import CachedLoader, cache_frozen
-from detkit.engine.head_fit import expect_fit, fit_head
-from detkit.engine.losses import LossSums, add_losses, mean_losses
+from detkit.engine.head_fit import fit_head
 from detkit.engine.optim import Average, begin_averages, highest_rate, make_optimizer, move_weights, set_rate
 from detkit.engine.options import TrainOptions
 from detkit.engine.run_folder import RunFolder, data_hash, machine_record, save_first_batch
@@ -101,8 +99,9 @@ class Trainer:
     def fit(self) -> TrainFinished:
         progress, options = self.progress, self.options
         fits = self.model.head.needs_fit and not progress.fitted
-        if fits:
-            expect_fit(self)
+        if fits:  # until then the head answers with what the loop trains, whatever weights it started from
+            for model in (self.model, self.average.model):
+                model.head.fitted.fill_(False)  # type: ignore[operator,union-attr]
         if options.cache_features and progress.epoch < options.epochs:
             cache_frozen(self)
         for epoch in range(progress.epoch, options.epochs):
@@ -227,8 +226,9 @@ class Trainer:
         """Adds validation losses and scores to the row; keeps the weights if they are the best so far."""
         progress, model, runtime = self.progress, self.average.model, self.runtime
         runtime.share(model.buffers())
-        data: tuple[Dataset, Loader | CachedLoader] = self.val_set, self.val_loader  # type: ignore[assignment]
-        done = infer(model, *data, self.limits, runtime, losses=True, on_batch=self.looked)
+        loader: Loader | CachedLoader = self.val_loader  # type: ignore[assignment]
+        data = (self.val_set, loader.epoch(0), len(loader))
+        done = infer(model, *data, self.limits, runtime, losses=True, on_batch=self.looked)  # type: ignore[arg-type]
         row |= {"val_loss": sum(done.losses.values())} | {f"val_loss_{name}": v for name, v in done.losses.items()}
         row |= evaluate(done.truth, done.results, model.protocol).metrics
         self.count_time()
@@ -275,9 +275,8 @@ class Trainer:
         self.average = Average(model, options.ema)
         self.optimizer = make_optimizer(model, options)
         self.module = self.runtime.wrap(model)  # what is called in training: it averages gradients over processes
-        parts = (model, self.average, self.optimizer, self.runtime.scaler)
-        self.state = State(*parts, options, data_hash(self.train_set))
-        self.progress, self.started = self.state.progress, time.perf_counter()
+        self.data_hash = data_hash(self.train_set)
+        self.progress, self.started = Progress(), time.perf_counter()
         self.augment = None if options.cache_views == 1 else self.augment
         self.loader: Loader | CachedLoader = self.make_loader(self.train_set, self.augment, shuffle=True)
         self.val_loader: Loader | CachedLoader | None = None
@@ -311,20 +310,14 @@ class Trainer:
         """Restores the state if asked, opens the run folder and says what is about to happen."""
         path, runtime, options = self.run / "state.pt", self.runtime, self.options
         if resume:
-            self.state.restore(path)
+            restore_state(self, path)
         elif path.exists():
             what = "this folder holds another run"
             raise DetkitError(what, str(self.run), "choose another folder, or go on with that run (--resume)")
         begin_averages(self.model)
         parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        self.record = {
-            "seed": options.seed,
-            "data_hash": self.state.data_hash,
-            **machine_record(),
-            "device": str(runtime.device),
-            "precision": runtime.precision,
-            "parameters": parameters,
-        }
+        where = {"device": str(runtime.device), "precision": runtime.precision, "parameters": parameters}
+        self.record = {"seed": options.seed, "data_hash": self.data_hash, **machine_record(), **where}
         if runtime.main:
             if self.config and not resume:
                 write_text(self.run / "config.yaml", self.config, overwrite=True)
@@ -334,8 +327,8 @@ class Trainer:
                 self.opened.callback(logger.close)
             self.listeners = [folder, *loggers, self.on_event]
         lengths = (options.epochs, self.steps, len(self.train_set), len(self.val_set or ()), parameters)
-        where = (str(runtime.device), runtime.precision)
-        self.tell(events.TrainStarted(self.run, *lengths, *where, first_epoch=self.progress.epoch))
+        first, device = self.progress.epoch, str(runtime.device)
+        self.tell(events.TrainStarted(self.run, *lengths, device, runtime.precision, first))
 
     # ---------------------------------------------------------------- saving, telling, stopping
 
@@ -353,7 +346,7 @@ class Trainer:
     def save_state(self) -> None:
         """state.pt, from which the run can go on."""
         if self.runtime.main:
-            self.state.save(self.run / "state.pt")
+            save_state(self, self.run / "state.pt")
             self.tell(events.Saved(self.run / "state.pt"))
         self.runtime.wait()
 

@@ -19,6 +19,7 @@ from torch import nn
 from detkit.config.experiment import check_config
 from detkit.config.schema import Place
 from detkit.data.resize import Resize
+from detkit.detector import Detector
 from detkit.engine import events, trainer
 from detkit.engine.errors import Interrupted
 from detkit.engine.options import TrainOptions
@@ -99,24 +100,16 @@ class ToyHead(Head, nn.Linear):
     forward = nn.Linear.forward
 
 
-class Toy(nn.Module):
+class Toy(Detector):
     """The smallest detector: one box an image, from a convolution with BatchNorm; random noise as dropout has it."""
 
-    classes = ("square",)
-    protocol = "coco"
-    flip_pairs = ()
-    proposals_for_image = None
-
     def __init__(self, noise: float = 0.0, frozen: bool = False) -> None:
-        super().__init__()
         torch.manual_seed(1)
-        self.backbone = ToyBackbone(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4))
-        self.head = ToyHead(8 * 16, 5)
-        self.resize = Resize(SIZE)
-        self.noise, self.frozen, self.threshold = noise, frozen, 0.25
+        backbone = ToyBackbone(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4))
+        parts = backbone, nn.Identity(), ToyHead(8 * 16, 5)
+        super().__init__(*parts, classes=("square",), resize=Resize(SIZE), config={})
+        self.noise, self.frozen = noise, frozen
         self.generator = torch.Generator().manual_seed(3)
-        self.scores: dict[str, float] = {}
-        self.record: dict[str, Any] = {}
 
     def train(self, mode: bool = True) -> Toy:
         super().train(mode)

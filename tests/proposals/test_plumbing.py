@@ -39,10 +39,11 @@ augment:
 """
 
 
-class Pixels(nn.Module):
+class Pixels(interfaces.Backbone, nn.Module):
     """A backbone whose features are the pixels."""
 
     mean, std, channels, strides = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), [3], [32]
+    stages = ()
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return [x]
