@@ -35,20 +35,22 @@ CLASSES = (
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 _PARTS = ("head", "hand", "foot")  # VOC's person layout names these inside <part>
-_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_NEEDED = ("name", "bndbox/xmin", "bndbox/ymin", "bndbox/xmax", "bndbox/ymax")
+_FIELDS = (*_NEEDED, "difficult")
 
 
 class _Object(NamedTuple):
     image: int
     file: Path
     number: int  # among the objects of the file
-    element: Element
+    values: dict[str, str]  # the texts of ``_FIELDS``
 
     @property
     def where(self) -> str:
         """The file and the line where the object starts."""
-        starts = list(re.finditer(rb"<object[\s>]", data := self.file.read_bytes()))
-        line = data.count(b"\n", 0, starts[self.number].start()) + 1 if self.number < len(starts) else 1
+        data = self.file.read_bytes()
+        starts = [match.start() for match in re.finditer(rb"<object[\s>]", data)]
+        line = data.count(b"\n", 0, starts[self.number]) + 1 if self.number < len(starts) else 1
         return f"{self.file}:{line}"
 
 
@@ -71,40 +73,37 @@ class VocFormat(DatasetFormat):
         findings = Findings()
         stems = sorted(p.stem for p in (path / "Annotations").glob("*.xml"))
         if split is not None:
-            file = next((f for f in (_list_file(path, split), Path(split)) if f.is_file()), None)
-            if file is None:
-                check_part(split, self.splits(path), path / "ImageSets" / "Main")
-            stems = _listed(file or _list_file(path, split), set(stems), findings)
+            lists = path / "ImageSets" / "Main"
+            file = next((f for f in (lists / f"{split}.txt", Path(split)) if f.is_file()), None)
+            check_part(split, self.splits(path) if file is None else [split], lists)
+            stems = _listed(file or lists, set(stems), findings)
         folder = images or next((f for f in (path / "JPEGImages", path / "images") if f.is_dir()), path / "JPEGImages")
         present = folder.iterdir() if folder.is_dir() else ()
         by_stem = {p.stem: p.name for p in present if p.suffix.lower() in IMAGE_SUFFIXES}
-        trees: list[tuple[str, Path, Element]] = []
+        found, objects = Images([], [], np.zeros((len(stems), 2), np.int32)), []
         for stem in stems:
             file = path / "Annotations" / f"{stem}.xml"
-            if (tree := _parse(file, findings)) is not None:
-                trees.append((stem, file, tree))
-        if not trees:
-            found = [f"{one.name}: {one.examples[0]}" for one in findings.as_list()]
-            do = found[0] if found else "the list of images is empty"
+            if (tree := _parse(file, findings)) is None:
+                continue
+            i = len(found.ids)
+            size = [_whole(_text(tree, f"size/{key}")) for key in ("height", "width")]
+            found.sizes[i] = size if all(size) else 0
+            found.ids.append(stem)
+            found.files.append(str(folder / by_stem.get(stem, _text(tree, "filename") or f"{stem}.jpg")))
+            for number, element in enumerate(tree.findall("object")):
+                values = {field: _text(element, field) for field in _FIELDS}
+                objects.append(_Object(i, file, number, values))
+        if not found.ids:
+            faults = [f"{one.name}: {one.examples[0]}" for one in findings.as_list()]
+            do = faults[0] if faults else "the list of images is empty"
             raise DetkitError("no annotation of this data set could be read", str(path / "Annotations"), do)
-        files = [str(folder / by_stem.get(stem, _text(tree, "filename") or f"{stem}.jpg")) for stem, _, tree in trees]
-        sizes = [[_whole(_text(tree, f"size/{key}")) for key in ("height", "width")] for *_, tree in trees]
-        table = np.asarray([pair if all(pair) else (0, 0) for pair in sizes], dtype=np.int32)
-        fill_sizes(table, files, lambda i: findings.add("size missing (read from the image)", str(trees[i][1])))
-        objects = [
-            _Object(i, file, number, element)
-            for i, (_, file, tree) in enumerate(trees)
-            for number, element in enumerate(tree.findall("object"))
-        ]
-        classes = _classes(path, {_text(one.element, "name") for one in objects} - {""})
-        ids: list[int | str] = [stem for stem, *_ in trees]
-        source = Source("voc", path, split, folder)
+        found = found._replace(sizes=found.sizes[: len(found.ids)])
+        xml = path / "Annotations"
+        unsized = "size missing (read from the image)"
+        fill_sizes(found.sizes, found.files, lambda i: findings.add(unsized, str(xml / f"{found.ids[i]}.xml")))
+        classes = _classes(path, {one.values["name"] for one in objects} - {""})
         columns = _columns(objects, classes, findings)
-        return assemble(columns, Images(ids, files, table), dict(enumerate(classes, 1)), findings, source)
-
-
-def _list_file(path: Path, split: str) -> Path:
-    return path / "ImageSets" / "Main" / f"{split}.txt"
+        return assemble(columns, found, dict(enumerate(classes, 1)), findings, Source("voc", path, split, folder))
 
 
 def _is_class_list(path: Path) -> bool:
@@ -171,17 +170,16 @@ def _columns(objects: list[_Object], classes: tuple[str, ...], findings: Finding
     corners = np.zeros((len(objects), 4))
     difficult = np.zeros(len(objects), dtype=bool)
     for row, one in enumerate(objects):
-        name = _text(one.element, "name")
-        box = {key: _text(one.element, f"bndbox/{key}") for key in _CORNERS}
-        missing = [key for key, text in {"name": name, **box}.items() if not text]
+        name = one.values["name"]
+        missing = [field.removeprefix("bndbox/") for field in _NEEDED if not one.values[field]]
         if missing:
             findings.add("object without " + " or ".join(missing) + " (dropped)", one.where)
         elif name not in index:
             findings.add("object of a class that classes.txt does not name (dropped)", f"{one.where}: {name}")
         else:
             labels[row] = index[name]
-            corners[row] = [_number(text) for text in box.values()]
-            difficult[row] = _text(one.element, "difficult") in ("1", "true", "True")
+            corners[row] = [_number(one.values[field]) for field in _NEEDED[1:]]
+            difficult[row] = one.values["difficult"] in ("1", "true", "True")
     low = corners[:, :2] - 1
     xywh = np.concatenate([low, corners[:, 2:] - low], axis=1)
     image = np.asarray([one.image for one in objects], dtype=np.int64)
