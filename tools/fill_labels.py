@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from detkit import api, ops
-from detkit.data.annotations import Annotations, Findings, Images, Objects, Source, assemble
+from detkit.data.annotations import Annotations, Findings, ImageTable, ObjectTable, Source, assemble
 from detkit.data.coco_writer import write_coco_json
 from detkit.data.dataset import Dataset, read
 from detkit.engine.evaluator import detect_dataset
@@ -71,8 +71,8 @@ def fill(annotations: Annotations, model: str, sure: float, doubt: float) -> tup
         for label, flag in zip(found.label[picked], doubtful, strict=True):
             counts[f"{a.classes[label]}{' (difficult)' if flag else ''}"] += 1
     image, xywh, labels, crowd, difficult = (np.concatenate(column) for column in zip(*columns, strict=True))
-    objects = Objects(image.astype(np.int64), xywh, labels.astype(np.int64), str, crowd, difficult)
-    images = Images(list(range(1, len(a) + 1)), a.files, a.sizes)
+    objects = ObjectTable(image.astype(np.int64), xywh, labels.astype(np.int64), str, crowd, difficult)
+    images = ImageTable(list(range(1, len(a) + 1)), a.files, a.sizes)
     filled = assemble(objects, images, dict(enumerate(a.classes, 1)), Findings(), Source("voc", Path()))
     return replace(filled, source=None), counts
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from detkit import zoo
-from detkit.data.names import match
+from detkit.data.names import match_classes
 from detkit.detector import Detector, read_weights
 from detkit.errors import DetkitError
 
@@ -38,7 +38,7 @@ def start_from(detector: Detector, path: str | Path, *, backbone_only: bool = Fa
     if classes != detector.classes:
         rows = detector.head.class_rows
         layouts = {key: rows[part] for key in own for part in rows if key.startswith(f"head.{part}")}
-    table = match(detector.classes, classes)
+    table = match_classes(detector.classes, classes)
     taken: dict[str, Tensor] = {}
     remade = 0
     for key in own.keys() & weights.keys():

@@ -227,7 +227,7 @@ def _offsets(counts: np.ndarray) -> np.ndarray:
 
 
 @dataclass(slots=True)
-class Objects:
+class ObjectTable:
     """Objects as a reader finds them, in file order; columns as in ``Annotations``, None: the usual values.
 
     Args:
@@ -253,7 +253,7 @@ class Objects:
     points: np.ndarray | None = None
 
 
-class Images(NamedTuple):
+class ImageTable(NamedTuple):
     """Images as a reader finds them.
 
     Attributes:
@@ -270,7 +270,7 @@ class Images(NamedTuple):
 
 
 def assemble(
-    objects: Objects, images: Images, classes: Mapping[int | str, str], findings: Findings, source: Source
+    objects: ObjectTable, images: ImageTable, classes: Mapping[int | str, str], findings: Findings, source: Source
 ) -> Annotations:
     """Sorts objects by image and drops what cannot be used; whatever is dropped or sticks out is counted.
 
@@ -311,7 +311,7 @@ def assemble(
     )
 
 
-def _usable(objects: Objects, xywh: np.ndarray, sizes: np.ndarray, findings: Findings) -> np.ndarray:
+def _usable(objects: ObjectTable, xywh: np.ndarray, sizes: np.ndarray, findings: Findings) -> np.ndarray:
     """Rows of usable boxes; counts the others, and those that stick out of their image (these are kept)."""
     finite = np.isfinite(xywh).all(axis=1)
     safe = np.where(finite[:, None], xywh, 1.0)

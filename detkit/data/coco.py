@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from detkit.data import annotations as labelled
-from detkit.data.annotations import Annotations, Findings, Images, Objects, Source
+from detkit.data.annotations import Annotations, Findings, ImageTable, ObjectTable, Source
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
 
@@ -224,7 +224,7 @@ def _read_file(path: Path, split: str | None, images: Path | None) -> Annotation
     labelled.fill_sizes(sizes, files, lambda i: findings.add(unsized, f"{path}: image {kept[i].id}"))
     names = _class_names([file.categories[row] for row in category_rows.values()], path, findings)
     image_index, label_of = ({number: i for i, number in enumerate(rows)} for rows in (image_rows, category_rows))
-    found = Images(list(image_rows), files, sizes, np.asarray(list(image_rows.values()), dtype=np.int64))
+    found = ImageTable(list(image_rows), files, sizes, np.asarray(list(image_rows.values()), dtype=np.int64))
     objects = _objects(file.annotations, image_index, label_of, path, findings)
     classes = dict(zip(category_rows, names, strict=True))
     return labelled.assemble(objects, found, classes, findings, Source("coco", path, split, Path(folder)))
@@ -246,7 +246,7 @@ def _by_id(
 
 def _objects(
     records: list[_Annotation], images: dict[Id, int], classes: dict[Id, int], path: Path, findings: Findings
-) -> Objects:
+) -> ObjectTable:
     n = len(records)
 
     def where(row: int) -> str:
@@ -274,7 +274,7 @@ def _objects(
     again = order[1:][ids[order[1:]] == ids[order[:-1]]]
     findings.add_rows("annotation id used again (kept)", np.sort(again), where)
     points = _points([record.keypoints for record in records])
-    return Objects(image, xywh, labels, where, flags("iscrowd"), flags("difficult"), area, ids, points)
+    return ObjectTable(image, xywh, labels, where, flags("iscrowd"), flags("difficult"), area, ids, points)
 
 
 def _whole(values: list[Id | None]) -> np.ndarray:

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
-from detkit.data.annotations import Annotations, Findings, Images, Objects, Source, assemble, check_part, fill_sizes
+from detkit.data.annotations import (
+    Annotations,
+    Findings,
+    ImageTable,
+    ObjectTable,
+    Source,
+    assemble,
+    check_part,
+    fill_sizes,
+)
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
 from detkit.io.images import paths_in
@@ -60,9 +69,9 @@ class FolderFormat(DatasetFormat):
         labels = np.asarray([label for _, label in kept])
         base = homes[0] if len(homes) == 1 else path
         ids: list[int | str] = [file.relative_to(base).as_posix() for file, _ in kept]
-        objects = Objects(np.arange(len(kept)), xywh, labels, files.__getitem__)
+        objects = ObjectTable(np.arange(len(kept)), xywh, labels, files.__getitem__)
         source = Source("folders", path, split)
-        return assemble(objects, Images(ids, files, sizes), dict(enumerate(classes)), findings, source)
+        return assemble(objects, ImageTable(ids, files, sizes), dict(enumerate(classes)), findings, source)
 
 
 def _classes(path: Path, part: bool = False) -> list[str]:

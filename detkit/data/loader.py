@@ -21,7 +21,7 @@ from detkit.arrays import moved
 from detkit.data.augment import Augment
 from detkit.data.dataset import Dataset
 from detkit.data.resize import Resize, moved_target
-from detkit.data.sampler import Sampler, Slots, repeat_factors
+from detkit.data.sampler import EpochSampler, Slots, repeat_factors
 from detkit.errors import DetkitError
 from detkit.structures import Batch, Sample, Target
 
@@ -151,7 +151,7 @@ class Loader:
         workers: Processes; 0: this one loads.
         shuffle: True is training: seeded order, full batches, an image that cannot be read is replaced by another.
             False is evaluation: order kept, last partial batch kept, an image that cannot be read is left out.
-        rank: This process among those that train together, see ``Sampler``.
+        rank: This process among those that train together, see ``EpochSampler``.
         world: How many these are.
         context: Start method of the workers; None: the system's own.
         balance: Threshold of ``repeat_factors``; 0: none.
@@ -189,7 +189,9 @@ class Loader:
         weights = None
         if balance and shuffle:
             weights = repeat_factors([dataset.labels_of(i) for i in range(count)], len(dataset.classes), balance)
-        self.sampler = Sampler(count, batch=batch, seed=seed, shuffle=shuffle, rank=rank, world=world, weights=weights)
+        self.sampler = EpochSampler(
+            count, batch=batch, seed=seed, shuffle=shuffle, rank=rank, world=world, weights=weights
+        )
         self.failures: dict[str, DetkitError] = {}
         self.dropped = 0
         self.workers = workers

@@ -39,7 +39,7 @@ def ids_of(names: Sequence[str]) -> tuple[int, ...]:
     return tuple(range(len(names)))
 
 
-def match(names: Sequence[str], wanted: Sequence[str]) -> list[int]:
+def match_classes(names: Sequence[str], wanted: Sequence[str]) -> list[int]:
     """For each of ``names`` the place of the same class in ``wanted``, by name or another spelling of it; -1: none."""
     spelt = {canonical(name): i for i, name in reversed(list(enumerate(wanted)))}
     exact = {name: i for i, name in reversed(list(enumerate(wanted)))}
@@ -48,7 +48,7 @@ def match(names: Sequence[str], wanted: Sequence[str]) -> list[int]:
 
 def explain_match(model: Sequence[str], data: Sequence[str]) -> list[str]:
     """Sentences on how a model's classes were matched with the data's; none where they are the same."""
-    table = match(model, data)
+    table = match_classes(model, data)
     renamed = [f"{name} as {data[i]}" for name, i in zip(model, table, strict=True) if i >= 0 and name != data[i]]
     unknown = [name for i, name in enumerate(data) if i not in table]
     extra = [name for name, i in zip(model, table, strict=True) if i < 0]

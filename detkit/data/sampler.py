@@ -28,7 +28,7 @@ def repeat_factors(labels: Sequence[np.ndarray], num_classes: int, threshold: fl
     return np.array([factor[row].max() if len(row) else 1.0 for row in present])
 
 
-class Sampler:
+class EpochSampler:
     """Batches of an epoch as a function of (seed, epoch), whatever the number of workers and processes.
 
     shuffle=False keeps the order and the last, partial batch, for evaluation. shuffle=True is for training: a new

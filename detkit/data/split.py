@@ -147,7 +147,7 @@ def _copy_folders(
 
 
 @dataclass(slots=True, frozen=True)
-class Split:
+class DataSplit:
     """What was written.
 
     Attributes:
@@ -181,7 +181,7 @@ def split_annotations(
     *,
     seed: int = 0,
     overwrite: bool = False,
-) -> Split:
+) -> DataSplit:
     """Draws parts with balanced classes and writes them; see ``stratify`` and ``write_split``."""
     parts = stratify(annotations, fractions, seed)
     boxes = {
@@ -189,7 +189,7 @@ def split_annotations(
         for name, counts in balance(annotations, parts).items()
     }
     files = write_split(annotations, parts, out, overwrite=overwrite)
-    return Split(files, {name: len(rows) for name, rows in parts.items()}, boxes)
+    return DataSplit(files, {name: len(rows) for name, rows in parts.items()}, boxes)
 
 
 def balance(annotations: Annotations, parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from tempfile import mkdtemp
 import cv2
 import numpy as np
 
-from detkit.data.annotations import Annotations, Findings, Images, Objects, Source, assemble
+from detkit.data.annotations import Annotations, Findings, ImageTable, ObjectTable, Source, assemble
 from detkit.data.coco import CocoFormat
 from detkit.data.coco_writer import write_coco_json
 from detkit.interfaces import DatasetFormat
@@ -48,8 +48,8 @@ def write_toy_data(folder: Path, *, train: int = 64, val: int = 16, size: int = 
 
     Args:
         folder: Where to; returned.
-        train: Images of the part train.
-        val: Images of the part val.
+        train: ImageTable of the part train.
+        val: ImageTable of the part val.
         size: Side of the images in pixels.
         seed: Of the first image.
     """
@@ -62,8 +62,8 @@ def write_toy_data(folder: Path, *, train: int = 64, val: int = 16, size: int = 
         boxes[:, 2:] -= boxes[:, :2]
         image = np.repeat(np.arange(count), [len(sample.target) for sample in samples])
         labels = np.concatenate([np.zeros(0, np.int64), *(sample.target.labels for sample in samples)])
-        images = Images(list(range(count)), files, np.full((count, 2), size, np.int32))
-        objects = Objects(image, boxes, labels, str)
+        images = ImageTable(list(range(count)), files, np.full((count, 2), size, np.int32))
+        objects = ObjectTable(image, boxes, labels, str)
         made = assemble(objects, images, dict(enumerate(CLASSES, 1)), Findings(), Source("toy", folder))
         write_coco_json(made, folder / "annotations" / f"instances_{part}.json")
     return folder

@@ -16,8 +16,8 @@ from detkit.data.annotations import (
     UNSAFE,
     Annotations,
     Findings,
-    Images,
-    Objects,
+    ImageTable,
+    ObjectTable,
     Source,
     assemble,
     check_part,
@@ -80,7 +80,7 @@ class VocFormat(DatasetFormat):
         folder = images or next((f for f in (path / "JPEGImages", path / "images") if f.is_dir()), path / "JPEGImages")
         present = folder.iterdir() if folder.is_dir() else ()
         by_stem = {p.stem: p.name for p in present if p.suffix.lower() in IMAGE_SUFFIXES}
-        found, objects = Images([], [], np.zeros((len(stems), 2), np.int32)), []
+        found, objects = ImageTable([], [], np.zeros((len(stems), 2), np.int32)), []
         for stem in stems:
             file = path / "Annotations" / f"{stem}.xml"
             if (tree := _parse(file, findings)) is None:
@@ -164,7 +164,7 @@ def _number(text: str) -> float:
         return float("nan")
 
 
-def _columns(objects: list[_Object], classes: tuple[str, ...], findings: Findings) -> Objects:
+def _columns(objects: list[_Object], classes: tuple[str, ...], findings: Findings) -> ObjectTable:
     index = {name: i for i, name in enumerate(classes)}
     labels = np.full(len(objects), -1, dtype=np.int64)
     corners = np.zeros((len(objects), 4))
@@ -183,7 +183,7 @@ def _columns(objects: list[_Object], classes: tuple[str, ...], findings: Finding
     low = corners[:, :2] - 1
     xywh = np.concatenate([low, corners[:, 2:] - low], axis=1)
     image = np.asarray([one.image for one in objects], dtype=np.int64)
-    return Objects(image, xywh, labels, lambda row: objects[row].where, difficult=difficult)
+    return ObjectTable(image, xywh, labels, lambda row: objects[row].where, difficult=difficult)
 
 
 def _classes(path: Path, found: set[str]) -> tuple[str, ...]:

@@ -13,7 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
-from detkit.data.annotations import Annotations, Findings, Images, Objects, Source, assemble, check_part, fill_sizes
+from detkit.data.annotations import (
+    Annotations,
+    Findings,
+    ImageTable,
+    ObjectTable,
+    Source,
+    assemble,
+    check_part,
+    fill_sizes,
+)
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
 from detkit.io.images import IMAGE_SUFFIXES
@@ -58,7 +67,7 @@ class YoloFormat(DatasetFormat):
         sizes = np.zeros((len(files), 2), dtype=np.int32)
         fill_sizes(sizes, files)
         objects = _read_labels(files, sizes, {number: i for i, number in enumerate(table)}, findings)
-        found = Images(_ids(files, root), files, sizes)
+        found = ImageTable(_ids(files, root), files, sizes)
         return assemble(objects, found, table, findings, Source("yolo", file, split, root))
 
 
@@ -148,7 +157,9 @@ def label_file(image: str) -> str:
     return os.path.join(os.sep.join(folders), tail + ".txt")
 
 
-def _read_labels(files: list[str], sizes: np.ndarray, classes: Mapping[int | str, int], findings: Findings) -> Objects:
+def _read_labels(
+    files: list[str], sizes: np.ndarray, classes: Mapping[int | str, int], findings: Findings
+) -> ObjectTable:
     rows: list[tuple[float, ...]] = []
     places: list[str] = []
     for i, image in enumerate(files):
@@ -173,7 +184,7 @@ def _read_labels(files: list[str], sizes: np.ndarray, classes: Mapping[int | str
     table = np.asarray(rows, dtype=np.float64).reshape(-1, 6)
     index, labels = table[:, :2].astype(np.int64).T
     xywh = table[:, 2:] * sizes[index][:, [1, 0, 1, 0]].astype(np.float64)
-    return Objects(index, xywh, labels, places.__getitem__)
+    return ObjectTable(index, xywh, labels, places.__getitem__)
 
 
 def _parse(line: str, classes: Mapping[int | str, int], where: str, findings: Findings) -> tuple[float, ...] | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from detkit.data.dataset import Dataset
 from detkit.data.loader import Loader
-from detkit.data.names import match
+from detkit.data.names import match_classes
 from detkit.detector import Detector
 from detkit.engine.runtime import Runtime
 from detkit.errors import DetkitError
@@ -229,7 +229,7 @@ def _with_labels_of(wanted: tuple[str, ...], classes: tuple[str, ...], results: 
     """Labels by the data's class names; detections of classes that the data does not know are left out."""
     if tuple(wanted) == tuple(classes):
         return results
-    table = np.array(match(classes, wanted), dtype=np.int64)
+    table = np.array(match_classes(classes, wanted), dtype=np.int64)
     if not (table >= 0).any():
         what = f"the model knows {', '.join(classes[:5])}..., the data {', '.join(wanted[:5])}...: no class in common"
         raise DetkitError(what, "classes", "rename the data's classes, or choose another model")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from detkit.data.augment import Augment
 from detkit.data.dataset import Dataset
 from detkit.data.loader import Loader
-from detkit.data.sampler import Sampler
+from detkit.data.sampler import EpochSampler
 from detkit.detector import Detector
 from detkit.engine.runtime import Runtime
 from detkit.errors import DetkitError
@@ -185,7 +185,7 @@ class CachedLoader:
         views: How many of each image there are.
     """
 
-    def __init__(self, stages: FrozenStages, dataset: Dataset, sampler: Sampler, views: int = 1) -> None:
+    def __init__(self, stages: FrozenStages, dataset: Dataset, sampler: EpochSampler, views: int = 1) -> None:
         self.stages, self.sampler, self.views = stages, sampler, views
         self._failures: dict[str, DetkitError] = {}
         annotations = dataset.annotations
@@ -260,7 +260,7 @@ def cache_frozen(trainer: Trainer) -> None:
 
 
 def _filled(
-    trainer: Trainer, stages: FrozenStages, sampler: Sampler, dataset: Dataset, augment: Augment | None, views: int
+    trainer: Trainer, stages: FrozenStages, sampler: EpochSampler, dataset: Dataset, augment: Augment | None, views: int
 ) -> CachedLoader:
     cached = CachedLoader(stages, dataset, sampler, views)
     with trainer.make_loader(dataset, augment, shuffle=False) as loader:

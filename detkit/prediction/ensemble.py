@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from detkit.data.names import match
+from detkit.data.names import match_classes
 from detkit.data.warp import swapped
 from detkit.errors import DetkitError
 from detkit.ops.boxes import iou
@@ -164,7 +164,7 @@ def _mirrored_boxes(boxes: np.ndarray, width: int) -> np.ndarray:
 
 def _labels_by_name(first: Predictor, other: Predictor) -> np.ndarray:
     """(C,) int64: the first model's label for each of the other's."""
-    table = match(other.classes, first.classes)
+    table = match_classes(other.classes, first.classes)
     lacks = [name for i, name in enumerate(first.classes) if i not in table]
     adds = [name for name, i in zip(other.classes, table, strict=True) if i < 0]
     said = {"does not know": lacks, "also knows": adds}

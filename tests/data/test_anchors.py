@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from detkit.data.anchors import choose_anchors, collisions, object_sizes
-from detkit.data.annotations import Annotations, Findings, Images, Objects, Source, assemble
+from detkit.data.annotations import Annotations, Findings, ImageTable, ObjectTable, Source, assemble
 from detkit.data.resize import Resize
 from detkit.errors import DetkitError
 
 
 def labelled(boxes: list[list[float]], height: int = 64, width: int = 128) -> Annotations:
     """One image with these boxes x, y, width, height."""
-    objects = Objects(np.zeros(len(boxes), np.int64), np.array(boxes), np.zeros(len(boxes), np.int64), str)
+    objects = ObjectTable(np.zeros(len(boxes), np.int64), np.array(boxes), np.zeros(len(boxes), np.int64), str)
     size = np.array([[height, width]], np.int32)
-    return assemble(objects, Images([1], ["a.jpg"], size), {1: "a"}, Findings(), Source("coco", Path("x")))
+    return assemble(objects, ImageTable([1], ["a.jpg"], size), {1: "a"}, Findings(), Source("coco", Path("x")))
 
 
 def test_objects_lie_where_the_models_letterbox_puts_them() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detkit.data.annotations import Annotations, Findings, Images, Objects, Source, assemble
+from detkit.data.annotations import Annotations, Findings, ImageTable, ObjectTable, Source, assemble
 from detkit.data.dataset import read
 from detkit.data.split import balance, stratify, write_split
 from detkit.errors import DetkitError
@@ -23,8 +23,8 @@ def many() -> Annotations:
     xywh = np.tile([1.0, 1, 5, 5], (900, 1))
     names = [f"{i}.jpg" for i in range(300)]
     sizes = np.full((300, 2), 50, np.int32)
-    objects = Objects(image, xywh, labels, str)
-    images = Images(list(range(300)), names, sizes)
+    objects = ObjectTable(image, xywh, labels, str)
+    images = ImageTable(list(range(300)), names, sizes)
     return assemble(objects, images, {1: "a", 2: "b"}, Findings(), Source("coco", Path("x")))
 
 

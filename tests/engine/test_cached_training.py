@@ -21,7 +21,7 @@ from detkit.data.augment import Augment
 from detkit.data.crops import write_crops
 from detkit.data.dataset import Dataset, read
 from detkit.data.loader import Loader
-from detkit.data.sampler import Sampler
+from detkit.data.sampler import EpochSampler
 from detkit.data.toy import CLASSES, write_toy_data
 from detkit.detector import Detector
 from detkit.engine import feature_cache as module
@@ -229,7 +229,7 @@ def test_views_are_the_augmented_images_in_turn(tmp_path: Path, toys: Path) -> N
     """Two views, seen in one epoch each, are what two epochs in the data's order show without the cache."""
     data, model = sets(toys)[0], detector().eval()
     runtime = Runtime("cpu", "fp32")
-    cached = CachedLoader(FrozenStages(model, runtime, print), data, Sampler(len(data), batch=4), views=2)
+    cached = CachedLoader(FrozenStages(model, runtime, print), data, EpochSampler(len(data), batch=4), views=2)
     pixels: dict[tuple[int, int], torch.Tensor] = {}
     boxes: dict[tuple[int, int], torch.Tensor] = {}
     for view in range(2):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detkit.data.annotations import Annotations, Findings, Images, Objects, Source, assemble, size_of
+from detkit.data.annotations import Annotations, Findings, ImageTable, ObjectTable, Source, assemble, size_of
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
 
@@ -50,7 +50,7 @@ class CsvFolder(DatasetFormat):
             labels.append(classes.index(label))
             lines.append(number)
         files = [str((images or path) / name) for name in names]
-        objects = Objects(
+        objects = ObjectTable(
             np.array(image, dtype=np.int64),
             np.array(xywh, dtype=np.float64).reshape(-1, 4),
             np.array(labels, dtype=np.int64),
@@ -58,4 +58,4 @@ class CsvFolder(DatasetFormat):
         )
         sizes = np.array([size_of(file) for file in files], dtype=np.int32).reshape(-1, 2)
         source = Source("example_csv", path)
-        return assemble(objects, Images(list(names), files, sizes), dict(enumerate(classes)), findings, source)
+        return assemble(objects, ImageTable(list(names), files, sizes), dict(enumerate(classes)), findings, source)
