@@ -24,6 +24,9 @@ def speed_up_depthwise(model: nn.Module) -> None:
     """Gives the model's depthwise convolutions the faster backward pass; on other devices they are as before.
 
     Only what is computed backward changes: weights, names and files stay the same.
+
+    Args:
+        model: Changed in place.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and _is_depthwise(module):
@@ -71,17 +74,9 @@ class _Depthwise(torch.autograd.Function):
         to_x = to_weight = None
         if ctx.needs_input_grad[0]:
             dtype = x.dtype if ctx.stride == (1, 1) else torch.float32
-            to_x = torch.ops.aten.convolution_backward(
-                *(t.to(dtype) for t in (gradient, x, weight)),
-                None,
-                ctx.stride,
-                ctx.padding,
-                (1, 1),
-                False,
-                (0, 0),
-                len(weight),
-                (True, False, False),
-            )[0].to(x.dtype)
+            tensors = [tensor.to(dtype) for tensor in (gradient, x, weight)]
+            geometry = (ctx.stride, ctx.padding, (1, 1), False, (0, 0), len(weight))
+            to_x = torch.ops.aten.convolution_backward(*tensors, None, *geometry, (True, False, False))[0].to(x.dtype)
         if ctx.needs_input_grad[1]:
             to_weight = filter_gradient(x, gradient, weight.shape[-2:], ctx.stride, ctx.padding)
         return to_x, to_weight, None, None
@@ -90,15 +85,24 @@ class _Depthwise(torch.autograd.Function):
 def filter_gradient(
     x: Tensor, gradient: Tensor, size: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
 ) -> Tensor:
-    """The gradient (C, 1, kh, kw) float32 of a depthwise filter of ``size`` = (kh, kw).
+    """The gradient of a depthwise filter. Images are summed one by one, so that float32 suffices.
 
-    x (B, C, H, W), gradient (B, C, h, w) of the output. Images are summed one by one, so that float32 suffices.
+    Args:
+        x: (B, C, H, W).
+        gradient: (B, C, h, w), of the output.
+        size: (kh, kw) of the filter.
+        stride: Downwards and to the right, in cells.
+        padding: Above and at the left, in cells.
+
+    Returns:
+        (C, 1, kh, kw) float32.
     """
     inputs, outputs = _bits(x), _bits(gradient)
     sums = np.zeros((len(inputs), *size, inputs.shape[3]), np.float32)
 
     def work(start: int, stop: int) -> None:
-        _filter_sums(inputs, outputs, sums, *stride, *padding, 16 if inputs.itemsize == 2 else 0, start, stop)
+        for image in range(start, stop):
+            _filter_sums(inputs[image], outputs[image], sums[image], *stride, *padding)
 
     run_chunks(work, len(inputs), min(thread_count(), len(inputs)))
     return torch.from_numpy(sums.sum(0)).permute(2, 0, 1).unsqueeze(1)
@@ -113,54 +117,47 @@ def _bits(maps: Tensor) -> np.ndarray:
 
 
 @kernel
-def _filter_sums(
-    x: np.ndarray,
-    gradient: np.ndarray,
-    sums: np.ndarray,
-    down: int,
-    right: int,
-    pad_top: int,
-    pad_left: int,
-    shift: int,
-    start: int,
-    stop: int,
-) -> None:
-    """Adds x * gradient, moved by each place of the filter, into sums[start:stop] (B, kh, kw, C).
+def _widened(bits: np.ndarray, shift: int, into: np.ndarray) -> None:
+    for j in range(bits.shape[0]):
+        for i in range(bits.shape[1]):
+            into[j, i] = np.uint32(bits[j, i]) << np.uint32(shift)
 
-    x, gradient: bits of numbers, which shifted left by ``shift`` are float32. Four neighbouring cells at a time: their
-    products are added before the sum is loaded and stored. The innermost loop runs over channels, side by side.
+
+@kernel
+def _filter_sums(
+    x: np.ndarray, gradient: np.ndarray, sums: np.ndarray, down: int, right: int, pad_top: int, pad_left: int
+) -> None:
+    """Adds x (H, W, C) * gradient (h, w, C), moved by each place of the filter, into sums (kh, kw, C).
+
+    x, gradient: the bits of bfloat16 (two bytes) or float32. Four neighbouring cells at a time: their products are
+    added before the sum is loaded and stored. The innermost loop runs over channels, side by side.
     """
-    _, height, width, channels = x.shape
-    rows, columns = gradient.shape[1:3]
-    line_bits = np.empty((width, channels), np.uint32)
-    cell_bits = np.empty((columns, channels), np.uint32)
+    height, width, channels = x.shape
+    rows, columns = gradient.shape[:2]
+    shift = 32 - 8 * x.itemsize
+    line_bits, cell_bits = np.empty((width, channels), np.uint32), np.empty((columns, channels), np.uint32)
     line, cells = line_bits.view(np.float32), cell_bits.view(np.float32)
-    for image in range(start, stop):
-        for row in range(rows):
-            for j in range(columns):
-                for i in range(channels):
-                    cell_bits[j, i] = np.uint32(gradient[image, row, j, i]) << np.uint32(shift)
-            for ky in range(sums.shape[1]):
-                y = row * down + ky - pad_top
-                if y < 0 or y >= height:
-                    continue
-                for j in range(width):
+    for row in range(rows):
+        _widened(gradient[row], shift, cell_bits)
+        for ky in range(sums.shape[0]):
+            y = row * down + ky - pad_top
+            if y < 0 or y >= height:
+                continue
+            _widened(x[y], shift, line_bits)
+            for kx in range(sums.shape[1]):
+                left = kx - pad_left
+                column = max(0, -(left // right))
+                end = min(columns, (width - 1 - left) // right + 1)
+                total = sums[ky, kx]
+                while column + 4 <= end:
+                    at = column * right + left
+                    a, b, c, d = line[at], line[at + right], line[at + 2 * right], line[at + 3 * right]
+                    e, f, g, h = cells[column], cells[column + 1], cells[column + 2], cells[column + 3]
                     for i in range(channels):
-                        line_bits[j, i] = np.uint32(x[image, y, j, i]) << np.uint32(shift)
-                for kx in range(sums.shape[2]):
-                    left = kx - pad_left
-                    column = max(0, -(left // right))
-                    end = min(columns, (width - 1 - left) // right + 1)
-                    total = sums[image, ky, kx]
-                    while column + 4 <= end:
-                        at = column * right + left
-                        a, b, c, d = line[at], line[at + right], line[at + 2 * right], line[at + 3 * right]
-                        e, f, g, h = cells[column], cells[column + 1], cells[column + 2], cells[column + 3]
-                        for i in range(channels):
-                            total[i] += (a[i] * e[i] + b[i] * f[i]) + (c[i] * g[i] + d[i] * h[i])
-                        column += 4
-                    while column < end:
-                        a, e = line[column * right + left], cells[column]
-                        for i in range(channels):
-                            total[i] += a[i] * e[i]
-                        column += 1
+                        total[i] += (a[i] * e[i] + b[i] * f[i]) + (c[i] * g[i] + d[i] * h[i])
+                    column += 4
+                while column < end:
+                    a, e = line[column * right + left], cells[column]
+                    for i in range(channels):
+                        total[i] += a[i] * e[i]
+                    column += 1
