@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from detkit.errors import DetkitError, nearest
 from detkit.io.images import ImageSource, as_rgb
 from detkit.io.sources import Failure, Frame, Source, open_sources
 from detkit.structures import Detections, Limits, Sample
+
+Seen = TypeVar("Seen", bound=Frame | Failure)
 
 
 class Predictor:
@@ -109,8 +111,8 @@ class Predictor:
             yield found
 
     def detect_frames(
-        self, frames: Iterable[Frame | Failure], limits: Limits | None = None, batch: int = 1
-    ) -> Iterator[tuple[Frame | Failure, Detections]]:
+        self, frames: Iterable[Seen], limits: Limits | None = None, batch: int = 1
+    ) -> Iterator[tuple[Seen, Detections]]:
         """Each frame with its detections (numpy, in the frame's pixels), in order.
 
         What could not be read comes through as the Failure that it is, with no detections, in its place.
@@ -121,7 +123,7 @@ class Predictor:
             batch: Images at a time.
         """
         limits = limits or Limits()
-        waiting: list[Frame | Failure] = []
+        waiting: list[Seen] = []
         images = 0
         for frame in frames:
             waiting.append(frame)
@@ -131,7 +133,7 @@ class Predictor:
                 waiting, images = [], 0
         yield from self._detect(waiting, limits)
 
-    def _detect(self, frames: list[Frame | Failure], limits: Limits) -> Iterator[tuple[Frame | Failure, Detections]]:
+    def _detect(self, frames: list[Seen], limits: Limits) -> Iterator[tuple[Seen, Detections]]:
         samples = [Sample(frame.image, path=frame.source) for frame in frames if isinstance(frame, Frame)]
         found = iter(self.predict_samples(samples, limits) if samples else [])
         for frame in frames:

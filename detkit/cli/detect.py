@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
-from itertools import chain
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,8 +19,10 @@ from detkit.cli.common import load_predictor, message, names_in
 from detkit.errors import DetkitError
 
 if TYPE_CHECKING:
-    from detkit.io.sources import Frame
+    from detkit.io.sources import Failure, Frame
     from detkit.structures import Detections
+
+    Sink = Callable[[Frame, Detections], object]
 
 _FORMATS = {".jsonl": "jsonl", ".json": "coco", ".csv": "csv"}
 
@@ -51,43 +54,53 @@ def detect(
     as_json: options.Json = False,
 ) -> int:
     """Detect objects. Prints a line an image; with --json, one JSON line an image or frame."""
-    kind = _format_of(out, form)
     from detkit.io.detections import open_writer
-    from detkit.io.sources import Failure, open_sources
 
-    frames = open_sources(source)
+    kind = _format_of(out, form)
     failures: list[Failure] = []
-    done = 0
-    # Up to the first image, before a model is loaded for nothing.
-    for first in frames:
-        if not isinstance(first, Failure):
-            frames = chain([first], frames)
-            break
-        failures.append(first)
-    else:
-        return _finish(done, failures)
-    detector = load_predictor(
-        model, ensemble=ensemble, tta=tta, device=device, precision=precision, threads=threads, size=size
-    )
-    limits = detector.limits(conf, iou, max_detections, None if classes is None else names_in(classes) or [classes])
-    with ExitStack() as stack:
-        writer = (
-            stack.enter_context(open_writer(kind, out, detector.classes, detector.class_ids, overwrite=overwrite))
-            if out is not None and kind
-            else None
+    frames = _frames(source, failures)
+    done, first = 0, next(frames, None)
+    if first is not None:  # else a model would be loaded for nothing
+        detector = load_predictor(
+            model, ensemble=ensemble, tta=tta, device=device, precision=precision, threads=threads, size=size
         )
-        pictures = stack.enter_context(_Annotated()) if save else None
-        for frame, found in detector.detect_frames(_progress(frames), limits, batch):
-            if isinstance(frame, Failure):
-                failures.append(frame)
-                continue
-            done += 1
-            _print(frame, found, as_json)
-            if writer:
-                writer.write(frame, found)
-            if pictures:
-                pictures.write(frame, found)
-    return _finish(done, failures)
+        limits = detector.limits(conf, iou, max_detections, None if classes is None else names_in(classes) or [classes])
+        with ExitStack() as stack:
+            sinks: list[Sink] = [_print_json if as_json else _print]
+            if out is not None and kind is not None:
+                writer = open_writer(kind, out, detector.classes, detector.class_ids, overwrite)
+                sinks.append(stack.enter_context(writer).write)
+            if save:
+                sinks.append(stack.enter_context(_annotated_copies()))
+            for frame, found in detector.detect_frames(chain([first], frames), limits, batch):
+                done += 1
+                for sink in sinks:
+                    sink(frame, found)
+    for failure in failures:
+        message(f"detkit: {failure.source}: {failure.what}" + (f"\n  {failure.do}" if failure.do else ""))
+    if failures:
+        message(f"{done} done, {len(failures)} failed")
+        return 3 if done else 2
+    if not done:
+        raise DetkitError("no image was found", do="name images, a folder that holds some, a video or -")
+    return 0
+
+
+def _frames(source: list[str], failures: list[Failure]) -> Iterator[Frame]:
+    """What can be read, counted where a person watches and results go elsewhere; the rest goes into ``failures``."""
+    from detkit.io.sources import Frame, open_sources
+
+    watched = sys.stderr.isatty() and not sys.stdout.isatty()
+    number = 0
+    for number, frame in enumerate(open_sources(source), 1):
+        if watched:
+            print(f"\r{number} read", end="", file=sys.stderr, flush=True)
+        if isinstance(frame, Frame):
+            yield frame
+        else:
+            failures.append(frame)
+    if watched:
+        print(f"\r{number} read, done", file=sys.stderr)
 
 
 def _format_of(out: Path | None, form: str | None) -> str | None:
@@ -106,88 +119,55 @@ def _format_of(out: Path | None, form: str | None) -> str | None:
     return kind
 
 
-def _print(frame: Frame, found: Detections, as_json: bool) -> None:
+def _print_json(frame: Frame, found: Detections) -> None:
     from detkit.io.detections import record_of
 
-    if as_json:
-        print(json.dumps(record_of(frame, found), ensure_ascii=False), flush=True)
-        return
+    print(json.dumps(record_of(frame, found), ensure_ascii=False), flush=True)
+
+
+def _print(frame: Frame, found: Detections) -> None:
     name = frame.source if frame.index is None else f"{frame.source} frame {frame.index}"
-    counts: dict[str, int] = {}
-    for label in found.names:
-        counts[label] = counts.get(label, 0) + 1
-    print(f"{name}: {', '.join(f'{n} {label}' for label, n in counts.items()) or 'nothing found'}", flush=True)
+    counts = ", ".join(f"{count} {label}" for label, count in Counter(found.names).items())
+    print(f"{name}: {counts or 'nothing found'}", flush=True)
     if frame.index is None:
         for r in found.to_records():
             print(f"  {r['label']:<16} {r['score']:.3f}  {' '.join(f'{round(v):5d}' for v in r['box'])}", flush=True)
 
 
-def _progress(frames: Iterator[Any]) -> Iterator[Any]:
-    """The same frames, with a count on stderr when a person is watching and results go elsewhere."""
-    if not sys.stderr.isatty() or sys.stdout.isatty():
-        yield from frames
-        return
-    count = 0
-    for count, frame in enumerate(frames, 1):
-        print(f"\r{count} read", end="", file=sys.stderr, flush=True)
-        yield frame
-    print(f"\r{count} read, done", file=sys.stderr)
+@contextmanager
+def _annotated_copies() -> Iterator[Sink]:
+    """Writes annotated copies into a new numbered folder: images as images, frames of one video as one video."""
+    from detkit.io.draw import draw_detections
+    from detkit.io.files import numbered_folder
+    from detkit.io.images import write_image
+    from detkit.io.video import VideoWriter
 
+    folder, used = numbered_folder("runs", "detect"), set[str]()
+    videos: dict[str, VideoWriter] = {}  # the one being written, by its source
 
-class _Annotated:
-    """Annotated copies in a new numbered folder: images as images, frames of one video as one video."""
+    def new_name(source: str, ending: str) -> Path:
+        stem = "stdin" if source == "-" else Path(source).stem
+        names = chain([f"{stem}{ending}"], (f"{stem}-{copy}{ending}" for copy in count(2)))
+        name = next(name for name in names if name not in used)  # a/1.jpg and b/1.jpg go into one folder
+        used.add(name)
+        return folder / name
 
-    def __init__(self) -> None:
-        from detkit.io.files import numbered_folder
-
-        self.folder = numbered_folder(Path("runs"), "detect")
-        self._videos = ExitStack()
-        self._video: Any = None
-        self._source = ""
-        self._used: set[str] = set()
-
-    def __enter__(self) -> _Annotated:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._videos.__exit__(*error)
-        if self._video is not None and self._video.notice:
-            message(self._video.notice)
-        message(f"annotated copies: {self.folder}")
-
-    def write(self, frame: Frame, found: Detections) -> None:
-        from detkit.io.draw import draw_detections
-        from detkit.io.images import write_image
-        from detkit.io.video import VideoWriter
-
+    def write(frame: Frame, found: Detections) -> None:
         drawn = draw_detections(frame.image, found)
         if frame.index is None:
-            write_image(self.folder / self._name(frame.source, ".jpg"), drawn)
+            write_image(new_name(frame.source, ".jpg"), drawn)
             return
-        if frame.source != self._source:
-            self._videos.close()
-            path = self.folder / self._name(frame.source, ".mp4")
-            self._video = self._videos.enter_context(VideoWriter(path, fps=frame.fps or 25))
-            self._source = frame.source
-        self._video.write(drawn)
+        if frame.source not in videos:
+            stack.close()
+            videos.clear()
+            videos[frame.source] = stack.enter_context(VideoWriter(new_name(frame.source, ".mp4"), frame.fps))
+        videos[frame.source].write(drawn)
 
-    def _name(self, source: str, ending: str) -> str:
-        stem = "stdin" if source == "-" else Path(source).stem
-        name, copy = f"{stem}{ending}", 1
-        while name in self._used:  # a/1.jpg and b/1.jpg go into one folder
-            copy += 1
-            name = f"{stem}-{copy}{ending}"
-        self._used.add(name)
-        return name
-
-
-def _finish(done: int, failures: list[Any]) -> int:
-    for failure in failures:
-        message(f"detkit: {failure.source}: {failure.what}" + (f"\n  {failure.do}" if failure.do else ""))
-    if failures:
-        message(f"{done} done, {len(failures)} failed")
-    if not done:
-        if not failures:
-            raise DetkitError("no image was found", do="name images, a folder that holds some, a video or -")
-        return 2
-    return 3 if failures else 0
+    try:
+        with ExitStack() as stack:
+            yield write
+    finally:
+        for video in videos.values():
+            if video.notice:
+                message(video.notice)
+        message(f"annotated copies: {folder}")
