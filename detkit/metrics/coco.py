@@ -176,7 +176,8 @@ def accumulate(
     precision = np.full((ranges, number, len(RECALLS), classes), -1.0)
     recall = np.full((ranges, number, classes, len(limits)), -1.0)
     columns = (matches.starts, matches.matched, matches.ignored, matches.rank, matches.image)
-    weights = np.empty(0, np.int64) if weights is None else weights
-    fixed = (weights, counts, number, np.array(limits), RECALLS, precision, recall)
-    in_class_chunks(lambda first, last: kernels.accumulate(first, last, *columns, *fixed), matches.starts)
+    if weights is None:
+        weights = np.ones(matches.image.max(initial=-1) + 1, np.int64)
+    fixed = (columns, weights, counts, number, (np.array(limits), RECALLS), precision, recall)
+    in_class_chunks(lambda first, last: kernels.accumulate(first, last, *fixed), matches.starts)
     return np.moveaxis(precision, 0, -1), np.moveaxis(recall, 0, 2)

@@ -6,8 +6,7 @@ Bolya, Foley, Hays and Hoffman, "TIDE: A General Toolbox for Identifying Object 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -74,33 +73,38 @@ def error_breakdown(
     found[matches.taken[matches.true]] = True
     wrong = np.flatnonzero(matches.counted & ~matches.true)
     own, other, target_own, target_other = _nearest(gt, np.flatnonzero(wanted), dt, matches.row[wrong])
-    kind = _kinds(own, other, iou, background)
+    rules = {
+        "localization": (own >= background) & (own < iou),
+        "classification": other >= iou,
+        "duplicate": own >= iou,
+        "background": np.maximum(own, other) < background,
+    }
+    names = list(KINDS)
+    kind = np.select(list(rules.values()), [names.index(name) for name in rules], names.index("both"))
     target = np.where(kind == 0, target_other, np.where(kind == 1, target_own, -1))
     best = _best_corrections(target, matches.score[wrong], found)
     missed = wanted & ~found
     missed[target[target >= 0]] = False
 
-    ranking = _Ranking(matches, positives(gt, ALL_AREAS)[:, 0])
-    base = ranking.ap(np.zeros(0, np.int64))
+    objects = positives(gt, ALL_AREAS)[:, 0]
+    base = _changed_ap(matches, objects)
     gains = {}
     for number, name in enumerate(KINDS):
-        right = wrong[best & (kind == number)]
-        gains[name] = ranking.ap(wrong[kind == number], right, gt.label[target[best & (kind == number)]]) - base
-    gains["missed"] = ranking.ap(wrong[:0], fewer=_count(gt, missed)) - base
+        mine = best & (kind == number)
+        labels = gt.label[target[mine]]
+        gains[name] = _changed_ap(matches, objects, removed=wrong[kind == number], right=wrong[mine], labels=labels)
+    gains["missed"] = _changed_ap(matches, _fewer(objects, gt, missed))
+    counts = dict(zip(names, np.bincount(kind, minlength=len(names)).tolist(), strict=True))
     return ErrorBreakdown(
         ap=base,
-        counts={name: int((kind == number).sum()) for number, name in enumerate(KINDS)} | {"missed": int(missed.sum())},
-        gains=gains,
-        false_positives=ranking.ap(wrong) - base,
-        false_negatives=ranking.ap(wrong[:0], fewer=_count(gt, wanted & ~found)) - base,
+        counts=counts | {"missed": int(missed.sum())},
+        gains={name: gain - base for name, gain in gains.items()},
+        false_positives=_changed_ap(matches, objects, removed=wrong) - base,
+        false_negatives=_changed_ap(matches, _fewer(objects, gt, wanted & ~found)) - base,
         row=matches.row[wrong],
         kind=kind,
         missed=missed,
     )
-
-
-def _count(gt: GroundTruth, objects: np.ndarray) -> np.ndarray:
-    return np.bincount(gt.label[objects], minlength=len(gt.classes))
 
 
 def _nearest(
@@ -129,17 +133,6 @@ def _corners(xywh: np.ndarray) -> np.ndarray:
     return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
 
 
-def _kinds(own: np.ndarray, other: np.ndarray, iou: float, background: float) -> np.ndarray:
-    rules = (
-        ("localization", (own >= background) & (own < iou)),
-        ("classification", other >= iou),
-        ("duplicate", own >= iou),
-        ("background", np.maximum(own, other) < background),
-    )
-    names = list(KINDS)
-    return np.select([rule for _, rule in rules], [names.index(name) for name, _ in rules], names.index("both"))
-
-
 def _best_corrections(target: np.ndarray, score: np.ndarray, found: np.ndarray) -> np.ndarray:
     """(E,) bool: the best-scoring one of those that could be corrected to an object which nothing has found."""
     open_ = np.flatnonzero(target >= 0)
@@ -150,44 +143,43 @@ def _best_corrections(target: np.ndarray, score: np.ndarray, found: np.ndarray) 
     return best
 
 
-class _Ranking:
-    """The detections that count, best first in each class, and AP after some of them were changed."""
+def _fewer(objects: np.ndarray, gt: GroundTruth, gone: np.ndarray) -> np.ndarray:
+    """(K,) objects to be found without those of the mask ``gone``; -1 for a class that has lost all of them."""
+    left = objects - np.bincount(gt.label[gone], minlength=len(objects))
+    return np.where((objects > 0) & (left == 0), -1, left)
 
-    def __init__(self, matches: Matches, objects: np.ndarray) -> None:
-        self.matches, self.objects = matches, objects
 
-    def ap(
-        self, removed: np.ndarray, right: np.ndarray | None = None, label: Any = None, fewer: np.ndarray | None = None
-    ) -> float:
-        """Mean AP without the detections ``removed`` (places in matches), but with those ``right`` as true positives
-        of the classes ``label``, and with ``fewer`` (K,) objects.
+_NONE = np.zeros(0, np.int64)
 
-        As in tidecv a class that has lost its objects counts as 0 while it has detections, else not at all.
-        """
-        m, classes = self.matches, len(self.objects)
-        kept, true, labels = m.counted.copy(), m.true.copy(), m.label.copy()
-        kept[removed] = False
-        if right is not None:
-            kept[right], true[right], labels[right] = True, True, label
-        rows = np.flatnonzero(kept)
-        rows = rows[np.lexsort((-m.score[rows], labels[rows]))]
-        objects = self.objects if fewer is None else self.objects - fewer
-        fixed = Matches(
-            row=m.row[rows],
-            image=m.image[rows],
-            label=labels[rows],
-            score=m.score[rows],
-            rank=np.zeros(len(rows), np.int32),
-            matched=true[rows].astype(np.uint64),
-            ignored=np.zeros(len(rows), np.uint64),
-            taken=m.taken[rows],
-            starts=np.searchsorted(labels[rows], np.arange(classes + 1)),
-            thresholds=m.thresholds,
-            areas=m.areas,
-        )
-        precision, _ = accumulate(fixed, objects[:, None], [1])
-        per_class = precision[0, :, :, 0].mean(axis=0)
-        lost = (self.objects > 0) & (objects == 0)
-        per_class[lost & (np.bincount(labels[rows], minlength=classes) > 0)] = 0.0
-        asked = (self.objects > 0) & (per_class >= 0)
-        return float(per_class[asked].mean()) if asked.any() else 0.0
+
+def _changed_ap(
+    matches: Matches,
+    objects: np.ndarray,
+    *,
+    removed: np.ndarray = _NONE,
+    right: np.ndarray = _NONE,
+    labels: np.ndarray = _NONE,
+) -> float:
+    """Mean AP without the detections ``removed`` (places in matches), but with those ``right`` as true positives of
+    the classes ``labels``.
+
+    As in tidecv a class that has lost its objects counts as 0 while it has detections, else not at all.
+    """
+    kept, true, label = matches.counted.copy(), matches.true.copy(), matches.label.copy()
+    kept[removed] = False
+    kept[right], true[right], label[right] = True, True, labels
+    rows = np.flatnonzero(kept)
+    rows = rows[np.lexsort((-matches.score[rows], label[rows]))]
+    seen = np.bincount(label[rows], minlength=len(objects))
+    fixed = replace(  # in the columns that count here
+        matches,
+        image=matches.image[rows],
+        rank=np.zeros(len(rows), np.int64),
+        matched=true[rows].astype(np.uint64),
+        ignored=np.zeros(len(rows), np.uint64),
+        starts=np.concatenate(([0], np.cumsum(seen))),
+    )
+    precision, _ = accumulate(fixed, objects.clip(min=0)[:, None], [1])
+    per_class = precision[0, :, :, 0].mean(axis=0)[objects > 0]
+    scores = np.concatenate([per_class, np.zeros(np.count_nonzero((objects < 0) & (seen > 0)))])
+    return float(scores.mean()) if len(scores) else 0.0

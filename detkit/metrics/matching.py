@@ -175,18 +175,17 @@ def match(
     grouped = group_by_class(gt, dt, max_detections, by_class)
     rows, g_rows = grouped.rows, grouped.g_rows
     boxes = _plain(dt.xywh, np.float64)
-    matched, ignored = np.zeros(len(dt), np.uint64), np.empty(len(dt), np.uint64)
-    taken = np.full(len(dt), -1, np.int64)
-    kernels.outside(boxes, areas, len(thresholds), ignored)
-    tables = (
+    matched, taken = np.zeros(len(dt), np.uint64), np.full(len(dt), -1, np.int64)
+    ignored = _outside(boxes, areas, len(thresholds))
+    objects = (
         _plain(gt.xywh[g_rows], np.float64),
         _plain(gt.area[g_rows], np.float64),
         gt.crowd[g_rows],
         (gt.crowd | gt.difficult)[g_rows],
         gt.ids[g_rows] != 0,
     )
+    rest = ((grouped.members, boxes), objects, thresholds, areas, (matched, ignored, taken))
     groups, threads = grouped.groups, _threads(len(dt))
-    rest = (grouped.members, boxes, *tables, thresholds, areas, matched, ignored, taken)
     run_chunks(lambda start, stop: kernels.match_groups(groups[start:stop], *rest), len(groups), threads)
     on_object = np.flatnonzero(taken >= 0)
     taken[on_object] = g_rows[taken[on_object]]
@@ -203,6 +202,14 @@ def match(
         thresholds=thresholds,
         areas=areas,
     )
+
+
+def _outside(boxes: np.ndarray, areas: np.ndarray, number: int) -> np.ndarray:
+    """(D,) uint64: all ``number`` bits of each area range that a detection itself is outside of."""
+    bits, area = np.zeros(len(boxes), np.uint64), boxes[:, 2] * boxes[:, 3]
+    for a, (low, high) in enumerate(areas):
+        bits |= np.where((area < low) | (area > high), np.uint64(((1 << number) - 1) << (a * number)), np.uint64(0))
+    return bits
 
 
 def positives(gt: GroundTruth, areas: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
