@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -79,30 +80,6 @@ class InvertedResidual(nn.Module):
         return x + y if self.adds else y
 
 
-class _Net(nn.Module):
-    """The whole classifier under the names of the published weights; only its parts are used."""
-
-    def __init__(self, wider: float, deeper: float) -> None:
-        super().__init__()
-        self._conv_stem = SameConv2d(3, 32, 3, 2)
-        self._bn0 = _norm(32)
-        self._blocks = nn.ModuleList()
-        self.starts: list[int] = []
-        channels = 32
-        for index, (kernel, stride, expansion, width, repeats) in enumerate(_GROUPS):
-            outputs = _width(width * wider)
-            self.starts.append(len(self._blocks))
-            for repeat in range(repeats if index in (0, len(_GROUPS) - 1) else math.ceil(repeats * deeper)):
-                self._blocks.append(InvertedResidual(channels, outputs, kernel, 1 if repeat else stride, expansion))
-                channels = outputs
-        self._conv_head = SameConv2d(channels, 1280, 1)
-        self._bn1 = _norm(1280)
-        self._fc = nn.Linear(1280, 1000)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out")
-
-
 def _width(width: float) -> int:
     """The nearest multiple of 8 that is not more than a tenth less."""
     rounded = max(8, int(width + 4) // 8 * 8)
@@ -112,16 +89,29 @@ def _width(width: float) -> int:
 def _network(name: str, weights: str | None) -> Classifier:
     """Five stages of strides 2, 4, 8, 16, 32; pixels come as (x - 127) / 128."""
     wider, deeper, size = _SCALES[name]
-    net = _Net(wider, deeper)
+    groups: list[list[nn.Module]] = []
+    channels = 32
+    stem, norm = SameConv2d(3, channels, 3, 2), _norm(channels)
+    for index, (kernel, stride, expansion, width, repeats) in enumerate(_GROUPS):
+        groups.append([])
+        outputs = _width(width * wider)
+        for repeat in range(repeats if index in (0, len(_GROUPS) - 1) else math.ceil(repeats * deeper)):
+            groups[-1].append(InvertedResidual(channels, outputs, kernel, 1 if repeat else stride, expansion))
+            channels = outputs
+    last, last_norm, logits = SameConv2d(channels, 1280, 1), _norm(1280), nn.Linear(1280, 1000)
+    # The names of the published weights.
+    named = {"_conv_stem": stem, "_bn0": norm, "_blocks": nn.ModuleList(itertools.chain(*groups))}
+    net = nn.ModuleDict({**named, "_conv_head": last, "_bn1": last_norm, "_fc": logits})
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
     load_weights(net, weights, name)
-    blocks, starts = list(net._blocks), [*net.starts, None]
-    stages = [nn.Sequential(net._conv_stem, net._bn0, nn.ReLU6(inplace=True), *blocks[: starts[1]])]
     # Groups that keep the stride continue the stage before.
-    groups = ((1, 2), (2, 3), (3, 5), (5, 7))
-    stages += [nn.Sequential(*blocks[starts[start] : starts[end]]) for start, end in groups]
-    head = (net._conv_head, net._bn1, nn.ReLU6(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2))
+    layers = [[stem, norm, nn.ReLU6(inplace=True), *groups[0]], groups[1], groups[2]]
+    stages = [nn.Sequential(*stage) for stage in (*layers, groups[3] + groups[4], groups[5] + groups[6])]
     body = StagedBackbone(stages, last_widths(stages), mean=(127.0,) * 3, std=(128.0,) * 3, size=size)
-    return Classifier(body, nn.Sequential(*head, net._fc))
+    pool = (nn.ReLU6(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2))
+    return Classifier(body, nn.Sequential(last, last_norm, *pool, logits))
 
 
 efficientnet_lite0, efficientnet_lite1, efficientnet_lite2 = family(_network, *_SCALES)

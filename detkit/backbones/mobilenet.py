@@ -12,7 +12,8 @@ from detkit.backbones.pretrained import load_weights
 
 def _network(name: str, weights: str | None) -> Classifier:
     """Five stages, each from where the stride doubles; the last 1 x 1 convolution belongs to the classifier."""
-    net = load_weights(models.get_model(name, weights=None), weights, name)
+    net = models.get_model(name, weights=None)
+    load_weights(net, weights, name)
     groups: list[list[nn.Module]] = []
     for block in net.features[:-1]:
         if not groups or any(isinstance(m, nn.Conv2d) and m.stride[0] == 2 for m in block.modules()):

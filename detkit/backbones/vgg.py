@@ -13,7 +13,8 @@ from detkit.backbones.pretrained import load_weights
 def _network(name: str, weights: str | None) -> Classifier:
     """Five stages of strides 1, 2, 4, 8, 16, each but the first beginning with a pooling; the last pooling, fc6 and fc7
     belong to the classifier (7 x 7 cells for 224 pixels)."""
-    net = load_weights(models.get_model(name, weights=None), weights, name)
+    net = models.get_model(name, weights=None)
+    load_weights(net, weights, name)
     layers = list(net.features)
     pools = [index for index, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
     stages = [nn.Sequential(*layers[start:end]) for start, end in zip([0, *pools], pools, strict=False)]

@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from detkit.cli import options
-from detkit.cli.common import print_json
+from detkit.cli.common import Printed, emit
 
 if TYPE_CHECKING:
     from detkit.detector import Detector
 
 app = typer.Typer(help="Turn detectors of other programs into model files.", no_args_is_help=True)
+_Names = Annotated[
+    Path | None, typer.Option("--names", help="Class names, one a line (default: COCO's, of as many outputs as COCO).")
+]
+_Source = Annotated[
+    str, typer.Argument(metavar="FILE|NAME", help="A state dict, or fasterrcnn_resnet50_fpn: the COCO weights.")
+]
 
 
 @app.callback()
@@ -26,9 +32,7 @@ def _group() -> None:
 def darknet(
     cfg: Annotated[Path, typer.Argument(metavar="CFG", help="The net's cfg file.")],
     weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="Its weights file.")],
-    names: Annotated[
-        Path | None, typer.Option("--names", help="Class names, one a line (default: COCO's for 80 classes).")
-    ] = None,
+    names: _Names = None,
     out: options.Out = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
@@ -41,12 +45,8 @@ def darknet(
 
 @app.command()
 def torchvision(
-    source: Annotated[
-        str, typer.Argument(metavar="FILE|NAME", help="A state dict, or fasterrcnn_resnet50_fpn: the COCO weights.")
-    ],
-    names: Annotated[
-        Path | None, typer.Option("--names", help="Class names, one a line (default: COCO's for 91 outputs).")
-    ] = None,
+    source: _Source,
+    names: _Names = None,
     out: options.Out = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
@@ -66,23 +66,15 @@ def _import(make: Callable[[], Detector], stem: str, out: Path | None, overwrite
     refuse_existing(path, overwrite)
     detector = make()
     detector.save(path, overwrite=overwrite)
-    weight, size, resize = sum(p.numel() for p in detector.parameters()), path.stat().st_size, detector.resize
-    strides, classes = list(detector.neck.strides), detector.classes
-    if as_json:
-        print_json(
-            {
-                "out": path,
-                "bytes": size,
-                "parameters": weight,
-                "classes": classes,
-                "size": [resize.height, resize.width],
-                "strides": strides,
-            }
-        )
-        return 0
-    print(f"{path}: {weight:,} weights, {size / 1e6:.1f} MB")
-    print(f"  input      {resize.width} x {resize.height}, {resize.mode}")
-    print(f"  levels     strides {', '.join(str(stride) for stride in strides)}")
-    print(f"  classes    {len(classes)}: {', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''}")
-    print(f"try it: detkit detect PICTURE --model {path}")
+    resize, classes, strides = detector.resize, detector.classes, list(detector.neck.strides)
+    weights, written = sum(p.numel() for p in detector.parameters()), path.stat().st_size
+    facts = {"out": path, "bytes": written, "parameters": weights, "classes": classes}
+    lines = [
+        f"{path}: {weights:,} weights, {written / 1e6:.1f} MB",
+        f"  input      {resize.width} x {resize.height}, {resize.mode}",
+        f"  levels     strides {', '.join(str(stride) for stride in strides)}",
+        f"  classes    {len(classes)}: {', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''}",
+        f"try it: detkit detect IMAGE --model {path}",
+    ]
+    emit(Printed(facts | {"size": [resize.height, resize.width], "strides": strides}, lines), as_json)
     return 0

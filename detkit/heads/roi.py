@@ -9,37 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from detkit.errors import DetkitError
 from detkit.heads.dense import full_precision, gather_objects, of_wanted_classes, select_detections
 from detkit.heads.points import Landmarks
 from detkit.heads.pooling import RegionPooling
 from detkit.heads.rcnn_svm import Embedded, LaterStages, fit_stages
-from detkit.heads.trunk import (
-    Split,
-    TrunkHead,
-    batch_norms,
-    linear_layers,
-    output_width,
-    region_trunk,
-    split_layers,
-    trunk_for,
-)
+from detkit.heads.trunk import TrunkHead, output_width, region_trunk, trunk_for
 from detkit.ops.assign import Objects, Regions, draw, label_regions
 from detkit.ops.coder import decode_deltas, encode_deltas
 from detkit.ops.inputs import check_positive, check_shares
 from detkit.ops.roi import roi_table
 from detkit.options import taken, takes
 from detkit.structures import Detections, Limits, Loss, Target
-
-if TYPE_CHECKING:
-    from detkit.detector import Detector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,8 +184,9 @@ class RoIHead(TrunkHead):
     def embed(self, features: list[Tensor], rois: Tensor) -> Tensor:
         """(R, D): what the trunk makes of regions (R, 5), batch index and xyxy, in chunks."""
         trained = self.norm == "trained" and self.training and len(rois) > 1  # one region has no statistics
-        for layer in batch_norms(self.trunk):
-            layer.train(trained)
+        for layer in self.trunk.modules():
+            if isinstance(layer, _BatchNorm):
+                layer.train(trained)
         if trained:
             return self._embed(features, rois)  # the statistics are those of all
         parts = rois.split(self.chunk)
@@ -289,35 +278,3 @@ def _placed(raw: dict[str, Tensor], rows: Tensor) -> Tensor:
     """(N, K, 2) x, y in input pixels of the points of regions ``rows`` (N,)."""
     corners = raw["rois"][rows].unflatten(1, (2, 2))
     return corners.mean(1, keepdim=True) + raw["points"][rows] * (corners[:, 1:] - corners[:, :1])
-
-
-def compress(detector: Detector, ranks: Sequence[int]) -> list[Split]:
-    """Truncated SVD of a trained detector's trunk (section 3.1), in place.
-
-    The detector's config says so, so that its file can be loaded. Its scores are forgotten: they were those of the
-    whole layers.
-
-    Args:
-        detector: One with a ``RoIHead``.
-        ranks: Of the first fully connected layers.
-
-    Returns:
-        What became of each layer.
-
-    Raises:
-        DetkitError: No such layers, layers that are split already, more ranks than layers, or a rank out of range.
-    """
-    head, model = detector.head, detector.config["model"]
-    layers = len(linear_layers(head.trunk)) if isinstance(head, RoIHead) else 0
-    if not isinstance(head, RoIHead) or not layers:
-        do = "take a detector with head roi and layers: mlp, or with a backbone like vgg16"
-        raise DetkitError("the detector has no fully connected layers to split", "model.head", do)
-    if model["head"].get("svd"):
-        raise DetkitError("its layers are split already", "model.head.svd", "start from the model before that")
-    try:
-        splits = split_layers(head.trunk, ranks, decompose=True)
-    except ValueError as error:
-        raise DetkitError(str(error), "--ranks", f"give a rank for each of the {layers} layers, or fewer") from None
-    detector.config = {**detector.config, "model": {**model, "head": {**model["head"], "svd": list(ranks)}}}
-    detector.scores, detector.record = {}, {**detector.record, "svd": list(ranks)}
-    return splits

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from detkit.errors import DetkitError
 from detkit.interfaces import Head
 from detkit.ops.inputs import check_positive
+
+if TYPE_CHECKING:
+    from detkit.detector import Detector
 
 Trunk = TypeVar("Trunk", bound=nn.Module)
 
@@ -84,8 +87,7 @@ def output_width(trunk: nn.Module, channels: int, size: int) -> int:
     Raises:
         ValueError: it does not take this size or these channels.
     """
-    like = next(trunk.parameters(), torch.zeros(0))
-    was = trunk.training
+    like, was = next(trunk.parameters(), torch.zeros(0)), trunk.training
     try:
         with torch.no_grad():
             return trunk.eval()(like.new_zeros(1, channels, size, size)).flatten(1).shape[1]
@@ -96,19 +98,59 @@ def output_width(trunk: nn.Module, channels: int, size: int) -> int:
         trunk.train(was)
 
 
-def batch_norms(module: nn.Module) -> Iterator[nn.Module]:
-    """The BatchNorm layers inside ``module``."""
-    return (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
-
-
 class Split(NamedTuple):
-    """A fully connected layer that became two: its size, their rank, and how far their product is from its weights, as
-    a share of these (Frobenius norms; 1 where the weights were not looked at)."""
+    """A fully connected layer that became two.
+
+    Attributes:
+        inputs: Of the layer.
+        outputs: Of the layer.
+        rank: Of the two.
+        error: How far their product is from its weights, as a share of these (Frobenius norms; 1 where the weights were
+            not looked at).
+    """
 
     inputs: int
     outputs: int
     rank: int
     error: float
+
+    def __str__(self) -> str:
+        fewer = self.inputs * self.outputs / (self.rank * (self.inputs + self.outputs))
+        what = f"{self.inputs} x {self.outputs} at rank {self.rank}: {fewer:.1f} times fewer multiplications"
+        return f"{what}, weights off by {self.error:.1%}"
+
+
+def compress_detector(detector: Detector, ranks: Sequence[int]) -> list[Split]:
+    """Truncated SVD of a trained detector's trunk (Girshick 2015, section 3.1), in place.
+
+    The detector's config says so, so that its file can be loaded. Its scores are forgotten: they were those of the
+    whole layers.
+
+    Args:
+        detector: One with a head ``roi``.
+        ranks: Of the first fully connected layers.
+
+    Returns:
+        What became of each layer.
+
+    Raises:
+        DetkitError: No such layers, layers that are split already, more ranks than layers, or a rank out of range.
+    """
+    head, model = detector.head, detector.config["model"]
+    layers = linear_layers(head.trunk) if isinstance(head, TrunkHead) and head.takes_proposals else []
+    if not isinstance(head, TrunkHead) or not layers:
+        do = "take a detector with head roi and layers: mlp, or with a backbone like vgg16"
+        raise DetkitError("the detector has no fully connected layers to split", "model.head", do)
+    if model["head"].get("svd"):
+        raise DetkitError("its layers are split already", "model.head.svd", "start from the model before that")
+    try:
+        splits = split_layers(head.trunk, ranks, decompose=True)
+    except ValueError as error:
+        do = f"give a rank for each of the {len(layers)} layers, or fewer"
+        raise DetkitError(str(error), "--ranks", do) from None
+    detector.config = {**detector.config, "model": {**model, "head": {**model["head"], "svd": list(ranks)}}}
+    detector.scores, detector.record = {}, {**detector.record, "svd": list(ranks)}
+    return splits
 
 
 def linear_layers(trunk: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
@@ -121,20 +163,26 @@ def split_layers(trunk: nn.Module, ranks: Sequence[int], decompose: bool) -> lis
     """Replaces the first fully connected layers inside ``trunk`` by two smaller ones each, of these ranks.
 
     Truncated SVD (Girshick 2015, section 3.1): W (u, v) = U S V^T becomes S V^T (t, v) without bias and U (u, t) with
-    W's bias, t (u + v) multiplications instead of u v. decompose: with W's own singular vectors, so that their product
-    is the matrix of rank t nearest to W; else with random weights (those of a file will take their place).
+    W's bias, t (u + v) multiplications instead of u v.
+
+    Args:
+        trunk: Changed in place.
+        ranks: Of the first layers.
+        decompose: With W's own singular vectors, so that their product is the matrix of rank t nearest to W; else with
+            random weights (those of a file will take their place).
 
     Raises:
-        ValueError: more ranks than layers, or a rank outside 1..min(u, v).
+        ValueError: More ranks than layers, or a rank outside 1..min(u, v).
     """
     places = linear_layers(trunk)
     if len(ranks) > len(places):
         raise ValueError(f"svd has {len(ranks)} ranks, but the trunk has {len(places)} fully connected layers")
-    for (_, _, layer), rank in zip(places, ranks, strict=False):
+    chosen = [(*place, rank) for place, rank in zip(places, ranks, strict=False)]
+    for _, _, layer, rank in chosen:
         if not 1 <= rank <= min(layer.weight.shape):
             raise ValueError(f"svd: a rank of {rank} does not lie within 1..{min(layer.weight.shape)}")
     splits = []
-    for (parent, name, layer), rank in zip(places, ranks, strict=False):
+    for parent, name, layer, rank in chosen:
         two, error = _two(layer, rank, decompose)
         parent.add_module(name, two)
         splits.append(Split(layer.in_features, layer.out_features, rank, error))

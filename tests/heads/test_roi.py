@@ -12,8 +12,8 @@ from torchvision.models.detection.roi_heads import fastrcnn_loss
 
 from detkit.errors import DetkitError
 from detkit.heads.pooling import RegionPooling, level_of, with_context
-from detkit.heads.roi import RoIHead, compress
-from detkit.heads.trunk import split_layers
+from detkit.heads.roi import RoIHead
+from detkit.heads.trunk import compress_detector, split_layers
 from detkit.ops.coder import encode_deltas
 from detkit.structures import Limits, Target
 
@@ -260,7 +260,7 @@ def test_truncated_svd_is_the_nearest_matrix_of_its_rank(inputs: int, outputs: i
 
 
 class Whole:
-    """As much of a detector as ``compress`` looks at."""
+    """As much of a detector as ``compress_detector`` looks at."""
 
     def __init__(self, roi: nn.Module) -> None:
         self.head, self.scores, self.record = roi, {"AP50": 0.5}, {"seed": 0}
@@ -271,18 +271,18 @@ def test_compressing_a_detector() -> None:
     """Fewer weights; the file's config knows; the scores are no longer its own."""
     roi = head(width=32)
     whole, before = Whole(roi), sum(p.numel() for p in roi.parameters())
-    assert [layer.rank for layer in compress(whole, [4, 4])] == [4, 4]
+    assert [layer.rank for layer in compress_detector(whole, [4, 4])] == [4, 4]
     assert sum(p.numel() for p in roi.parameters()) < before
     assert whole.config["model"]["head"]["svd"] == whole.record["svd"] == [4, 4]
     assert not whole.scores
     head(width=32, svd=[4, 4]).load_state_dict(roi.state_dict())
     with pytest.raises(DetkitError, match="split already"):
-        compress(whole, [2])
+        compress_detector(whole, [2])
     with pytest.raises(DetkitError, match="no fully connected layers"):
-        compress(Whole(RoIHead([8], [8], 3, nn.Conv2d(8, 4, 3))), [2])
+        compress_detector(Whole(RoIHead([8], [8], 3, nn.Conv2d(8, 4, 3))), [2])
     for ranks in ([40], [4, 4, 4], [0]):
         with pytest.raises(DetkitError, match="svd"):
-            compress(Whole(head(width=32)), ranks)
+            compress_detector(Whole(head(width=32)), ranks)
         with pytest.raises(ValueError, match="svd"):
             head(width=32, svd=ranks)
 
