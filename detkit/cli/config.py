@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from detkit.cli import options
-from detkit.cli.common import print_json
+from detkit.cli.common import Printed, emit
 from detkit.errors import DetkitError
 
 
@@ -22,18 +22,14 @@ def config(
 
     from detkit.config.experiment import read_config, shipped
 
-    changes = list(overrides or ())
-    for change in changes:
+    for change in overrides or ():
         if "=" not in change:
             raise DetkitError(f"{change!r} is not KEY=VALUE", do="write train.epochs=20, say")
-    if not Path(file).is_file() and not changes and not as_json:
+    if not Path(file).is_file() and not overrides and not as_json:
         print(shipped(file).read_text(encoding="utf-8"), end="")
         return 0
     from detkit.engine.options import TrainOptions
 
-    checked = read_config(file, changes, train_schema=TrainOptions)
-    if as_json:
-        print_json(checked.to_dict())
-    else:
-        print(checked.to_yaml(), end="")
+    checked = read_config(file, overrides or (), train_schema=TrainOptions)
+    emit(Printed(checked.to_dict(), checked.to_yaml().splitlines()), as_json)
     return 0
