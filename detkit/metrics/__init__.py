@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from detkit.interfaces import Metric
 from detkit.registry import find_part
-from detkit.tables import Evaluation, GroundTruth, Results
+
+if TYPE_CHECKING:
+    from detkit.tables import Evaluation, GroundTruth, Results
 
 METRICS = {
     "coco": "detkit.metrics.coco:Coco",
