@@ -204,6 +204,7 @@ class Loader:
             batch_size=None,
             sampler=self,  # type: ignore[arg-type]
             num_workers=workers,
+            generator=torch.Generator(),  # else each epoch would draw from the model's random numbers
             pin_memory=pin,
             worker_init_fn=_start_worker,
             multiprocessing_context=context if workers else None,
