@@ -11,7 +11,7 @@ import hashlib
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -21,11 +21,15 @@ from detkit.data.augment import Augment
 from detkit.data.dataset import Dataset
 from detkit.data.loader import Loader
 from detkit.data.sampler import EpochSampler
-from detkit.detector import Detector
+from detkit.detector import Detector, read_weights
+from detkit.engine.events import score_texts
 from detkit.engine.runtime import Runtime
 from detkit.errors import DetkitError
 from detkit.geometry import Geometry
+from detkit.heads.rcnn_svm import Embedded
+from detkit.heads.roi import RoIHead
 from detkit.io.cache import Cache, image_hash
+from detkit.ops.roi import roi_table
 from detkit.structures import Batch, Target
 
 if TYPE_CHECKING:
@@ -87,9 +91,9 @@ class FeatureStore:
             raise DetkitError(f"{text}, but the disk has {_amount(free)}", str(folder), do, code=4)
         self._tell(f"{text} in {folder}")
 
-    def has(self, key: str) -> bool:
-        """True if there is such an entry, sound."""
-        return key in self._memory or self.cache.find(key) is not None
+    def find(self, key: str) -> np.ndarray | None:
+        """An entry; None where there is none that is sound."""
+        return self._memory[key] if key in self._memory else self.cache.find(key)
 
     def put(self, key: str, features: Tensor) -> None:
         """Keeps an entry in float16, with what that cannot hold at its limits."""
@@ -98,14 +102,12 @@ class FeatureStore:
             self._memory[key] = array
 
     def read(self, key: str) -> np.ndarray:
-        """An entry that ``has`` was true of, or that was ``put``.
+        """An entry that was found, or ``put``, before.
 
         Raises:
             DetkitError: Code 4, the file has gone since.
         """
-        features = self._memory.get(key)
-        if features is None:
-            features = self.cache.find(key)
+        features = self.find(key)
         if features is None:
             do = "run again with --resume: what is missing is computed again"
             raise DetkitError("a file of cached features is gone", str(self.cache.path(key)), do, code=4)
@@ -153,7 +155,7 @@ class FrozenStages:
     def keep(self, pixels: Tensor) -> list[str]:
         """Sees to it that the cache has these (B, 3, H, W) uint8 images, and returns what ``maps`` finds them by."""
         keys = [feature_key(image) for image in pixels]
-        missing = [i for i, key in enumerate(keys) if not self.store.has(key)]
+        missing = [i for i, key in enumerate(keys) if self.store.find(key) is None]
         if missing:
             with self.runtime.autocast():
                 maps = self.model.frozen_maps(pixels[missing].to(self.runtime.device))
@@ -270,3 +272,94 @@ def _filled(
             trainer.progress.caching += trainer.count_time()
             trainer.looked(number % len(loader) + 1, len(loader))
     return cached
+
+
+class Embeddings(Sequence[Embedded]):
+    """The regions of one image after the other, their features still on disk: what ``Head.fit`` learns from."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        self.store = store
+        self.entries: list[tuple[str, Tensor, Target]] = []
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, i: int) -> Embedded:  # type: ignore[override]
+        key, boxes, target = self.entries[i]
+        return Embedded(self.store.read(key), boxes, target)
+
+
+@torch.inference_mode()
+def embed_regions(
+    model: Detector,
+    loader: Loader,
+    images: int,
+    runtime: Runtime,
+    tell: Callable[[str], None],
+    on_batch: Callable[[int, int], None] = lambda done, total: None,
+) -> Embeddings:
+    """What the trunk makes of each image's objects and proposals, in this order; computed where the cache has it not.
+
+    Args:
+        model: A detector with a head that embeds regions.
+        loader: The images, as evaluation sees them.
+        images: How many it has in all.
+        runtime: Where it computes.
+        tell: Gets a sentence about the size before anything is computed, and what the cache has to say.
+        on_batch: Gets how many batches are done, and of how many.
+
+    Raises:
+        DetkitError: The disk has no room.
+    """
+    head = cast(RoIHead, model.head)
+    parts = ("pool", "size", "sampling", "padding", "aligned", "strides")
+    decides = {name: getattr(head.pooling, name) for name in parts}
+    decides |= {"resize": model.resize.to_dict(), **pixel_preparation(model, runtime)}
+    store = FeatureStore([model.backbone, model.neck, head.trunk], decides, tell)
+    found = Embeddings(store)
+    model.eval()
+    for number, (batch, targets) in enumerate(loader.epoch(0)):
+        pixels = batch.pixels
+        batch = batch.to(runtime.device, non_blocking=True)
+        with runtime.autocast():
+            features = model.features(batch.pixels)
+            proposals, _ = model.propose(batch, features)
+            regions = [torch.cat((t.boxes.to(p), p)) for t, p in zip(targets, proposals or (), strict=True)]
+            if not number:
+                rows = sum(len(boxes) for boxes in regions) * images / len(batch)
+                what = f"features of some {rows:.0f} regions of {images} images"
+                store.announce(what, 2 * rows * head.classes.in_features, "give model.proposals fewer boxes")
+            for i, boxes in enumerate(regions):
+                key = feature_key(pixels[i], boxes)
+                if store.find(key) is None:
+                    store.put(key, head.embed([feature[i : i + 1] for feature in features], roi_table([boxes])))
+                found.entries.append((key, boxes.float().cpu(), targets[i]))
+        on_batch(number + 1, len(loader))
+    return found
+
+
+def fit_head(trainer: Trainer) -> None:
+    """Fits the head's last stages on the features that the best weights, now fixed, give for the training set.
+
+    The file of these weights, and the row of their epoch, are replaced by those of the whole.
+    """
+    progress, model = trainer.progress, trainer.average.model
+    place, name = progress.best_epoch, "best.safetensors"
+    if place is None:
+        place, name = len(progress.rows) - 1, "last.safetensors"
+    model.load_state_dict(read_weights(trainer.run / name))
+    with trainer.make_loader(trainer.train_set, None, shuffle=False) as loader:
+        images = len(trainer.train_set)
+        regions = embed_regions(model, loader, images, trainer.runtime, trainer.say, trainer.looked)
+    model.head.fit(regions)
+    before, row = progress.rows[place], dict(progress.rows[place])
+    if trainer.val_loader is None:
+        trainer.save_weights(name, row)
+    else:
+        progress.best_score = -1.0  # what is fitted is the result, better or not
+        trainer.validate(place, row)
+        scores, was = (", ".join(score_texts(r, trainer.shown)) for r in (row, before))
+        trainer.say(f"the head's stages are fitted: {scores}; before: {was}")
+    progress.rows[place], progress.fitted = row, True
+    trainer.save_state()
+    regions.store.cache.clear()  # no other run has this trunk

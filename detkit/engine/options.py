@@ -122,9 +122,3 @@ class TrainOptions:
     def mosaic_epochs(self) -> int:
         """Epochs with mosaic and mixup; the rest of the run is without."""
         return self.epochs - min(self.close_mosaic, self.epochs // 3)
-
-    @property
-    def all_loggers(self) -> list[str]:
-        """``loggers`` and, where ``tensorboard`` asks for it, that one; each once."""
-        more = ["tensorboard"] if self.tensorboard else []
-        return list(dict.fromkeys([*self.loggers, *more]))

@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,8 +23,7 @@ from detkit.engine.checks import check_run, try_out
 from detkit.engine.errors import explained, not_finite, stop_requests
 from detkit.engine.evaluator import LossSums, add_losses, infer, mean_losses
 from detkit.engine.events import BatchDone, DryRun, Event, Listener, Row, TrainFinished
-from detkit.engine.feature_cache import CachedLoader, cache_frozen
-from detkit.engine.head_fit import fit_head
+from detkit.engine.feature_cache import CachedLoader, cache_frozen, fit_head
 from detkit.engine.optim import Average, begin_averages, highest_rate, make_optimizer, move_weights, set_rate
 from detkit.engine.options import TrainOptions
 from detkit.engine.run_folder import RunFolder, data_hash, machine_record, save_first_batch
@@ -261,7 +260,6 @@ class Trainer:
         if options.limit:
             self.train_set = self.train_set.subset(range(min(options.limit, len(self.train_set))))
         check_run(model, self.train_set, self.val_set, options, self.augment, self.runtime.world)
-        self.loggers = [registry.find_part("logger", name, where="train.loggers") for name in options.all_loggers]
         self.metric = find_metric(model.protocol)
         self.best_by = options.best_by or self.metric.scores[0]
         self.shown = self.metric.shown or self.metric.scores
@@ -319,12 +317,12 @@ class Trainer:
         where = {"device": str(runtime.device), "precision": runtime.precision, "parameters": parameters}
         self.record = {"seed": options.seed, "data_hash": self.data_hash, **machine_record(), **where}
         if runtime.main:
+            names = {*options.loggers, "tensorboard"} if options.tensorboard else {*options.loggers}
+            kinds = [registry.find_part("logger", name, where="train.loggers") for name in sorted(names)]
             if self.config and not resume:
                 write_text(self.run / "config.yaml", self.config, overwrite=True)
             folder = RunFolder(self.run, self.record, self.progress.rows, (*self.metric.scores, "AP75"))
-            loggers = [kind(self.run) for kind in self.loggers]
-            for logger in loggers:
-                self.opened.callback(logger.close)
+            loggers = [self.opened.enter_context(closing(kind(self.run))) for kind in kinds]
             self.listeners = [folder, *loggers, self.on_event]
         lengths = (options.epochs, self.steps, len(self.train_set), len(self.val_set or ()), parameters)
         first, device = self.progress.epoch, str(runtime.device)

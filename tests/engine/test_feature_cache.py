@@ -21,8 +21,7 @@ from detkit.detector import Detector
 from detkit.engine import feature_cache as module
 from detkit.engine.evaluator import detect_dataset
 from detkit.engine.events import Notice
-from detkit.engine.feature_cache import FeatureStore, feature_key, network_hash
-from detkit.engine.head_fit import Embeddings, embed_regions
+from detkit.engine.feature_cache import Embeddings, FeatureStore, embed_regions, feature_key, network_hash
 from detkit.engine.options import TrainOptions
 from detkit.engine.runtime import Runtime
 from detkit.engine.trainer import Trainer
