@@ -92,6 +92,13 @@ def test_batches_do_not_depend_on_the_workers(workers: int, context: str) -> Non
     assert same(run(Toys(), **options), run(Toys(), **options, workers=workers, context=context))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_models_random_numbers_stay_where_they_are(workers: int) -> None:
+    state = torch.get_rng_state()
+    run(Toys(), workers=workers)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_batches_depend_on_seed_and_epoch() -> None:
     options = {"augment": Augment(), "shuffle": True}
     first = run(Toys(), **options)
