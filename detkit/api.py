@@ -86,9 +86,9 @@ def load(
     models = [_load_one(name, device, size, precision) for name in names]
     if len(models) == 1 and not tta:
         return models[0]
-    from detkit.prediction.ensemble import Combined
+    from detkit.prediction.ensemble import Ensemble
 
-    return Combined(models, tta)
+    return Ensemble(models, tta)
 
 
 def _load_one(path_or_name: str | Path | None, device: str | None, size: int | None, precision: str) -> Predictor:

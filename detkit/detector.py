@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +22,8 @@ from detkit.structures import Batch, Detections, Limits, Sample, Target
 
 if TYPE_CHECKING:
     import numpy as np
+
+_NO_SOURCE = ProposalSource()  # gives what is in the batch
 
 
 class Detector(nn.Module, Predictor):
@@ -52,10 +53,6 @@ class Detector(nn.Module, Predictor):
 
     mean: Tensor
     std: Tensor
-    backbone: Backbone
-    neck: Neck
-    head: Head
-    proposals: ProposalSource | None
 
     def __init__(
         self,
@@ -95,18 +92,6 @@ class Detector(nn.Module, Predictor):
         """Mixed precision in the block, where ``precision`` asks for it."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
-    @overload
-    def forward(
-        self, batch: Batch, targets: list[Target], *, limits: Limits | None = ..., detections: Literal[False] = ...
-    ) -> Losses: ...
-    @overload
-    def forward(
-        self, batch: Batch, targets: list[Target], *, limits: Limits | None = ..., detections: Literal[True]
-    ) -> tuple[Losses, list[Detections]]: ...
-    @overload
-    def forward(
-        self, batch: Batch, targets: None = ..., *, limits: Limits | None = ..., detections: bool = ...
-    ) -> list[Detections]: ...
     def forward(
         self,
         batch: Batch,
@@ -135,9 +120,8 @@ class Detector(nn.Module, Predictor):
         losses: Losses = {}
         if targets is not None:
             losses |= self.head.loss(raw, targets, batch.sizes)
-            if self.proposals is not None:
-                terms = self.proposals.loss(learned, targets, batch.sizes)
-                losses |= {f"proposals_{name}": term for name, term in terms.items()}
+            terms = (self.proposals or _NO_SOURCE).loss(learned, targets, batch.sizes)
+            losses |= {f"proposals_{name}": term for name, term in terms.items()}
         if sampled:
             return losses
         if limits is None:
@@ -182,9 +166,7 @@ class Detector(nn.Module, Predictor):
         Returns:
             Boxes (R_i, 4) xyxy per image in input pixels, or None; and what the source's own loss reads.
         """
-        boxes, learned = batch.proposals, None
-        if self.proposals is not None:
-            boxes, learned = self.proposals.propose(batch, features, sampled)
+        boxes, learned = (self.proposals or _NO_SOURCE).propose(batch, features, sampled)
         if boxes is None:
             return None, learned
         corners = batch.sizes[:, [1, 0, 1, 0]]
@@ -198,7 +180,7 @@ class Detector(nn.Module, Predictor):
         Whoever loads images for this model fills ``Sample.proposals`` with it: the data workers in training and
         evaluation, ``batch_of`` for images that come without.
         """
-        return None if self.proposals is None else self.proposals.proposals_for_image
+        return (self.proposals or _NO_SOURCE).proposals_for_image
 
     def batch_of(self, samples: Sequence[Sample]) -> Batch:
         """The samples as one input on the model's device, with the proposals that need the original images."""
@@ -210,9 +192,15 @@ class Detector(nn.Module, Predictor):
         """Detections (numpy) in each sample's original pixels, whatever mode the model is in."""
         if not samples:
             return []
-        batch = self.batch_of(samples)
-        with _evaluating(self), torch.inference_mode(), self.autocast():
-            return [found.numpy() for found in self(batch, limits=limits)]
+        batch, training = self.batch_of(samples), self.training
+        if training:  # else nothing is written: threads may share a model
+            self.eval()
+        try:
+            with torch.inference_mode(), self.autocast():
+                return [found.numpy() for found in self(batch, limits=limits)]
+        finally:
+            if training:
+                self.train()
 
     def train(self, mode: bool = True) -> Detector:
         """As usual; and what is derived from the weights is derived anew, however they are written to."""
@@ -269,15 +257,3 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         return dict(load_file(path))
     except SafetensorError as error:
         raise DetkitError(f"the model file is damaged: {error}", str(path), "copy or download it again") from None
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    was = model.training
-    if was:  # else nothing is written: threads may share a model
-        model.eval()
-    try:
-        yield
-    finally:
-        if was:
-            model.train()

@@ -24,7 +24,7 @@ from detkit.engine.events import EpochDone, Event, Notice
 from detkit.engine.optim import parameter_groups
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
-from detkit.prediction.ensemble import Combined
+from detkit.prediction.ensemble import Ensemble
 from detkit.predictor import Predictor
 from detkit.structures import Detections, Limits, Sample, Target
 
@@ -210,7 +210,7 @@ def test_the_rest_of_lenet_from_any_stage(taps: list[int], head: str) -> None:
 def test_views_of_a_classifier_are_averaged(run: Path) -> None:
     detector = load_detector(run / "run")
     sample = toy_sample(5, 48, most=1)
-    both = Combined([detector], ["flip"]).predict_samples([sample], Limits(conf=0.0))[0]
+    both = Ensemble([detector], ["flip"]).predict_samples([sample], Limits(conf=0.0))[0]
     turned = sample.replace(image=np.ascontiguousarray(sample.image[:, ::-1]))
     looks = detector.predict_samples([sample, turned], Limits(conf=0.0))
     mean = {k: np.mean([look.scores[look.labels == k][0] for look in looks]) for k in range(4)}
@@ -349,7 +349,7 @@ class Pointer(Predictor):
 def test_mirrored_views_put_points_back_and_swap_the_pairs() -> None:
     image = np.zeros((60, 100, 3), np.uint8)
     image[10:40, 20:50] = 255
-    (found,) = Combined([Pointer()], ["flip"]).predict_samples([Sample(image)], Limits())
+    (found,) = Ensemble([Pointer()], ["flip"]).predict_samples([Sample(image)], Limits())
     # In the mirrored view the errors point the other way, and left is right again.
     np.testing.assert_allclose(found.extra["points"][0, :, 0], [20, 50])
     np.testing.assert_allclose(found.boxes, [[20, 10, 50, 40]])

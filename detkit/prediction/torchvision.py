@@ -6,19 +6,21 @@ import copy
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from detkit.backbones.pretrained import read_state, torchvision_file
-from detkit.errors import DetkitError
+from detkit.errors import DetkitError, nearest
 from detkit.predictor import Predictor
 from detkit.structures import Detections, Limits, Sample
 from detkit.zoo import TORCHVISION
 
-_EVERY = 100_000  # detections an image: what is kept is decided here, after other classes are left out
+if TYPE_CHECKING:
+    from torchvision.models import WeightsEnum
+
+_EVERY = 100_000  # detections per image: what is kept is decided here, after other classes are left out
 _BUILDING = threading.Lock()
 
 
@@ -27,10 +29,15 @@ class TorchvisionDetector(Predictor):
 
     Labels are 0 .. C-1 over the classes that the model can name, without background and "N/A"; class_ids are COCO's.
     Masks are not computed; key points come as ``extra["points"]`` (N, 17, 3) x, y, visible. Resizing is torchvision's.
+
+    Args:
+        name: "torchvision/...".
+        model: In torchvision's form.
+        categories: Its names by torchvision's label.
+        threshold: The score below which ``predict`` shows nothing.
     """
 
     def __init__(self, name: str, model: Any, categories: list[str], threshold: float = 0.5) -> None:
-        """name: "torchvision/..."; model: in torchvision's form; categories: its names by torchvision's label."""
         named = [i for i, category in enumerate(categories) if i and category != "N/A"]
         self.name, self.model, self.threshold = name, model.eval(), threshold
         self.classes = tuple(categories[i] for i in named)
@@ -51,10 +58,14 @@ class TorchvisionDetector(Predictor):
         least, _, fixed = self._sizes
         return round((fixed or least)[-1] * self.scale)
 
-    def rescaled(self, factor: float) -> TorchvisionDetector:
-        """The same model, weights shared, whose input is ``factor`` times as large; DetkitError if it must not be."""
+    def rescaled(self, factor: float) -> Predictor:
+        """The same model, weights shared, whose input is ``factor`` times as large.
+
+        Raises:
+            DetkitError: It must not be.
+        """
         if self.name.endswith("ssd300_vgg16"):  # its last layers need an input of 300
-            return super().rescaled(factor)  # type: ignore[return-value]
+            return super().rescaled(factor)
         view = copy.copy(self)
         view.scale = self.scale * factor
         return view
@@ -102,17 +113,16 @@ def load_torchvision(name: str) -> TorchvisionDetector:
     """The detector called ``torchvision/...`` with its COCO weights, from torch hub's cache or torchvision's server.
 
     Raises:
-        DetkitError: no such detector (with the nearest name), no network and no file, or a damaged one.
+        DetkitError: No such detector (with the nearest name), no network and no file, or a damaged one.
     """
+    short = name.partition("/")[2]
     if name not in TORCHVISION:
-        known = [entry.partition("/")[2] for entry in TORCHVISION]
-        near = get_close_matches(name.partition("/")[2], known, n=1, cutoff=0.4)
-        do = f"did you mean torchvision/{near[0]}?" if near else f"choose one of {', '.join(TORCHVISION)}"
+        near = nearest(short, [entry.partition("/")[2] for entry in TORCHVISION], otherwise="")
+        do = near.replace("mean ", "mean torchvision/") or f"choose one of {', '.join(TORCHVISION)}"
         raise DetkitError(f"there is no model {name!r}", name, do)
     from torchvision.models import get_model_builder, get_model_weights
 
-    short = name.partition("/")[2]
-    weights: Any = get_model_weights(short).DEFAULT
+    weights: WeightsEnum = get_model_weights(short).DEFAULT  # type: ignore[attr-defined]
     path = torchvision_file(weights.url, f"the weights of {name}", "or choose a model that is here: detkit models")
     try:
         with _BUILDING, torch.random.fork_rng(devices=[]), _handing_out(weights, read_state(path)):
@@ -124,7 +134,7 @@ def load_torchvision(name: str) -> TorchvisionDetector:
 
 
 @contextmanager
-def _handing_out(weights: Any, state: dict[str, torch.Tensor]) -> Iterator[None]:
+def _handing_out(weights: WeightsEnum, state: dict[str, torch.Tensor]) -> Iterator[None]:
     """Lets torchvision build from ``state``: its builders choose layers by the weights, so they must be told of them,
     but would open the file as a pickle that may run code."""
     weights.get_state_dict = lambda *_, **__: state

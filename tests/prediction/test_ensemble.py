@@ -17,7 +17,7 @@ from detkit.data.toy import toy_sample
 from detkit.detector import Detector
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
-from detkit.prediction.ensemble import SCALES, Combined
+from detkit.prediction.ensemble import SCALES, Ensemble
 from detkit.predictor import Predictor
 from detkit.structures import Detections, Limits, Sample
 
@@ -58,7 +58,7 @@ class Resizable(Sees):
 
 def test_a_mirrored_view_is_put_back() -> None:
     model = Sees()
-    both = Combined([model], ["flip"])
+    both = Ensemble([model], ["flip"])
     (found,) = both.predict_samples([picture()], Limits())
     np.testing.assert_allclose(found.boxes, BRIGHT, atol=1e-4)
     np.testing.assert_allclose(found.scores, [0.8], rtol=1e-6)
@@ -71,21 +71,21 @@ def test_a_mirrored_view_is_put_back() -> None:
 
 def test_scores_are_means_over_all_looks_and_conf_is_asked_of_the_mean() -> None:
     strong, weak = Sees(0.9), Sees(0.1)
-    both = Combined([strong, weak])
+    both = Ensemble([strong, weak])
     (found,) = both.predict_samples([picture()], Limits(conf=0.4))
     np.testing.assert_allclose(found.scores, [0.5], rtol=1e-6)
     assert {limits.conf for _, limits in weak.asked} == {0.001}
     (found,) = both.predict_samples([picture()], Limits(conf=0.6))
     assert len(found) == 0
     # Two models that do not agree on the class halve both.
-    (found,) = Combined([strong, Sees(0.7, label=1)]).predict_samples([picture()], Limits())
+    (found,) = Ensemble([strong, Sees(0.7, label=1)]).predict_samples([picture()], Limits())
     assert found.names == ["cat", "dog"]
     np.testing.assert_allclose(found.scores, [0.45, 0.35], rtol=1e-6)
     assert both.threshold == pytest.approx((0.45 + 0.05) / 2)
 
 
 def test_views_are_every_pair_of_size_and_side() -> None:
-    views = Combined([Resizable(0.9)], ["scales", "flip"])
+    views = Ensemble([Resizable(0.9)], ["scales", "flip"])
     assert len(views) == 2 * (1 + len(SCALES))
     (found,) = views.predict_samples([picture()], Limits())
     expected = np.mean([0.9, *(0.9 * min(scale, 1) for scale in SCALES)])
@@ -95,7 +95,7 @@ def test_views_are_every_pair_of_size_and_side() -> None:
 def test_models_are_matched_by_class_name() -> None:
     """In another order, and by another spelling."""
     first, other = Sees(classes=("cat", "sofa"), label=1), Sees(classes=("couch", "cat"), label=0)
-    both = Combined([first, other])
+    both = Ensemble([first, other])
     (found,) = both.predict_samples([picture()], both.limits(classes=["sofa"]))
     assert found.names == ["sofa"]
     np.testing.assert_allclose(found.scores, [0.8], rtol=1e-6)
@@ -105,19 +105,19 @@ def test_models_are_matched_by_class_name() -> None:
 
 def test_models_of_other_classes_are_refused() -> None:
     with pytest.raises(DetkitError, match="does not know dog and also knows cow"):
-        Combined([Sees(), Sees(classes=("cat", "cow"))])
+        Ensemble([Sees(), Sees(classes=("cat", "cow"))])
 
 
 def test_models_that_answer_otherwise_are_refused() -> None:
     """A classifier's box is the whole image: with a detector's it would come to nonsense, quietly."""
     with pytest.raises(DetkitError, match="must answer alike") as told:
-        Combined([Sees(classes=Names.classes), Names()])
+        Ensemble([Sees(classes=Names.classes), Names()])
     assert told.value.where == "they give, in this order: boxes, classes of whole images"
 
 
 def test_masks_are_refused() -> None:
     with pytest.raises(DetkitError, match="masks of several views cannot be fused"):
-        Combined([Sees(masks=np.zeros((1, 3, 3)))], ["flip"]).predict_samples([picture()], Limits())
+        Ensemble([Sees(masks=np.zeros((1, 3, 3)))], ["flip"]).predict_samples([picture()], Limits())
 
 
 class Names(Predictor):
@@ -138,7 +138,7 @@ class Names(Predictor):
 def test_a_classifier_looks_at_corners_and_centre() -> None:
     image = np.zeros((64, 80, 3), np.uint8)
     image[:8, :10] = 255  # the upper left crop has all of it, the centre a quarter
-    views = Combined([Names()], ["crops", "flip"])
+    views = Ensemble([Names()], ["crops", "flip"])
     assert len(views) == 12
     (found,) = views.predict_samples([Sample(image)], Limits(conf=0))
     assert found.names == ["dark", "bright"]
@@ -148,11 +148,11 @@ def test_a_classifier_looks_at_corners_and_centre() -> None:
 
 def test_wrong_views() -> None:
     with pytest.raises(DetkitError, match="no test-time augmentation 'flipp'"):
-        Combined([Sees()], ["flipp"])
+        Ensemble([Sees()], ["flipp"])
     with pytest.raises(DetkitError, match="input size is fixed"):
-        Combined([Sees()], ["scales"])
+        Ensemble([Sees()], ["scales"])
     with pytest.raises(DetkitError, match="crops are for classifiers"):
-        Combined([Sees()], ["crops"])
+        Ensemble([Sees()], ["crops"])
 
 
 @pytest.fixture(scope="module")
