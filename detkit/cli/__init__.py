@@ -28,7 +28,14 @@ def _on_terminate(signum: int, frame: FrameType | None) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code; ``arguments`` default to those of the process."""
+    """Runs the command line.
+
+    Args:
+        arguments: The words after ``detkit``; None: those of the process.
+
+    Returns:
+        The exit code.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     # Told here and not to every verb: --debug shows tracebacks, wherever it stands on the line.
     debug = "--debug" in words

@@ -26,8 +26,17 @@ def load_predictor(
 ) -> Predictor:
     """What ``--model``, ``--ensemble``, ``--tta`` and their kind ask for.
 
+    Args:
+        models: Files, run folders or names; none: the shipped default.
+        ensemble: Fuse two or more.
+        tta: Views by name, several by commas.
+        device: As ``detkit.load``.
+        threads: As ``detkit.load``.
+        size: As ``detkit.load``.
+        precision: As ``detkit.load``.
+
     Raises:
-        DetkitError: several models without ``--ensemble`` or one with it, and all that ``detkit.load`` raises.
+        DetkitError: Several models without ``--ensemble`` or one with it, and all that ``detkit.load`` raises.
     """
     models = list(models or ())
     if len(models) > 1 and not ensemble:
