@@ -97,15 +97,11 @@ class Printed:
 
 def emit(result: Printable, as_json: bool) -> None:
     """Prints a result on stdout: its lines, or one JSON document, in which NaN is null since JSON has none."""
-    if as_json:
-        print_json(result.to_dict())
-    else:
-        for line in result.lines():
-            print(line, flush=True)
-
-
-def print_json(value: object) -> None:
-    """One JSON document on stdout; NaN becomes null, since JSON has none."""
     from detkit.arrays import plain
 
-    print(json.dumps(plain(value), ensure_ascii=False, allow_nan=False), flush=True)
+    if as_json:
+        lines: Sequence[str] = [json.dumps(plain(result.to_dict()), ensure_ascii=False, allow_nan=False)]
+    else:
+        lines = result.lines()
+    for line in lines:
+        print(line, flush=True)
