@@ -14,61 +14,59 @@ _BITS = 11
 _BUCKETS = 1 << _BITS
 
 
-@kernel
 def sorted_edges(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All edges of ``image`` (h, w, c) float32, lightest first, equal ones by number: (E,) int32 numbers and (E,)
-    float32 weights, the Euclidean distance of the two pixels' values to 12 significant bits.
+    """All edges of an image, lightest first, equal ones by number.
 
-    Two passes of a radix sort, which is stable: the upper 22 bits of a float's 31 are its exponent and 14 bits of
-    the squared distance.
+    Two passes of a radix sort, which is stable: the upper 22 bits of a float's 31 are its exponent and 14 bits of the
+    squared distance.
+
+    Args:
+        image: (h, w, c) float32.
+
+    Returns:
+        (E,) int32 numbers and (E,) float32 weights, the Euclidean distance of the two pixels' values to 12 significant
+        bits.
     """
+    edges = _by_digit(_by_digit(_edges(image), 32), 32 + _BITS)
+    return edges.astype(np.int32), np.sqrt(((edges >> 32) << 9).astype(np.uint32).view(np.float32))
+
+
+@kernel
+def _edges(image: np.ndarray) -> np.ndarray:
+    """(E,) int64: the upper 22 bits of each edge's squared distance, and in the lower half its number."""
     h, w, c = image.shape
-    count = 2 * h * w - h - w
-    keys = np.empty(count, np.uint32)
-    names = np.empty(count, np.int32)
+    edges = np.empty(2 * h * w - h - w, np.int64)
     square = np.empty(1, np.float32)
     bits = square.view(np.uint32)
-    low = np.zeros(_BUCKETS + 1, np.int64)
-    high = np.zeros(_BUCKETS + 1, np.int64)
     n = 0
     for i in range(h):
         for j in range(w):
             for down in range(2):
-                y = i + down
-                x = j + 1 - down
-                if y == h or x == w:
-                    continue
-                total = np.float32(0)
-                for k in range(c):
-                    d = image[i, j, k] - image[y, x, k]
-                    total += d * d
-                square[0] = total
-                key = bits[0] >> np.uint32(9)
-                keys[n] = key
-                names[n] = 2 * (i * w + j) + down
-                low[(key & np.uint32(_BUCKETS - 1)) + 1] += 1
-                high[(key >> np.uint32(_BITS)) + 1] += 1
-                n += 1
+                y, x = i + down, j + 1 - down
+                if y < h and x < w:
+                    square[0] = 0
+                    for k in range(c):
+                        step = image[i, j, k] - image[y, x, k]
+                        square[0] += step * step
+                    edges[n] = np.int64(bits[0] >> np.uint32(9)) << 32 | (2 * (i * w + j) + down)
+                    n += 1
+    return edges
+
+
+@kernel
+def _by_digit(values: np.ndarray, shift: int) -> np.ndarray:
+    """Values (N,) int64 sorted by ``_BITS`` of their bits from ``shift`` on, stably."""
+    starts = np.zeros(_BUCKETS + 1, np.int64)
+    for value in values:
+        starts[((value >> shift) & (_BUCKETS - 1)) + 1] += 1
     for b in range(_BUCKETS):
-        low[b + 1] += low[b]
-        high[b + 1] += high[b]
-    half_keys = np.empty(count, np.uint32)
-    half_names = np.empty(count, np.int32)
-    for q in range(count):
-        b = keys[q] & np.uint32(_BUCKETS - 1)
-        half_keys[low[b]] = keys[q]
-        half_names[low[b]] = names[q]
-        low[b] += 1
-    for q in range(count):
-        b = half_keys[q] >> np.uint32(_BITS)
-        keys[high[b]] = half_keys[q]
-        names[high[b]] = half_names[q]
-        high[b] += 1
-    weights = np.empty(count, np.float32)
-    for q in range(count):
-        bits[0] = keys[q] << np.uint32(9)
-        weights[q] = np.sqrt(square[0])
-    return names, weights
+        starts[b + 1] += starts[b]
+    out = np.empty_like(values)
+    for value in values:
+        b = (value >> shift) & (_BUCKETS - 1)
+        out[starts[b]] = value
+        starts[b] += 1
+    return out
 
 
 @kernel
@@ -111,7 +109,7 @@ def _numbered(parent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def common_merges(
     names: np.ndarray, weights: np.ndarray, h: int, w: int, ks: np.ndarray, min_size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The joins that are the same for every k in ``ks`` (rising float32): most of them, made once.
+    """The joins that are the same for every k: most of them, made once.
 
     Two segments are joined where an edge between them is no heavier than either's heaviest inner edge + k / its pixels
     (section 4.1 of the paper). While all k agree on every edge that two segments have met, those segments are the same
@@ -119,14 +117,23 @@ def common_merges(
     ``own_merges``. A segment that refuses an edge refuses all later ones, as they are no lighter (the paper's lemma 1),
     so one that is full for the largest k opens nothing.
 
-    Returns the segment of each pixel (h w,) int32, numbered by first pixels; each segment's pixels (int32) and heaviest
-    inner edge; for each edge left, lightest first, its two segments and its weight.
+    Args:
+        names: (E,) edges, lightest first.
+        weights: (E,) theirs.
+        h: Height of the image.
+        w: Its width.
+        ks: (K,) float32, rising.
+        min_size: Segments of fewer pixels are to be joined later.
+
+    Returns:
+        The segment of each pixel (h w,) int32, numbered by first pixels; each segment's pixels (int32) and heaviest
+        inner edge; for each edge left, lightest first, its two segments (E', 2) and its weight.
     """
     nodes = h * w
+    least, most = ks[0], ks[-1]
     parent = np.arange(nodes).astype(np.int32)
     size = np.ones(nodes, np.int32)
     inner = np.zeros(nodes, np.float32)
-    least, most = ks[0], ks[-1]
     strict = np.full(nodes, least)  # the limit for the smallest k, -1 once the segment is open
     loose = np.full(nodes, most)  # the limit for the largest
     left = np.empty(names.shape[0], np.int32)
@@ -163,17 +170,13 @@ def common_merges(
     pairs = np.empty((count, 2), np.int32)
     pair_weights = np.empty(count, np.float32)
     n = 0
-    for z in range(count):
-        e = names[left[z]]
-        p = e >> 1
-        a = labels[p]
-        b = labels[p + (w if e & 1 else 1)]
-        if a != b:
-            pairs[n, 0] = a
-            pairs[n, 1] = b
-            pair_weights[n] = weights[left[z]]
-            n += 1
-    return labels, size[roots], inner[roots], pairs[:n].copy(), pair_weights[:n].copy()
+    for q in left[:count]:
+        p = names[q] >> 1
+        pairs[n, 0] = labels[p]
+        pairs[n, 1] = labels[p + (w if names[q] & 1 else 1)]
+        pair_weights[n] = weights[q]
+        n += pairs[n, 0] != pairs[n, 1]
+    return labels, size[roots], inner[roots], pairs[:n], pair_weights[:n]
 
 
 @kernel
@@ -186,9 +189,7 @@ def own_merges(
     parent = np.arange(count).astype(np.int32)
     size = sizes.copy()
     scale = np.float32(k)
-    limit = np.empty(count, np.float32)
-    for s in range(count):
-        limit[s] = heaviest[s] + scale / np.float32(size[s])
+    limit = heaviest + scale / size.astype(np.float32)
     waiting = np.empty(pairs.shape[0], np.int32)
     n = 0
     for q in range(pairs.shape[0]):
@@ -211,46 +212,19 @@ def own_merges(
     return _numbered(parent)[0]
 
 
-@kernel
 def atoms_of(labels: np.ndarray, finals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The common refinement of several segmentations: the atom of each pixel (N,) int32, and the segment of each atom
-    in each of them (K, A) int32.
+    """The common refinement of several segmentations.
 
-    labels (N,): common segment of each pixel; finals (K, S): its final segment under each k. Atoms are numbered by
-    first pixels.
+    Args:
+        labels: (N,) common segment of each pixel.
+        finals: (K, S) final segment of each common one, under each k.
+
+    Returns:
+        The atom of each pixel (N,) int32, and the segment of each atom in each segmentation (K, A) int32.
     """
-    ks, segments = finals.shape
-    # Segments with equal columns in ``finals`` are one atom: a chained hash table by the columns.
-    buckets = 1
-    while buckets < 2 * segments:
-        buckets *= 2
-    heads = np.full(buckets, -1, np.int32)
-    following = np.empty(segments, np.int32)
-    atom = np.empty(segments, np.int32)
-    table = np.empty((ks, segments), np.int32)
-    count = 0
-    for s in range(segments):
-        mixed = np.uint64(0)
-        for k in range(ks):
-            mixed = (mixed ^ np.uint64(finals[k, s])) * np.uint64(0x9E3779B97F4A7C15)
-        bucket = np.int64((mixed >> np.uint64(32)) & np.uint64(buckets - 1))
-        found = heads[bucket]
-        while found >= 0:
-            same = True
-            for k in range(ks):
-                same = same and table[k, found] == finals[k, s]
-            if same:
-                break
-            found = following[found]
-        if found < 0:
-            found = count
-            for k in range(ks):
-                table[k, count] = finals[k, s]
-            following[count] = heads[bucket]
-            heads[bucket] = count
-            count += 1
-        atom[s] = found
-    pixels = np.empty(labels.shape[0], np.int32)
-    for p in range(labels.shape[0]):
-        pixels[p] = atom[labels[p]]
-    return pixels, table[:, :count].copy()
+    atom = np.zeros(finals.shape[1], np.int64)
+    for segments in finals:
+        atom = np.unique(atom * (segments.max() + 1) + segments, return_inverse=True)[1]
+    of_atom = np.empty(atom.max() + 1, np.int64)
+    of_atom[atom] = np.arange(len(atom))
+    return atom.astype(np.int32)[labels], finals[:, of_atom]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 PlanName = Literal["fast", "quality"]
 SIGMA, MIN_SIZE = 0.6, 100  # of the blur, in pixels (0.8 in the first paper finds less); pixels of a segment
 MIN_SIDE, SAME = 8, 0.96  # narrower boxes, in pixels, and those that overlap a likelier one more, are left out
-VERSION = 2  # of the code: a higher one makes cached boxes stale, as other numbers of a plan or above do of themselves
+VERSION = 3  # of the code: a higher one makes cached boxes stale, as other numbers of a plan or above do of themselves
 
 
 @dataclass(frozen=True)
@@ -145,17 +145,20 @@ def _hierarchies(channels: Sequence[np.ndarray], plan: Plan) -> list[np.ndarray]
     """(R, 4) int32 boxes of each grouping of one colour space, in order of their making."""
     h, w = channels[0].shape
     atoms, finals = _segments(channels, plan.ks, SIGMA, MIN_SIZE)
-    codes = np.empty((len(channels), 4, h * w), np.uint8)
-    for channel, out in zip(channels, codes, strict=True):
-        gx, gy = (cv2.Scharr(channel, cv2.CV_16S, dx, 1 - dx).reshape(-1) for dx in (1, 0))
-        search_kernels.texture_codes(gx, gy, out)
-    values = np.stack([channel.reshape(-1) for channel in channels])
-    described = search_kernels.describe(atoms, finals.shape[1], h, w, values, codes.reshape(-1, h * w))
+    codes = np.empty((4 * len(channels), h * w), np.uint8)
+    for number, channel in enumerate(channels):
+        gx, gy = (cv2.Scharr(channel, cv2.CV_16S, dx, 1 - dx).ravel() for dx in (1, 0))
+        for direction, derivative in enumerate((gx, gy, gx + gy, gx - gy)):
+            search_kernels.texture_codes(derivative, codes[4 * number + direction])
+    values = np.stack([channel.ravel() for channel in channels])
+    *described, keys = search_kernels.describe(atoms, finals.shape[1], w, values, codes)
+    pairs = search_kernels.distinct_pairs(keys)
     strategies = np.array(plan.strategies)
     found = []
     for segments in finals:
-        parts = search_kernels.gather(segments, int(segments.max()) + 1, *described)
-        found += list(search_kernels.group(*parts, len(channels), h * w, strategies))
+        *parts, keys = search_kernels.gather(segments, int(segments.max()) + 1, *described, pairs)
+        near = search_kernels.distinct_pairs(keys)
+        found += list(search_kernels.group(*parts, near, len(channels), h * w, strategies))
     return found
 
 

@@ -9,49 +9,32 @@ from detkit.ops.compiled import kernel
 COLOURS, TEXTURES = 25, 10  # bins of a histogram: of a channel's values, of its derivative in one of 8 directions
 _SIGNED = 2 * TEXTURES - 1  # codes of a derivative: two opposite directions in one
 _ONE = 1 << 24  # a normalised histogram's sum
+_FAR = 2**31 - 1
 
 
 @kernel
-def texture_codes(gx: np.ndarray, gy: np.ndarray, out: np.ndarray) -> None:
-    """Codes (4, N) uint8 of the derivatives of one channel along x, y and both diagonals, from gx, gy (N,) int16.
+def texture_codes(derivative: np.ndarray, out: np.ndarray) -> None:
+    """Codes (N,) uint8 of the derivative (N,) int16 of a channel along one direction.
 
     A code is 9 + b for a derivative in the upper (or minus b, in the lower) of two opposite directions, b its tenth of
     the largest derivative in that direction.
     """
-    n = gx.shape[0]
-    for d in range(4):
-        top = np.int32(0)
-        bottom = np.int32(0)
-        for p in range(n):
-            v = _along(gx[p], gy[p], d)
-            top = v if v > top else top
-            bottom = v if v < bottom else bottom
-        up = np.int32((TEXTURES << 16) // (top + 1))
-        down = np.int32((TEXTURES << 16) // (1 - bottom))
-        for p in range(n):
-            v = _along(gx[p], gy[p], d)
-            high = v if v > 0 else np.int32(0)
-            low = -v if v < 0 else np.int32(0)
-            out[d, p] = np.uint8(TEXTURES - 1 + ((high * up) >> 16) - ((low * down) >> 16))
-
-
-@kernel
-def _along(x: int, y: int, direction: int) -> np.int32:
-    if direction == 0:
-        return np.int32(x)
-    if direction == 1:
-        return np.int32(y)
-    return np.int32(x + y) if direction == 2 else np.int32(x - y)
+    up = np.int32((TEXTURES << 16) // (max(derivative.max(), 0) + 1))
+    down = np.int32((TEXTURES << 16) // (1 - min(derivative.min(), 0)))
+    for p in range(len(out)):
+        value = np.int32(derivative[p])
+        step = value * up >> 16 if value > 0 else -(-value * down >> 16)
+        out[p] = np.uint8(TEXTURES - 1 + step)
 
 
 @kernel
 def describe(
-    atoms: np.ndarray, count: int, h: int, w: int, channels: np.ndarray, codes: np.ndarray
+    atoms: np.ndarray, count: int, w: int, channels: np.ndarray, codes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels (A,), boxes (A, 4) xyxy and histograms (A, bins) of atoms, all int32, and which touch (E, 2) int32.
+    """Pixels (A,), boxes (A, 4) xyxy and histograms (A, bins) of atoms, all int32, and ``keys`` of those that touch.
 
-    atoms (N,): of each pixel; channels (c, N) uint8; codes (4 c, N) of ``texture_codes``. A histogram is that of each
-    channel's values, then for each channel and pair of directions the signed codes. Pixels touch along
+    atoms (N,): of each pixel, w in a row; channels (c, N) uint8; codes (4 c, N) of ``texture_codes``. A histogram is
+    that of each channel's values, then for each channel and pair of directions the signed codes. Pixels touch along
     rows, columns and falling diagonals.
     """
     c = channels.shape[0]
@@ -59,100 +42,76 @@ def describe(
     bins = texture + codes.shape[0] * _SIGNED
     pixels = np.zeros(count, np.int32)
     boxes = np.empty((count, 4), np.int32)
-    boxes[:, 0] = w
-    boxes[:, 1] = h
+    boxes[:, :2] = _FAR
     boxes[:, 2:] = 0
     flat = np.zeros(count * bins, np.int32)
-    known = np.full(1024, np.int64(-1))
-    touching = 0
-    for i in range(h):
-        if 2 * touching > known.shape[0] - 6 * w:
-            known = _grown(known, 4 * touching + 12 * w)
-        for j in range(w):
-            p = i * w + j
-            a = atoms[p]
-            pixels[a] += 1
-            boxes[a, 0] = min(boxes[a, 0], j)
-            boxes[a, 1] = min(boxes[a, 1], i)
-            boxes[a, 2] = max(boxes[a, 2], j + 1)
-            boxes[a, 3] = max(boxes[a, 3], i + 1)
-            first = a * bins
-            for k in range(c):
-                flat[first + k * COLOURS + ((channels[k, p] * COLOURS) >> 8)] += 1
-            first += texture
-            for k in range(codes.shape[0]):
-                flat[first + k * _SIGNED + codes[k, p]] += 1
-            for step in range(3):
-                if (step != 1 and j == 0) or (step != 0 and i == 0):
-                    continue
-                b = atoms[p - 1 if step == 0 else (p - w if step == 1 else p - w - 1)]
-                if a != b:
-                    touching += _enter(known, (np.int64(min(a, b)) << 32) | max(a, b))
-    return pixels, boxes, flat.reshape(count, bins), _pairs(known)
+    keys = np.empty(3 * len(atoms), np.int64)
+    n = 0
+    for p in range(len(atoms)):
+        a = atoms[p]
+        pixels[a] += 1
+        _enclose(boxes, a, p % w, p // w, p % w + 1, p // w + 1)
+        first = a * bins
+        for k in range(c):
+            flat[first + k * COLOURS + ((channels[k, p] * COLOURS) >> 8)] += 1
+        first += texture
+        for k in range(codes.shape[0]):
+            flat[first + k * _SIGNED + codes[k, p]] += 1
+        for back in (1, w, w + 1):
+            if p >= back and (back == w or p % w > 0) and atoms[p - back] != a:
+                keys[n] = _key(a, atoms[p - back])
+                n += 1
+    return pixels, boxes, flat.reshape(count, bins), keys[:n]
 
 
 @kernel
-def _pairs(known: np.ndarray) -> np.ndarray:
-    """The pairs (E, 2) int32 in a hash table, in its order."""
-    keys = known[known >= 0]
-    pairs = np.empty((keys.shape[0], 2), np.int32)
-    for q in range(keys.shape[0]):
-        pairs[q, 0] = keys[q] >> 32
-        pairs[q, 1] = keys[q] & 0x7FFFFFFF
-    return pairs
+def _enclose(boxes: np.ndarray, a: int, x1: int, y1: int, x2: int, y2: int) -> None:
+    """Makes box a so large that it holds another."""
+    boxes[a, 0] = min(boxes[a, 0], x1)
+    boxes[a, 1] = min(boxes[a, 1], y1)
+    boxes[a, 2] = max(boxes[a, 2], x2)
+    boxes[a, 3] = max(boxes[a, 3], y2)
 
 
 @kernel
-def _grown(known: np.ndarray, least: int) -> np.ndarray:
-    """The same hash table with at least ``least`` slots, a power of two."""
-    slots = known.shape[0]
-    while slots < least:
-        slots *= 2
-    larger = np.full(slots, np.int64(-1))
-    for key in known:
-        if key >= 0:
-            _enter(larger, key)
-    return larger
+def _key(a: int, b: int) -> int:
+    """The pair of two numbers, in either order, as one."""
+    return (np.int64(min(a, b)) << 32) | max(a, b)
 
 
-@kernel
-def _enter(known: np.ndarray, key: int) -> int:
-    """Enters a key >= 0 in a hash table (length a power of two, -1: free); returns 1 if it was not there, else 0."""
-    mask = known.shape[0] - 1
-    slot = np.int64((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)) & mask
-    while known[slot] != key:
-        if known[slot] < 0:
-            known[slot] = key
-            return 1
-        slot = (slot + 1) & mask
-    return 0
+def distinct_pairs(keys: np.ndarray) -> np.ndarray:
+    """The pairs (E, 2) int32 of ``keys``, in order and each once."""
+    keys = np.sort(keys)
+    keys = keys[np.diff(keys, prepend=-1) != 0]
+    return np.stack((keys >> 32, keys & 0x7FFFFFFF), axis=1).astype(np.int32)
 
 
 @kernel
 def gather(
     finals: np.ndarray, count: int, pixels: np.ndarray, boxes: np.ndarray, histograms: np.ndarray, pairs: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """``describe``'s result for ``count`` segments made of atoms; finals (A,): the segment of each atom."""
+    """``describe``'s result for ``count`` segments made of atoms.
+
+    finals (A,): the segment of each atom; pairs (E, 2): the atoms that touch.
+    """
     size = np.zeros(count, np.int32)
     box = np.empty((count, 4), np.int32)
-    box[:, :2] = 2**31 - 1
+    box[:, :2] = _FAR
     box[:, 2:] = 0
     sums = np.zeros((count, histograms.shape[1]), np.int32)
     for a in range(finals.shape[0]):
         s = finals[a]
         size[s] += pixels[a]
-        for k in range(2):
-            box[s, k] = min(box[s, k], boxes[a, k])
-            box[s, 2 + k] = max(box[s, 2 + k], boxes[a, 2 + k])
+        _enclose(box, s, boxes[a, 0], boxes[a, 1], boxes[a, 2], boxes[a, 3])
         for k in range(histograms.shape[1]):
             sums[s, k] += histograms[a, k]
-    known = _grown(np.full(1, np.int64(-1)), 2 * pairs.shape[0])
-    for q in range(pairs.shape[0]):
-        a = finals[pairs[q, 0]]
-        b = finals[pairs[q, 1]]
-        if a != b:
-            _enter(known, (np.int64(min(a, b)) << 32) | max(a, b))
-    return size, box, sums, _pairs(known)
+    keys = np.empty(len(pairs), np.int64)
+    n = 0
+    for a, b in pairs:
+        if finals[a] != finals[b]:
+            keys[n] = _key(finals[a], finals[b])
+            n += 1
+    return size, box, sums, keys[:n]
 
 
 @kernel
@@ -254,9 +213,7 @@ def group(
                     counts[a, k] += counts[b, k]
                 _normalise(counts[a], sizes[a] + sizes[b], channels, looks[a])
             sizes[a] += sizes[b]
-            for k in range(2):
-                boxes[a, k] = min(boxes[a, k], boxes[b, k])
-                boxes[a, 2 + k] = max(boxes[a, 2 + k], boxes[b, 2 + k])
+            _enclose(boxes, a, boxes[b, 0], boxes[b, 1], boxes[b, 2], boxes[b, 3])
             found[number, made] = boxes[a]
             made += 1
             q = 0
