@@ -76,7 +76,7 @@ def _enclose(boxes: np.ndarray, a: int, x1: int, y1: int, x2: int, y2: int) -> N
 @kernel
 def _key(a: int, b: int) -> int:
     """The pair of two numbers, in either order, as one."""
-    return (np.int64(min(a, b)) << 32) | max(a, b)
+    return int(np.int64(min(a, b)) << 32 | max(a, b))
 
 
 def distinct_pairs(keys: np.ndarray) -> np.ndarray:
