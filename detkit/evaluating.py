@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,23 +19,68 @@ if TYPE_CHECKING:
 _MANY = 100_000  # detections, on which a draw takes a tenth of a second
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """How ``full_report`` runs a model and judges.
+
+    Attributes:
+        split: One part of the data; None: all of it.
+        images: Folder of the images of a COCO json.
+        protocol: As ``detkit.evaluate``.
+        match_iou: Also AP at this IoU; PASCAL's at this instead of 0.5.
+        max_detections: Of an image and class, that COCO's AP counts; None: 100.
+        bootstrap: Draws of the images for intervals; None: as many as a page takes, without one none.
+        seed: Of the draws.
+        details: Curves, confusion, calibration, kinds of errors, worst images, too.
+        page: A page will be written of it, which needs the details.
+        check: "pycocotools": its numbers beside ours.
+        iou: The model's NMS drops boxes that overlap more than this.
+        batch: Images at a time.
+    """
+
+    split: str | None = None
+    images: Path | None = None
+    protocol: str | None = None
+    match_iou: float | None = None
+    max_detections: int | None = None
+    bootstrap: int | None = None
+    seed: int = 0
+    details: bool = True
+    page: bool = False
+    check: str | None = None
+    iou: float = 0.5
+    batch: int = 8
+
+    def metric_for(self, usual: str) -> str:
+        """The protocol, for answers that are usually judged by ``usual``; DetkitError where the options do not fit."""
+        protocol = self.protocol or usual
+        metric, answers = find_metric(protocol, where="--protocol"), find_metric(usual).answers
+        labels, limit = metric.answers == "labels", self.max_detections
+        unlimited = limit is not None and not metric.takes_max_detections
+        uncheckable = self.check is not None and (protocol != "coco" or limit not in (None, 100))
+        refusals = {
+            "--protocol": (labels != (answers == "labels"), "a classifier's answers have no boxes"),
+            "--match-iou": (self.match_iou is not None and not metric.takes_iou, f"{protocol} matches no boxes"),
+            "--max-detections": (unlimited, f"{protocol} counts all detections"),
+            "--report": (self.page and labels, "there is no report of classification"),
+            "--check": (uncheckable, "pycocotools sums up COCO's protocol with 100 detections"),
+        }
+        for option, (refused, what) in refusals.items():
+            if refused:
+                raise DetkitError(what, option, "leave it out")
+        if self.match_iou is not None and not 0 < self.match_iou <= 1:
+            raise DetkitError(f"an IoU lies in (0, 1], got {self.match_iou:g}", "--match-iou", "give 0.5, say")
+        if self.check not in (None, "pycocotools"):
+            raise DetkitError(f"nothing is called {self.check!r}", "--check", "write --check pycocotools")
+        return protocol
+
+
 def full_report(
     predictions_or_model: Path | Predictor,
     data: str,
+    options: ReportOptions,
     *,
     name: str = "",
-    split: str | None = None,
-    images: Path | None = None,
-    protocol: str | None = None,
-    match_iou: float | None = None,
-    max_detections: int | None = None,
-    bootstrap: int | None = None,
-    seed: int = 0,
-    iou: float = 0.5,
-    batch: int = 8,
-    details: bool = True,
-    page: bool = False,
-    check: str | None = None,
     tell: Callable[[str], None] = lambda text: None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -43,19 +89,8 @@ def full_report(
     Args:
         predictions_or_model: A file or folder of detections, or anything that predicts.
         data: As ``detkit.evaluate``.
+        options: How.
         name: Of the model, for people.
-        split: As ``detkit.evaluate``.
-        images: As ``detkit.evaluate``.
-        protocol: As ``detkit.evaluate``.
-        match_iou: Also AP at this IoU; PASCAL's at this instead of 0.5.
-        max_detections: Of an image and class, that COCO's AP counts; None: 100.
-        bootstrap: Draws of the images for intervals; None: as many as a page takes, without one none.
-        seed: Of the draws.
-        iou: The model's NMS drops boxes that overlap more than this.
-        batch: Images at a time.
-        details: Curves, confusion, calibration, kinds of errors, worst images, too.
-        page: A page will be written of it, which needs the details.
-        check: "pycocotools": its numbers beside ours.
         tell: Called with what a person should know of data and detections.
         on_progress: Called with batches done and in all.
 
@@ -64,71 +99,43 @@ def full_report(
     """
     from detkit.report.content import Settings, build_report
 
-    limit, about, timings = max_detections or 100, None, None
+    limit, about, timings = options.max_detections or 100, None, None
+    details, split, images = options.details or options.page, options.split, options.images
     if isinstance(predictions_or_model, Path):
         annotations, results, notes = api.read_predictions(predictions_or_model, data, split=split, images=images)
-        protocol = protocol or ("classify" if annotations.labelled else "coco")
-        _refuse_misfits(protocol, protocol, match_iou, max_detections, page, check)
+        protocol = options.metric_for(options.protocol or ("classify" if annotations.labelled else "coco"))
     else:
         from detkit.data.names import explain_match
         from detkit.explain.summary import predictor_facts
 
         predictor = predictions_or_model
-        protocol = protocol or predictor.protocol
-        _refuse_misfits(protocol, predictor.protocol, match_iou, max_detections, page, check)
+        protocol = options.metric_for(predictor.protocol)
         annotations, results, timings = api.evaluate_model(
             predictor,
             data,
             split=split,
             images=images,
-            iou=iou,
-            batch=batch,
+            iou=options.iou,
+            batch=options.batch,
             max_detections=max(limit, 100),
             on_progress=on_progress,
         )
         notes = explain_match(predictor.classes, annotations.classes)
-        about = {"name": name, **predictor_facts(predictor)} if details or page else None
+        about = {"name": name, **predictor_facts(predictor)} if details else None
     for note in [*_about_data(annotations, data, split), *notes]:
         tell(note)
-    if bootstrap is None:
-        bootstrap = 0 if not page else 1000 if len(results) < _MANY else 200
-    settings = Settings(protocol, match_iou, limit, bootstrap, seed)
-    report = build_report(annotations, results, settings, about=about, timings=timings, details=details or page)
+    draws = options.bootstrap
+    if draws is None:
+        draws = 0 if not options.page else 1000 if len(results) < _MANY else 200
+    settings = Settings(protocol, options.match_iou, limit, draws, options.seed)
+    report = build_report(annotations, results, settings, about=about, timings=timings, details=details)
     if not report.facts["counts"]["objects"]:
         tell("the data has no object to find, so nothing can be measured")
-    if check is not None:
+    if options.check is not None:
         from detkit.metrics.reference import pycocotools_metrics
 
-        report.facts["check"] = {check: pycocotools_metrics(annotations.ground_truth(), results)}
+        report.facts["check"] = {options.check: pycocotools_metrics(annotations.ground_truth(), results)}
     return report
-
-
-def _refuse_misfits(
-    protocol: str, usual: str, match_iou: float | None, max_detections: int | None, page: bool, check: str | None
-) -> None:
-    """Raises DetkitError where the protocol does not fit what is judged or the other options."""
-    metric = find_metric(protocol, where="--protocol")
-    if "labels" in {metric.answers, find_metric(usual).answers} and metric.answers != find_metric(usual).answers:
-        raise DetkitError("a classifier's answers have no boxes", "--protocol", "leave it out")
-    refusals = {
-        "--match-iou": (match_iou is not None and not metric.takes_iou, f"{protocol} matches no boxes"),
-        "--max-detections": (
-            max_detections is not None and not metric.takes_max_detections,
-            f"{protocol} counts all detections",
-        ),
-        "--report": (page and metric.answers == "labels", "there is no report of classification"),
-        "--check": (
-            check is not None and (protocol != "coco" or max_detections not in (None, 100)),
-            "pycocotools sums up COCO's protocol with 100 detections",
-        ),
-    }
-    for option, (refused, what) in refusals.items():
-        if refused:
-            raise DetkitError(what, option, "leave it out")
-    if match_iou is not None and not 0 < match_iou <= 1:
-        raise DetkitError(f"an IoU lies above 0 and up to 1, got {match_iou:g}", "--match-iou", "give 0.5, say")
-    if check not in (None, "pycocotools"):
-        raise DetkitError(f"nothing to check with is called {check!r}", "--check", "write --check pycocotools")
 
 
 def _about_data(annotations: Annotations, data: str, split: str | None) -> list[str]:

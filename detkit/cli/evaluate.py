@@ -73,11 +73,10 @@ def evaluate(
     *models, data = arguments
     _check_words(models, predictions, ensemble, tta)
     name = ", ".join(models) or "the default model"
-    done = evaluating.full_report(
-        predictions
-        or load_predictor(models, ensemble=ensemble, tta=tta, device=device, precision=precision, threads=threads),
-        data,
-        name=name,
+    predictor = predictions or load_predictor(
+        models, ensemble=ensemble, tta=tta, device=device, precision=precision, threads=threads
+    )
+    asked = evaluating.ReportOptions(
         split=split,
         images=images,
         protocol=protocol,
@@ -85,14 +84,13 @@ def evaluate(
         max_detections=max_detections,
         bootstrap=bootstrap,
         seed=seed,
-        iou=iou,
-        batch=batch,
         details=as_json,
         page=report is not None,
         check=check,
-        tell=note,
-        on_progress=progress,
+        iou=iou,
+        batch=batch,
     )
+    done = evaluating.full_report(predictor, data, asked, name=name, tell=note, on_progress=progress)
     if report is not None:
         from detkit.report.page import write_report
 

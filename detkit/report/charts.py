@@ -44,27 +44,20 @@ def curves_chart(curves: Facts, iou: float) -> str:
     figure = _figure(10, 4.2)
     left, right = figure.subplots(1, 2)
     classes = sorted(curves["per_class"].items(), key=lambda item: -item[1]["objects"])[:_MANY]
-    for number, (name, curve) in enumerate(classes):
+    for number, (name, curve) in enumerate([*classes, ("all together", curves["overall"])]):
         style = {"color": f"C{number % 10}", "linestyle": "-" if number < 10 else "--", "linewidth": 0.9, "alpha": 0.7}
+        if number == len(classes):
+            style = {"color": "black", "linewidth": 2.2}
         left.plot(curve["recall"], curve["precision"], label=_short(name), **style)
+        # Down from one score to the next lower one a threshold keeps the same detections.
         right.plot(curve["score"], curve["f1"], drawstyle="steps-post", **style)
-    whole = curves["overall"]
-    left.plot(whole["recall"], whole["precision"], color="black", linewidth=2.2, label="all together")
-    # Down from one score to the next lower one a threshold keeps the same detections.
-    right.plot(whole["score"], whole["f1"], drawstyle="steps-post", color="black", linewidth=2.2)
-    best = whole["best"]
+    title, best = "F1 against the threshold", curves["overall"]["best"]
     if best["f1"] > 0:
         right.axvline(best["score"], color="black", linestyle=":", linewidth=1)
         right.plot(best["score"], best["f1"], "o", color="black")
-        right.annotate(
-            f"best F1 {best['f1']:.3f}\nat score {best['score']:.3f}",
-            (best["score"], best["f1"]),
-            xytext=(8, -28),
-            textcoords="offset points",
-            bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1},
-        )
+        title = f"{title}: best {best['f1']:.3f} at score {best['score']:.3f}"
     left.set(xlabel="recall", ylabel="precision", title=f"precision and recall, IoU {iou:g}")
-    right.set(xlabel="score threshold", ylabel="F1", title="F1 against the threshold")
+    right.set(xlabel="score threshold", ylabel="F1", title=title)
     for axes in (left, right):
         axes.set(xlim=(0, 1), ylim=(0, 1.02))
         axes.grid(alpha=0.3)
@@ -87,10 +80,10 @@ def confusion_chart(confusion: Facts) -> str:
     axes.set_yticks(range(len(names)), names, fontsize=small)
     axes.set(xlabel="detected as", ylabel="object", title=f"scores from {confusion['threshold']:.3f}")
     if len(names) <= _MANY + 5:
+        style: Facts = {"ha": "center", "va": "center", "fontsize": small}
         for row, column in zip(*np.nonzero(counts), strict=True):
             ink = "white" if shares[row, column] > 0.6 else "black"
-            text = f"{counts[row, column]:.0f}"
-            axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=small)
+            axes.text(column, row, f"{counts[row, column]:.0f}", color=ink, **style)
     figure.colorbar(image, ax=axes, shrink=0.7, label="share of the row")
     return _uri(figure)
 

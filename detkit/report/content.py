@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,11 +26,6 @@ if TYPE_CHECKING:
 Facts = dict[str, Any]  # plain values by name, as JSON holds them
 WORST = 24  # images that are listed
 _NAMED = 8  # errors of an image that are listed
-
-
-class _Matching(TypedDict):
-    iou: float
-    max_detections: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +64,7 @@ class Settings:
             "scope": "every image is taken as labelled for every class (no federated labels as in LVIS)",
         }
 
-    def matching(self) -> _Matching:
+    def matching(self) -> Facts:
         """The arguments of what looks at one threshold."""
         return {"iou": self.match_iou, "max_detections": self.max_detections}
 
@@ -139,12 +133,13 @@ def build_report(
         details: Also curves, confusion, calibration, kinds of errors, worst images (where the metric judges boxes).
     """
     gt = annotations.ground_truth()
-    judge = partial(evaluate, gt, dt, iou=settings.iou, max_detections=settings.max_detections)
-    facts = judge(settings.protocol).to_dict()
+    how: Facts = {"iou": settings.iou, "max_detections": settings.max_detections}
+    facts = evaluate(gt, dt, settings.protocol, **how).to_dict()
     metric = find_metric(settings.protocol)
     if settings.bootstrap:
         names = [*metric.scores, *([] if settings.iou is None else [iou_name(settings.iou)])]
-        facts["intervals"] = {name: _interval(gt, dt, name, settings) for name in dict.fromkeys(names)}
+        draws: Facts = {"samples": settings.bootstrap, "seed": settings.seed, "protocol": settings.protocol}
+        facts["intervals"] = {name: interval(gt, dt, name, **draws, **how) for name in dict.fromkeys(names)}
     shape = curves(gt, dt, **settings.matching())
     threshold, f1 = shape.overall.best()
     wanted = ~(gt.crowd | gt.difficult)
@@ -163,8 +158,10 @@ def build_report(
         "rules": settings.words(),
     }
     if details and metric.answers != "labels":
-        names = [name for name in ("coco", "voc2007", "voc2010") if name != settings.protocol]
-        facts["protocols"] = {settings.protocol: facts["metrics"]} | {name: judge(name).metrics for name in names}
+        facts["protocols"] = {settings.protocol: facts["metrics"]}
+        for name in ("coco", "voc2007", "voc2010"):
+            if name != settings.protocol:
+                facts["protocols"][name] = evaluate(gt, dt, name, **how).metrics
         facts["curves"] = {
             "overall": _thinned(shape.overall),
             "per_class": {name: _thinned(curve) for name, curve in shape.per_class.items() if curve.objects},
@@ -175,19 +172,6 @@ def build_report(
             row |= {"AP": coco[f"AP{name[0]}"], "AR": coco[f"AR{name[0]}"]}
     facts |= {"model": dict(about)} if about else {}
     return Report(facts | ({"timings": latency(timings)} if timings else {}))
-
-
-def _interval(gt: GroundTruth, dt: Results, score: str, settings: Settings) -> tuple[float, float]:
-    return interval(
-        gt,
-        dt,
-        score,
-        samples=settings.bootstrap,
-        seed=settings.seed,
-        protocol=settings.protocol,
-        iou=settings.iou,
-        max_detections=settings.max_detections,
-    )
 
 
 def _details(annotations: Annotations, gt: GroundTruth, dt: Results, settings: Settings, threshold: float) -> Facts:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
-import mmap
-import os
 import re
-import stat
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,11 +14,10 @@ import msgspec
 import numpy as np
 
 from detkit.errors import DetkitError
-from detkit.io.detections.lookup import Found, Labelled, Lookup, Rows, path_parts, some
+from detkit.io.detections.lookup import Found, Labelled, Lookup, Row, box_array, found_rows, path_parts, some
 from detkit.tables import Results
 
 T = TypeVar("T")
-_GZIP = b"\x1f\x8b"
 _FORMS = (
     "give COCO results json ([{image_id, category_id, bbox, score}, ...]), the lines of detkit detect --json, a folder "
     "of YOLO txt files with scores, or VOC's comp4 files"
@@ -64,26 +60,17 @@ def read_json(path: Path, data: Labelled) -> Found:
     return _read_coco(path, raw, start, data) if first == b"[" else _read_lines(path, raw, bom, data)
 
 
-def _content(path: Path) -> bytes | mmap.mmap:
-    """The file's bytes: unpacked if it is gzip, mapped if it is an ordinary file."""
+def _content(path: Path) -> bytes:
     try:
-        with open(path, "rb") as file:
-            about = os.fstat(file.fileno())
-            if not stat.S_ISREG(about.st_mode) or not about.st_size:
-                raw = file.read()
-                return gzip.decompress(raw) if raw[:2] == _GZIP else raw
-            packed = file.read(2) == _GZIP
-            file.seek(0)
-            return (
-                gzip.GzipFile(fileobj=file).read() if packed else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            )
+        raw = path.read_bytes()
+        return gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DetkitError(f"the compressed detections file is damaged: {error}", str(path), "copy it again") from None
     except OSError as error:
         raise DetkitError("cannot read the detections file", f"{path}: {error.strerror}", "check the path") from None
 
 
-def _read_coco(path: Path, raw: bytes | mmap.mmap, start: int, data: Labelled) -> Found:
+def _read_coco(path: Path, raw: bytes, start: int, data: Labelled) -> Found:
     def where(row: int) -> str:
         return f"{path}, entry {row} (counted from 0)"
 
@@ -136,12 +123,10 @@ def _check_file_names(
             raise DetkitError(what, where(row), "the images were numbered anew: use the data that was detected on")
 
 
-def _read_lines(path: Path, raw: bytes | mmap.mmap, offset: int, data: Labelled) -> Found:
-    lookup, rows = Lookup(data), Rows()
+def _read_lines(path: Path, raw: bytes, offset: int, data: Labelled) -> Found:
+    lookup, rows = Lookup(data), list[Row]()
     seen: dict[int, int] = {}
-    stream = io.BytesIO(raw) if isinstance(raw, bytes) else raw
-    stream.seek(offset)
-    for number, text in enumerate(iter(stream.readline, b""), 1):
+    for number, text in enumerate(io.BytesIO(raw[offset:]), 1):
         begin, offset = offset, offset + len(text)
         if not text.strip():
             continue
@@ -157,12 +142,11 @@ def _read_lines(path: Path, raw: bytes | mmap.mmap, offset: int, data: Labelled)
         seen[index] = number
         _check_size(line, data.sizes[index], where)
         for found in line.detections:
-            rows.add(index, lookup.label(found.label, where), found.box, found.score, where)
-    xywh = rows.box_array()
-    xywh[:, 2:] -= xywh[:, :2]
+            rows.append((index, lookup.label(found.label, where), found.box, found.score, where))
+    boxes = box_array(rows)
     missing = len(data.image_ids) - len(seen)
     notes = [f"{missing} of {len(data.image_ids)} images have no line in {path.name}"] if missing else []
-    return rows.found(xywh, notes)
+    return found_rows(rows, np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1), notes)
 
 
 def _check_size(line: _Line, size: np.ndarray, where: str) -> None:

@@ -14,6 +14,7 @@ from detkit.errors import DetkitError, nearest
 from detkit.tables import Results
 
 Found = tuple[Results, Callable[[int], str], list[str]]  # detections, where each of them stands, notes for the reader
+Row = tuple[int, int, Sequence[float], float, str]  # image, label, box, score, where it stands
 
 
 class Labelled(Protocol):
@@ -81,32 +82,16 @@ class Lookup:
         return self._labels[name]
 
 
-class Rows:
-    """Detections gathered one by one."""
+def box_array(rows: Sequence[Row]) -> np.ndarray:
+    """(M, 4) float64, the boxes in the file's own form."""
+    return np.array([row[2] for row in rows], np.float64).reshape(-1, 4)
 
-    def __init__(self) -> None:
-        self.images: list[int] = []
-        self.labels: list[int] = []
-        self.boxes: list[Sequence[float]] = []
-        self.scores: list[float] = []
-        self.places: list[str] = []
 
-    def add(self, image: int, label: int, box: Sequence[float], score: float, where: str) -> None:
-        """One more; the box (four numbers) is in the file's own form."""
-        self.images.append(image)
-        self.labels.append(label)
-        self.boxes.append(box)
-        self.scores.append(score)
-        self.places.append(where)
-
-    def box_array(self) -> np.ndarray:
-        """(M, 4) float64, as they were added."""
-        return np.array(self.boxes, np.float64).reshape(-1, 4)
-
-    def found(self, xywh: np.ndarray, notes: list[str]) -> Found:
-        """The table."""
-        image, label = np.array(self.images, np.int64), np.array(self.labels, np.int64)
-        return Results(image, label, xywh, np.array(self.scores, np.float64)), self.places.__getitem__, notes
+def found_rows(rows: Sequence[Row], xywh: np.ndarray, notes: list[str]) -> Found:
+    """The table of rows whose boxes are xywh."""
+    image, label = (np.array([row[i] for row in rows], np.int64) for i in (0, 1))
+    score = np.array([row[3] for row in rows], np.float64)
+    return Results(image, label, xywh, score), lambda row: rows[row][4], notes
 
 
 def path_parts(path: str) -> tuple[str, ...]:

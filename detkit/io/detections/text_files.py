@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from detkit.errors import DetkitError
-from detkit.io.detections.lookup import Found, Labelled, Lookup, Rows
+from detkit.io.detections.lookup import Found, Labelled, Lookup, Row, box_array, found_rows
 from detkit.io.images import image_size
 
 _VOC_NAME = re.compile(r"comp\d_det_(.+)\.txt")
@@ -39,7 +39,7 @@ def read_texts(path: Path, data: Labelled) -> Found:
 
 
 def _read_yolo(folder: Path, files: list[Path], data: Labelled) -> Found:
-    lookup, rows, notes = Lookup(data, endings=False), Rows(), []
+    lookup, rows, notes = Lookup(data, endings=False), list[Row](), list[str]()
     names, listed = list(data.classes), folder / "classes.txt"
     if listed.is_file():
         names = [line.strip() for line in listed.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
@@ -53,17 +53,17 @@ def _read_yolo(folder: Path, files: list[Path], data: Labelled) -> Found:
                 what = f"class {word} is not one of the {len(names)}, 0 to {len(names) - 1}"
                 raise DetkitError(what, where, "put the names, one per line, into classes.txt beside the files")
             *box, score = _numbers(rest, where, _YOLO_LINE)
-            rows.add(image, lookup.label(names[number], where), box, score, where)
+            rows.append((image, lookup.label(names[number], where), box, score, where))
     missing = len(data.files) - len(files)
     if missing > 0:
         notes.append(f"{missing} of {len(data.files)} images have no file in {folder.name}")
-    boxes, size = rows.box_array(), _image_sizes(data, rows.images)
+    boxes, size = box_array(rows), _image_sizes(data, [row[0] for row in rows])
     wh = boxes[:, 2:] * size
-    return rows.found(np.concatenate([boxes[:, :2] * size - wh / 2, wh], axis=1), notes)
+    return found_rows(rows, np.concatenate([boxes[:, :2] * size - wh / 2, wh], axis=1), notes)
 
 
 def _read_voc(files: list[Path], data: Labelled) -> Found:
-    lookup, rows = Lookup(data, endings=False), Rows()
+    lookup, rows = Lookup(data, endings=False), list[Row]()
     named: dict[int, Path] = {}
     for file in files:
         label = _class_of(file, lookup)
@@ -73,13 +73,13 @@ def _read_voc(files: list[Path], data: Labelled) -> Found:
         named[label] = file
         for where, (word, *rest) in _lines(file, _VOC_LINE):
             score, *box = _numbers(rest, where, _VOC_LINE)
-            rows.add(lookup.image(word, where), label, box, score, where)
+            rows.append((lookup.image(word, where), label, box, score, where))
     without = [name for k, name in enumerate(data.classes) if k not in named]
     notes = [f"no file for {', '.join(without)}: every such object counts as missed"] if without else []
-    boxes = rows.box_array()
+    boxes = box_array(rows)
     # One-based and inclusive: only the upper left corner moves when that becomes zero-based and exclusive.
     corner = boxes[:, :2] - 1
-    return rows.found(np.concatenate([corner, boxes[:, 2:] - corner], axis=1), notes)
+    return found_rows(rows, np.concatenate([corner, boxes[:, 2:] - corner], axis=1), notes)
 
 
 def _lines(file: Path, form: str) -> Iterator[tuple[str, list[str]]]:
