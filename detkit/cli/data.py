@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -16,21 +15,6 @@ if TYPE_CHECKING:
     from detkit.data.annotations import Annotations
 
 app = typer.Typer(help="Check, describe, show, convert and split labelled images.", no_args_is_help=True)
-
-
-class Format(StrEnum):
-    """Formats that ``convert`` writes."""
-
-    COCO = "coco"
-    VOC = "voc"
-    YOLO = "yolo"
-
-
-class Distance(StrEnum):
-    """Distances for k-means."""
-
-    IOU = "iou"
-    EUCLIDEAN = "euclidean"
 
 
 def _read(data: str, split: str | None, images: Path | None, form: str | None) -> Annotations:
@@ -140,7 +124,7 @@ def show(
 @app.command()
 def convert(
     data: options.Data,
-    to: Annotated[Format, typer.Option("--to", help="The format to write.")],
+    to: Annotated[Literal["coco", "voc", "yolo"], typer.Option("--to", help="The format to write.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write (COCO: or one .json, without images).")],
     split: options.Split = None,
     images: options.Images = None,
@@ -153,7 +137,7 @@ def convert(
     from detkit.data.convert import convert_annotations
 
     parts = _read_parts(data, split, images, form, "train")
-    emit(convert_annotations(parts, to.value, out, overwrite=overwrite, link=link), as_json)
+    emit(convert_annotations(parts, to, out, overwrite=overwrite, link=link), as_json)
     return 0
 
 
@@ -217,7 +201,9 @@ def anchors(
     data: options.Data,
     k: Annotated[int, typer.Option("-k", "--anchors", min=1, help="How many.")] = 9,
     size: Annotated[int | None, typer.Option(min=1, help="Letterbox to this input size (default: pixels).")] = None,
-    distance: Annotated[Distance, typer.Option(help="What k-means makes small: 1 - IoU, or Euclidean.")] = Distance.IOU,
+    distance: Annotated[
+        Literal["iou", "euclidean"], typer.Option(help="What k-means makes small: 1 - IoU, or Euclidean.")
+    ] = "iou",
     grid: Annotated[int | None, typer.Option(min=1, help="Share of objects losing their slot on S x S cells.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Plot average IoU for 1 to 12 anchors, both distances.")] = None,
     split: options.Split = None,
@@ -232,7 +218,7 @@ def anchors(
 
     annotations = _read(data, split, images, form)
     found = choose_anchors(
-        annotations, k, size=size, distance=distance.value, grid=grid, plot=plot, seed=seed, overwrite=overwrite
+        annotations, k, size=size, distance=distance, grid=grid, plot=plot, seed=seed, overwrite=overwrite
     )
     emit(found, as_json)
     return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -115,8 +116,7 @@ class Augment:
         """A changed sample of ``resize.size`` (height, width); ``more()`` returns another random sample."""
         if more is not None and self.mosaic and rng.random() < self.mosaic:
             parts = [self._cropped(s, rng) for s in (sample, more(), more(), more())]
-            place = self._placer(resize)
-            size = (resize.height, resize.width)
+            place, size = partial(self._place, resize), (resize.height, resize.width)
             changed = mosaic_of(parts, size, rng, place, fill=resize.fill, min_visible=self.min_visible)
         else:
             changed = self._placed(sample, rng, resize)
@@ -173,7 +173,7 @@ class Augment:
     def _placed(self, sample: Sample, rng: np.random.Generator, resize: Resize) -> Sample:
         sample = self._cropped(sample, rng)
         if self._moves:
-            warp = self._placer(resize)(sample, (resize.height, resize.width), rng)
+            warp = self._place(resize, sample, (resize.height, resize.width), rng)
             return warp.drawn(sample, resize.fill, self.min_visible)
         # Resampled exactly as in evaluation.
         mirror, flip = rng.random(2) < (self.mirror, self.flip)
@@ -186,33 +186,29 @@ class Augment:
     def _moves(self) -> bool:
         return bool(self.scale or self.aspect or self.rotate or self.shear or self.warp)
 
-    def _placer(self, resize: Resize) -> Callable[[Sample, tuple[int, int], np.random.Generator], Warp]:
-        """The function that draws where a sample goes inside an area of a given (height, width)."""
-
-        def place(sample: Sample, size: tuple[int, int], rng: np.random.Generator) -> Warp:
-            height, width = sample.image.shape[:2]
-            geometry = resize.geometry(height, width)
-            mirror, flip = rng.random(2) < (self.mirror, self.flip)
-            factor = 1.0 if self.scale is None else float(np.exp(rng.uniform(*np.log(self.scale))))
-            stretch = np.exp(rng.uniform(-1, 1) * np.log1p(self.aspect) / 2)
-            angle, slant_x, slant_y = np.deg2rad(rng.uniform(-1, 1, 3) * (self.rotate, self.shear, self.shear))
-            cos, sin = np.cos(angle), np.sin(angle)
-            scale_x = geometry.scale_x * factor * stretch * (-1 if mirror else 1)
-            scale_y = geometry.scale_y * factor / stretch * (-1 if flip else 1)
-            slant = np.array([[1, np.tan(slant_x)], [np.tan(slant_y), 1]])
-            linear = np.array([[cos, -sin], [sin, cos]]) @ slant @ np.diag([scale_x, scale_y])
-            extent = np.abs(linear) @ (width, height)
-            # A random place inside the area, or a random part of the image where it is larger.
-            corner = rng.random(2) * ((size[1], size[0]) - extent)
-            offset = corner + extent / 2 - linear @ (width / 2, height / 2)
-            displacement = None
-            if self.warp:
-                cell = np.array([size[1], size[0]]) / self.warp_grid
-                nodes = rng.uniform(-1, 1, (self.warp_grid + 1, self.warp_grid + 1, 2)) * self.warp * cell
-                displacement = Displacement(nodes.astype(np.float32))
-            return Warp(np.column_stack([linear, offset]), size, displacement, self.flip_pairs)
-
-        return place
+    def _place(self, resize: Resize, sample: Sample, size: tuple[int, int], rng: np.random.Generator) -> Warp:
+        """Draws where a sample goes inside an area of ``size`` (height, width)."""
+        height, width = sample.image.shape[:2]
+        geometry = resize.geometry(height, width)
+        mirror, flip = rng.random(2) < (self.mirror, self.flip)
+        factor = 1.0 if self.scale is None else float(np.exp(rng.uniform(*np.log(self.scale))))
+        stretch = np.exp(rng.uniform(-1, 1) * np.log1p(self.aspect) / 2)
+        angle, slant_x, slant_y = np.deg2rad(rng.uniform(-1, 1, 3) * (self.rotate, self.shear, self.shear))
+        cos, sin = np.cos(angle), np.sin(angle)
+        scale_x = geometry.scale_x * factor * stretch * (-1 if mirror else 1)
+        scale_y = geometry.scale_y * factor / stretch * (-1 if flip else 1)
+        slant = np.array([[1, np.tan(slant_x)], [np.tan(slant_y), 1]])
+        linear = np.array([[cos, -sin], [sin, cos]]) @ slant @ np.diag([scale_x, scale_y])
+        extent = np.abs(linear) @ (width, height)
+        # A random place inside the area, or a random part of the image where it is larger.
+        corner = rng.random(2) * ((size[1], size[0]) - extent)
+        offset = corner + extent / 2 - linear @ (width / 2, height / 2)
+        displacement = None
+        if self.warp:
+            cell = np.array([size[1], size[0]]) / self.warp_grid
+            nodes = rng.uniform(-1, 1, (self.warp_grid + 1, self.warp_grid + 1, 2)) * self.warp * cell
+            displacement = Displacement(nodes.astype(np.float32))
+        return Warp(np.column_stack([linear, offset]), size, displacement, self.flip_pairs)
 
     # Colour
 

@@ -149,12 +149,9 @@ def _ids(files: list[str], root: Path) -> list[int | str]:
 
 def label_file(image: str) -> str:
     """The label file of an image: the last folder called images becomes labels, the suffix .txt."""
-    head, tail = os.path.split(os.path.splitext(image)[0])
-    folders = head.split(os.sep)
-    if "images" in folders:
-        last = len(folders) - 1 - folders[::-1].index("images")
-        folders[last] = "labels"
-    return os.path.join(os.sep.join(folders), tail + ".txt")
+    stem = os.path.splitext(image)[0]
+    before, found, after = stem.rpartition(f"{os.sep}images{os.sep}")
+    return (os.path.join(before, "labels", after) if found else stem) + ".txt"
 
 
 def _read_labels(

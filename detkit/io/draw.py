@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from detkit.structures import Detections, Target
 
@@ -243,18 +244,12 @@ def _tab(text: str, size: int, colour: Colour) -> np.ndarray:
     text = " ".join(text.split())
     font = _font_for(text, size)
     pad = max(2, size // 5)
-    ascent, descent = font.getmetrics()
     left, _, right, _ = font.getbbox(text)
-    mask, offset = font.getmask2(text, mode="L")
-    alpha = np.zeros((ascent + descent + pad, max(1, int(np.ceil(right - left))) + 2 * pad), np.float32)
-    glyphs = np.asarray(mask, np.float32).reshape(mask.size[1], mask.size[0]) / 255
-    x, y = pad + int(offset[0] - left), pad // 2 + int(offset[1])
-    part = alpha[max(0, y) : y + glyphs.shape[0], x : x + glyphs.shape[1]]
-    part[:] = glyphs[: part.shape[0], : part.shape[1]]
-    paper = np.asarray(colour, np.float32)
-    luminance = paper @ np.asarray((0.299, 0.587, 0.114), np.float32)
-    ink = 0.0 if luminance > 125 else 255.0
-    tab = (paper * (1 - alpha[..., None]) + ink * alpha[..., None] + 0.5).astype(np.uint8)
+    paper = (max(1, math.ceil(right - left)) + 2 * pad, sum(font.getmetrics()) + pad)
+    luminance = np.asarray(colour) @ (0.299, 0.587, 0.114)
+    image = Image.new("RGB", paper, colour)
+    ImageDraw.Draw(image).text((pad - left, pad // 2), text, fill="black" if luminance > 125 else "white", font=font)
+    tab = np.array(image)
     tab.flags.writeable = False
     return tab
 
