@@ -10,7 +10,7 @@ import typer
 
 from detkit import proposing
 from detkit.cli import options
-from detkit.cli.common import Printed, emit, message, progress
+from detkit.cli.common import Printed, emit, message, note, progress
 from detkit.errors import DetkitError
 from detkit.proposing import METHODS, ProposalOptions
 
@@ -65,7 +65,7 @@ def propose(
         given |= {"split": split, "images": images, "limit": limit, "cache": cache}
         result = proposing.proposal_recall(source, method, max=count, on_progress=tell, **given)
         for failure in result.failures:
-            message(f"detkit: {failure.where}: {failure.what}")
+            note(f"{failure.where}: {failure.what}")
         if not result.images:
             return 2
         emit(result, as_json)

@@ -45,6 +45,15 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
     assert len(text.splitlines()) >= 6
 
 
+MAY_LOAD_A_MODEL = ("inspect filters", "inspect maps", "inspect patches", "inspect cam", *VERBS)
+
+
+@pytest.mark.parametrize("verb", [verb for verb in MAY_LOAD_A_MODEL if verb not in ("models", "doctor")])
+def test_every_verb_that_may_load_a_model_takes_plugins(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*verb.split(), "--help"]) == 0
+    assert "--plugin MODULE" in capsys.readouterr().out
+
+
 def test_every_verb_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
