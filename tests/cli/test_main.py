@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from PIL import Image
 from torch import nn
 
 from detkit.cli import Terminated, main
+from detkit.cli.app import app
 from detkit.registry import UntrustedPart
 
 VERBS = (
@@ -52,6 +54,14 @@ MAY_LOAD_A_MODEL = ("inspect filters", "inspect maps", "inspect patches", "inspe
 def test_every_verb_that_may_load_a_model_takes_plugins(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*verb.split(), "--help"]) == 0
     assert "--plugin MODULE" in capsys.readouterr().out
+
+
+def test_no_verb_has_two_options_of_one_name() -> None:
+    group = typer.main.get_command(app)
+    for verb, command in group.commands.items():
+        for name, one in getattr(command, "commands", {verb: command}).items():
+            words = [word for parameter in one.params for word in parameter.opts]
+            assert len(words) == len(set(words)), (verb, name, words)
 
 
 def test_every_verb_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
