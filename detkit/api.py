@@ -95,7 +95,7 @@ def _load_one(path_or_name: str | Path | None, device: str | None, size: int | N
     from detkit.config.build import load_detector
     from detkit.data.resize import Resize
     from detkit.devices import pick_precision
-    from detkit.speedups.fuse import fuse
+    from detkit.speedups.fuse import fuse_batchnorms
 
     if size is not None and size < 32:
         raise DetkitError(f"an input of {size} pixels is too small", "--size", "give 320, say")
@@ -114,7 +114,7 @@ def _load_one(path_or_name: str | Path | None, device: str | None, size: int | N
     if size is not None:
         detector.resize = Resize.from_dict({**detector.resize.to_dict(), "size": [size, size]})
     detector = _placed(detector, device)
-    fuse(detector)
+    fuse_batchnorms(detector)
     detector.precision = pick_precision(precision, detector.device)
     return detector
 

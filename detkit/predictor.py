@@ -124,13 +124,11 @@ class Predictor:
         """
         limits = limits or Limits()
         waiting: list[Seen] = []
-        images = 0
         for frame in frames:
             waiting.append(frame)
-            images += isinstance(frame, Frame)
-            if images == batch or not images:
+            if sum(isinstance(one, Frame) for one in waiting) in (0, batch):
                 yield from self._detect(waiting, limits)
-                waiting, images = [], 0
+                waiting = []
         yield from self._detect(waiting, limits)
 
     def _detect(self, frames: list[Seen], limits: Limits) -> Iterator[tuple[Seen, Detections]]:

@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Show what a network looks at, as images.", no_args_is_help=True)
 
-Model = Annotated[
+_Model = Annotated[
     str, typer.Argument(metavar="MODEL|BACKBONE", help="Model file, run folder, shipped name, or a backbone's name.")
 ]
-Image = Annotated[str, typer.Argument(metavar="IMAGE", help="An image.")]
-Weights = Annotated[
+_Image = Annotated[str, typer.Argument(metavar="IMAGE", help="An image.")]
+_Weights = Annotated[
     str | None, typer.Option("--weights", help="Of a backbone: imagenet (the default), none or a file.")
 ]
-Folder = Annotated[
+_Folder = Annotated[
     Path | None, typer.Option("--out", "-o", help="Folder for the images (default: a new one in runs/).")
 ]
 
 
 @app.command()
 def filters(
-    model: Model,
-    weights: Weights = None,
-    out: Folder = None,
+    model: _Model,
+    weights: _Weights = None,
+    out: _Folder = None,
     overwrite: options.Overwrite = False,
     plugin: options.Plugins = None,
     as_json: options.Json = False,
@@ -50,13 +50,13 @@ def filters(
 
 @app.command()
 def maps(
-    model: Model,
-    image: Image,
+    model: _Model,
+    image: _Image,
     stage: Annotated[int | None, typer.Option("--stage", help="Only this stage, from 0 (default: each).")] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Maps of a stage: those that vary most.")] = 35,
-    weights: Weights = None,
+    weights: _Weights = None,
     size: options.Size = None,
-    out: Folder = None,
+    out: _Folder = None,
     overwrite: options.Overwrite = False,
     plugin: options.Plugins = None,
     as_json: options.Json = False,
@@ -74,7 +74,7 @@ def maps(
 
 @app.command()
 def patches(
-    model: Model,
+    model: _Model,
     data: options.Data,
     stage: Annotated[int, typer.Option("--stage", help="Stage of the backbone, from 0.")] = 2,
     channels: Annotated[
@@ -84,12 +84,12 @@ def patches(
     window: Annotated[
         int | None, typer.Option("--window", min=1, help="Pixels of the input to cut out (default: what a cell sees).")
     ] = None,
-    weights: Weights = None,
+    weights: _Weights = None,
     size: options.Size = None,
     split: options.Split = None,
     images: options.Images = None,
     seed: options.Seed = 0,
-    out: Folder = None,
+    out: _Folder = None,
     overwrite: options.Overwrite = False,
     plugin: options.Plugins = None,
     as_json: options.Json = False,
@@ -117,17 +117,17 @@ def patches(
 
 @app.command()
 def cam(
-    model: Model,
-    image: Image,
+    model: _Model,
+    image: _Image,
     classes: Annotated[
         str | None, typer.Option("--classes", help="Which, by name: cat,dog (default: the one of highest score).")
     ] = None,
     stage: Annotated[
         int | None, typer.Option("--stage", help="From 0 (default: the deepest that the answer comes through).")
     ] = None,
-    weights: Weights = None,
+    weights: _Weights = None,
     size: options.Size = None,
-    out: Folder = None,
+    out: _Folder = None,
     overwrite: options.Overwrite = False,
     plugin: options.Plugins = None,
     as_json: options.Json = False,
@@ -149,7 +149,7 @@ def edges(
     ] = None,
     learn: Annotated[str, typer.Option("--learn", help="The filter that gradient descent is to find.")] = "sobel",
     seed: options.Seed = 0,
-    out: Folder = None,
+    out: _Folder = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> int:

@@ -63,7 +63,7 @@ def grad_cam(detector: Detector, image: np.ndarray, label: int | None = None, st
         features = detector.features(batch.pixels.float().requires_grad_())
     boxes = detector.propose(batch, features)[0]
     with torch.no_grad():
-        scores = _scores(detector, detector.head.raw(features, boxes))
+        scores = _answers(detector, detector.head.raw(features, boxes))[0]
     if not len(scores):
         raise DetkitError("no region was proposed in this image", do="give another one")
     label = int(scores.amax(0).argmax()) if label is None else label
@@ -71,7 +71,7 @@ def grad_cam(detector: Detector, image: np.ndarray, label: int | None = None, st
     if boxes is not None:  # the others need no gradient
         boxes, place = [boxes[0][place : place + 1]], 0
     with _noted(stages, stage) as in_region, torch.enable_grad():
-        logit = _logits(detector, detector.head.raw(features, boxes))[place, label]
+        logit = _answers(detector, detector.head.raw(features, boxes))[1][place, label]
     window = None
     if boxes is not None and in_region and isinstance(detector.head, RoIHead):
         pooling = detector.head.pooling
@@ -124,17 +124,14 @@ def _spread(cells: Tensor, shape: Sequence[int], window: Tensor | None) -> Tenso
     return spread * (grid[0].abs() <= 1) * (grid[1].abs() <= 1)
 
 
-def _scores(detector: Detector, raw: Raw) -> Tensor:
-    """(A, C), 0..1, of one image: of each prior, of each region, or of the image as a whole."""
+def _answers(detector: Detector, raw: Raw) -> tuple[Tensor, Tensor]:
+    """(A, C) of one image's priors or regions, or of it as a whole: scores, 0..1, and what they come from.
+
+    A prior's objectness and class are added up.
+    """
     if isinstance(detector.head, DenseHead):
-        return detector.head.scores(raw)[0]
+        return detector.head.scores(raw)[0], (raw["objectness"][..., None] + raw["classes"])[0]
     if "margins" in raw:  # of R-CNN's linear SVMs
-        return raw["margins"].sigmoid()
-    return raw["classes"].softmax(-1)[:, : len(detector.classes)]
-
-
-def _logits(detector: Detector, raw: Raw) -> Tensor:
-    """(A, C), of one image, as ``_scores``: before softmax; a prior's objectness and class added up."""
-    if isinstance(detector.head, DenseHead):
-        return (raw["objectness"][..., None] + raw["classes"])[0]
-    return raw.get("margins", raw["classes"])[:, : len(detector.classes)]
+        return raw["margins"].sigmoid(), raw["margins"]
+    count = len(detector.classes)  # background comes last
+    return raw["classes"].softmax(-1)[:, :count], raw["classes"][:, :count]

@@ -26,7 +26,7 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class LayerSummary:
     """One call of a layer.
 
     A layer that reads the whole map is a cell with the map's field. The gates of squeeze-and-excitation are left out of
@@ -67,7 +67,7 @@ class Summary:
     """
 
     input: tuple[int, int, int]
-    layers: list[Layer]
+    layers: list[LayerSummary]
     total: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
@@ -273,7 +273,7 @@ class Tracer(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.fields = WeakTensorKeyDictionary()
-        self.layers: list[Layer] = []
+        self.layers: list[LayerSummary] = []
         self.multiply_adds = self.depth = 0
         self._began: list[tuple[int, Field, int]] = []
         self._counted: set[nn.Module] = set()
@@ -326,7 +326,7 @@ class Tracer(TorchDispatchMode):
         if _own(module) or added or tensor.numel() != numbers or field.size != field_before.size:
             shape = tuple(tensor.shape[1:])
             shape = (*shape[1:], shape[0]) if len(shape) == 3 else shape
-            self.layers.append(Layer(name, _kind(module), shape, parameters, added, *field[:3]))
+            self.layers.append(LayerSummary(name, _kind(module), shape, parameters, added, *field[:3]))
 
 
 def _kind(module: nn.Module) -> str:

@@ -34,7 +34,7 @@ _IN_ORDER = {
 }
 
 
-def fuse(detector: Detector) -> int:
+def fuse_batchnorms(detector: Detector) -> int:
     """Makes a detector in evaluation mode detect sooner, and find the same to rounding.
 
     Convolutions and BatchNorms are paired where nn.Sequential, or a block that is known to do as it does, holds them
@@ -66,15 +66,12 @@ def fuse(detector: Detector) -> int:
 def _pairs(detector: Detector) -> Iterator[_Folded]:
     places = Counter(child for parent in detector.modules() for child in parent._modules.values())
     for parent in detector.modules():
-        if type(parent).forward is nn.Sequential.forward or _full_name(parent) in _IN_ORDER:
+        name_of_kind = f"{type(parent).__module__}.{type(parent).__qualname__}"
+        if type(parent).forward is nn.Sequential.forward or name_of_kind in _IN_ORDER:
             for (_, conv), (name, norm) in pairwise(parent._modules.items()):
                 once = places[conv] == places[norm] == 1
                 if once and isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                     yield _Folded(detector, parent, name, conv, norm)
-
-
-def _full_name(module: nn.Module) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def _answers(detector: Detector) -> list[Tensor]:

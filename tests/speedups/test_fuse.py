@@ -23,7 +23,7 @@ from detkit.data.resize import Resize
 from detkit.detector import Detector, read_weights
 from detkit.engine.options import TrainOptions
 from detkit.heads.yolo import YOLO
-from detkit.speedups.fuse import fuse
+from detkit.speedups.fuse import fuse_batchnorms
 from detkit.structures import Detections, Limits, Sample
 
 CLASSES = ("circle", "square")
@@ -146,7 +146,7 @@ def test_it_computes_the_same_and_the_layers_are_left_alone(name: str, monkeypat
     detector = build(values)
     before = {key: value.clone() for key, value in detector.state_dict().items()}
     detector_calls = called(detector, monkeypatch)
-    assert fuse(detector) + stay == len(norms(detector))
+    assert fuse_batchnorms(detector) + stay == len(norms(detector))
     assert called(detector, monkeypatch) == (stay if detector_calls else 0)
     assert_same(detector)
     after = detector.state_dict()
@@ -161,7 +161,7 @@ def test_every_backbone_is_folded(name: str) -> None:
         {"backbone": {"name": name}, "neck": {"name": "identity"}, "head": {**YOLO_HEAD, "anchors": anchors}}
     )
     before = {"densenet121": 62, "densenet169": 86, "densenet201": 102}.get(name, 0)  # norms before convolutions
-    assert fuse(detector) == len(norms(detector)) - before
+    assert fuse_batchnorms(detector) == len(norms(detector)) - before
     assert_same(detector)
 
 
@@ -226,7 +226,7 @@ RUNS: dict[str, tuple[Callable[[Any, Tensor], Tensor], int]] = {
 def test_only_pairs_that_read_nothing_but_each_other_are_folded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run, computed = RUNS[name]
     detector = net(run)
-    fuse(detector)
+    fuse_batchnorms(detector)
     assert called(detector, monkeypatch) == computed
     assert_same(detector)
 
@@ -234,10 +234,10 @@ def test_only_pairs_that_read_nothing_but_each_other_are_folded(name: str, monke
 def test_layers_in_two_places_or_in_no_known_order_are_left_alone() -> None:
     detector = net(RUNS["as a whole"][0])
     detector.backbone.alias = detector.backbone.chain[0]
-    assert fuse(detector) == 1
+    assert fuse_batchnorms(detector) == 1
     detector = net(RUNS["two in a row"][0])
     detector.backbone.chain = nn.ModuleList(detector.backbone.chain)
-    assert fuse(detector) == 0
+    assert fuse_batchnorms(detector) == 0
 
 
 class Doubled(nn.Conv2d):
@@ -289,7 +289,7 @@ def test_layers_of_another_kind_are_left_as_they_are(
     detector = net(RUNS["two in a row"][0])
     if first:
         change(detector)
-    fuse(detector)
+    fuse_batchnorms(detector)
     everything(detector)
     if not first:
         change(detector)
@@ -338,7 +338,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_detections_follow_the_model(name: str) -> None:
     detector = net(RUNS["two in a row"][0])
-    assert fuse(detector) == 2
+    assert fuse_batchnorms(detector) == 2
     with torch.inference_mode():
         old = detector.raw(pixels(detector))["boxes"]
     CHANGES[name](detector)
@@ -349,7 +349,7 @@ def test_detections_follow_the_model(name: str) -> None:
 
 def test_the_work_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
     detector = net(RUNS["two in a row"][0])
-    fuse(detector)
+    fuse_batchnorms(detector)
     monkeypatch.setattr("detkit.speedups.fuse.fuse_conv_bn_weights", lambda *a: pytest.fail("folded again"))
     detector.threshold = 0.5
     detector.predict(image())
@@ -358,7 +358,7 @@ def test_the_work_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_settings_and_hooks_of_the_model_hold() -> None:
     detector = build({"backbone": {"name": "mobilenet_v3_small", "taps": [2, 3]}, "head": {**YOLO_HEAD, "stem": 1}})
-    fuse(detector)
+    fuse_batchnorms(detector)
     everything(detector)
     seen: list[Any] = []
     detector.backbone.register_forward_hook(lambda *a: seen.append(a))
@@ -369,7 +369,7 @@ def test_settings_and_hooks_of_the_model_hold() -> None:
 
 def test_a_model_in_training_stays_in_training_and_learns_as_without() -> None:
     detector, plain = net(RUNS["two in a row"][0]), net(RUNS["two in a row"][0])
-    fuse(detector)
+    fuse_batchnorms(detector)
     for model in (detector, plain):
         model.train()
         _step(model)
@@ -383,7 +383,7 @@ def test_a_model_in_training_stays_in_training_and_learns_as_without() -> None:
 def test_copies_and_files_hold_the_model_alone(tmp_path: Any) -> None:
     detector = build({"backbone": {"name": "mobilenet_v3_small", "taps": [2, 3]}})
     detector.save(tmp_path / "plain.safetensors")
-    fuse(detector)
+    fuse_batchnorms(detector)
     size = len(pickle.dumps(detector))
     wanted = everything(detector)
     detector.save(tmp_path / "m.safetensors")
@@ -401,13 +401,13 @@ def test_copies_and_files_hold_the_model_alone(tmp_path: Any) -> None:
 def test_a_model_made_in_inference_mode_detects_too() -> None:
     with torch.inference_mode():
         detector = net(RUNS["two in a row"][0])
-        assert fuse(detector) == 0
+        assert fuse_batchnorms(detector) == 0
     everything(detector)
 
 
 def test_threads_share_a_detector() -> None:
     detector = build({"backbone": {"name": "mobilenet_v3_small", "taps": [2, 3]}})
-    fuse(detector)
+    fuse_batchnorms(detector)
     samples = [Sample(image(seed)) for seed in range(8)]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda one: detector.predict_samples([one], Limits(conf=0.0))[0], samples))
