@@ -12,7 +12,8 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from detkit.interfaces import Metric
-from detkit.metrics.matching import Matches, in_class_chunks, match, positives
+from detkit.metrics.matching import Matches, match, positives, threads_for
+from detkit.ops.compiled import run_chunks
 from detkit.tables import Evaluation, GroundTruth, Results
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -179,5 +180,6 @@ def accumulate(
     if weights is None:
         weights = np.ones(matches.image.max(initial=-1) + 1, np.int64)
     fixed = (columns, weights, counts, number, (np.array(limits), RECALLS), precision, recall)
-    in_class_chunks(lambda first, last: kernels.accumulate(first, last, *fixed), matches.starts)
+    threads = min(threads_for(len(matches.row)), max(classes, 1))
+    run_chunks(lambda first, last: kernels.accumulate(first, last, *fixed), classes, threads)
     return np.moveaxis(precision, 0, -1), np.moveaxis(recall, 0, 2)

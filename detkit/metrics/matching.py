@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from detkit.ops.compiled import run_chunks, thread_count
 from detkit.ops.inputs import behaved
+from detkit.ops.order import descending
 from detkit.tables import GroundTruth, Results
 
 ALL_AREAS = np.array([[0.0, 1e5**2]])
@@ -91,8 +91,9 @@ def group_by_class(gt: GroundTruth, dt: Results, limit: int | None = None, by_cl
     classes, label, g_label = len(gt.classes), dt.label, gt.label
     if not by_class:
         classes, label, g_label = 1, np.zeros_like(label), np.zeros_like(g_label)
-    level = _levels(dt.score, dt.image if gt.rank is None else gt.rank[dt.image])
-    rows, _ = _sorted(label * (len(dt) + 1) + level)
+    by_image, _ = _sorted(dt.image if gt.rank is None else gt.rank[dt.image])
+    rows = by_image[descending(dt.score[by_image])]
+    rows = rows[_sorted(label[rows])[0]]
     in_group, keys = _sorted((label * gt.images + dt.image)[rows])
     g_rows, g_keys = _sorted(g_label * gt.images + gt.image)
     first = np.flatnonzero(np.diff(keys, prepend=-1))
@@ -112,17 +113,6 @@ def group_by_class(gt: GroundTruth, dt: Results, limit: int | None = None, by_cl
     return Groups(rows, starts, rank, g_rows, members, groups)
 
 
-def _levels(score: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """(n,) int64: 0 for the highest score and one more for each lower one; of equal scores by ``place``."""
-    order = np.argsort(-score)
-    level = np.empty(len(order), np.int64)
-    level[order] = np.cumsum(np.diff(score[order], prepend=np.inf) != 0)
-    if (place[1:] < place[:-1]).any():
-        order, _ = _sorted(level * (place.max() + 1) + place)
-        level[order] = np.arange(len(order))
-    return level
-
-
 def _sorted(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The stable order of whole numbers from 0 on, and they in it; sorting packed keys beats argsort several times."""
     bits = len(keys).bit_length()
@@ -135,17 +125,9 @@ def _plain(values: np.ndarray, dtype: type) -> np.ndarray:
     return behaved(np.asarray(values, dtype))
 
 
-def _threads(detections: int) -> int:
+def threads_for(detections: int) -> int:
+    """Threads that work on so many detections should share; small tables do not pay for any."""
     return thread_count() if detections >= _THREADED else 1
-
-
-def in_class_chunks(work: Callable[[int, int], object], starts: np.ndarray) -> None:
-    """Calls work(first class, last class) on parts of about as many rows; small tables do not pay for threads."""
-    classes = len(starts) - 1
-    threads = min(_threads(int(starts[-1])), classes)
-    cuts = np.searchsorted(starts, np.arange(1, threads) * (starts[-1] / max(threads, 1))).tolist()
-    bounds = [0, *(min(cut, classes) for cut in cuts), classes]
-    run_chunks(lambda start, stop: work(bounds[start], bounds[stop]), threads, max(threads, 1))
 
 
 def match(
@@ -185,7 +167,7 @@ def match(
         gt.ids[g_rows] != 0,
     )
     rest = ((grouped.members, boxes), objects, thresholds, areas, (matched, ignored, taken))
-    groups, threads = grouped.groups, _threads(len(dt))
+    groups, threads = grouped.groups, threads_for(len(dt))
     run_chunks(lambda start, stop: kernels.match_groups(groups[start:stop], *rest), len(groups), threads)
     on_object = np.flatnonzero(taken >= 0)
     taken[on_object] = g_rows[taken[on_object]]

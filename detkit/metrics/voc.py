@@ -10,6 +10,7 @@ devkit's; adding 1 again would count it twice. On data with fractional corners t
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,7 +19,16 @@ from detkit.metrics.coco import iou_name
 from detkit.metrics.matching import check_tables, group_by_class, positives
 from detkit.tables import Evaluation, GroundTruth, Results
 
-_ALL = np.array([[-np.inf, np.inf]])
+ALL_SIZES = np.array([[-np.inf, np.inf]])
+
+
+class _Matched(NamedTuple):
+    """Detections by class, then best first: label, row in their table, true, counted (not on difficult objects)."""
+
+    label: np.ndarray
+    rows: np.ndarray
+    true: np.ndarray
+    counted: np.ndarray
 
 
 class Voc2010(Metric):
@@ -45,19 +55,12 @@ class Voc2010(Metric):
     ) -> Evaluation:
         """AP at one IoU, twice: by that name and by the threshold's (AP50)."""
         iou = 0.5 if iou is None else iou
-        label, _, true, counted = _matched(gt, dt, iou)
-        counts = positives(gt, _ALL)[:, 0]
+        counts = positives(gt, ALL_SIZES)[:, 0]
+        ap, recall = self._scores(_matched(gt, dt, iou), counts)
         per_class: dict[str, dict[str, float]] = {}
-        starts = np.searchsorted(label, np.arange(len(gt.classes) + 1))
-        for k, name in enumerate(gt.classes):
-            rows = slice(starts[k], starts[k + 1])
-            recall, precision = curve(true[rows], counted[rows], int(counts[k]))
-            ap = self.average(recall, precision) if counts[k] else np.nan
-            reached = float(recall[-1]) if len(recall) else 0.0
-            numbers = {"AP": ap, iou_name(iou): ap, "recall": reached if counts[k] else np.nan}
-            per_class[name] = {**numbers, "objects": int(counts[k])}
-        mean = _mean([row["AP"] for row in per_class.values()])
-        return Evaluation({"AP": mean, iou_name(iou): mean}, per_class)
+        for name, value, reached, count in zip(gt.classes, ap, recall, counts.tolist(), strict=True):
+            per_class[name] = {"AP": value, iou_name(iou): value, "recall": reached, "objects": count}
+        return Evaluation({"AP": _mean(ap), iou_name(iou): _mean(ap)}, per_class)
 
     def resampler(
         self, gt: GroundTruth, dt: Results, score: str = "AP", *, iou: float | None = None, max_detections: int = 100
@@ -66,19 +69,30 @@ class Voc2010(Metric):
         iou = 0.5 if iou is None else iou
         if score not in ("AP", iou_name(iou)):
             raise ValueError(f"no PASCAL metric {score!r}; there are AP, {iou_name(iou)}")
-        label, rows, true, counted = _matched(gt, dt, iou)
-        starts = np.searchsorted(label, np.arange(len(gt.classes) + 1))
-        image = dt.image[rows]
+        matched = _matched(gt, dt, iou)
+        image = dt.image[matched.rows]
 
         def value(weights: np.ndarray) -> float:
-            counts, weight = positives(gt, _ALL, weights)[:, 0], weights[image].astype(float)
-            found = []
-            for k in np.flatnonzero(counts):
-                part = slice(starts[k], starts[k + 1])
-                found.append(self.average(*curve(true[part], counted[part], int(counts[k]), weight[part])))
-            return _mean(found)
+            counts = positives(gt, ALL_SIZES, weights)[:, 0]
+            return _mean(self._scores(matched, counts, weights[image].astype(float))[0])
 
         return value
+
+    def _scores(
+        self, matched: _Matched, counts: np.ndarray, weight: np.ndarray | None = None
+    ) -> tuple[list[float], list[float]]:
+        """AP and highest recall of each class, NaN without objects; weight (D,): how many times each row counts."""
+        ap, reached = [np.nan] * len(counts), [np.nan] * len(counts)
+        weight = np.ones(len(matched.rows)) if weight is None else weight
+        starts = np.searchsorted(matched.label, np.arange(len(counts) + 1))
+        for k in np.flatnonzero(counts):
+            part = slice(starts[k], starts[k + 1])
+            times = weight[part] * matched.counted[part]
+            kept = times > 0
+            hits, seen = np.cumsum((times * matched.true[part])[kept]), np.cumsum(times[kept])
+            recall = hits / counts[k]
+            ap[k], reached[k] = self.average(recall, hits / seen), float(recall.max(initial=0.0))
+        return ap, reached
 
 
 class Voc2007(Voc2010):
@@ -92,52 +106,27 @@ class Voc2007(Voc2010):
         return float(sum(precision[recall >= level].max(initial=0.0) for level in np.arange(11) / 10) / 11)
 
 
-def curve(
-    true: np.ndarray, counted: np.ndarray, objects: float, weight: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Recall and precision (float64) after each detection that counts, best first; all rows one class.
-
-    Args:
-        true: (n,) bool.
-        counted: (n,) bool.
-        objects: Number to be found.
-        weight: (n,) how many times each row counts; None: once.
-    """
-    ones = np.ones(len(true)) if weight is None else weight
-    kept = counted & (ones > 0)
-    hits = np.cumsum(np.where(true, ones, 0.0)[kept])
-    seen = np.cumsum(ones[kept])
-    return (hits / objects if objects else np.zeros(len(hits))), hits / seen
-
-
 def _mean(values: list[float]) -> float:
     valid = [value for value in values if not np.isnan(value)]
     return float(np.mean(valid)) if valid else float("nan")
 
 
-def _matched(gt: GroundTruth, dt: Results, iou: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Detections by class, then best first: label, row in ``dt``, true, counted (neither way on difficult objects)."""
+def _matched(gt: GroundTruth, dt: Results, iou: float) -> _Matched:
     from detkit.metrics import kernels
 
     check_tables(gt, dt)
     if not 0 < iou <= 1:
         raise ValueError(f"the IoU threshold must lie in (0, 1], got {iou}")
     grouped = group_by_class(gt, dt)
-    rows = grouped.rows
-    best, overlap = np.full(len(grouped.members), -1, np.int64), np.zeros(len(grouped.members))
-    kernels.best_objects(
-        grouped.groups,
-        np.ascontiguousarray(dt.xywh[grouped.members], dtype=np.float64),
-        np.ascontiguousarray(gt.xywh[grouped.g_rows], dtype=np.float64),
-        best,
-        overlap,
-    )
+    members, rows, g_rows = grouped.members, grouped.rows, grouped.g_rows
+    best, overlap = np.full(len(members), -1, np.int64), np.zeros(len(members))
+    boxes, objects = (np.ascontiguousarray(xywh, np.float64) for xywh in (dt.xywh[members], gt.xywh[g_rows]))
+    kernels.best_objects(grouped.groups, boxes, objects, best, overlap)
     taken = np.full(len(dt), -1, np.int64)
-    taken[grouped.members] = np.where(overlap >= iou, grouped.g_rows[best], -1)
+    taken[members] = np.where(overlap >= iou, g_rows[best], -1)
     taken = taken[rows]
     on_object = np.flatnonzero(taken >= 0)
-    skipped = np.zeros(len(rows), bool)
+    skipped, first = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
     skipped[on_object] = (gt.difficult | gt.crowd)[taken[on_object]]
-    first = np.zeros(len(rows), bool)
     first[on_object[np.unique(taken[on_object], return_index=True)[1]]] = True
-    return dt.label[rows], rows, first & ~skipped, ~skipped
+    return _Matched(dt.label[rows], rows, first & ~skipped, ~skipped)
