@@ -15,7 +15,7 @@ def compare(
     data: Annotated[
         str | None, typer.Option("--data", help="Measure on this instead; then also model files and shipped names.")
     ] = None,
-    split: options.Split = None,
+    split: options.SplitName = None,
     images: options.Images = None,
     timed: Annotated[int, typer.Option("--timed", min=1, help="Images to take the time of, one by one.")] = 20,
     bootstrap: Annotated[int, typer.Option("--bootstrap", min=1, metavar="N", help="Draws of the images.")] = 1000,

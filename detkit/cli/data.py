@@ -43,7 +43,7 @@ def _read_parts(
 @app.command()
 def check(
     data: options.Data,
-    split: options.Split = None,
+    split: options.SplitName = None,
     images: options.Images = None,
     form: options.DataFormat = None,
     headers: Annotated[bool, typer.Option("--headers", help="Read only the images' headers: quick.")] = False,
@@ -62,7 +62,7 @@ def check(
 @app.command()
 def stats(
     data: options.Data,
-    split: options.Split = None,
+    split: options.SplitName = None,
     images: options.Images = None,
     form: options.DataFormat = None,
     out: options.Out = None,
@@ -91,7 +91,7 @@ def stats(
 @app.command()
 def show(
     data: options.Data,
-    split: options.Split = None,
+    split: options.SplitName = None,
     images: options.Images = None,
     form: options.DataFormat = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Write to exactly this path.")] = Path("labels.jpg"),
@@ -126,7 +126,7 @@ def convert(
     data: options.Data,
     to: Annotated[Literal["coco", "voc", "yolo"], typer.Option("--to", help="The format to write.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write (COCO: or one .json, without images).")],
-    split: options.Split = None,
+    split: options.SplitName = None,
     images: options.Images = None,
     form: options.DataFormat = None,
     link: Annotated[bool, typer.Option("--link", help="Link the images instead of copying them.")] = False,
@@ -176,7 +176,7 @@ def crops(
     background: Annotated[int, typer.Option(min=0, help="So many crops of each part that touch no object.")] = 0,
     min_size: Annotated[int, typer.Option(min=1, help="Leave out objects with a shorter side, in pixels.")] = 48,
     classes: options.Classes = None,
-    split: options.Split = None,
+    split: options.SplitName = None,
     images: options.Images = None,
     form: options.DataFormat = None,
     seed: options.Seed = 0,
@@ -206,7 +206,7 @@ def anchors(
     ] = "iou",
     grid: Annotated[int | None, typer.Option(min=1, help="Share of objects losing their slot on S x S cells.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Plot average IoU for 1 to 12 anchors, both distances.")] = None,
-    split: options.Split = None,
+    split: options.SplitName = None,
     images: options.Images = None,
     form: options.DataFormat = None,
     seed: options.Seed = 0,

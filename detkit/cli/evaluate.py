@@ -24,7 +24,7 @@ def evaluate(
     protocol: Annotated[
         str | None, typer.Option("--protocol", help=f"{', '.join(METRICS)} (default: what the model answers).")
     ] = None,
-    split: options.Split = None,
+    split: options.SplitName = None,
     images: options.Images = None,
     match_iou: Annotated[
         float | None, typer.Option("--match-iou", help="Also AP at this IoU (VOC: at this instead of 0.5).")
@@ -52,10 +52,10 @@ def evaluate(
     overwrite: options.Overwrite = False,
     iou: options.Iou = 0.5,
     tta: options.Tta = None,
-    ensemble: options.Ensemble = False,
-    batch: options.Batch = 8,
+    ensemble: options.FuseModels = False,
+    batch: options.BatchSize = 8,
     device: options.Device = None,
-    precision: options.Precision = "fp32",
+    precision: options.PrecisionName = "fp32",
     threads: options.Threads = None,
     plugin: options.Plugins = None,
     as_json: options.Json = False,

@@ -86,7 +86,7 @@ def patches(
     ] = None,
     weights: _Weights = None,
     size: options.Size = None,
-    split: options.Split = None,
+    split: options.SplitName = None,
     images: options.Images = None,
     seed: options.Seed = 0,
     out: _Folder = None,

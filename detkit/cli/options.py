@@ -10,17 +10,17 @@ import typer
 from detkit import registry
 
 Data = Annotated[str, typer.Argument(metavar="DATA", help="COCO json, VOC folder, data.yaml or class folders.")]
-Split = Annotated[str | None, typer.Option("--split", help="Which part of DATA (train, val, ...).")]
+SplitName = Annotated[str | None, typer.Option("--split", help="Which part of DATA (train, val, ...).")]
 Images = Annotated[Path | None, typer.Option("--images", help="Folder of the images of a COCO json.")]
 DataFormat = Annotated[
     str | None, typer.Option("--format", metavar="NAME", help="Format of DATA, or module:Name (default: recognised).")
 ]
-Model = Annotated[str | None, typer.Option("--model", "-m", help="Weights file, run folder or shipped name.")]
-Models = Annotated[
+ModelName = Annotated[str | None, typer.Option("--model", "-m", help="Weights file, run folder or shipped name.")]
+ModelNames = Annotated[
     list[str] | None,
     typer.Option("--model", "-m", help="Weights file, run folder, shipped name or torchvision/NAME; see --ensemble."),
 ]
-Ensemble = Annotated[
+FuseModels = Annotated[
     bool, typer.Option("--ensemble", help="Fuse the answers of two or more models (their weights are never averaged).")
 ]
 Tta = Annotated[
@@ -42,9 +42,9 @@ Size = Annotated[int | None, typer.Option("--size", min=1, help="Input size in p
 Conf = Annotated[float | None, typer.Option("--conf", help="Lowest score (default: the model's own).")]
 Iou = Annotated[float, typer.Option("--iou", help="The model's NMS drops boxes that overlap more than this.")]
 Classes = Annotated[str | None, typer.Option("--classes", help="Only these, by name: cat,dog.")]
-Batch = Annotated[int, typer.Option("--batch", min=1, help="Images at a time.")]
+BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Images at a time.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps (default: the best).")]
-Precision = Annotated[
+PrecisionName = Annotated[
     str, typer.Option("--precision", help="fp32, bf16 (faster where the hardware has it, coarser) or auto.")
 ]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads (default: torch's choice).")]

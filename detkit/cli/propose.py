@@ -32,9 +32,9 @@ def propose(
     cache: Annotated[
         Path | None, typer.Option("--cache", help="Folder that keeps what --recall finds (default: the user's).")
     ] = None,
-    split: options.Split = None,
+    split: options.SplitName = None,
     images: options.Images = None,
-    model: options.Model = None,
+    model: options.ModelName = None,
     device: options.Device = None,
     out: options.Out = None,
     overwrite: options.Overwrite = False,
