@@ -233,7 +233,7 @@ class DryRun:
         return [
             f"everything is built and two steps are done on {self.device} in {self.precision}: "
             + "  ".join(f"{name} {value:.3f}" for name, value in self.losses.items()),
-            f"{self.steps} steps an epoch at {self.step_seconds:.2f} s, about {self.epoch_seconds / 60:.1f} min with "
+            f"{self.steps} steps per epoch at {self.step_seconds:.2f} s, about {self.epoch_seconds / 60:.1f} min with "
             f"validation; {self.epochs} epochs take about {self.minutes:.0f} min",
             f"memory in use: {self.memory:.0f} MB; first batch: {self.run / 'first_batch.jpg'}",
         ]

@@ -147,8 +147,8 @@ class FrozenStages:
         self.shapes = [tuple(x.shape[1:]) for x in maps]
         self.dtypes = [x.dtype for x in maps]
         self.each = 2 * sum(x.numel() for x in maps)
-        decides = {name: vars(backbone).get(name) for name in ("taps", "outputs", "scales")}
-        decides |= {"maps": self.shapes, **pixel_preparation(model, runtime)}
+        options = {**model.config["model"]["backbone"], "weights": None}  # the hash stands for these
+        decides = {"backbone": options, "maps": self.shapes, **pixel_preparation(model, runtime)}
         self.store = FeatureStore(list(backbone.stages)[: backbone.frozen], decides, tell)
 
     @torch.inference_mode()

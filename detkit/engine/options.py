@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from operator import ge, gt, le, lt
 from typing import Literal
 
 from detkit.errors import DetkitError
 
+# How a number, or each of several, compares with a bound.
+_RULES: tuple[tuple[str, Callable[[float, float], bool], float, tuple[str, ...]], ...] = (
+    ("at least 1", ge, 1, ("epochs", "batch", "accumulate", "validate_every", "cache_views", "unfreeze")),
+    ("above 0", gt, 0, ("lr", "save_minutes", "step_at")),
+    ("0 or more", ge, 0, ("limit", "weight_decay", "warmup", "warmup_steps", "clip", "workers", "close_mosaic")),
+    ("0 or more", ge, 0, ("patience", "backbone_lr", "stage_lr", "momentum", "ema", "balance", "final_lr")),
+    ("at most 1", le, 1, ("balance", "final_lr")),
+    ("below 1", lt, 1, ("momentum", "ema", "step_at")),
+)
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
@@ -95,27 +106,17 @@ class TrainOptions:
     loggers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "accumulate", "validate_every"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("lr", "save_minutes"):
-            self._require(name, getattr(self, name) > 0, "above 0")
-        for name in ("limit", "weight_decay", "warmup", "warmup_steps", "clip", "workers", "close_mosaic", "patience"):
-            self._require(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("momentum", "ema"):
-            self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
-        self._require("backbone_lr", self.backbone_lr is None or self.backbone_lr >= 0, "0 or more")
-        self._require("stage_lr", all(factor >= 0 for factor in self.stage_lr), "factors of 0 or more")
-        rising = list(self.unfreeze) == sorted(self.unfreeze) and all(epoch >= 1 for epoch in self.unfreeze)
-        self._require("unfreeze", rising, "epochs from 1 on in rising order")
-        if self.cache_views is not None:
-            self._require("cache_views", self.cache_views >= 1, "at least 1")
-            self._require("cache_views", self.cache_features, "left out unless cache_features is true")
-        self._require("balance", 0 <= self.balance <= 1, "between 0 and 1")
-        self._require("final_lr", 0 <= self.final_lr <= 1, "between 0 and 1")
-        self._require("step_at", all(0 < share < 1 for share in self.step_at), "shares of the run between 0 and 1")
+        for rule, holds, bound, names in _RULES:
+            for name in names:
+                value = getattr(self, name)
+                values = value if isinstance(value, tuple) else (value,)
+                # NaN does not hold either.
+                self._require(name, all(one is None or holds(one, bound) for one in values), rule)
+        self._require("unfreeze", list(self.unfreeze) == sorted(self.unfreeze), "epochs in rising order")
+        self._require("cache_views", self.cache_features or not self.cache_views, "left out without cache_features")
 
     def _require(self, name: str, holds: bool, rule: str) -> None:
-        if not holds:  # NaN ends here too
+        if not holds:
             raise DetkitError(f"{name} must be {rule}, got {getattr(self, name)}", f"train.{name}", "correct the value")
 
     @property

@@ -96,6 +96,7 @@ class Trainer:
             return self.fit()
 
     def fit(self) -> TrainFinished:
+        """The loop over epochs, and what some heads learn after it."""
         progress, options = self.progress, self.options
         fits = self.model.head.needs_fit and not progress.fitted
         if fits:  # until then the head answers with what the loop trains, whatever weights it started from
@@ -127,6 +128,7 @@ class Trainer:
         return finished
 
     def train_epoch(self, epoch: int) -> None:
+        """All steps of an epoch (from 0) that are left; frozen stages begin to train first if ``unfreeze`` says so."""
         self.tell(events.EpochStarted(epoch, self.options.epochs, self.steps, epoch < self.options.mosaic_epochs))
         if self.options.unfreeze:
             self.model.backbone.freeze(self.frozen - sum(first <= epoch + 1 for first in self.options.unfreeze))
