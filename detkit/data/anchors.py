@@ -8,7 +8,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from detkit.data.annotations import Annotations, fill_sizes
+from detkit.data.annotations import Annotations
+from detkit.data.reading import fill_sizes
 from detkit.data.resize import Resize
 from detkit.errors import DetkitError
 from detkit.io.figures import written_figure

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from detkit.errors import DetkitError, nearest
-from detkit.io.images import image_size
 from detkit.tables import GroundTruth, image_rank
 
 EXAMPLES = 5
-UNSAFE = "annotation file declares entities, which can exhaust the memory (never read, image dropped)"
-ROUNDING = 0.1  # pixels; files round their coordinates, so a box this little outside is not worth a finding
 _COLUMNS = ("xywh", "crowd", "difficult", "area", "rows", "labels", "ids", "points")  # of objects
 
 
@@ -167,7 +164,7 @@ class Annotations:
         """These images (indices, in this order) with their objects."""
         images = np.asarray(images, dtype=np.int64)
         counts = np.diff(self.offsets)[images]
-        offsets = _offsets(counts)
+        offsets = offsets_of(counts)
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], counts)
         return replace(
             self,
@@ -201,7 +198,7 @@ class Annotations:
         keep = labels >= 0
         return replace(
             self,
-            offsets=_offsets(np.bincount(self.image_index[keep], minlength=len(self))),
+            offsets=offsets_of(np.bincount(self.image_index[keep], minlength=len(self))),
             classes=tuple(kept),
             class_ids=tuple(self.class_ids[renamed.index(name)] for name in kept),
             # Renamed classes are no longer those of the source's records.
@@ -222,139 +219,9 @@ def fills(xywh: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return ((xywh[:, :2] <= 0.5) & (ends >= sizes[:, ::-1] - 0.5) & (sizes[:, ::-1] > 0)).all(axis=1)
 
 
-def _offsets(counts: np.ndarray) -> np.ndarray:
+def offsets_of(counts: np.ndarray) -> np.ndarray:
+    """(I + 1,) int64: where each image's rows begin, of the (I,) number that each has."""
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-
-
-@dataclass(slots=True)
-class ObjectTable:
-    """Objects as a reader finds them, in file order; columns as in ``Annotations``, None: the usual values.
-
-    Args:
-        image: (N,) int64 index of the image; -1: unknown, and counted by the reader.
-        xywh: (N, 4).
-        labels: (N,) int64; -1: unknown, and counted by the reader.
-        where: Names one row for a person.
-        crowd: Default: none.
-        difficult: Default: none.
-        area: Default, also where it is not finite: the boxes' own.
-        ids: Default: counted from one.
-        points: Default: nothing has any.
-    """
-
-    image: np.ndarray
-    xywh: np.ndarray
-    labels: np.ndarray
-    where: Callable[[int], str]
-    crowd: np.ndarray | None = None
-    difficult: np.ndarray | None = None
-    area: np.ndarray | None = None
-    ids: np.ndarray | None = None
-    points: np.ndarray | None = None
-
-
-class ImageTable(NamedTuple):
-    """Images as a reader finds them.
-
-    Attributes:
-        ids: Of each.
-        files: Path of each.
-        sizes: (I, 2) int32 height and width; 0: unknown.
-        rows: Place of each among the records of the source; None: they are all of them.
-    """
-
-    ids: list[int | str]
-    files: list[str]
-    sizes: np.ndarray
-    rows: np.ndarray | None = None
-
-
-def assemble(
-    objects: ObjectTable, images: ImageTable, classes: Mapping[int | str, str], findings: Findings, source: Source
-) -> Annotations:
-    """Sorts objects by image and drops what cannot be used; whatever is dropped or sticks out is counted.
-
-    Args:
-        objects: What the reader found.
-        images: Their images.
-        classes: The file's own ids, in the order of the labels, to names.
-        findings: The reader's so far; these are added to.
-        source: What was read.
-    """
-    xywh = np.asarray(objects.xywh, dtype=np.float64).reshape(-1, 4)
-    keep = _usable(objects, xywh, images.sizes, findings)
-    order = keep[np.argsort(objects.image[keep], kind="stable")]
-    xywh = xywh[order]
-    area = xywh[:, 2] * xywh[:, 3]
-    if objects.area is not None:
-        own = np.asarray(objects.area, dtype=np.float64)[order]
-        area = np.where(np.isfinite(own), own, area)
-    no, total = np.zeros(len(order), dtype=bool), len(images.files)
-    return Annotations(
-        image_ids=images.ids,
-        files=images.files,
-        sizes=images.sizes,
-        offsets=_offsets(np.bincount(objects.image[order], minlength=total)),
-        xywh=xywh,
-        labels=objects.labels[order].astype(np.int64),
-        crowd=no if objects.crowd is None else objects.crowd[order].astype(bool),
-        difficult=no if objects.difficult is None else objects.difficult[order].astype(bool),
-        area=area,
-        ids=order + 1 if objects.ids is None else objects.ids[order],
-        classes=tuple(classes.values()),
-        class_ids=tuple(classes),
-        image_rows=np.arange(total, dtype=np.int64) if images.rows is None else images.rows,
-        rows=order.astype(np.int64),
-        findings=findings.as_list(),
-        source=source,
-        points=None if objects.points is None else objects.points[order],
-    )
-
-
-def _usable(objects: ObjectTable, xywh: np.ndarray, sizes: np.ndarray, findings: Findings) -> np.ndarray:
-    """Rows of usable boxes; counts the others, and those that stick out of their image (these are kept)."""
-    finite = np.isfinite(xywh).all(axis=1)
-    safe = np.where(finite[:, None], xywh, 1.0)
-    low, high = safe[:, :2], safe[:, :2] + safe[:, 2:]
-    size = np.zeros_like(low) if not len(sizes) else sizes[np.maximum(objects.image, 0)][:, ::-1].astype(np.float64)
-    sized = (size > 0).all(axis=1)
-    faults = {
-        "box is not finite (dropped)": ~finite,
-        "box of negative size (dropped)": (safe[:, 2:] < 0).any(axis=1),
-        "box of zero size (dropped)": (safe[:, 2:] == 0).any(axis=1),
-        "box outside the image (dropped)": sized & ((low >= size) | (high <= 0)).any(axis=1),
-    }
-    good = (objects.image >= 0) & (objects.labels >= 0)
-    for name, bad in faults.items():
-        findings.add_rows(name, good & bad, objects.where)
-        good &= ~bad
-    out = good & sized & ((low < -ROUNDING) | (high > size + ROUNDING)).any(axis=1)
-    findings.add_rows("box sticks out of the image (clipped for training)", out, objects.where)
-    return np.flatnonzero(good)
-
-
-def size_of(file: str) -> tuple[int, int]:
-    """(height, width) from the image's header; zeros if it cannot be read, which ``data check`` reports."""
-    try:
-        width, height = image_size(file)
-    except (DetkitError, OSError):
-        return 0, 0
-    return height, width
-
-
-def fill_sizes(sizes: np.ndarray, files: Sequence[str], missing: Callable[[int], None] | None = None) -> None:
-    """Reads the headers of images whose row of ``sizes`` (I, 2) holds a 0; ``missing`` is told each of them."""
-    for i in np.flatnonzero((sizes == 0).any(axis=1)).tolist():
-        if missing is not None:
-            missing(i)
-        sizes[i] = size_of(files[i])
-
-
-def check_part(split: str | None, parts: Collection[str], where: str | Path) -> None:
-    """Raises DetkitError if ``split`` is a name that is not among ``parts``."""
-    if split is not None and split not in parts:
-        do = f"the parts are {', '.join(parts)}" if parts else "the data set is one piece: leave --split out"
-        raise DetkitError(f"no part {split!r}", str(where), do)
 
 
 def concat_annotations(parts: Sequence[Annotations]) -> Annotations:
@@ -385,7 +252,7 @@ def concat_annotations(parts: Sequence[Annotations]) -> Annotations:
     return Annotations(
         image_ids=image_ids,
         files=[f for part in parts for f in part.files],
-        offsets=_offsets(np.concatenate([np.diff(part.offsets) for part in parts])),
+        offsets=offsets_of(np.concatenate([np.diff(part.offsets) for part in parts])),
         labels=np.concatenate([t[p.labels] if len(t) else p.labels for t, p in zip(tables, parts, strict=True)]),
         ids=np.arange(1, len(joined["crowd"]) + 1, dtype=np.int64),
         classes=tuple(names),

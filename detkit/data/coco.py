@@ -19,8 +19,8 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
-from detkit.data import annotations as labelled
-from detkit.data.annotations import Annotations, Findings, ImageTable, ObjectTable, Source
+from detkit.data.annotations import Annotations, Findings, Source, concat_annotations
+from detkit.data.reading import ImageTable, ObjectTable, assemble, check_part, fill_sizes
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
 
@@ -88,11 +88,11 @@ class CocoFormat(DatasetFormat):
     def read(self, path: Path, split: str | None, images: Path | None) -> Annotations:
         """Reads one json, or those of a folder; see ``DatasetFormat.read``."""
         parts = _parts(path)
-        labelled.check_part(split, parts if path.is_dir() or split in parts else (), path)
+        check_part(split, parts if path.is_dir() or split in parts else (), path)
         if path.is_file():
             return _read_file(path, None, images)
         chosen = parts if split is None else [split]
-        return labelled.concat_annotations([_read_file(parts[name], name, images) for name in chosen])
+        return concat_annotations([_read_file(parts[name], name, images) for name in chosen])
 
 
 def _parts(path: Path) -> dict[str, Path]:
@@ -221,13 +221,13 @@ def _read_file(path: Path, split: str | None, images: Path | None) -> Annotation
     files = [os.path.join(folder, image.file_name) for image in kept]
     sizes = np.asarray([(_length(p.height), _length(p.width)) for p in kept], dtype=np.int32).reshape(-1, 2)
     unsized = "image without width and height (read from the image)"
-    labelled.fill_sizes(sizes, files, lambda i: findings.add(unsized, f"{path}: image {kept[i].id}"))
+    fill_sizes(sizes, files, lambda i: findings.add(unsized, f"{path}: image {kept[i].id}"))
     names = _class_names([file.categories[row] for row in category_rows.values()], path, findings)
     image_index, label_of = ({number: i for i, number in enumerate(rows)} for rows in (image_rows, category_rows))
     found = ImageTable(list(image_rows), files, sizes, np.asarray(list(image_rows.values()), dtype=np.int64))
     objects = _objects(file.annotations, image_index, label_of, path, findings)
     classes = dict(zip(category_rows, names, strict=True))
-    return labelled.assemble(objects, found, classes, findings, Source("coco", path, split, Path(folder)))
+    return assemble(objects, found, classes, findings, Source("coco", path, split, Path(folder)))
 
 
 def _by_id(

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from detkit import registry
-from detkit.data.annotations import UNSAFE, Annotations, Finding, Findings, Source, concat_annotations, fills
+from detkit.data.annotations import Annotations, Finding, Findings, Source, concat_annotations, fills
+from detkit.data.reading import UNSAFE
 from detkit.data.resize import moved_target
 from detkit.errors import DetkitError
 from detkit.geometry import Geometry

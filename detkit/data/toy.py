@@ -12,9 +12,10 @@ from tempfile import mkdtemp
 import cv2
 import numpy as np
 
-from detkit.data.annotations import Annotations, Findings, ImageTable, ObjectTable, Source, assemble
+from detkit.data.annotations import Annotations, Findings, Source
 from detkit.data.coco import CocoFormat
 from detkit.data.coco_writer import write_coco_json
+from detkit.data.reading import ImageTable, ObjectTable, assemble
 from detkit.interfaces import DatasetFormat
 from detkit.io.cache import cache_folder
 from detkit.io.draw import overlap

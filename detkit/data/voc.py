@@ -12,17 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from detkit.data.annotations import (
-    UNSAFE,
-    Annotations,
-    Findings,
-    ImageTable,
-    ObjectTable,
-    Source,
-    assemble,
-    check_part,
-    fill_sizes,
-)
+from detkit.data.annotations import Annotations, Findings, Source
+from detkit.data.reading import UNSAFE, ImageTable, ObjectTable, assemble, check_part, fill_sizes
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
 from detkit.io.images import IMAGE_SUFFIXES

@@ -13,16 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from detkit.data.annotations import (
-    Annotations,
-    Findings,
-    ImageTable,
-    ObjectTable,
-    Source,
-    assemble,
-    check_part,
-    fill_sizes,
-)
+from detkit.data.annotations import Annotations, Findings, Source
+from detkit.data.reading import ImageTable, ObjectTable, assemble, check_part, fill_sizes
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
 from detkit.io.images import IMAGE_SUFFIXES

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from detkit.data.anchors import choose_anchors, collisions, object_sizes
-from detkit.data.annotations import Annotations, Findings, ImageTable, ObjectTable, Source, assemble
+from detkit.data.annotations import Annotations, Findings, Source
+from detkit.data.reading import ImageTable, ObjectTable, assemble
 from detkit.data.resize import Resize
 from detkit.errors import DetkitError
 

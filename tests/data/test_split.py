@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detkit.data.annotations import Annotations, Findings, ImageTable, ObjectTable, Source, assemble
+from detkit.data.annotations import Annotations, Findings, Source
 from detkit.data.dataset import read
+from detkit.data.reading import ImageTable, ObjectTable, assemble
 from detkit.data.split import balance, stratify, write_split
 from detkit.errors import DetkitError
 from detkit.io.images import write_image

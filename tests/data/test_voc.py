@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from detkit.data.annotations import UNSAFE
 from detkit.data.convert import convert_annotations
 from detkit.data.dataset import read
+from detkit.data.reading import UNSAFE
 from detkit.data.voc import CLASSES
 from detkit.errors import DetkitError
 

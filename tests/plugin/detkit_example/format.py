@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from detkit.data.annotations import Annotations, Findings, ImageTable, ObjectTable, Source, assemble, size_of
+from detkit.data.annotations import Annotations, Findings, Source
+from detkit.data.reading import ImageTable, ObjectTable, assemble, size_of
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
 
