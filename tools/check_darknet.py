@@ -44,7 +44,7 @@ def compare(python: str, cfg: str, weights: str, pictures: list[str]) -> float:
     import torch
 
     from detkit.importers.darknet import import_darknet
-    from detkit.importers.darknet_cfg import read_cfg
+    from detkit.importers.darknet_files import read_cfg
     from detkit.io.images import read_image
 
     count = next(s for s in read_cfg(Path(cfg).read_text(), cfg) if s.kind in ("yolo", "region")).whole("classes", 20)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from detkit.cli import options
-from detkit.cli.common import Printed, emit, names_in
+from detkit.cli.common import Printed, emit
 from detkit.errors import DetkitError
 
 
@@ -26,7 +26,7 @@ def compress(
     from detkit.heads.trunk import compress_detector
     from detkit.io.files import refuse_existing
 
-    words = names_in(ranks)
+    words = [word.strip() for word in ranks.split(",")]
     if not all(word.isdecimal() for word in words):
         raise DetkitError(f"ranks are whole numbers, got {ranks!r}", "--ranks", "give a number a layer, as 1024,256")
     path = out or Path(f"{Path(model).resolve().stem}-svd.safetensors")

@@ -6,42 +6,32 @@ predicting layer of that level; all other layers are the backbone, with Darknet'
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from detkit.config.build import build_detector
-from detkit.config.experiment import Config, EvaluateOptions, check_model
-from detkit.config.schema import Place
 from detkit.data.names import COCO_CLASSES, ids_of
 from detkit.detector import Detector
-from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
-from detkit.importers.darknet_backbone import Convolution, Darknet, load_darknet_weights
-from detkit.importers.darknet_cfg import Section, plan, read_cfg, to_lines
-
-_LOSSES = ("iou", "giou", "diou", "ciou")
-
-
-@dataclass(frozen=True, slots=True)
-class _Level:
-    """A yolo or region layer: its number, the layer that feeds its convolution, that one's stride, anchors (w, h)."""
-
-    section: Section
-    tap: int
-    stride: int
-    anchors: list[list[float]]
-    xy_scale: float
+from detkit.heads.yolo import YOLO
+from detkit.importers.darknet_backbone import Darknet, plan
+from detkit.importers.darknet_files import Convolution, Section, load_darknet_weights, read_cfg, to_lines
+from detkit.importers.shared import class_names, text_of, untrained_detector
 
 
 def import_darknet(cfg: str | Path, weights: str | Path, names: str | Path | None = None) -> Detector:
     """The detector of a Darknet cfg and its weights file, ready to predict, save and train on.
 
-    names: a file with a class name a line; None: COCO's, where there are 80 classes. Images are stretched to the
-    cfg's width and height, as Darknet does (letter_box=1: fitted, which Darknet centres and detkit does not).
+    Images are stretched to the cfg's width and height, as Darknet does (letter_box=1: fitted, which Darknet centres and
+    detkit does not).
+
+    Args:
+        cfg: The net's file.
+        weights: Its weights.
+        names: A file with a class name on each line; None: COCO's, where there are 80 classes.
 
     Raises:
-        DetkitError: a cfg with something unknown (with line and layer), weights of another size, names that do not fit.
+        DetkitError: A cfg with something unknown (with line and layer), weights of another size, names that do not fit.
     """
     detector, convolutions = untrained(cfg, names)
     seen = load_darknet_weights(convolutions, Path(weights))
@@ -50,22 +40,23 @@ def import_darknet(cfg: str | Path, weights: str | Path, names: str | Path | Non
 
 
 def untrained(cfg: str | Path, names: str | Path | None = None) -> tuple[Detector, dict[int, Convolution]]:
-    """The detector of a cfg with random weights, and all of its convolutions by layer number; else as above."""
-    sections = read_cfg(_text(Path(cfg)), str(cfg))
-    model, heads = _model(sections[0], sections[1:])
-    classes = _names(names, heads[0].section)
-    config = Config({}, check_model(model, Place(str(cfg))), {}, TrainOptions(), EvaluateOptions(), Place(str(cfg)))
-    detector = build_detector(config, classes, class_ids=ids_of(classes))
-    # Nothing was trained here, so that no way of training is on record.
-    detector.config = {"model": detector.config["model"]}
-    backbone = cast(Darknet, detector.backbone)
-    layers = cast(Any, detector.head).layers
-    own = {head.section.number - 1: (layer, None) for head, layer in zip(heads, layers, strict=True)}
-    return detector, {**backbone.convolutions(), **own}
+    """The detector of a cfg with random weights, and all of its convolutions by layer number.
+
+    Args:
+        cfg: As of ``import_darknet``.
+        names: The same.
+    """
+    sections = read_cfg(text_of(Path(cfg)), str(cfg))
+    model, outputs = _model(sections[0], sections[1:])
+    classes = _names(names, outputs[0])
+    detector = untrained_detector(model, classes, ids_of(classes), str(cfg))
+    backbone, head = cast(Darknet, detector.backbone), cast(YOLO, detector.head)
+    own = {one.number - 1: (layer, None) for one, layer in zip(outputs, head.layers, strict=True)}
+    return detector, {**backbone.convolutions(), **cast(dict[int, Convolution], own)}
 
 
-def _model(net: Section, layers: list[Section]) -> tuple[dict[str, Any], list[_Level]]:
-    """The ``model`` section of the config, and the levels of its head, finest first."""
+def _model(net: Section, layers: list[Section]) -> tuple[dict[str, object], list[Section]]:
+    """The ``model`` section of the config, and the yolo or region layers, finest first."""
     if net.whole("channels", 3) != 3:
         raise net.error("only nets of 3 channels (RGB) can be imported", key="channels")
     size = [net.whole(key, 0, 1) for key in ("height", "width")]
@@ -75,37 +66,29 @@ def _model(net: Section, layers: list[Section]) -> tuple[dict[str, Any], list[_L
     graph = list(layers)
     for i in found:
         for j in (i - 1, i):
-            old = layers[max(j, 0)]
-            graph[j] = Section("head", {}, old.source, old.line, {}, old.number)
+            graph[j] = replace(layers[max(j, 0)], kind="head", options={}, lines={})
     for i in found:
         _check_convolution(layers, i)
     planned = plan(graph)
-    levels = []
-    for i in found:
-        section, stride = layers[i], planned[i - 2].stride
-        levels.append(_Level(section, i - 2, stride, _anchors(section, stride), section.number_of("scale_x_y", 1.0)))
-    levels.sort(key=lambda level: level.stride)
-    head = _head([level.section for level in levels])
-    head["anchors"] = [level.anchors for level in levels]
-    head["xy_scale"] = [level.xy_scale for level in levels]
-    model = {
+    found.sort(key=lambda i: planned[i - 2].stride)
+    outputs = [layers[i] for i in found]
+    head = _head(outputs)
+    head["anchors"] = [_anchors(layers[i], planned[i - 2].stride) for i in found]
+    head["xy_scale"] = [section.number_of("scale_x_y", 1.0) for section in outputs]
+    return {
         "size": size,
         "resize": "letterbox" if net.whole("letter_box", 0) else "stretch",
-        "backbone": {"name": "darknet", "graph": to_lines(graph), "outputs": [level.tap for level in levels]},
-        "neck": "identity",
+        "backbone": {"name": "darknet", "graph": to_lines(graph), "outputs": [i - 2 for i in found]},
         "head": head,
-    }
-    return model, levels
+    }, outputs
 
 
 def _check_convolution(layers: list[Section], i: int) -> None:
     """Raises DetkitError unless a plain 1 x 1 convolution of as many filters as there are answers feeds layer ``i``."""
     section, before = layers[i], layers[i - 1] if i > 1 else layers[i]
     wanted = "logistic" if section.whole("new_coords", 0) else "linear"
-    plain = {"size": 1, "stride": 1, "groups": 1, "batch_normalize": 0}
-    if before.kind != "convolutional" or any(
-        before.whole(k, int(k != "batch_normalize")) != v for k, v in plain.items()
-    ):
+    shape = [before.whole(key, default) for key, default in (("size", 1), ("stride", 1), ("groups", 1))]
+    if before.kind != "convolutional" or shape != [1, 1, 1] or before.whole("batch_normalize", 0):
         raise section.error("a 1 x 1 convolution without batch norm must come just before it")
     if before.options.get("activation", "logistic") != wanted:
         raise before.error(f"before this {section.kind} layer the activation must be {wanted}", key="activation")
@@ -131,7 +114,7 @@ def _anchors(section: Section, stride: int) -> list[list[float]]:
     return [pairs[i] for i in chosen]
 
 
-def _head(sections: list[Section]) -> dict[str, Any]:
+def _head(sections: list[Section]) -> dict[str, object]:
     """How the head decodes and is trained on, the same for all levels."""
     first = sections[0]
     for key in ("classes", "new_coords", "softmax"):
@@ -146,7 +129,7 @@ def _head(sections: list[Section]) -> dict[str, Any]:
         "ignore_above": first.number_of("thresh" if region else "ignore_thresh", 0.5),
         "coder": "bounded" if first.whole("new_coords", 0) else "darknet",
         # Darknet's older loss, squared errors of the code itself, has no counterpart here.
-        "box_loss": loss if loss in _LOSSES else "ciou",
+        "box_loss": loss if loss in ("iou", "giou", "diou", "ciou") else "ciou",
         "classes": "softmax" if region and first.whole("softmax", 0) else "sigmoid",
         "objectness": "iou" if region and first.whole("rescore", 0) else "one",
         "smoothing": first.number_of("label_smooth_eps", 0.0),
@@ -160,28 +143,3 @@ def _names(path: str | Path | None, section: Section) -> tuple[str, ...]:
     if count != len(COCO_CLASSES):
         raise section.error(f"the {count} classes need names", "give --names FILE, a name a line", "classes")
     return COCO_CLASSES
-
-
-def class_names(path: str | Path, count: int, counted_in: str) -> tuple[str, ...]:
-    """The names in a file, one a line, of the ``count`` classes of the model file ``counted_in``.
-
-    Raises:
-        DetkitError: another number of names, a name that is there twice, or a file that cannot be read.
-    """
-    names = tuple(line.strip() for line in _text(Path(path)).splitlines() if line.strip())
-    if len(names) != count:
-        what = f"{len(names)} names for {count} classes"
-        raise DetkitError(what, str(path), f"give a name a line; the classes are counted in {counted_in}")
-    if len(set(names)) < count:
-        twice = next(name for name in names if names.count(name) > 1)
-        raise DetkitError(f"the class {twice!r} is there twice", str(path), "give each class a name of its own")
-    return names
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise DetkitError("this is not a text file", str(path), "the order is cfg, weights, --names FILE") from None
-    except OSError as error:
-        raise DetkitError(f"the file cannot be read: {error.strerror}", str(path), "check the path") from None

@@ -5,13 +5,12 @@ Redmon & Farhadi 2017, YOLO9000, table 6 (Darknet-19); 2018, YOLOv3, table 1 (Da
 
 from __future__ import annotations
 
-import struct
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,10 +18,9 @@ from torch import Tensor, nn
 from detkit.backbones.base import Classifier, Frozen, StagedBackbone
 from detkit.backbones.families import family
 from detkit.errors import DetkitError
-from detkit.importers.darknet_cfg import Layer, plan, read_lines
+from detkit.importers.darknet_files import KEYS, Convolution, Section, load_darknet_weights, read_lines
 
-# A convolution and its batch norm, if it has one, as they follow each other in a weights file.
-Convolution = tuple[nn.Conv2d, nn.BatchNorm2d | None]
+_SIDE = 4096  # any image's: large enough that every stride divides it
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "leaky": partial(nn.LeakyReLU, 0.1, inplace=True),
     "relu": partial(nn.ReLU, inplace=True),
@@ -87,12 +85,133 @@ class Reorg(nn.Module):
         return x.reshape(batch, channels * s**2, high // s, wide // s)
 
 
+def _convolution(
+    channels: int, shape: tuple[int, int, int, int], groups: int, normed: bool, activation: str
+) -> nn.Sequential:
+    conv = nn.Conv2d(channels, *shape, groups=groups, bias=not normed)
+    # Darknet divides by sqrt(variance) + 1e-6; OpenCV, whose outputs these equal, by this.
+    norm = [("norm", nn.BatchNorm2d(shape[0], eps=1e-6))] if normed else []
+    return nn.Sequential(OrderedDict([("conv", conv), *norm, ("act", _ACTIVATIONS[activation]())]))
+
+
+class Layer(NamedTuple):
+    """A layer of a graph.
+
+    Attributes:
+        number: Its place, from 0.
+        make: Makes its module.
+        inputs: Numbers of the layers that it reads, -1 for the image.
+        channels: Of its output, 0 of a layer that became part of a head.
+        stride: Of its output in input pixels, 0 where its cells do not tile the image.
+        section: What says so.
+    """
+
+    number: int
+    make: Callable[[], nn.Module]
+    inputs: tuple[int, ...]
+    channels: int
+    stride: int
+    section: Section
+
+
+def plan(sections: Sequence[Section]) -> list[Layer]:
+    """What every layer reads and puts out, for an image of 3 channels.
+
+    A layer reads the one before it; ``route`` and ``shortcut`` name others, by number from 0 or, below 0, counted back
+    from themselves. The word ``head`` stands for a layer that has become part of a detection head: it keeps its number,
+    so that all others keep theirs, and nothing may read it.
+
+    Raises:
+        DetkitError: An unknown layer or activation, a bad value, a layer that is not there, shapes that do not fit;
+            names the line and the layer.
+    """
+    layers: list[Layer] = []
+    shapes = {-1: (3, _SIDE)}  # channels and cells along a side, of the image and of every layer
+    for section in sections:
+        if section.kind not in KEYS:
+            known = ", ".join(kind for kind in KEYS if kind != "head")
+            raise section.error(f"the layer {section.kind} is not supported", f"supported: {known}, yolo, region")
+        section.check_fixed()
+        inputs = _inputs(section, layers)
+        make, channels, side = _planned(section, [shapes[i] for i in inputs])
+        if inputs and side < 1:
+            raise section.error("nothing is left of the image here")
+        stride = _SIDE // side if side and _SIDE % side == 0 else 0
+        shapes[section.number] = channels, side
+        layers.append(Layer(section.number, make, inputs, channels, stride, section))
+    return layers
+
+
+def _inputs(section: Section, layers: list[Layer]) -> tuple[int, ...]:
+    if section.kind == "head":
+        return ()
+    key, here = {"route": "layers", "shortcut": "from"}.get(section.kind, ""), section.number
+    named = [int(number) for number in section.list_of(key)]
+    if key and not named:
+        raise section.error(f"{key} is missing", f"write {key}=-1, say", key)
+    found = [number if number >= 0 else here + number for number in named]
+    for number, said in zip(found, named, strict=True):
+        if not 0 <= number < here:
+            raise section.error(f"it reads layer {said}, which does not come before it", key=key)
+    inputs = found if section.kind == "route" else [here - 1, *found]
+    for number in inputs:
+        if number >= 0 and layers[number].section.kind == "head":
+            what = f"it reads layer {number}, which is part of the detection head"
+            raise section.error(what, "only route past a yolo layer and its convolution can be imported")
+    return tuple(inputs)
+
+
+def _planned(section: Section, inputs: list[tuple[int, int]]) -> tuple[Callable[[], nn.Module], int, int]:
+    """What makes the module, and channels and cells along a side of the output; ``inputs``: of what it reads."""
+    kind, whole = section.kind, section.whole
+    if kind == "head":
+        return nn.Identity, 0, 0
+    channels, side = inputs[0]
+    if any(other != side for _, other in inputs):
+        raise section.error("the layers that it reads differ in width and height")
+    if kind == "convolutional":
+        filters, size, stride, groups = (whole(key, 1, 1) for key in ("filters", "size", "stride", "groups"))
+        padding = size // 2 if whole("pad", 0) else whole("padding", 0)
+        if channels % groups or filters % groups:
+            what = f"{groups} groups do not divide {channels} channels and {filters} filters"
+            raise section.error(what, key="groups")
+        shape, normed = (filters, size, stride, padding), bool(whole("batch_normalize", 0))
+        activation = section.word("activation", "logistic", _ACTIVATIONS)
+        make = partial(_convolution, channels, shape, groups, normed, activation)
+        return make, filters, (side + 2 * padding - size) // stride + 1
+    if kind == "maxpool":
+        stride = whole("stride", 1, 1)
+        size = whole("size", stride, 1)
+        padding = whole("padding", size - 1)
+        return partial(MaxPool, size, stride, padding), channels, (side + padding - size) // stride + 1
+    if kind == "route":
+        groups, group = whole("groups", 1, 1), whole("group_id", 0)
+        if any(c % groups for c, _ in inputs) or group >= groups:
+            raise section.error(f"group {group} of {groups} cannot be taken from these layers")
+        return partial(Route, groups, group), sum(c for c, _ in inputs) // groups, side
+    if kind == "shortcut":
+        if any(c != channels for c, _ in inputs):
+            raise section.error(f"it adds layers of {' and '.join(str(c) for c, _ in inputs)} channels")
+        return partial(Shortcut, section.word("activation", "linear", _ACTIVATIONS)), channels, side
+    if kind == "upsample":
+        stride = whole("stride", 2, 1)
+        return partial(nn.Upsample, scale_factor=stride, mode="nearest"), channels, side * stride
+    if kind == "reorg":
+        stride = whole("stride", 1, 1)
+        if channels % stride**2 or side % stride:
+            raise section.error(f"{channels} channels cannot be regrouped with stride {stride}")
+        return partial(Reorg, stride), channels * stride**2, side // stride
+    if kind == "dropout":
+        return partial(nn.Dropout, section.number_of("probability", 0.2)), channels, side
+    return partial(nn.AdaptiveAvgPool2d, 1), channels, 1
+
+
 class Stage(nn.ModuleDict):
     """Consecutive layers of a graph, under their numbers."""
 
-    def __init__(self, layers: Sequence[Layer], kept: frozenset[int], channels: Mapping[int, int]) -> None:
-        layers = [layer for layer in layers if layer.kind != "head"]
-        super().__init__({str(layer.number): _module(layer, channels[layer.inputs[0]]) for layer in layers})
+    def __init__(self, layers: Sequence[Layer], kept: frozenset[int]) -> None:
+        layers = [layer for layer in layers if layer.section.kind != "head"]
+        super().__init__({str(layer.number): layer.make() for layer in layers})
         self.layers = [(layer.number, layer.inputs, layer.number in kept) for layer in layers]
 
     def forward(self, x: Tensor, saved: dict[int, Tensor] | None = None) -> Tensor:  # type: ignore[override]
@@ -123,15 +242,14 @@ class Darknet(StagedBackbone):
 
     def __init__(self, layers: Sequence[Layer], *, outputs: Sequence[int], frozen: Frozen = 0) -> None:
         for number in outputs:
-            if not 0 <= number < len(layers) or layers[number].kind == "head":
+            if not 0 <= number < len(layers) or layers[number].section.kind == "head":
                 raise ValueError(f"outputs must be layers of the graph, 0..{len(layers) - 1}, got {number}")
             if not layers[number].stride:
                 raise layers[number].section.error("its cells do not tile the image, so boxes have no place in it")
         layers = layers[: max(outputs) + 1]
         groups = _stages(layers)
         far = {i for layer in layers for i in layer.inputs if i != layer.number - 1}
-        channels = {-1: 3, **{layer.number: layer.channels for layer in layers}}
-        stages = [Stage(group, frozenset(far | set(outputs)), channels) for group in groups]
+        stages = [Stage(group, frozenset(far | set(outputs))) for group in groups]
         # The base counts taps in stages; here outputs may lie anywhere in one.
         none = [0] * len(stages)
         super().__init__(stages, none, none, frozen=frozen, mean=(0.0,) * 3, std=(255.0,) * 3)
@@ -174,14 +292,14 @@ class Darknet(StagedBackbone):
 
     def convolutions(self) -> dict[int, Convolution]:
         """The convolution and batch norm of each layer that has them, by its number."""
-        parts = {name: m for name, m in self.named_modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))}
-        found = {}
-        for name, conv in parts.items():
-            if isinstance(conv, nn.Conv2d):
-                layer = name.removesuffix(".conv")
-                norm = parts.get(f"{layer}.norm")
-                found[int(layer.rpartition(".")[2])] = conv, norm if isinstance(norm, nn.BatchNorm2d) else None
-        return found
+        stages = [stage for stage in self.stages if isinstance(stage, Stage)]
+        layers = {int(n): layer for stage in stages for n, layer in stage.items() if isinstance(layer, nn.Sequential)}
+        pairs = {n: (layer[0], layer[1]) for n, layer in layers.items()}
+        return {
+            n: (conv, norm if isinstance(norm, nn.BatchNorm2d) else None)
+            for n, (conv, norm) in pairs.items()
+            if isinstance(conv, nn.Conv2d)
+        }
 
 
 def darknet(
@@ -226,71 +344,6 @@ def _classifier(body: StagedBackbone, channels: int, num_classes: int) -> Classi
     return Classifier(body, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), logits))
 
 
-def load_darknet_weights(convolutions: Mapping[int, Convolution], path: Path, *, whole: bool = True) -> int:
-    """Fills convolutions from a Darknet weights file; returns how many images it was trained on.
-
-    The file: int32 major, minor, revision; the images seen, 8 bytes from version 0.2 on, else 4; then float32,
-    convolution by convolution: biases, with batch norm scales, means and variances, then weights.
-
-    Args:
-        convolutions: By the number of their layer.
-        path: The file.
-        whole: The file must end with the last one; else it may go on.
-
-    Raises:
-        DetkitError: No Darknet weights, another number of them than these layers have, or values that cannot be.
-    """
-    where, do = str(path), "give the weights file that was made with this very cfg"
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DetkitError(f"the weights cannot be read: {error.strerror}", where, "check the path") from None
-    major, minor, _ = struct.unpack("<3i", data[:12].ljust(12, b"\xff"))
-    header = 20 if major * 10 + minor >= 2 else 16
-    if not (0 <= major < 1000 and 0 <= minor < 1000) or len(data) < header:
-        raise DetkitError("this is not a Darknet weights file", where, do)
-    seen = int.from_bytes(data[12:header], "little")
-    values = np.frombuffer(data, "<f4", (len(data) - header) // 4, header)
-    expected = sum(conv.weight.numel() + conv.out_channels * (4 if norm else 1) for conv, norm in convolutions.values())
-    if len(values) < expected or (whole and (len(values) > expected or (len(data) - header) % 4)):
-        what = f"the weights do not fit the graph: {expected:,} numbers expected, {len(values):,} found"
-        raise DetkitError(what, where, do)
-    at = 0
-    for number, (conv, norm) in sorted(convolutions.items()):
-        parts = [norm.bias, norm.weight, norm.running_mean, norm.running_var] if norm else [conv.bias]
-        for part in (part for part in (*parts, conv.weight) if part is not None):
-            chunk = values[at : at + part.numel()]
-            at += part.numel()
-            if not np.isfinite(chunk).all() or (norm is not None and part is norm.running_var and (chunk < 0).any()):
-                what = f"layer {number} would get values that are not finite, or variances below 0"
-                raise DetkitError(what, where, f"the file is damaged or of another net: {do}")
-            part.data.copy_(torch.from_numpy(chunk.copy()).view(part.shape))
-    return seen
-
-
-def _module(layer: Layer, channels: int) -> nn.Module:
-    v = layer.values
-    if layer.kind == "convolutional":
-        norm, shape = bool(v["batch_normalize"]), (layer.channels, v["size"], v["stride"], v["padding"])
-        conv = nn.Conv2d(channels, *shape, groups=v["groups"], bias=not norm)
-        # Darknet divides by sqrt(variance) + 1e-6; OpenCV, whose outputs these equal, by this.
-        norms = [("norm", nn.BatchNorm2d(layer.channels, eps=1e-6))] if norm else []
-        return nn.Sequential(OrderedDict([("conv", conv), *norms, ("act", _ACTIVATIONS[layer.activation]())]))
-    if layer.kind == "maxpool":
-        return MaxPool(v["size"], v["stride"], v["padding"])
-    if layer.kind == "upsample":
-        return nn.Upsample(scale_factor=v["stride"], mode="nearest")
-    if layer.kind == "route":
-        return Route(v["groups"], v["group_id"])
-    if layer.kind == "shortcut":
-        return Shortcut(layer.activation)
-    if layer.kind == "reorg":
-        return Reorg(v["stride"])
-    if layer.kind == "dropout":
-        return nn.Dropout(layer.section.number_of("probability", 0.2))
-    return nn.AdaptiveAvgPool2d(1)
-
-
 def _stages(layers: Sequence[Layer]) -> list[list[Layer]]:
     """The layers in groups: a new one where the stride exceeds all before, and where it first falls back."""
     groups: list[list[Layer]] = [[]]
@@ -306,7 +359,7 @@ def _stages(layers: Sequence[Layer]) -> list[list[Layer]]:
     return groups
 
 
-def _convolution(filters: int, size: int = 3, stride: int = 1) -> str:
+def _conv_line(filters: int, size: int = 3, stride: int = 1) -> str:
     return f"convolutional batch_normalize=1 filters={filters} size={size} stride={stride} pad=1 activation=leaky"
 
 
@@ -315,15 +368,15 @@ def _darknet19() -> list[str]:
     for filters, convolutions in ((32, 1), (64, 1), (128, 3), (256, 3), (512, 5), (1024, 5)):
         if lines:
             lines.append("maxpool size=2 stride=2")
-        lines += [_convolution(filters // 2, 1) if i % 2 else _convolution(filters) for i in range(convolutions)]
+        lines += [_conv_line(filters // 2, 1) if i % 2 else _conv_line(filters) for i in range(convolutions)]
     return lines
 
 
 def _darknet53() -> list[str]:
-    lines = [_convolution(32)]
+    lines = [_conv_line(32)]
     for filters, blocks in ((64, 1), (128, 2), (256, 8), (512, 8), (1024, 4)):
-        lines += [_convolution(filters, stride=2)]
-        lines += [_convolution(filters // 2, 1), _convolution(filters), "shortcut from=-3"] * blocks
+        lines += [_conv_line(filters, stride=2)]
+        lines += [_conv_line(filters // 2, 1), _conv_line(filters), "shortcut from=-3"] * blocks
     return lines
 
 

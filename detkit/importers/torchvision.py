@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from detkit.backbones.pretrained import read_state, torchvision_file
-from detkit.config.build import build_detector
-from detkit.config.experiment import Config, EvaluateOptions, check_model
-from detkit.config.schema import Place
 from detkit.data.names import COCO_CLASSES, COCO_IDS
 from detkit.detector import Detector
-from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
-from detkit.importers.darknet import class_names
+from detkit.importers.shared import class_names, untrained_detector
+
+if TYPE_CHECKING:
+    from torchvision.models import WeightsEnum
 
 NAME = "fasterrcnn_resnet50_fpn"
 _OUTPUTS = "roi_heads.box_predictor.cls_score.weight"
@@ -38,13 +37,18 @@ def import_torchvision(
     """The detector of a file that holds ``fasterrcnn_resnet50_fpn(...).state_dict()``, or of that name: torchvision's
     own COCO weights. Ready to predict, save and train on.
 
-    names: a file with a class name a line, without the background; None: COCO's 80, where there are 91 outputs (those
-    of no class are left out, which no score notices). size: height and width that images are fitted into,
-    torchvision's for landscape; it would give upright ones more pixels. Inputs are padded with grey to multiples of 64,
-    torchvision's with the mean colour to 32; an image that needs neither padding nor resizing gets the same answer.
+    Inputs are padded with grey to multiples of 64, torchvision's with the mean colour to 32; an image that needs
+    neither padding nor resizing gets the same answer.
+
+    Args:
+        source: The file, or the name.
+        names: A file with a class name on each line, without the background; None: COCO's 80, where there are 91
+            outputs (those of no class are left out, which no score notices).
+        size: Height and width that images are fitted into, torchvision's for landscape; it would give upright ones more
+            pixels.
 
     Raises:
-        DetkitError: no such file or name, another network's file, or names that do not fit.
+        DetkitError: No such file or name, another network's file, or names that do not fit.
     """
     path = _file(str(source))
     state = read_state(path)
@@ -56,22 +60,17 @@ def import_torchvision(
         classes, ids = COCO_CLASSES, tuple(COCO_IDS.values())
     else:
         raise DetkitError(f"the {outputs - 1} classes need names", str(path), "give --names FILE, a name a line")
-    place = Place(path.name)
-    model = check_model({"size": list(size), **_MODEL}, place)
-    config = Config({}, model, {}, TrainOptions(), EvaluateOptions(), place)
-    detector = build_detector(config, classes, class_ids=ids)
-    # Nothing was trained here, so that no way of training is on record.
-    detector.config, detector.threshold = {"model": detector.config["model"]}, 0.5
+    detector = untrained_detector({"size": list(size), **_MODEL}, classes, ids, path.name)
+    detector.threshold = 0.5
     detector.record = {"imported": f"torchvision {NAME}, {path.name}"}
     # The published weights are meant for an eps of 0.
     shift = _EPS if path.name == _weights().url.rsplit("/", 1)[1] else 0.0
-    own = detector.state_dict()
-    own |= _backbone(net, own, shift) | _neck(net) | _proposals(net) | _head(net, ids)
-    detector.load_state_dict(own)
+    found = _backbone(net, shift) | _neck(net) | _proposals(net) | _head(net, ids)
+    detector.load_state_dict(detector.state_dict() | found)
     return detector.eval()
 
 
-def _weights() -> Any:
+def _weights() -> WeightsEnum:
     from torchvision.models import get_model_weights
 
     return get_model_weights(NAME).DEFAULT  # type: ignore[attr-defined]
@@ -85,7 +84,7 @@ def _file(source: str) -> Path:
     raise DetkitError("there is no such file", source, f"give a file of weights, or {NAME}")
 
 
-def _tensors(state: dict[str, Any], path: Path) -> dict[str, Tensor]:
+def _tensors(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The state dict by the names of today's torchvision, which knows its older ones; nothing is computed."""
     from torchvision.models import get_model_builder
 
@@ -93,17 +92,13 @@ def _tensors(state: dict[str, Any], path: Path) -> dict[str, Tensor]:
         with torch.device("meta"):
             net = get_model_builder(NAME)(weights=None, weights_backbone=None, num_classes=len(state[_OUTPUTS]))
         net.load_state_dict(state, assign=True)
-    except KeyError:
-        raise DetkitError(
-            f"the file is not that of {NAME}: it has no {_OUTPUTS}", str(path), "save model.state_dict()"
-        ) from None
-    except (RuntimeError, TypeError) as error:
-        reason = str(error).splitlines()[-1].strip()
+    except (KeyError, RuntimeError, TypeError) as error:
+        reason = f"it has no {_OUTPUTS}" if isinstance(error, KeyError) else str(error).splitlines()[-1].strip()
         raise DetkitError(f"the file is not that of {NAME}: {reason}", str(path), "save model.state_dict()") from None
     return {key: value.detach().float() for key, value in net.state_dict().items()}
 
 
-def _backbone(net: dict[str, Tensor], own: dict[str, Tensor], shift: float) -> dict[str, Tensor]:
+def _backbone(net: dict[str, Tensor], shift: float) -> dict[str, Tensor]:
     found = {}
     starts = {"conv1.": "0.0.", "bn1.": "0.1.", "layer1.": "1.1.", **{f"layer{i}.": f"{i}." for i in (2, 3, 4)}}
     for theirs, ours in starts.items():

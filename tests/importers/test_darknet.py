@@ -20,7 +20,7 @@ from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
 from detkit.geometry import Geometry
 from detkit.importers.darknet import import_darknet, untrained
-from detkit.importers.darknet_backbone import load_darknet_weights
+from detkit.importers.darknet_files import load_darknet_weights
 from detkit.structures import Batch, Target
 
 Make = Callable[[str], tuple[Path, Path, Path]]

@@ -11,8 +11,8 @@ import torch
 
 from detkit.backbones.base import StagedBackbone
 from detkit.errors import DetkitError
-from detkit.importers.darknet_backbone import MaxPool, Reorg, Route, darknet, darknet19, darknet53
-from detkit.importers.darknet_cfg import plan, read_cfg, read_lines, to_lines
+from detkit.importers.darknet_backbone import MaxPool, Reorg, Route, darknet, darknet19, darknet53, plan
+from detkit.importers.darknet_files import read_cfg, read_lines, to_lines
 
 GRAPH = [
     "convolutional filters=8 size=3 stride=2 pad=1 batch_normalize=1 activation=leaky",
