@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 
 from detkit.backbones.base import Classifier, Frozen, StagedBackbone, set_logits
@@ -15,9 +14,15 @@ Entry = Callable[..., StagedBackbone | Classifier]
 def family(make: Callable[..., Classifier], *names: str, taps: tuple[int, ...] = (2, 3, 4)) -> list[Entry]:
     """The entries of the table of backbones for the networks ``names``, in their order.
 
+    An entry returns a backbone, or with ``num_classes`` a ``Classifier`` of one scale, of as many classes as published
+    where it is 0. Its keys are ``weights`` ("none", "imagenet" or a file in the published layout), ``taps`` (the stages
+    returned), ``frozen`` (the first stages that do not train, or "all"), ``scales`` (of the image, see
+    ``detkit.backbones.pyramid``), and the keyword-only arguments of ``make``. It raises DetkitError where the weights
+    cannot be had, ValueError for taps or frozen outside the stages and scales not above 0.
+
     Args:
         make: ``make(name, weights, **options)`` builds the whole network, of as many classes as it was published for,
-            and loads its weights. Its keyword-only arguments are keys of the backbone too.
+            and loads its weights.
         names: Of the networks that ``make`` builds.
         taps: The default of that key.
     """
@@ -45,18 +50,5 @@ def _entry(name: str, make: Callable[..., Classifier], default_taps: tuple[int, 
         return net
 
     build.__name__ = build.__qualname__ = name
-    build.__doc__ = f"""{(inspect.getdoc(make) or name).rstrip()}
-
-    Args:
-        num_classes: None for a backbone; else return a ``Classifier`` of the one scale, 0 for as many classes as
-            published.
-        weights: "none", "imagenet" or a file in the published layout.
-        taps: The stages returned.
-        frozen: The first stages that do not train, or "all".
-        scales: Of the image, see ``detkit.backbones.pyramid``.
-
-    Raises:
-        DetkitError: The weights cannot be had.
-        ValueError: taps or frozen outside the stages, scales not above 0.
-    """
+    build.__doc__ = make.__doc__
     return build

@@ -23,11 +23,6 @@ _Source = Annotated[
 ]
 
 
-@app.callback()
-def _group() -> None:
-    """Turn detectors of other programs into model files."""
-
-
 @app.command()
 def darknet(
     cfg: Annotated[Path, typer.Argument(metavar="CFG", help="The net's cfg file.")],

@@ -87,16 +87,12 @@ class Stages(NamedTuple):
     rounds: np.ndarray
 
 
-def _none(width: int) -> np.ndarray:
-    return np.zeros((0, width), np.int64)
-
-
 @dataclass
 class _Class:
     """What is known of one class: examples, each an image and a row of its regions, and its SVM's multipliers."""
 
-    positive: np.ndarray = field(default_factory=lambda: _none(2))
-    negative: np.ndarray = field(default_factory=lambda: _none(2))
+    positive: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))
+    negative: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))
     near: list[tuple[int, np.ndarray, np.ndarray]] = field(default_factory=list)  # with the deltas (n, 4) to learn
     alpha: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     fresh: int = 0  # negatives since it was trained
@@ -130,48 +126,18 @@ def fit_stages(
     """
     if not len(data):
         raise ValueError("there are no images to fit on")
-    table = [_Class() for _ in range(classes)]
-    overlaps, scale = _label(data, table, positive, weights)
-    width = data[0].features.shape[1]
-    model = np.zeros((classes, width + 1), np.float32)  # of scaled features, the bias last
-    _mine(data, table, overlaps, model, scale, options.svm_cost)
-    slope, shift = _probabilities(data, overlaps, model, scale, positive)
-    learnt = np.array([len(one.positive) > 0 for one in table])
-    svm = np.where(learnt[:, None], slope[:, None] * model[:, :-1] * scale, 0)
-    svm_bias = np.where(learnt, slope * model[:, -1] * BIAS + shift, _NEVER)
-    boxes, boxes_bias = np.zeros((classes, 4, width), np.float32), np.zeros((classes, 4), np.float32)
-    for label, one in enumerate(table):
+    fit = _Fit(data, classes, positive, weights)
+    fit.mine(options.svm_cost)
+    slope, shift = fit.probabilities()
+    learnt = np.array([len(one.positive) > 0 for one in fit.classes])
+    svm = np.where(learnt[:, None], slope[:, None] * fit.model[:, :-1] * fit.scale, 0)
+    svm_bias = np.where(learnt, slope * fit.model[:, -1] * BIAS + shift, _NEVER)
+    boxes, boxes_bias = np.zeros((classes, 4, svm.shape[1]), np.float32), np.zeros((classes, 4), np.float32)
+    for label, one in enumerate(fit.classes):
         if one.near:
-            boxes[label], boxes_bias[label] = _ridge(data, one, scale, options.ridge)
-    regressed, rounds = np.array([bool(one.near) for one in table]), np.array([one.rounds for one in table])
+            boxes[label], boxes_bias[label] = fit.ridge(one, options.ridge)
+    regressed, rounds = np.array([bool(one.near) for one in fit.classes]), np.array([one.rounds for one in fit.classes])
     return Stages(svm.astype(np.float32), svm_bias.astype(np.float32), boxes, boxes_bias, regressed, rounds)
-
-
-Overlaps = dict[int, np.ndarray]  # class: IoU (R,) of an image's regions with it, -1 where that does not count
-
-
-def _label(
-    data: Sequence[Embedded], table: list[_Class], positive: float, weights: tuple[float, float, float, float]
-) -> tuple[list[Overlaps], float]:
-    """Fills positives and near regions; returns the overlaps and the features' scale."""
-    overlaps: list[Overlaps] = []
-    length, count = 0.0, 0
-    for i, item in enumerate(data):
-        length += float(np.linalg.norm(item.features.astype(np.float32), axis=1).sum())
-        count += len(item.features)
-        objects = gather_objects([item.target], "cpu")
-        overlaps.append({})
-        for label in objects.labels.unique().tolist():
-            one, mine = table[label], objects.labels == label
-            shown = label_regions(item.boxes, objects.rows(mine), positive)
-            overlaps[i][label] = shown.iou.masked_fill(shown.ignore, -1).half().numpy()
-            own = (objects.real & mine).nonzero().squeeze(1)
-            one.positive = np.concatenate((one.positive, _picks(i, own.numpy())))
-            near = (shown.iou >= NEAR).nonzero().squeeze(1)
-            if len(near):
-                deltas = encode_deltas(objects.boxes[mine][shown.row[near]], item.boxes[near], weights)
-                one.near.append((i, near.numpy(), deltas.numpy()))
-    return overlaps, NORM * max(count, 1) / max(length, 1e-9)
 
 
 def _picks(image: int, rows: np.ndarray) -> np.ndarray:
@@ -179,101 +145,121 @@ def _picks(image: int, rows: np.ndarray) -> np.ndarray:
     return np.stack((np.full(len(rows), image), rows), axis=1)
 
 
-def _margins(item: Embedded, model: np.ndarray, scale: float) -> np.ndarray:
-    """(R, C) of an image's regions."""
-    return item.features.astype(np.float32) @ (model[:, :-1].T * scale) + model[:, -1] * BIAS
+class _Fit:
+    """All classes' examples and SVMs.
 
+    overlaps: of each image, by class, the IoU (R,) of its regions with it, -1 where that does not count; scale: of the
+    features; model (C, D + 1): the SVMs of scaled features, the bias last.
+    """
 
-def _mine(
-    data: Sequence[Embedded],
-    table: list[_Class],
-    overlaps: list[Overlaps],
-    model: np.ndarray,
-    scale: float,
-    cost: float,
-) -> None:
-    """Trains ``model`` (C, D + 1) on all positives and on the negatives that are hard for it, in one pass."""
-    known = [(label, one) for label, one in enumerate(table) if len(one.positive)]
-    for i, item in enumerate(data):
-        margins = _margins(item, model, scale)
+    def __init__(
+        self, data: Sequence[Embedded], classes: int, positive: float, weights: tuple[float, float, float, float]
+    ) -> None:
+        self.data, self.positive = data, positive
+        self.classes = [_Class() for _ in range(classes)]
+        self.overlaps: list[dict[int, np.ndarray]] = [{} for _ in data]
+        length, count = 0.0, 0
+        for i, item in enumerate(data):
+            length += float(np.linalg.norm(item.features.astype(np.float32), axis=1).sum())
+            count += len(item.features)
+            objects = gather_objects([item.target], "cpu")
+            for label in objects.labels.unique().tolist():
+                one, mine = self.classes[label], objects.labels == label
+                shown = label_regions(item.boxes, objects.rows(mine), positive)
+                self.overlaps[i][label] = shown.iou.masked_fill(shown.ignore, -1).half().numpy()
+                own = (objects.real & mine).nonzero().squeeze(1)
+                one.positive = np.concatenate((one.positive, _picks(i, own.numpy())))
+                near = (shown.iou >= NEAR).nonzero().squeeze(1)
+                if len(near):
+                    deltas = encode_deltas(objects.boxes[mine][shown.row[near]], item.boxes[near], weights)
+                    one.near.append((i, near.numpy(), deltas.numpy()))
+        self.scale = NORM * max(count, 1) / max(length, 1e-9)
+        self.model = np.zeros((classes, data[0].features.shape[1] + 1), np.float32)
+
+    def margins(self, item: Embedded) -> np.ndarray:
+        """(R, C) of an image's regions."""
+        return item.features.astype(np.float32) @ (self.model[:, :-1].T * self.scale) + self.model[:, -1] * BIAS
+
+    def mine(self, cost: float) -> None:
+        """Trains on all positives and on the negatives that are hard for the SVMs, in one pass."""
+        known = [(label, one) for label, one in enumerate(self.classes) if len(one.positive)]
+        for i, item in enumerate(self.data):
+            margins = self.margins(item)
+            for label, one in known:
+                overlap = self.overlaps[i].get(label, np.zeros(len(margins), np.float16))
+                rows = np.flatnonzero((margins[:, label] > HARD) & (overlap >= 0) & (overlap < NEGATIVE))
+                one.negative = np.concatenate((one.negative, _picks(i, rows)))
+                one.fresh += len(rows)
+                if one.fresh >= RETRAIN:
+                    self.train(label, cost)
         for label, one in known:
-            hard = margins[:, label] > HARD
-            if label in overlaps[i]:
-                hard &= (overlaps[i][label] >= 0) & (overlaps[i][label] < NEGATIVE)
-            rows = np.flatnonzero(hard)
-            one.negative = np.concatenate((one.negative, _picks(i, rows)))
-            one.fresh += len(rows)
-            if one.fresh >= RETRAIN:
-                _train(data, one, model[label], scale, cost)
-    for label, one in known:
-        if one.fresh or not one.rounds:
-            _train(data, one, model[label], scale, cost)
+            if one.fresh or not one.rounds:
+                self.train(label, cost)
+
+    def train(self, label: int, cost: float) -> None:
+        """Trains one class's SVM on its examples, from where it stood, and puts easy negatives back."""
+        from detkit.ops.svm_kernels import descend
+
+        one, model = self.classes[label], self.model[label]
+        signs = np.repeat(np.array([1, -1], np.float32), [len(one.positive), len(one.negative)])
+        parts = [_features(self.data, picks) for picks in (one.positive, one.negative) if len(picks)]
+        x = np.concatenate(parts) * np.float32(self.scale)
+        x = np.concatenate((x, np.full((len(x), 1), BIAS, np.float32)), axis=1)
+        limits = np.where(signs > 0, cost * POSITIVE_WEIGHT, cost).astype(np.float32)
+        alpha = np.zeros(len(x), np.float32)
+        alpha[: len(one.alpha)] = one.alpha
+        model[:] = (alpha * signs) @ x
+        descend(x, signs, limits, alpha, model, one.rounds, TOLERANCE, PASSES)
+        one.rounds, one.fresh = one.rounds + 1, 0
+        kept = (signs > 0) | (x @ model >= EASY) | (alpha > 0)
+        one.alpha, one.negative = alpha[kept], one.negative[kept[len(one.positive) :]]
+
+    def probabilities(self) -> tuple[np.ndarray, np.ndarray]:
+        """(C,) a and b of the logits a margin + b, for each class, with Platt's smoothed targets."""
+        from scipy.optimize import minimize
+        from scipy.special import expit
+
+        counts = np.zeros((2, len(self.model), len(_BINS) - 1))
+        for i, item in enumerate(self.data):
+            margins = np.clip(self.margins(item), _BINS[0], _BINS[-1])
+            for label in range(len(self.model)):
+                overlap = self.overlaps[i].get(label, np.zeros(len(margins), np.float16))
+                shows, valid = overlap >= self.positive, overlap >= 0
+                for kind, rows in enumerate((valid & ~shows, shows)):
+                    counts[kind, label] += np.histogram(margins[rows, label], _BINS)[0]
+        centres = (_BINS[1:] + _BINS[:-1]) / 2
+
+        def loss(pair: np.ndarray, wanted: np.ndarray, total: np.ndarray) -> tuple[float, np.ndarray]:
+            logits = pair[0] * centres + pair[1]
+            value = (total * np.logaddexp(0, logits) - wanted * logits).sum()
+            error, scaled = total * expit(logits) - wanted, max(total.sum(), 1)
+            return value / scaled, np.array([(error * centres).sum(), error.sum()]) / scaled
+
+        found = []
+        for without, having in zip(*counts, strict=True):
+            high, low = (having.sum() + 1) / (having.sum() + 2), 1 / (without.sum() + 2)
+            arguments, bounds = (high * having + low * without, having + without), [(0.1, 100), (-100, 100)]
+            found.append(minimize(loss, [1.0, 0.0], arguments, jac=True, method="L-BFGS-B", bounds=bounds).x)
+        slope, shift = np.array(found).T
+        return slope, shift
+
+    def ridge(self, one: _Class, ridge: float) -> tuple[np.ndarray, np.ndarray]:
+        """Weights (4, D) and bias (4,) of one class's box regression; the bias is not regularised."""
+        y = np.concatenate([deltas for _, _, deltas in one.near]).astype(np.float64)
+        mean_y, width = y.mean(0), self.model.shape[1] - 1
+        mean_x, left, right = np.zeros(width), np.eye(width) * ridge, np.zeros((width, 4))
+        for i, near, _ in one.near:
+            mean_x += self.data[i].features[near].astype(np.float64).sum(0) * self.scale / len(y)
+        for i, near, deltas in one.near:
+            x = self.data[i].features[near].astype(np.float64) * self.scale - mean_x
+            left += x.T @ x
+            right += x.T @ (deltas - mean_y)
+        weight = np.linalg.solve(left, right)
+        return (weight.T * self.scale).astype(np.float32), (mean_y - mean_x @ weight).astype(np.float32)
 
 
-def _train(data: Sequence[Embedded], one: _Class, model: np.ndarray, scale: float, cost: float) -> None:
-    """Trains one class's SVM on its examples, from where it stood, and puts easy negatives back."""
-    from detkit.ops.svm_kernels import descend
-
-    at = len(one.positive)
-    picks = np.concatenate((one.positive, one.negative))  # in the order of the images, twice
-    images, starts = np.unique(picks[:, 0] + len(data) * (np.arange(len(picks)) >= at), return_index=True)
+def _features(data: Sequence[Embedded], picks: np.ndarray) -> np.ndarray:
+    """(n, D) float32 of regions (n, 2), an image and a row each, image after image."""
+    images, starts = np.unique(picks[:, 0], return_index=True)
     rows = np.split(picks[:, 1], starts[1:])
-    parts = [data[i % len(data)].features[chosen] for i, chosen in zip(images.tolist(), rows, strict=True)]
-    x = np.concatenate(parts).astype(np.float32) * np.float32(scale)
-    x = np.concatenate((x, np.full((len(x), 1), BIAS, np.float32)), axis=1)
-    signs = np.where(np.arange(len(x)) < at, 1, -1).astype(np.float32)
-    limits = np.where(signs > 0, cost * POSITIVE_WEIGHT, cost).astype(np.float32)
-    alpha = np.zeros(len(x), np.float32)
-    alpha[: len(one.alpha)] = one.alpha
-    model[:] = (alpha * signs) @ x
-    descend(x, signs, limits, alpha, model, one.rounds, TOLERANCE, PASSES)
-    one.rounds, one.fresh = one.rounds + 1, 0
-    kept = (signs > 0) | (x @ model >= EASY) | (alpha > 0)
-    one.alpha, one.negative = alpha[kept], one.negative[kept[at:]]
-
-
-def _probabilities(
-    data: Sequence[Embedded], overlaps: list[Overlaps], model: np.ndarray, scale: float, positive: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """(C,) a and b of the logits a margin + b, for each class, with Platt's smoothed targets."""
-    from scipy.optimize import minimize
-    from scipy.special import expit
-
-    counts = np.zeros((2, len(model), len(_BINS) - 1))
-    for i, item in enumerate(data):
-        margins = np.clip(_margins(item, model, scale), _BINS[0], _BINS[-1])
-        for label in range(len(model)):
-            overlap = overlaps[i].get(label, np.zeros(len(margins), np.float16))
-            shows, valid = overlap >= positive, overlap >= 0
-            for kind, rows in enumerate((valid & ~shows, shows)):
-                counts[kind, label] += np.histogram(margins[rows, label], _BINS)[0]
-    centres = (_BINS[1:] + _BINS[:-1]) / 2
-
-    def loss(pair: np.ndarray, wanted: np.ndarray, total: np.ndarray) -> tuple[float, np.ndarray]:
-        logits = pair[0] * centres + pair[1]
-        value = (total * np.logaddexp(0, logits) - wanted * logits).sum()
-        error, scaled = total * expit(logits) - wanted, max(total.sum(), 1)
-        return value / scaled, np.array([(error * centres).sum(), error.sum()]) / scaled
-
-    found = []
-    for without, having in zip(*counts, strict=True):
-        high, low = (having.sum() + 1) / (having.sum() + 2), 1 / (without.sum() + 2)
-        arguments, bounds = (high * having + low * without, having + without), [(0.1, 100), (-100, 100)]
-        found.append(minimize(loss, [1.0, 0.0], arguments, jac=True, method="L-BFGS-B", bounds=bounds).x)
-    slope, shift = np.array(found).T
-    return slope, shift
-
-
-def _ridge(data: Sequence[Embedded], one: _Class, scale: float, ridge: float) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (4, D) and bias (4,) of one class's box regression; the bias is not regularised."""
-    y = np.concatenate([deltas for _, _, deltas in one.near]).astype(np.float64)
-    mean_y, width = y.mean(0), data[0].features.shape[1]
-    mean_x, left, right = np.zeros(width), np.eye(width) * ridge, np.zeros((width, 4))
-    for i, near, _ in one.near:
-        mean_x += data[i].features[near].astype(np.float64).sum(0) * scale / len(y)
-    for i, near, deltas in one.near:
-        x = data[i].features[near].astype(np.float64) * scale - mean_x
-        left += x.T @ x
-        right += x.T @ (deltas - mean_y)
-    weight = np.linalg.solve(left, right)
-    return (weight.T * scale).astype(np.float32), (mean_y - mean_x @ weight).astype(np.float32)
+    return np.concatenate([data[i].features[mine].astype(np.float32) for i, mine in zip(images, rows, strict=True)])

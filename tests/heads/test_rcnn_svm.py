@@ -97,14 +97,14 @@ def test_probabilities_are_the_shares_of_regions_that_show_the_class() -> None:
 
 
 def test_negatives_overlap_no_object_of_their_class_by_0_3(monkeypatch: pytest.MonkeyPatch) -> None:
-    item, taken, train = image(0, labels=(0,)), set[int](), rcnn_svm._train
+    item, taken, train = image(0, labels=(0,)), set[int](), rcnn_svm._Fit.train
     item.boxes[3:5] = torch.tensor([[10.0, 10, 30, 18], [10, 10, 30, 15]])  # IoU 0.4 and 0.25
 
-    def noted(data: Any, one: Any, *rest: Any) -> None:
-        taken.update(one.negative[:, 1].tolist())
-        train(data, one, *rest)
+    def noted(self: Any, label: int, cost: float) -> None:
+        taken.update(self.classes[label].negative[:, 1].tolist())
+        train(self, label, cost)
 
-    monkeypatch.setattr(rcnn_svm, "_train", noted)
+    monkeypatch.setattr(rcnn_svm._Fit, "train", noted)
     fit([item], 1)
     assert taken == set(range(4, 33))
 
