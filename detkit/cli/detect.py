@@ -35,7 +35,7 @@ def detect(
     model: options.ModelNames = None,
     conf: options.Conf = None,
     iou: options.Iou = 0.5,
-    max_detections: Annotated[int, typer.Option("--max-detections", help="Most boxes an image.")] = 100,
+    max_detections: Annotated[int, typer.Option("--max-detections", help="Most boxes per image.")] = 100,
     classes: options.Classes = None,
     size: options.Size = None,
     tta: options.Tta = None,

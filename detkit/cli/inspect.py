@@ -80,7 +80,7 @@ def patches(
     channels: Annotated[
         str | None, typer.Option("--channels", help="0,5,17 (default: eight that stand out most).")
     ] = None,
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Images to look at, drawn by --seed.")] = 300,
+    count: Annotated[int, typer.Option("--count", "-n", "--pictures", min=1, help="Images to look at.")] = 300,
     window: Annotated[
         int | None, typer.Option("--window", min=1, help="Pixels of the input to cut out (default: what a cell sees).")
     ] = None,
