@@ -10,11 +10,11 @@ import math
 import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, repeat
 from operator import attrgetter
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -253,34 +253,37 @@ def _objects(
         a = records[row]
         return f"{path}: annotation {a.id if a.id is not None else f'number {row}'} (image {a.image_id})"
 
+    def column(name: str) -> Iterator[Any]:
+        return map(attrgetter(name), records)
+
     def numbers(name: str, table: dict[Id, int]) -> np.ndarray:
-        found = np.fromiter(map(table.get, map(attrgetter(name), records), repeat(-1)), np.int64, n)
+        found = np.fromiter(map(table.get, column(name), repeat(-1)), np.int64, n)
         findings.add_rows(f"unknown {name.replace('_', ' ')} (annotation dropped)", found < 0, where)
         return found
 
-    def flags(name: str) -> np.ndarray:
-        return np.fromiter(map(bool, map(attrgetter(name), records)), bool, n)
-
-    no_box = np.fromiter((record.bbox is None for record in records), bool, n)
+    boxes = list(column("bbox"))
+    no_box = np.asarray([row for row, box in enumerate(boxes) if box is None] if None in boxes else [], np.int64)
     findings.add_rows("annotation without a box of four numbers (dropped)", no_box, where)
-    nothing = (0.0, 0.0, 0.0, 0.0)
-    boxes = chain.from_iterable(nothing if record.bbox is None else record.bbox for record in records)
-    xywh = np.fromiter(boxes, np.float64, 4 * n).reshape(n, 4)
+    for row in no_box.tolist():
+        boxes[row] = (0.0, 0.0, 0.0, 0.0)
+    xywh = np.fromiter(chain.from_iterable(boxes), np.float64, 4 * n).reshape(n, 4)
     image, labels = numbers("image_id", images), numbers("category_id", classes)
     labels[no_box] = -1
-    area = np.asarray([record.area for record in records], dtype=np.float64)  # None becomes NaN
-    ids = _whole([record.id for record in records])
+    area = np.asarray(list(column("area")), dtype=np.float64)  # None becomes NaN
+    crowd, difficult = (np.fromiter(map(bool, column(name)), bool, n) for name in ("iscrowd", "difficult"))
+    ids = _whole(list(column("id")))
     order = np.argsort(ids, kind="stable")
     again = order[1:][ids[order[1:]] == ids[order[:-1]]]
     findings.add_rows("annotation id used again (kept)", np.sort(again), where)
-    points = _points([record.keypoints for record in records])
-    return ObjectTable(image, xywh, labels, where, flags("iscrowd"), flags("difficult"), area, ids, points)
+    return ObjectTable(image, xywh, labels, where, crowd, difficult, area, ids, _points(list(column("keypoints"))))
 
 
 def _whole(values: list[Id | None]) -> np.ndarray:
     """(N,) int64 ids for the metrics' table; where one is a name or missing, all become record numbers, from one."""
-    whole = set(map(type, values)) <= {int} and all(-(1 << 63) <= v < 1 << 63 for v in values)  # type: ignore[operator]
-    return np.asarray(values if whole else range(1, len(values) + 1), dtype=np.int64)
+    if set(map(type, values)) <= {int}:
+        with suppress(OverflowError):
+            return np.asarray(values, dtype=np.int64)
+    return np.arange(1, len(values) + 1, dtype=np.int64)
 
 
 def _length(value: float | None) -> int:
