@@ -42,7 +42,6 @@ class RunFolder:
     def __init__(self, run: Path, record: Mapping[str, object], rows: Sequence[Row], scores: Sequence[str]) -> None:
         self.run, self.record, self.rows, self.scores = run, record, list(rows), scores
         self._drawn = 0.0
-        run.mkdir(parents=True, exist_ok=True)
         self._write_metrics()
         self._write_record({})
 
@@ -126,7 +125,6 @@ def save_first_batch(path: Path, batch: Batch, targets: Sequence[Target], classe
     """The batch's images (up to 16) as the model sees them, with their boxes, in one image."""
     images = batch.pixels[:16].permute(0, 2, 3, 1).contiguous().cpu().numpy()
     drawn = [draw_target(image, t.numpy(), classes) for image, t in zip(images, targets, strict=False)]
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_image(path, sheet(drawn), overwrite=True)
 
 
