@@ -11,13 +11,21 @@ import numpy as np
 
 @dataclass(slots=True, frozen=True, eq=False)
 class GroundTruth:
-    """All labelled boxes of a data set, as the metrics read them.
+    """All labelled boxes of a data set, as the metrics read them; rows in file order.
 
-    images: number of images; image (N,) int64 index 0..images-1; label (N,) int64; xywh (N, 4) float64; area (N,)
-    float64; crowd, difficult (N,) bool; ids (N,) int64, the annotations' own, from 1 where the format has none;
-    classes: names; rows in file order. rank (images,) int64: each image's place in ascending order of the image ids,
-    by which pycocotools breaks ties between equal scores (default: images are in that order already). points (N, K, 3)
-    float64 x, y in pixels, visible (0: not), or None.
+    Attributes:
+        images: Number of images.
+        image: (N,) int64, index 0..images-1.
+        label: (N,) int64.
+        xywh: (N, 4) float64.
+        area: (N,) float64, the annotation's.
+        crowd: (N,) bool.
+        difficult: (N,) bool.
+        ids: (N,) int64, the annotations' own, from 1 where the format has none.
+        classes: Names.
+        rank: (images,) int64, each image's place in ascending order of the image ids, by which pycocotools breaks ties
+            between equal scores; None: images are in that order already.
+        points: (N, K, 3) float64 x, y in pixels, visible (0: not), or None.
     """
 
     images: int
@@ -41,8 +49,15 @@ class GroundTruth:
 
 @dataclass(slots=True, frozen=True, eq=False)
 class Results:
-    """Detections on a data set: image (M,) int64 index, label (M,) int64, xywh (M, 4) and score (M,) float64; points
-    (M, K, 2) float64 x, y in pixels, or None."""
+    """Detections on a data set.
+
+    Attributes:
+        image: (M,) int64 index.
+        label: (M,) int64.
+        xywh: (M, 4) float64.
+        score: (M,) float64.
+        points: (M, K, 2) float64 x, y in pixels, or None.
+    """
 
     image: np.ndarray
     label: np.ndarray

@@ -20,7 +20,13 @@ from detkit.tables import GroundTruth, Results
 
 @dataclass(slots=True, frozen=True)
 class Difference:
-    """Metric of the second model minus the first: its value, the interval, and whether 0 lies outside it."""
+    """A number of one model minus that of another.
+
+    Attributes:
+        value: On the data.
+        low: Of the interval.
+        high: Of the interval.
+    """
 
     value: float
     low: float
@@ -34,9 +40,12 @@ class Difference:
 
 @dataclass(slots=True, frozen=True, eq=False)
 class Draws:
-    """A metric on the data, and drawn (S,) float64 on draws of its images; the same seed draws the same images.
+    """A number on the data and on draws of its images; the same seed draws the same images.
 
-    lowest: the least it can be; the most is 1. No interval goes beyond, however few the objects are.
+    Attributes:
+        value: On the data.
+        drawn: (S,) float64, on the draws.
+        lowest: The least it can be; the most is 1. No interval goes beyond, however few the objects are.
     """
 
     value: float
@@ -44,7 +53,14 @@ class Draws:
     lowest: float = 0.0
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """The bias-corrected percentile interval (low, high); (NaN, NaN) where no draw has an object to find."""
+        """The bias-corrected percentile interval (low, high); (NaN, NaN) where no draw has an object to find.
+
+        Args:
+            level: The share of the draws that it holds.
+
+        Raises:
+            ValueError: A level that does not lie between 0 and 1.
+        """
         if not 0 < level < 1:
             raise ValueError(f"a level lies between 0 and 1, got {level}")
         valid = self.drawn[~np.isnan(self.drawn)]
@@ -54,7 +70,7 @@ class Draws:
         return max(float(low), self.lowest), min(float(high), 1.0)
 
     def minus(self, other: Draws) -> Difference:
-        """This metric less the other's on the same draws, so that what both find hard cancels out."""
+        """This number less the other's on the same draws, so that what both find hard cancels out."""
         difference = Draws(self.value - other.value, self.drawn - other.drawn, lowest=-1.0)
         return Difference(difference.value, *difference.interval())
 

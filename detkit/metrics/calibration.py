@@ -20,9 +20,14 @@ class Calibration:
     """Detections by score, in B bins of equal width over 0..1; a score on an edge belongs to the upper bin, 1 to the
     last.
 
-    edges (B + 1,), count (B,) int64, score (B,) the mean score and precision (B,) the share that is right (NaN in an
-    empty bin); error: the expected calibration error, the mean of abs(precision - score) over bins, weighted by count
-    (NaN without detections); conf: the lowest score that was counted.
+    Attributes:
+        edges: (B + 1,).
+        count: (B,) int64.
+        score: (B,) the mean score, NaN in an empty bin.
+        precision: (B,) the share that is right, NaN in an empty bin.
+        error: The expected calibration error, the mean of abs(precision - score) over bins, weighted by count (NaN
+            without detections).
+        conf: The lowest score that was counted.
     """
 
     edges: np.ndarray
@@ -41,9 +46,18 @@ class Calibration:
 def calibration(
     gt: GroundTruth, dt: Results, *, iou: float = 0.5, conf: float = 0.0, bins: int = 10, max_detections: int = 100
 ) -> Calibration:
-    """The reliability table of the detections with score >= ``conf``; those on ignored objects do not count.
+    """The reliability table; detections on ignored objects do not count.
 
-    Raises ValueError for tables that do not fit together, or fewer than one bin.
+    Args:
+        gt: The labels.
+        dt: The detections.
+        iou: The threshold of matching.
+        conf: The lowest score.
+        bins: How many.
+        max_detections: Per image and class.
+
+    Raises:
+        ValueError: Tables that do not fit together, or fewer than one bin.
     """
     if bins < 1:
         raise ValueError(f"calibration needs at least one bin, got {bins}")

@@ -12,9 +12,12 @@ from detkit.tables import GroundTruth, Results
 
 @dataclass(slots=True, frozen=True, eq=False)
 class Confusion:
-    """counts (C + 1, C + 1) int64: row = the object's class, column = the detection's; the last of both is background.
+    """Which class is taken for which; background comes last.
 
-    counts[c, -1] are missed objects of class c, counts[-1, c] detections of c on nothing; counts[-1, -1] is 0.
+    Attributes:
+        counts: (C + 1, C + 1) int64, row = the object's class, column = the detection's: counts[c, -1] are missed
+            objects of class c, counts[-1, c] detections of c on nothing; counts[-1, -1] is 0.
+        classes: Names.
     """
 
     counts: np.ndarray
@@ -29,11 +32,18 @@ class Confusion:
 def confusion_matrix(
     gt: GroundTruth, dt: Results, *, conf: float = 0.25, iou: float = 0.5, max_detections: int = 100
 ) -> Confusion:
-    """Confusion matrix of the detections with score >= ``conf`` at IoU >= ``iou``.
+    """Confusion matrix at one IoU threshold.
 
     First every detection is matched within its own class as for AP, so the diagonal holds the true positives that
     precision and recall count; what is left on both sides is then matched whatever the class, best score first.
-    Detections on crowds or difficult objects count neither way. At most ``max_detections`` of an image and class.
+    Detections on crowds or difficult objects count neither way.
+
+    Args:
+        gt: The labels.
+        dt: The detections.
+        conf: The lowest score.
+        iou: The threshold.
+        max_detections: Per image and class.
     """
     background = len(gt.classes)
     ignore = gt.crowd | gt.difficult

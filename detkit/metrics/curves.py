@@ -14,9 +14,14 @@ NO_THRESHOLD = 0.25  # where no detection is ever right: what people see by defa
 
 @dataclass(slots=True, frozen=True, eq=False)
 class Curve:
-    """One point a distinct score, best first: what is kept at score >= score[i].
+    """One point per distinct score, best first: what is kept at score >= score[i]. Without objects, recall and f1 are 0.
 
-    score, precision, recall, f1 (P,) float64; objects: number to be found. Without objects, recall and f1 are 0.
+    Attributes:
+        score: (P,) float64.
+        precision: (P,) float64.
+        recall: (P,) float64.
+        f1: (P,) float64.
+        objects: Number to be found.
     """
 
     score: np.ndarray
@@ -40,14 +45,26 @@ class Curve:
 
 @dataclass(slots=True, frozen=True, eq=False)
 class Curves:
-    """The curve of all detections together and those of the classes by name."""
+    """Curves of precision, recall and F1.
+
+    Attributes:
+        overall: All detections together.
+        per_class: By name.
+    """
 
     overall: Curve
     per_class: dict[str, Curve]
 
 
 def curves(gt: GroundTruth, dt: Results, *, iou: float = 0.5, max_detections: int = 100) -> Curves:
-    """Precision-recall-F1 curves with COCO's matching at one IoU threshold; ignored objects count neither way."""
+    """Precision-recall-F1 curves with COCO's matching; ignored objects count neither way.
+
+    Args:
+        gt: The labels.
+        dt: The detections.
+        iou: The threshold.
+        max_detections: Per image and class.
+    """
     matches = match(gt, dt, thresholds=np.array([iou]), max_detections=max_detections)
     objects = positives(gt, ALL_AREAS)[:, 0]
     true, counted = matches.true, matches.counted
@@ -70,5 +87,12 @@ def _curve(score: np.ndarray, true: np.ndarray, objects: int) -> Curve:
 
 
 def best_threshold(gt: GroundTruth, dt: Results, *, iou: float = 0.5, max_detections: int = 100) -> tuple[float, float]:
-    """The one score threshold for all classes with the best F1, and that F1 (see ``Curve.best``)."""
+    """The one score threshold for all classes with the best F1, and that F1 (see ``Curve.best``).
+
+    Args:
+        gt: The labels.
+        dt: The detections.
+        iou: The threshold of matching.
+        max_detections: Per image and class.
+    """
     return curves(gt, dt, iou=iou, max_detections=max_detections).overall.best()

@@ -30,10 +30,15 @@ MISSED = "an object that no detection is on, nor could be corrected to"
 class ErrorBreakdown:
     """The errors of a set of detections.
 
-    ap: COCO's AP at the one IoU threshold; counts and gains: number of errors of each kind of ``KINDS`` and "missed",
-    and what AP would gain if they alone were put right; false_positives, false_negatives: the gain if there were
-    none at all. row (E,) int64: the wrong detections' rows in their Results; kind (E,) int64: place in ``KINDS``;
-    missed (N,) bool: of the objects.
+    Attributes:
+        ap: COCO's AP at the one IoU threshold.
+        counts: Number of errors of each kind of ``KINDS`` and "missed".
+        gains: What AP would gain if they alone were put right.
+        false_positives: The gain if there were none at all.
+        false_negatives: The gain if what is missed were not asked for.
+        row: (E,) int64, the wrong detections' rows in their Results.
+        kind: (E,) int64, place in ``KINDS``.
+        missed: (N,) bool, of the objects.
     """
 
     ap: float
@@ -62,8 +67,17 @@ def error_breakdown(
     Put right, a classification or localization error becomes the true positive of its object, unless the object is
     found already or a better detection could be corrected to it: then it is taken away, as are duplicates, background
     and both. Missed objects, those that no detection finds or could be corrected to, are no longer asked for.
-    Crowds and difficult objects, and detections on them, play no part. Raises ValueError for tables or thresholds that
-    make no sense.
+    Crowds and difficult objects, and detections on them, play no part.
+
+    Args:
+        gt: The labels.
+        dt: The detections.
+        iou: The threshold of matching.
+        background: Below it a detection is on nothing.
+        max_detections: Per image and class.
+
+    Raises:
+        ValueError: Tables or thresholds that make no sense.
     """
     if not 0 < background < iou:
         raise ValueError(f"the background threshold must lie between 0 and {iou}, got {background}")

@@ -115,7 +115,15 @@ def match_groups(
 
 @kernel
 def best_objects(groups: np.ndarray, d_box: np.ndarray, g_box: np.ndarray, best: np.ndarray, iou: np.ndarray) -> None:
-    """The object of highest IoU of each detection, the first of equals: fills best (int64) and iou (float64)."""
+    """The object of highest IoU of each detection, the first of equals.
+
+    Args:
+        groups: (S, 4).
+        d_box: Boxes of the detections, in the order that groups count in.
+        g_box: Boxes of the objects, in that order.
+        best: (D,) int64, filled.
+        iou: (D,) float64, filled.
+    """
     none = np.zeros(g_box.shape[0], np.bool_)
     for s in range(groups.shape[0]):
         g0, g1 = groups[s, 2], groups[s, 3]

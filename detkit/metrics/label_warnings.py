@@ -15,6 +15,10 @@ def swapped_classes(gt: GroundTruth, dt: Results) -> list[str]:
     """One sentence if most classes' objects are found by detections of another class, each by one of its own.
 
     That is how numbers of another list of classes look: 1 to 80 where the data has COCO's 91 ids, or counted from 0.
+
+    Args:
+        gt: The labels.
+        dt: The detections.
     """
     if len(gt.classes) < 2:
         return []

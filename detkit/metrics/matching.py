@@ -19,10 +19,18 @@ _THREADED = 50_000  # detections above which starting threads costs less than it
 class Matches:
     """Detections after matching, sorted by class, then best first (equal scores: by image, then in file order).
 
-    row (D,) int64, the detection's row in its Results; image, label (D,) int64; score (D,) float64; rank (D,) int32,
-    its place among its group's scores; matched, ignored (D,) uint64, bit ``a * thresholds + t``; taken (D,) int64, row
-    of the object taken at the first threshold of the first area range, or -1; starts (K + 1,) int64, the rows of each
-    class; thresholds (T,); areas (A, 2) square pixels.
+    Attributes:
+        row: (D,) int64, the detection's row in its Results.
+        image: (D,) int64.
+        label: (D,) int64.
+        score: (D,) float64.
+        rank: (D,) int64, its place among the scores of its image and class.
+        matched: (D,) uint64, bit ``a * thresholds + t``.
+        ignored: (D,) uint64, the same bits.
+        taken: (D,) int64, row of the object taken at the first threshold of the first area range, or -1.
+        starts: (K + 1,) int64, where each class starts.
+        thresholds: (T,) IoU.
+        areas: (A, 2) square pixels.
     """
 
     row: np.ndarray
@@ -86,7 +94,11 @@ class Groups:
 def group_by_class(gt: GroundTruth, dt: Results, limit: int | None = None, by_class: bool = True) -> Groups:
     """Sorts detections (equal scores: by the rank of their image, then in file order) and groups them with objects.
 
-    Only the ``limit`` best of each image and class stay. by_class=False puts all in one class.
+    Args:
+        gt: The labels.
+        dt: The detections.
+        limit: Only so many of each image and class stay, the best; None: all.
+        by_class: False puts all in one class.
     """
     classes, label, g_label = len(gt.classes), dt.label, gt.label
     if not by_class:
@@ -141,12 +153,22 @@ def match(
 ) -> Matches:
     """Matches detections with objects as COCO does: greedily, best score first, each object once.
 
-    Objects that are crowd, difficult or outside an area range (A, 2) are ignored: a detection on one counts neither
-    way, and a detection that finds nothing and lies outside the range itself is dropped too. A crowd takes any number
-    of detections by intersection / detection area. Of each image and class the ``max_detections`` best take part.
-    An object with annotation id 0 takes a detection without counting as found, as in pycocotools (its match table
-    holds ids, and 0 reads as unmatched); readers of formats without ids number from 1.
-    ``by_class=False`` lets any class match any class. Raises ValueError for tables or thresholds that make no sense.
+    Objects that are crowd, difficult or outside an area range are ignored: a detection on one counts neither way, and
+    a detection that finds nothing and lies outside the range itself is dropped too. A crowd takes any number of
+    detections by intersection / detection area. An object with annotation id 0 takes a detection without counting as
+    found, as in pycocotools (its match table holds ids, and 0 reads as unmatched); readers of formats without ids
+    number from 1.
+
+    Args:
+        gt: The labels.
+        dt: The detections.
+        thresholds: (T,) IoU.
+        areas: (A, 2) square pixels.
+        max_detections: Of each image and class, the best ones.
+        by_class: False lets any class match any class.
+
+    Raises:
+        ValueError: Tables or thresholds that make no sense.
     """
     from detkit.metrics import kernels
 
@@ -195,7 +217,16 @@ def _outside(boxes: np.ndarray, areas: np.ndarray, number: int) -> np.ndarray:
 
 
 def positives(gt: GroundTruth, areas: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """(K, A) int64: objects to be found of each class in each area range; weights (images,) counts images again."""
+    """How many objects are to be found.
+
+    Args:
+        gt: The labels.
+        areas: (A, 2) square pixels.
+        weights: (images,) how many times each image counts; None: once.
+
+    Returns:
+        (K, A) int64, of each class in each area range.
+    """
     counts = np.zeros((len(gt.classes), len(areas)), np.int64)
     wanted = ~(gt.crowd | gt.difficult)
     for a, (low, high) in enumerate(areas):

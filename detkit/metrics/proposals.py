@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,15 @@ COUNTS = (100, 200, 500, 1000, 2000)
 
 
 def best_overlaps(boxes: np.ndarray, proposals: np.ndarray) -> np.ndarray:
-    """(N,) IoU of each box (N, 4) xyxy with the proposal (R, 4) that fits it best; 0 where there is none."""
+    """How well each box is proposed.
+
+    Args:
+        boxes: (N, 4) xyxy.
+        proposals: (R, 4) xyxy.
+
+    Returns:
+        (N,) IoU with the proposal that fits best; 0 where there is none.
+    """
     if not len(boxes) or not len(proposals):
         return np.zeros(len(boxes), np.float32)
     return np.asarray(iou(boxes, proposals)).max(axis=1)
@@ -22,10 +29,13 @@ def best_overlaps(boxes: np.ndarray, proposals: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Recall:
-    """Of the first ``count`` proposals of each image: ``recall`` by IoU threshold, ``mabo`` and ``proposals``.
+    """How good the first proposals of each image are; NaN where there is no object.
 
-    mabo: the mean over classes of the average best overlap (Uijlings et al. 2013, section 5.1); proposals: how many an
-    image had on average. NaN where there is no object.
+    Attributes:
+        count: How many of each image were looked at.
+        proposals: How many an image had on average.
+        recall: By IoU threshold.
+        mabo: The mean over classes of the average best overlap (Uijlings et al. 2013, section 5.1).
     """
 
     count: int
@@ -33,41 +43,44 @@ class Recall:
     recall: dict[float, float]
     mabo: float
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, float]:
         """Plain values."""
         recall = {f"recall@{threshold:g}": value for threshold, value in self.recall.items()}
         return {"count": self.count, "proposals": self.proposals, **recall, "mabo": self.mabo}
 
 
 class RecallMeter:
-    """Gathers ``Recall`` for several numbers of proposals, image by image; the best proposals come first."""
+    """Gathers ``Recall`` for several numbers of proposals, image by image; the best proposals come first.
+
+    Args:
+        counts: Numbers of proposals.
+        thresholds: IoU.
+    """
 
     def __init__(self, counts: Sequence[int] = COUNTS, thresholds: Sequence[float] = (0.5, 0.7)) -> None:
         self.counts, self.thresholds = tuple(counts), tuple(thresholds)
-        self._labels: list[np.ndarray] = []
-        self._overlaps: list[list[np.ndarray]] = [[] for _ in self.counts]
-        self._used: list[list[int]] = [[] for _ in self.counts]
+        self._labels = [np.zeros(0, np.int64)]
+        self._overlaps = [np.zeros((len(self.counts), 0))]
+        self._sizes: list[int] = []
 
     def add(self, boxes: np.ndarray, labels: np.ndarray, proposals: np.ndarray) -> None:
         """One image: its objects (N, 4) and (N,), and its proposals (R, 4)."""
         self._labels.append(np.asarray(labels))
-        for count, overlaps, used in zip(self.counts, self._overlaps, self._used, strict=True):
-            overlaps.append(best_overlaps(boxes, proposals[:count]))
-            used.append(min(count, len(proposals)))
+        self._overlaps.append(np.stack([best_overlaps(boxes, proposals[:count]) for count in self.counts]))
+        self._sizes.append(len(proposals))
 
     @property
     def objects(self) -> int:
         """Objects so far."""
-        return sum(len(labels) for labels in self._labels)
+        return sum(map(len, self._labels))
 
     def results(self) -> list[Recall]:
-        """One entry a count."""
-        labels = np.concatenate([np.zeros(0, np.int64), *self._labels])
-        found = []
-        for count, parts, used in zip(self.counts, self._overlaps, self._used, strict=True):
-            overlap = np.concatenate([np.zeros(0), *parts])
+        """One entry per count."""
+        labels, found = np.concatenate(self._labels), []
+        for count, overlap in zip(self.counts, np.concatenate(self._overlaps, axis=1), strict=True):
             recall = {t: float((overlap >= t).mean()) if len(overlap) else np.nan for t in self.thresholds}
             classes = [overlap[labels == label].mean() for label in np.unique(labels)]
             mabo = float(np.mean(classes)) if classes else np.nan
-            found.append(Recall(count, float(np.mean(used)) if used else 0.0, recall, mabo))
+            used = float(np.minimum(self._sizes, count).mean()) if self._sizes else 0.0
+            found.append(Recall(count, used, recall, mabo))
         return found

@@ -19,7 +19,7 @@ _LETTERS = 24  # of a class name along an axis
 
 
 def data_uri(kind: str, data: bytes) -> str:
-    """``data`` of this MIME type as a URI that holds it."""
+    """``data`` of the MIME type ``kind`` as a URI that holds it."""
     return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
@@ -40,7 +40,12 @@ def _uri(figure: Figure) -> str:
 
 
 def curves_chart(curves: Facts, iou: float) -> str:
-    """Precision against recall, and F1 against the score threshold with the best one marked; thin lines are classes."""
+    """Precision against recall, and F1 against the score threshold with the best one marked; thin lines are classes.
+
+    Args:
+        curves: As in a report.
+        iou: The threshold of matching.
+    """
     figure = _figure(10, 4.2)
     left, right = figure.subplots(1, 2)
     classes = sorted(curves["per_class"].items(), key=lambda item: -item[1]["objects"])[:_MANY]
@@ -89,7 +94,7 @@ def confusion_chart(confusion: Facts) -> str:
 
 
 def calibration_chart(tables: Sequence[tuple[str, Facts]]) -> str:
-    """Precision against mean score a bin, and how many detections a bin holds, for each of these tables."""
+    """Precision against mean score per bin, and how many detections a bin holds, for each of these tables."""
     figure = _figure(10, 3.8)
     left, right = figure.subplots(1, 2)
     left.plot([0, 1], [0, 1], color="grey", linestyle=":", label="scores that mean what they say")
