@@ -247,7 +247,7 @@ class Metric:
             gt: The labels.
             dt: The answers, in the labels' classes.
             iou: The threshold of matching; None: the metric's own.
-            max_detections: Of an image and class, the best ones.
+            max_detections: Per image and class, the best ones.
 
         Raises:
             ValueError: Tables that do not fit together, or a threshold that makes no sense.

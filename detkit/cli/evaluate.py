@@ -31,7 +31,7 @@ def evaluate(
     ] = None,
     max_detections: Annotated[
         int | None,
-        typer.Option("--max-detections", min=1, help="Of an image and class, that COCO's AP counts (default: 100)."),
+        typer.Option("--max-detections", min=1, help="Per image and class, that COCO's AP counts (default: 100)."),
     ] = None,
     bootstrap: Annotated[
         int | None,
@@ -69,6 +69,7 @@ def evaluate(
 
         refuse_existing(report, overwrite)
     from detkit import evaluating
+    from detkit.report.content import Settings
 
     *models, data = arguments
     _check_words(models, predictions, ensemble, tta)
@@ -76,21 +77,21 @@ def evaluate(
     predictor = predictions or load_predictor(
         models, ensemble=ensemble, tta=tta, device=device, precision=precision, threads=threads
     )
-    asked = evaluating.ReportOptions(
+    done = evaluating.full_report(
+        predictor,
+        data,
+        Settings(protocol, match_iou, max_detections, bootstrap, seed),
+        name=name,
         split=split,
         images=images,
-        protocol=protocol,
-        match_iou=match_iou,
-        max_detections=max_detections,
-        bootstrap=bootstrap,
-        seed=seed,
+        iou=iou,
+        batch=batch,
         details=as_json,
         page=report is not None,
         check=check,
-        iou=iou,
-        batch=batch,
+        tell=note,
+        on_progress=progress,
     )
-    done = evaluating.full_report(predictor, data, asked, name=name, tell=note, on_progress=progress)
     if report is not None:
         from detkit.report.page import write_report
 

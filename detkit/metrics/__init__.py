@@ -50,7 +50,7 @@ def evaluate(
         dt: The detections, in the labels' classes.
         protocol: See ``find_metric``.
         iou: The matching threshold: COCO adds AP there to its numbers, PASCAL takes it instead of 0.5.
-        max_detections: Of an image and class, where the metric has such a limit.
+        max_detections: Per image and class, where the metric has such a limit.
 
     Raises:
         ValueError: Tables that do not fit together, or a threshold that makes no sense.

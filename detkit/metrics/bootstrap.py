@@ -3,7 +3,7 @@
 Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, sections 10.2 (bias) and 13.3 (percentile intervals).
 Images are drawn with replacement; detections are matched once, a draw only changes how many times each image counts.
 
-A draw repeats images and loses thin classes, which lifts AP: on a set with few objects a class, the plain percentiles
+A draw repeats images and loses thin classes, which lifts AP: on a set with few objects per class, the plain percentiles
 can lie wholly above the value itself. So the draws are shifted by their bias (their mean minus the value on the data).
 """
 

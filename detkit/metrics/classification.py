@@ -1,4 +1,4 @@
-"""Top-1 and top-5 of classified images: the answers are detections, one a class, ranked by their scores.
+"""Top-1 and top-5 of classified images: the answers are detections, one per class, ranked by their scores.
 
 Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", 2015, section 4.1 (as shares that are right).
 """

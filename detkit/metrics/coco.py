@@ -87,7 +87,7 @@ class Coco(Metric):
 
     scores: ClassVar[tuple[str, ...]] = ("AP", "AP50")
     rules = (
-        "COCO (IoU 0.50:0.95, 101 recall points, {limit} detections an image and class; crowds and difficult ignored)"
+        "COCO (IoU 0.50:0.95, 101 recall points, {limit} detections per image and class; crowds and difficult ignored)"
     )
     takes_max_detections = True
 

@@ -14,13 +14,13 @@ NO_THRESHOLD = 0.25  # where no detection is ever right: what people see by defa
 
 @dataclass(slots=True, frozen=True, eq=False)
 class Curve:
-    """One point per distinct score, best first: what is kept at score >= score[i]. Without objects, recall and f1 are 0.
+    """One point per distinct score, best first: what is kept at score >= score[i].
 
     Attributes:
         score: (P,) float64.
         precision: (P,) float64.
-        recall: (P,) float64.
-        f1: (P,) float64.
+        recall: (P,) float64; 0 without objects.
+        f1: (P,) float64; 0 without objects.
         objects: Number to be found.
     """
 

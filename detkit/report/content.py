@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Facts = dict[str, Any]  # plain values by name, as JSON holds them
 WORST = 24  # images that are listed
+_MANY = 100_000  # detections, on which a draw takes a tenth of a second
 _NAMED = 8  # errors of an image that are listed
 
 
@@ -33,17 +34,17 @@ class Settings:
     """How to judge.
 
     Attributes:
-        protocol: Of ``detkit.metrics.METRICS``.
-        iou: The matching threshold; None: the protocol's own.
-        max_detections: Per image and class.
-        bootstrap: Number of draws; 0: no intervals.
+        protocol: Of ``detkit.metrics.METRICS``; None: what fits the answers.
+        iou: The matching threshold; None: the protocol's own. COCO adds AP there to its numbers.
+        max_detections: Per image and class; None: 100.
+        bootstrap: Number of draws; 0: no intervals; None: as many as a page takes.
         seed: Of the draws.
     """
 
-    protocol: str = "coco"
+    protocol: str | None = None
     iou: float | None = None
-    max_detections: int = 100
-    bootstrap: int = 0
+    max_detections: int | None = None
+    bootstrap: int | None = None
     seed: int = 0
 
     @property
@@ -51,12 +52,17 @@ class Settings:
         """The one threshold of curves, confusion, calibration and errors."""
         return self.iou or 0.5
 
+    @property
+    def limit(self) -> int:
+        """``max_detections`` in force."""
+        return self.max_detections or 100
+
     def words(self) -> dict[str, str]:
         """The rules under which the numbers were made, as sentences."""
         return {
             "AP": "mean over IoU 0.50, 0.55 ... 0.95 and classes of precision at 101 levels of recall (COCO)",
             "matching": "best score first, each object once; IoU at least the threshold",
-            "limit": f"{self.max_detections} detections an image and class, the best ones; all of them for VOC",
+            "limit": f"{self.limit} detections per image and class, the best ones; all of them for VOC",
             "sizes": "small below 32 x 32 pixels, medium up to 96 x 96, large above, by the annotation's area",
             "crowd": "a detection inside a crowd region counts neither way (intersection / detection area)",
             "difficult": "difficult objects are not asked for; a detection on one counts neither way",
@@ -66,7 +72,7 @@ class Settings:
 
     def matching(self) -> Facts:
         """The arguments of what looks at one threshold."""
-        return {"iou": self.match_iou, "max_detections": self.max_detections}
+        return {"iou": self.match_iou, "max_detections": self.limit}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +139,18 @@ def build_report(
         details: Also curves, confusion, calibration, kinds of errors, worst images (where the metric judges boxes).
     """
     gt = annotations.ground_truth()
-    how: Facts = {"iou": settings.iou, "max_detections": settings.max_detections}
-    facts = evaluate(gt, dt, settings.protocol, **how).to_dict()
-    metric = find_metric(settings.protocol)
-    if settings.bootstrap:
+    protocol, draws = settings.protocol or "coco", settings.bootstrap
+    how: Facts = {"iou": settings.iou, "max_detections": settings.limit}
+    facts = evaluate(gt, dt, protocol, **how).to_dict()
+    metric = find_metric(protocol)
+    if draws is None:
+        draws = 1000 if len(dt) < _MANY else 200
+    if draws:
         names = [*metric.scores, *([] if settings.iou is None else [iou_name(settings.iou)])]
-        draws: Facts = {"samples": settings.bootstrap, "seed": settings.seed, "protocol": settings.protocol}
-        facts["intervals"] = {name: interval(gt, dt, name, **draws, **how) for name in dict.fromkeys(names)}
+        facts["intervals"] = {
+            name: interval(gt, dt, name, samples=draws, seed=settings.seed, protocol=protocol, **how)
+            for name in dict.fromkeys(names)
+        }
     shape = curves(gt, dt, **settings.matching())
     threshold, f1 = shape.overall.best()
     wanted = ~(gt.crowd | gt.difficult)
@@ -152,15 +163,15 @@ def build_report(
     }
     facts["settings"] = {
         "match_iou": settings.match_iou,
-        "max_detections": settings.max_detections,
-        "bootstrap": settings.bootstrap,
+        "max_detections": settings.limit,
+        "bootstrap": draws,
         "seed": settings.seed,
         "rules": settings.words(),
     }
     if details and metric.answers != "labels":
-        facts["protocols"] = {settings.protocol: facts["metrics"]}
+        facts["protocols"] = {protocol: facts["metrics"]}
         for name in ("coco", "voc2007", "voc2010"):
-            if name != settings.protocol:
+            if name != protocol:
                 facts["protocols"][name] = evaluate(gt, dt, name, **how).metrics
         facts["curves"] = {
             "overall": _thinned(shape.overall),

@@ -165,7 +165,7 @@ def test_max_detections(coco: Path, found: Path, capsys: pytest.CaptureFixture[s
     assert list(got["metrics"])[6:7] == ["AR1"]
     assert got["settings"]["max_detections"] == 1
     assert main(["evaluate", *map(str, words)]) == 0
-    assert "1 detections an image and class" in capsys.readouterr().out
+    assert "1 detections per image and class" in capsys.readouterr().out
 
 
 def test_report_and_json_hold_the_same(coco: Path, found: Path, capsys: pytest.CaptureFixture[str]) -> None:

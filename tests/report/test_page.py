@@ -91,7 +91,7 @@ def test_links_lead_to_the_images(page: Path) -> None:
 def test_the_same_numbers_give_the_same_page(case) -> None:
     paths = [case.file.parent / f"{name}.html" for name in "ab"]
     for path in paths:
-        write_report(path, build_report(case.annotations, case.results, Settings()), "title")
+        write_report(path, build_report(case.annotations, case.results, Settings(bootstrap=0)), "title")
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
@@ -99,7 +99,7 @@ def test_without_images_without_detections_and_over_a_file(case) -> None:
     for file in case.file.parent.glob("*.jpg"):
         file.unlink()
     path = case.file.parent / "r.html"
-    whole = build_report(case.annotations, case.results, Settings())
+    whole = build_report(case.annotations, case.results, Settings(bootstrap=0))
     assert write_report(path, whole, "t") > 0
     assert "no image" in parsed(path).text
     with pytest.raises(DetkitError, match="exists"):
@@ -107,7 +107,7 @@ def test_without_images_without_detections_and_over_a_file(case) -> None:
     nothing = Results(
         *(column[:0] for column in (case.results.image, case.results.label, case.results.xywh)), case.results.score[:0]
     )
-    write_report(path, build_report(case.annotations, nothing, Settings("voc2007")), "t", overwrite=True)
+    write_report(path, build_report(case.annotations, nothing, Settings("voc2007", bootstrap=0)), "t", overwrite=True)
     parsed(path)
 
 
