@@ -6,12 +6,11 @@ A signature is a part's schema, so a constructor with ``**options`` says by ``ta
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
 Function = TypeVar("Function", bound=Callable[..., object])
-Value = TypeVar("Value")
 
 
 def keyword_only(constructor: Callable[..., object]) -> dict[str, inspect.Parameter]:
@@ -47,6 +46,14 @@ def takes(*others: Callable[..., object]) -> Callable[[Function], Function]:
     return decorate
 
 
-def taken(options: dict[str, Value], constructor: Callable[..., object]) -> dict[str, Value]:
-    """Those of ``options`` that are keyword-only arguments of ``constructor``; they are taken out of ``options``."""
-    return {name: options.pop(name) for name in keyword_only(constructor) if name in options}
+def split(options: Mapping[str, object], *constructors: Callable[..., object]) -> list[dict[str, Any]]:
+    """Of each constructor those of ``options`` that are its keyword-only arguments.
+
+    Raises:
+        TypeError: An option of none of them, as for any unknown keyword.
+    """
+    known = [keyword_only(constructor) for constructor in constructors]
+    for name in options:
+        if not any(name in names for names in known):
+            raise TypeError(f"unexpected keyword argument {name!r}")
+    return [{name: value for name, value in options.items() if name in names} for names in known]

@@ -141,6 +141,10 @@ class Classifier(nn.Module):
         This is how a head that looks at single regions gets the rest of the classifier (VGG's fc6 and fc7, ResNet's
         layer4 and pooling, ...). The trunk takes (R, channels[-1], h, w).
 
+        Args:
+            taps: Of the backbone.
+            frozen: Of the backbone.
+
         Raises:
             ValueError: taps or frozen outside the stages.
         """
@@ -151,9 +155,14 @@ class Classifier(nn.Module):
         return body, nn.Sequential(*stages[len(body.stages) :], *layers)
 
     def branches(self, body: StagedBackbone) -> Mapping[int, nn.Sequential]:
-        """Side branches, which only help to train: each by the place, among what ``body`` (from ``split``) hands out
-        while it trains, of the map (B, C, h, w) that it makes logits of. Their last layer is to be made for the classes
-        (``set_logits``)."""
+        """Side branches, which only help to train; their last layer is to be made for the classes (``set_logits``).
+
+        Args:
+            body: From ``split``.
+
+        Returns:
+            Each by the place, among what ``body`` hands out while it trains, of the map (B, C, h, w) that it reads.
+        """
         return {}
 
 
@@ -172,9 +181,17 @@ def _place_of_logits(layers: Sequence[nn.Module]) -> int:
 
 
 def set_logits(layers: nn.Sequential, num_classes: int) -> nn.Sequential:
-    """``layers`` with the one that gives the logits made anew for ``num_classes``.
+    """Makes the layer that gives the logits anew for ``num_classes``; a pretrained one of that size is kept.
 
-    A pretrained one of that size is kept. Raises TypeError where the last weights are not linear or 1 x 1.
+    Args:
+        layers: A classifier's, changed in place.
+        num_classes: Logits.
+
+    Returns:
+        ``layers``.
+
+    Raises:
+        TypeError: The last weights are not linear or 1 x 1.
     """
     index = _place_of_logits(list(layers))
     last = layers[index]
@@ -192,9 +209,14 @@ def last_widths(stages: Sequence[nn.Module]) -> list[int]:
 
 
 def he_init(net: nn.Module, after: Literal["relu", "linear"] = "relu") -> nn.Module:
-    """He et al. 2015 (arXiv 1502.01852), by fan-in, so that activations keep their scale without BatchNorm.
+    """Random weights that keep the activations' scale without BatchNorm (He et al. 2015, arXiv 1502.01852), by fan-in.
 
-    after: what follows a layer; "linear" is LeCun's rule, for tanh.
+    Args:
+        net: Changed in place.
+        after: What follows a layer; "linear" is LeCun's rule, for tanh.
+
+    Returns:
+        ``net``.
     """
     for module in net.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):

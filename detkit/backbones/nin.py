@@ -1,5 +1,5 @@
 """Network in Network (Lin, Chen & Yan 2013, arXiv 1312.4400): 1 x 1 convolutions between the others, and the average
-of one map a class instead of fully connected layers.
+of one map per class instead of fully connected layers.
 """
 
 from __future__ import annotations

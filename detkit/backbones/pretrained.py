@@ -6,10 +6,9 @@ import pickle
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from detkit.errors import DetkitError
 from detkit.io.download import fetch
@@ -41,7 +40,8 @@ def load_weights(
     state = {rename(key): value for key, value in read_state(path).items()}
     own = net.state_dict()
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    wrong = [key for key in own if key in state and own[key].shape != getattr(state[key], "shape", None)]
+    shapes = {key: value.shape for key, value in state.items() if isinstance(value, Tensor)}
+    wrong = [key for key in own if key in state and own[key].shape != shapes.get(key)]
     if missing or wrong:
         fault = f"does not hold {missing[0]}" if missing else f"holds {wrong[0]} in another shape"
         what, do = f"these weights are not {name}'s: the file {fault}", "give the whole file of this backbone"
@@ -56,7 +56,7 @@ def refuse_imagenet(weights: str | None, key: str) -> None:
         raise DetkitError(f"there are no ImageNet weights for another {key}", f"backbone.{key}", do)
 
 
-def read_state(path: Path) -> dict[str, Any]:
+def read_state(path: Path) -> dict[str, Tensor]:
     """The state dict in a safetensors file or a torch pickle; a pickle is never executed (``weights_only``)."""
     where = str(path)
     if not path.is_file():

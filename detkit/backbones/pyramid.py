@@ -15,11 +15,15 @@ from detkit.backbones.base import StagedBackbone
 class Pyramid(StagedBackbone):
     """``backbone`` on the image enlarged or reduced by each of ``scales``; its maps of all of them, finest first.
 
-    strides and offsets are told in pixels of the image itself: a map of stride 16 at scale 0.5 has a stride of 32.
+    Strides and offsets are told in pixels of the image itself: a map of stride 16 at scale 0.5 has a stride of 32.
     Stages, weights and their names are the backbone's.
 
+    Args:
+        backbone: The network.
+        scales: Of the image.
+
     Raises:
-        ValueError: no scales, or one that is not above 0.
+        ValueError: No scales, or one that is not above 0.
     """
 
     def __init__(self, backbone: StagedBackbone, scales: Sequence[float]) -> None:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Turn detectors of other programs into model files.", no_args_is_help=True)
 _Names = Annotated[
-    Path | None, typer.Option("--names", help="Class names, one a line (default: COCO's, of as many outputs as COCO).")
+    Path | None,
+    typer.Option("--names", help="Class names, one per line (default: COCO's, where there are as many classes)."),
 ]
 _Source = Annotated[
     str, typer.Argument(metavar="FILE|NAME", help="A state dict, or fasterrcnn_resnet50_fpn: the COCO weights.")

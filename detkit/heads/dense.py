@@ -10,7 +10,7 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from detkit.ops.assign import Assignment, Objects
 from detkit.ops.coder import Level, Priors, grid_priors
 from detkit.ops.losses import Activation, class_loss, class_probabilities, iou_loss, objectness_loss
 from detkit.ops.suppression import batched_nms
-from detkit.options import takes
+from detkit.options import split, takes
 from detkit.structures import Detections, Limits, Loss, Target
 
 RegressionLoss = Literal["iou", "giou", "diou", "ciou", "squared"]
@@ -100,15 +100,15 @@ class DenseHead(Head, nn.Module):
         *,
         anchors: Sequence[Sequence[Sequence[float]]],
         class_scores: bool = True,
-        **options: Any,
+        **options: object,
     ) -> None:
         super().__init__()
-        self.options = DenseOptions(**options)
+        self.options = DenseOptions(**split(options, DenseOptions)[0])
         level_gains, share_stem = self.options.level_gains, self.options.share_stem
         if not len(channels) == len(strides) == len(anchors):
             raise ValueError(f"{len(channels)} feature maps, {len(strides)} strides, anchors for {len(anchors)} levels")
         if level_gains is not None and len(level_gains) != len(channels):
-            raise ValueError(f"level_gains needs one number a level: {len(channels)}, not {len(level_gains)}")
+            raise ValueError(f"level_gains needs one number per level: {len(channels)}, not {len(level_gains)}")
         if share_stem and len(set(channels)) > 1:
             raise ValueError(f"share_stem needs equal channels on all levels, they are {list(channels)}")
         self.strides, self.num_classes, self.class_scores = tuple(strides), num_classes, class_scores

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from detkit.heads.classify import ImageHead
 from detkit.heads.dense import RegressionLoss
 from detkit.heads.points import Landmarks
 from detkit.ops.losses import class_loss, iou_loss, objectness_loss, squared_loss
-from detkit.options import takes
+from detkit.options import split, takes
 from detkit.structures import Loss, Target
 
 
@@ -96,9 +96,9 @@ class Localize(ImageHead):
         objectness_gain: float = 1.0,
         box_gain: float = 1.0,
         class_gain: float = 1.0,
-        **options: Any,
+        **options: object,
     ) -> None:
-        marks = Landmarks(beta, **options)
+        marks = Landmarks(beta, **split(options, Landmarks)[0])
         before = 5 + 2 * marks.points
         super().__init__(channels, strides, num_classes, before + num_classes, trunk, layers, cells, hidden, dropout)
         self.class_rows = {"last.": (before, 1, 0)}

@@ -61,7 +61,12 @@ class RegionPooling(nn.Module):
         self.sampling, self.padding, self.aligned = sampling, padding, aligned
 
     def forward(self, features: list[Tensor], rois: Tensor) -> Tensor:
-        """features: (B, C, H_l, W_l), of one C; rois: (R, 5), batch index and xyxy in input pixels."""
+        """Regions of maps.
+
+        Args:
+            features: (B, C, H_l, W_l), of one C.
+            rois: (R, 5), batch index and xyxy in input pixels.
+        """
         features = features[: len(self.strides)]
         if len(features) == 1:
             return self._pooled(features[0], rois, self.strides[0])
@@ -86,18 +91,30 @@ class RegionPooling(nn.Module):
 
 
 def with_context(rois: Tensor, size: int, padding: int) -> Tensor:
-    """rois (R, 5) enlarged about their centres so that, warped to ``size`` pixels, the region fills all but a border of
-    ``padding`` pixels."""
+    """Regions enlarged about their centres so that, once warped, they fill all but a border.
+
+    Args:
+        rois: (R, 5), batch index and xyxy.
+        size: Pixels along a side that they are warped to.
+        padding: Of these, the border on every side.
+    """
     factor = size / (size - 2 * padding)
     centre, half = (rois[:, 1:3] + rois[:, 3:]) / 2, (rois[:, 3:] - rois[:, 1:3]) / 2 * factor
     return torch.cat((rois[:, :1], centre - half, centre + half), dim=1)
 
 
 def level_of(boxes: Tensor, strides: Sequence[int]) -> Tensor:
-    """(R,) int64: for each of boxes (R, 4) the place in ``strides`` (rising) of the level that it is pooled from.
+    """The level that each box is pooled from.
 
     k = floor(k0 + log2(sqrt(w h) / 224)), k0 the level of stride 16 (Lin et al. 2017, arXiv 1612.03144, eq. 1), limited
     to the levels there are.
+
+    Args:
+        boxes: (R, 4).
+        strides: Rising.
+
+    Returns:
+        (R,) int64 places in ``strides``.
     """
     sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(1).sqrt()
     wanted = torch.log2(sides / CANONICAL_SIDE + 1e-8).floor() + math.log2(CANONICAL_STRIDE)

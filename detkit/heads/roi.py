@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ from detkit.ops.assign import Objects, Regions, draw, label_regions
 from detkit.ops.coder import decode_deltas, encode_deltas
 from detkit.ops.inputs import check_positive, check_shares
 from detkit.ops.roi import roi_table
-from detkit.options import taken, takes
+from detkit.options import split, takes
 from detkit.structures import Detections, Limits, Loss, Target
 
 
@@ -70,6 +70,9 @@ class Sampler:
         return boxes[rows]
 
 
+_PARTS = (RegionPooling, region_trunk, Sampler, LaterStages, Landmarks)
+
+
 class RoIHead(TrunkHead):
     """Pooling, trunk, softmax over the classes and background, and class-specific boxes, for each proposal.
 
@@ -102,7 +105,7 @@ class RoIHead(TrunkHead):
     svm_bias: Tensor
     fitted: Tensor
 
-    @takes(RegionPooling, region_trunk, Sampler, LaterStages, Landmarks)
+    @takes(*_PARTS)
     def __init__(
         self,
         channels: list[int],
@@ -118,7 +121,7 @@ class RoIHead(TrunkHead):
         class_gain: float = 1.0,
         box_gain: float = 1.0,
         point_beta: float = 0.1,
-        **options: Any,
+        **options: object,
     ) -> None:
         super().__init__()
         check_positive(chunk=chunk, beta=beta)
@@ -126,12 +129,11 @@ class RoIHead(TrunkHead):
             raise ValueError(f"a RoI head needs equally many channels on all maps, not {channels}: take neck fpn")
         self.num_classes, self.norm, self.chunk, self.weights, self.beta = num_classes, norm, chunk, weights, beta
         self.gains, self.from_backbone = {"classes": class_gain, "boxes": box_gain}, layers == "backbone"
-        self.pooling = RegionPooling(strides, **taken(options, RegionPooling))
-        given, size = trunk_for(layers, trunk, "mlp"), self.pooling.size
-        self.trunk = region_trunk(given, channels[0], size, **taken(options, region_trunk))
-        self.sampler = Sampler(**taken(options, Sampler))
-        self.later = LaterStages(**taken(options, LaterStages))
-        self.marks = Landmarks(point_beta, **options)
+        pooling, trunks, sampler, later, marks = split(options, *_PARTS)
+        self.pooling = RegionPooling(strides, **pooling)
+        size = self.pooling.size
+        self.trunk = region_trunk(trunk_for(layers, trunk, "mlp"), channels[0], size, **trunks)
+        self.sampler, self.later, self.marks = Sampler(**sampler), LaterStages(**later), Landmarks(point_beta, **marks)
         self.protocol, self.flip_pairs = self.marks.protocol, self.marks.flip_pairs
         features = output_width(self.trunk, channels[0], size)
         self.classes, self.boxes = nn.Linear(features, num_classes + 1), nn.Linear(features, 4 * num_classes)
@@ -161,7 +163,7 @@ class RoIHead(TrunkHead):
         return [self.sampler.chosen(boxes, target, self.generator) for boxes, target in pairs]
 
     def raw(self, features: list[Tensor], proposals: list[Tensor] | None = None) -> dict[str, Tensor]:
-        """Everything that loss and prediction need, from maps (B, C_l, H_l, W_l) and proposals, (R_i, 4) an image.
+        """Everything that loss and prediction need, from maps (B, C_l, H_l, W_l) and proposals (R_i, 4) per image.
 
         rois (R, 4) and image (R,) int64, all images' in order; classes (R, C + 1) logits, background last; boxes
         (R, C, 4) deltas; points (R, K, 2) x, y from the region's centre in its widths and heights; once ``fit``,

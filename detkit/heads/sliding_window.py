@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,7 @@ class SlidingWindow(TrunkHead, DenseHead):
         best: bool = True,
         box_loss: BoxLoss = "giou",
         box_gain: float = 2.0,
-        **options: Any,
+        **options: object,
     ) -> None:
         check_positive(cells=cells, width=width, span=cells if span is None else span)
         check_shares(positive=positive, negative=negative)
@@ -93,7 +93,7 @@ class SlidingWindow(TrunkHead, DenseHead):
         options |= {"box_loss": box_loss, "box_gain": box_gain, "classes": "softmax", "objectness": "one"}
         # ``levels`` knows the windows, so that the anchors do not matter.
         width = _meta(network, torch.zeros(2, *shape, device="meta")).shape[1]
-        super().__init__([width], strides[:1], num_classes, anchors=[[(1.0, 1.0)]], **options)
+        super().__init__([width], strides[:1], num_classes, anchors=[[(1.0, 1.0)]], class_scores=True, **options)
         self.strides, self.cells, self.from_backbone = tuple(strides), cells, trunk is not None
         self.trunk, self.step = network, _step(network, shape)
         self.sides = [float(cells if span is None else span) * stride for stride in strides]
@@ -240,8 +240,9 @@ def _convolution(layer: nn.Linear, cells: tuple[int, ...]) -> nn.Conv2d:
 
 def _fixed_pooling(layer: nn.AdaptiveAvgPool2d, cells: torch.Size) -> list[nn.Module]:
     """The pooling of windows of ``cells`` (h, w) that the adaptive one is for a single window, if any."""
-    size: Any = layer.output_size
-    high, wide = (size, size) if isinstance(size, int) else (size[0] or cells[0], size[1] or cells[1])
+    size = layer.output_size
+    sides = size if isinstance(size, tuple) else (size, size)
+    high, wide = (side or whole for side, whole in zip(sides, cells, strict=True))
     if (high, wide) == tuple(cells):
         return []
     if cells[0] % high or cells[1] % wide:

@@ -36,10 +36,15 @@ class TrunkHead(Head, nn.Module):
 
 
 def trunk_for(layers: str, trunk: Trunk | None, instead: str) -> Trunk | None:
-    """The backbone's ``trunk`` where ``layers`` asks for it, else None.
+    """The backbone's trunk where ``layers: backbone`` asks for it, else None.
+
+    Args:
+        layers: The head's option.
+        trunk: What the backbone gives.
+        instead: What else ``layers`` may be.
 
     Raises:
-        DetkitError: The backbone gives none; ``instead`` says what ``layers`` may be.
+        DetkitError: The backbone gives none.
     """
     if layers == "backbone" and trunk is None:
         raise DetkitError("the backbone gives no trunk", "head.layers", f"take layers: {instead}")
@@ -84,8 +89,13 @@ def region_trunk(
 def output_width(trunk: nn.Module, channels: int, size: int) -> int:
     """The numbers that ``trunk`` gives for one region (channels, size, size).
 
+    Args:
+        trunk: Any module.
+        channels: Of the region.
+        size: Of the region in cells.
+
     Raises:
-        ValueError: it does not take this size or these channels.
+        ValueError: It does not take this size or these channels.
     """
     like, was = next(trunk.parameters(), torch.zeros(0)), trunk.training
     try:

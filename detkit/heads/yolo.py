@@ -65,7 +65,7 @@ class YOLO(DenseHead):
         ignore_above: float | None = None,
         coder: Literal["bounded", "darknet", "textbook"] = "bounded",
         xy_scale: float | list[float] | None = None,
-        **options: Any,
+        **options: object,
     ) -> None:
         if isinstance(anchors, str):
             raise ValueError(f"anchors: {anchors} must be replaced by pairs of numbers before the head is built")
@@ -73,11 +73,12 @@ class YOLO(DenseHead):
             raise DetkitError("ignore_above belongs to assign: midpoint", "head.ignore_above", "leave it out")
         scales = xy_scale if isinstance(xy_scale, list) else [xy_scale or 1.0] * len(strides)
         if len(scales) != len(strides):
-            raise ValueError(f"xy_scale needs one number a level: {len(strides)}, not {len(scales)}")
+            raise ValueError(f"xy_scale needs one number per level: {len(strides)}, not {len(scales)}")
         if neighbours and assign == "ratio" and coder == "darknet" and min(scales) < 2:
             what = "coder: darknet keeps midpoints inside their cell and cannot answer from neighbouring ones"
             raise DetkitError(what, "head.coder", "take coder: bounded, or neighbours: false")
-        super().__init__(channels, strides, num_classes, anchors=split_anchors(anchors, strides), **options)
+        anchors = split_anchors(anchors, strides)
+        super().__init__(channels, strides, num_classes, anchors=anchors, class_scores=True, **options)
         self.assign_rule, self.ratio, self.neighbours, self.ignore_above = assign, ratio, neighbours, ignore_above
         self.coder, self.xy_scale = coder, xy_scale
 

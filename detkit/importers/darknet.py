@@ -141,5 +141,5 @@ def _names(path: str | Path | None, section: Section) -> tuple[str, ...]:
     if path is not None:
         return class_names(path, count, section.source)
     if count != len(COCO_CLASSES):
-        raise section.error(f"the {count} classes need names", "give --names FILE, a name a line", "classes")
+        raise section.error(f"the {count} classes need names", "give --names FILE, one name per line", "classes")
     return COCO_CLASSES

@@ -48,7 +48,7 @@ def class_names(path: str | Path, count: int, counted_in: str) -> tuple[str, ...
     names = tuple(line.strip() for line in text_of(Path(path)).splitlines() if line.strip())
     if len(names) != count:
         what = f"{len(names)} names for {count} classes"
-        raise DetkitError(what, str(path), f"give a name a line; the classes are counted in {counted_in}")
+        raise DetkitError(what, str(path), f"give one name per line; the classes are counted in {counted_in}")
     if len(set(names)) < count:
         twice = next(name for name in names if names.count(name) > 1)
         raise DetkitError(f"the class {twice!r} is there twice", str(path), "give each class a name of its own")

@@ -59,7 +59,7 @@ def import_torchvision(
     elif outputs == 91:
         classes, ids = COCO_CLASSES, tuple(COCO_IDS.values())
     else:
-        raise DetkitError(f"the {outputs - 1} classes need names", str(path), "give --names FILE, a name a line")
+        raise DetkitError(f"the {outputs - 1} classes need names", str(path), "give --names FILE, one name per line")
     detector = untrained_detector({"size": list(size), **_MODEL}, classes, ids, path.name)
     detector.threshold = 0.5
     detector.record = {"imported": f"torchvision {NAME}, {path.name}"}

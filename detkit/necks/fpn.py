@@ -17,14 +17,22 @@ from detkit.interfaces import Neck
 class FPN(Neck, nn.Module):
     """Coarse maps are enlarged and added to finer ones, so that every level knows what the coarsest has seen.
 
-    channels, strides: of the maps that come in, finest first; out: channels of every map that goes out; kernel: width
-    of the smoothing convolution (odd); depthwise: smooth each channel by itself and then mix with 1 x 1 (as light
-    detectors do) instead of the paper's full convolution; bottom_up: add the second way. Unlike the papers', each
-    convolution has a BatchNorm, and a ReLU comes last; plain: as in the paper, neither. extra: one more level, every
-    second cell of the coarsest, for the largest anchors of a proposal network (section 4.1).
+    Unlike the papers', each convolution has a BatchNorm, and a ReLU comes last.
+
+    Args:
+        channels: Of the maps that come in, finest first.
+        strides: Of the maps that come in.
+        out: Channels of every map that goes out.
+        kernel: Width of the smoothing convolution, odd.
+        depthwise: Smooth each channel by itself and then mix with 1 x 1 (as light detectors do) instead of the paper's
+            full convolution.
+        bottom_up: Add the second way.
+        plain: As in the paper, neither BatchNorm nor ReLU.
+        extra: One more level, every second cell of the coarsest, for the largest anchors of a proposal network (section
+            4.1).
 
     Raises:
-        ValueError: an even kernel, plain with what is not in the paper, or bottom_up between strides that do not divide
+        ValueError: An even kernel, plain with what is not in the paper, or bottom_up between strides that do not divide
             one another.
     """
 

@@ -81,11 +81,11 @@ def test_channels_strides_and_offsets_are_those_of_the_outputs(name):
 def test_shifting_the_image_by_the_stride_shifts_the_map(name):
     net = small(name).eval()
     torch.manual_seed(0)
-    picture = torch.randn(1, 3, 192, 192)
+    image = torch.randn(1, 3, 192, 192)
     tracer = Tracer()
-    tracer.fields[picture] = Field()
+    tracer.fields[image] = Field()
     with torch.no_grad(), tracer:
-        maps = net(picture)
+        maps = net(image)
     compared = 0
     for tap, (a, stride) in enumerate(zip(maps, net.strides, strict=True)):
         margin = int(tracer.fields[a].size / stride) + 2
@@ -94,7 +94,7 @@ def test_shifting_the_image_by_the_stride_shifts_the_map(name):
         if a.shape[-1] < margin + 4:
             continue
         with torch.no_grad():
-            b = net(picture.roll(-stride, -1))[tap]
+            b = net(image.roll(-stride, -1))[tap]
         # LRN and gates of squeeze-and-excitation apart, the same numbers.
         torch.testing.assert_close(b[..., inside, inside], a.roll(-1, -1)[..., inside, inside], atol=1e-4, rtol=1e-4)
         compared += 1

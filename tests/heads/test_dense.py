@@ -225,7 +225,7 @@ def test_objectness_starts_at_its_prior() -> None:
     ("arguments", "message"),
     [
         pytest.param({"anchors": [[(1, 1)]]}, "anchors for 1 levels", id="a level without anchors"),
-        pytest.param({"level_gains": [1.0]}, "one number a level", id="too few gains"),
+        pytest.param({"level_gains": [1.0]}, "one number per level", id="too few gains"),
         pytest.param({"share_stem": True}, "equal channels", id="levels of unlike width share a stem"),
     ],
 )

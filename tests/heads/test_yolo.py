@@ -85,11 +85,11 @@ def textbook_head(**changes: Any) -> YOLO:
 def test_the_textbook_heads_loss_is_the_squared_distance_to_the_textbook_target() -> None:
     head = textbook_head()
     raw = head.raw([20 * torch.randn(2, 6, 3, 3)])
-    pictures = [target((18, 60, 78, 84, 1), (0, 0, 25, 50, 0), (66, 4, 90, 40, 2)), NONE]
-    losses = head.loss(raw, pictures, torch.tensor([[96, 96]] * 2))
+    targets_ = [target((18, 60, 78, 84, 1), (0, 0, 25, 50, 0), (66, 4, 90, 40, 2)), NONE]
+    losses = head.loss(raw, targets_, torch.tensor([[96, 96]] * 2))
     boxes = raw["boxes"][..., [0, 1, 3, 2]]
     output = torch.cat((raw["objectness"].sigmoid()[..., None], boxes, raw["classes"].softmax(-1)), dim=-1)
-    y = torch.stack([textbook_target(t, 3, ANCHORS, 3, (96, 96))[0] for t in pictures]).flatten(1, 3)
+    y = torch.stack([textbook_target(t, 3, ANCHORS, 3, (96, 96))[0] for t in targets_]).flatten(1, 3)
     total = sum(term.sum for term in losses.values())
     torch.testing.assert_close(total, localization_loss(output, y).sum())
     assert all(term.count == 2 for term in losses.values())
@@ -138,11 +138,11 @@ def test_every_option_trains(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     head = YOLO([6], [32], 3, anchors=ANCHORS, **options)
     features, sizes = [torch.randn(2, 6, 3, 3)], torch.tensor([[96, 96]] * 2)
-    pictures = [target((18, 60, 78, 84, 1), (0, 0, 25, 50, 0)), NONE]
+    targets_ = [target((18, 60, 78, 84, 1), (0, 0, 25, 50, 0)), NONE]
     optimizer = torch.optim.Adam(head.parameters(), 0.05)
     seen = []
     for _ in range(25):
-        losses = head.loss(head.raw(features), pictures, sizes)
+        losses = head.loss(head.raw(features), targets_, sizes)
         total = sum(term.sum / term.count for term in losses.values())
         assert isinstance(total, Tensor)
         optimizer.zero_grad()
