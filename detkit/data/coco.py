@@ -303,9 +303,15 @@ def _class_names(categories: list[_Category], path: Path, findings: Findings) ->
 
 
 def image_folder(path: Path, names: list[str], images: Path | None, info: object = None) -> str:
-    """The folder of the images: ``images``, what the file says, beside the json, ../SPLIT, ../images (and below it).
+    """The folder of the images: the first of the usual ones that holds one of ``names``, else the json's own.
 
-    The first one that holds one of ``names``; the first of all if none does (labels can be used without images).
+    These are what the file says, the json's own, ../SPLIT, SPLIT, ../images, images, and SPLIT in the last two.
+
+    Args:
+        path: The json.
+        names: File names of some images.
+        images: What a person says, which is taken as it is; None: nothing.
+        info: The file's "info".
     """
     if images is not None:
         return str(images)

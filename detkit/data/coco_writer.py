@@ -17,7 +17,11 @@ Lists = dict[str, Iterable[bytes | msgspec.Raw]]
 
 
 def records_of(a: Annotations) -> RawFile:
-    """The records of the source as bytes. Raises ValueError if there are several sources."""
+    """The records of the source as bytes.
+
+    Raises:
+        ValueError: There are several sources.
+    """
     if a.source is None:
         raise ValueError("annotations of several sources have no records")
     with mapped(a.source.path) as data:

@@ -120,7 +120,17 @@ def _count_lost(a: Annotations, to: str, lost: Findings) -> None:
 
 
 def copy_images(files: Sequence[str], names: Sequence[str], folder: Path, link: bool = False) -> None:
-    """Copies a data set's images to ``names`` in ``folder``, or links to them; DetkitError if one is not there."""
+    """Copies a data set's images.
+
+    Args:
+        files: Their paths.
+        names: What each is called in ``folder``; two entries of one name are one image.
+        folder: Made if it is not there.
+        link: Symbolic links in place of copies.
+
+    Raises:
+        DetkitError: An image is not there.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for file, name in zip(files, names, strict=True):
         to = folder / name

@@ -220,7 +220,13 @@ class Loader:
         return len(self.sampler)
 
     def epoch(self, epoch: int, start: int = 0, mosaic: bool = True) -> Iterator[tuple[Batch, list[Target]]]:
-        """The batches of one epoch from number ``start`` on; mosaic=False switches mosaic and mixup off."""
+        """The batches of one epoch, each with its targets.
+
+        Args:
+            epoch: Counted from 0.
+            start: Number of the first batch.
+            mosaic: False switches mosaic and mixup off.
+        """
         if self._loader is None:
             raise ValueError("this loader is closed")
         self._tasks = (_Task(epoch, mosaic, slots) for slots in self.sampler.epoch(epoch, start))

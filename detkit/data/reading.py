@@ -142,7 +142,11 @@ def fill_sizes(sizes: np.ndarray, files: Sequence[str], missing: Callable[[int],
 
 
 def check_part(split: str | None, parts: Collection[str], where: str | Path) -> None:
-    """Raises DetkitError if ``split`` is a name that is not among ``parts``."""
+    """Does nothing where ``split`` is None or among ``parts``.
+
+    Raises:
+        DetkitError: There is no such part; ``where``, for the person, is the data set.
+    """
     if split is not None and split not in parts:
         do = f"the parts are {', '.join(parts)}" if parts else "the data set is one piece: leave --split out"
         raise DetkitError(f"no part {split!r}", str(where), do)

@@ -18,8 +18,13 @@ class Slots(NamedTuple):
 def repeat_factors(labels: Sequence[np.ndarray], num_classes: int, threshold: float) -> np.ndarray:
     """How often each image should be drawn, relative to one whose classes are all common: (I,) float64 >= 1.
 
-    labels: the labels of each image's objects. A class that is in a share f of the images has the factor
-    max(1, sqrt(threshold / f)), an image the largest factor of its classes (Gupta et al., LVIS, 2019, section 4.2).
+    A class that is in a share f of the images has the factor max(1, sqrt(threshold / f)), an image the largest factor
+    of its classes (Gupta et al., "LVIS", 2019, section 4.2).
+
+    Args:
+        labels: Of each image's objects.
+        num_classes: How many there are.
+        threshold: Share of the images from which on a class is common.
     """
     present = [np.unique(np.asarray(row, dtype=np.int64)) for row in labels]
     counts = np.bincount(np.concatenate([*present, np.zeros(0, np.int64)]), minlength=num_classes)
@@ -31,11 +36,18 @@ def repeat_factors(labels: Sequence[np.ndarray], num_classes: int, threshold: fl
 class EpochSampler:
     """Batches of an epoch as a function of (seed, epoch), whatever the number of workers and processes.
 
-    shuffle=False keeps the order and the last, partial batch, for evaluation. shuffle=True is for training: a new
-    order each epoch and full batches only, so that all processes take the same number of steps; a set smaller than
-    one batch is gone through as often as fills it. weights (I,): relative frequencies for training; an epoch
-    stays ``count`` positions long. The batches of ``world`` processes side by side are those of one process with
-    ``world * batch`` images.
+    The batches of ``world`` processes side by side are those of one process with ``world * batch`` images.
+
+    Args:
+        count: Images.
+        batch: Images per batch and process.
+        seed: Of the order.
+        shuffle: False keeps the order and the last, partial batch, for evaluation. True is for training: a new order
+            each epoch and full batches only, so that all processes take the same number of steps; a set smaller than
+            one batch is gone through as often as fills it.
+        rank: This process.
+        world: How many processes.
+        weights: (I,) relative frequencies for training; an epoch stays ``count`` positions long. None: all the same.
     """
 
     def __init__(

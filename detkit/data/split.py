@@ -182,7 +182,18 @@ def split_annotations(
     seed: int = 0,
     overwrite: bool = False,
 ) -> DataSplit:
-    """Draws parts with balanced classes and writes them; see ``stratify`` and ``write_split``."""
+    """Draws parts with balanced classes and writes them.
+
+    Args:
+        annotations: The labels, of one source.
+        fractions: Part name to share, all positive, sum 1; see ``stratify``.
+        out: Folder; None: beside the source; see ``write_split``.
+        seed: Of the draws.
+        overwrite: Replace files that exist.
+
+    Raises:
+        DetkitError: As ``stratify`` and ``write_split``.
+    """
     parts = stratify(annotations, fractions, seed)
     boxes = {
         name: dict(zip(annotations.classes, counts.tolist(), strict=True))

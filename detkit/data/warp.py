@@ -161,11 +161,17 @@ def clipped(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def visible(target: Target, boxes: np.ndarray, size: tuple[int, int], min_visible: float) -> Target:
-    """``target`` with ``boxes`` (N, 4) cut to an image of ``size`` (height, width).
+    """``target`` with other boxes, cut to an image.
 
-    What is left of an object must be at least one pixel wide and high, else it is dropped. An object of which less
-    than ``min_visible`` is left becomes difficult: too little to be learned, but not background either. Points outside
-    the image are not visible.
+    What is left of an object must be at least one pixel wide and high, else it is dropped. Points outside the image
+    are not visible.
+
+    Args:
+        target: Numpy.
+        boxes: (N, 4) xyxy, not cut.
+        size: (height, width) of the image.
+        min_visible: An object of which a smaller share is left becomes difficult: too little to be learned, but not
+            background either.
     """
     height, width = size
     cut = np.clip(boxes, 0, (width, height, width, height))

@@ -28,7 +28,11 @@ def write_error(error: OSError, path: str | Path) -> DetkitError:
 
 
 def refuse_existing(path: str | Path, overwrite: bool) -> None:
-    """Raises DetkitError if ``path`` is a folder, or exists and may not be replaced."""
+    """Does nothing where a file may be written.
+
+    Raises:
+        DetkitError: ``path`` is a folder, or exists and may not be replaced.
+    """
     path = Path(path)
     if path.is_dir():
         raise DetkitError("this is a folder, a file's name was expected", str(path), "add a file name")
@@ -113,7 +117,10 @@ def write_text(path: str | Path, text: str, *, overwrite: bool = False) -> None:
 def numbered_folder(parent: str | Path, stem: str) -> Path:
     """Makes and returns a folder that did not exist: ``parent/stem``, or ``parent/stem2``, ``parent/stem3``, ...
 
-    Two processes never get the same one. Raises DetkitError where no folder can be made.
+    Two processes never get the same one.
+
+    Raises:
+        DetkitError: No folder can be made there.
     """
     parent = Path(parent)
     number = 1
