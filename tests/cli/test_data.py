@@ -31,7 +31,7 @@ def test_check(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "check", str(data), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"images": 8, "boxes": 16, "findings": []}
     (data.parent / "labels" / "train" / "0.txt").write_text("0 1 2\n")
-    assert main(["data", "check", str(data)]) == 3
+    assert main(["data", "check", str(data), "--format", "yolo"]) == 3
     assert "0.txt:1" in capsys.readouterr().out
 
 
@@ -82,6 +82,8 @@ def test_anchors(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         ["check", "nowhere"],
         ["check", "DATA", "--split", "vall"],
         ["check", "DATA", "--images", "nowhere"],
+        ["check", "DATA", "--format", "yola"],
+        ["check", "DATA", "--format", "voc"],
         ["stats", "DATA", "--out", "plot.xyz"],
         ["show", "DATA", "--out", "DATA"],
         ["convert", "DATA", "--to", "pascal", "--out", "o"],
