@@ -11,7 +11,11 @@ from detkit.errors import DetkitError
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is CUDA, else MPS, else the CPU. Raises DetkitError if it is not there."""
+    """The device of that name; ``auto`` is CUDA, else MPS, else the CPU.
+
+    Raises:
+        DetkitError: It is not there.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -24,7 +28,13 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """``auto`` is bf16 where the hardware multiplies in it (newer GPUs, CPUs with AMX or AVX512-BF16), else fp32."""
+    """The precision of that name; ``auto`` is bf16 where the hardware multiplies in it, else fp32.
+
+    Newer GPUs do, and CPUs with AMX or AVX512-BF16.
+
+    Raises:
+        DetkitError: fp16 on a CPU.
+    """
     if name == "fp16" and device.type == "cpu":
         raise DetkitError("fp16 does not train on a CPU", "train.precision", "use bf16 or fp32")
     if name != "auto":

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import detkit
 from detkit.config.build import build_detector
 from detkit.config.experiment import Config, EvaluateOptions, check_model
 from detkit.config.schema import Place
@@ -189,6 +190,21 @@ def test_deep_patches_frame_their_cell_and_stay_inside(tmp_path: Path) -> None:
     assert len(again.failed) == 1
     assert broken.name in again.failed[0]
     assert 0 not in again.images
+
+
+def test_drawings_say_what_they_show_and_write_nothing_over(tmp_path: Path) -> None:
+    detector, image = published_network("lenet5", "none"), toy_sample(5, 50).image
+    drawn = detkit.inspect.draw_maps(detector, image, count=4)
+    assert list(drawn.images) == ["stage0.png", "stage1.png", "stage2.png"]
+    assert drawn.to_dict() == {"maps": {"stage 0": (6, 28, 28), "stage 1": (16, 10, 10), "stage 2": (120, 1, 1)}}
+    assert drawn.lines()[0].startswith("stage 0: 6 maps of 28 x 28")
+    paths = drawn.save(tmp_path / "maps")
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == [path.name for path in paths]
+    with pytest.raises(DetkitError, match="exists"):
+        drawn.save(tmp_path / "maps")
+    drawn.save(tmp_path / "maps", overwrite=True)
+    assert detkit.inspect.draw_filters(detector).lines() == ["6 filters of 5 x 5"]
+    assert detkit.inspect.draw_edges().to_dict()["learned"]["from"] == "sobel"
 
 
 def test_published_networks_bring_their_classifier() -> None:

@@ -11,8 +11,13 @@ from torch import nn
 
 from detkit.backbones import BACKBONES
 from detkit.cli import main
+from detkit.config.build import build_detector
+from detkit.config.experiment import read_config
+from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
-from detkit.explain.summary import Summary, summarise_backbone, summarise_config, summarise_network
+from detkit.explain.describe import describe_model
+from detkit.explain.summary import Summary, summarise_backbone, summarise_config, summarise_detector, summarise_network
+from detkit.interfaces import ProposalSource
 
 
 def classifier(name: str, num_classes: int = 0, size: int | None = None, **keys) -> Summary:
@@ -228,6 +233,30 @@ def test_info_prints_a_table_or_json(capsys):
 def test_wrong_words_for_info(capsys, words, said):
     assert main(["info", *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_source_of_proposals_without_a_limit_needs_none():
+    class Whole(ProposalSource):
+        pass
+
+    detector = build_detector(read_config("fast_rcnn", train_schema=TrainOptions), ["a"])
+    detector.proposals = Whole()
+    total = summarise_detector(detector).total
+    assert total["regions"] == 0
+    assert total["region_multiply_adds"] > 0
+
+
+def test_a_model_is_described_by_name():
+    of_file = describe_model("default")
+    assert of_file.summary is None
+    assert of_file.to_dict()["classes"] == list(of_file.facts["classes"])
+    assert any(line.startswith("resize") for line in of_file.lines())
+    of_layers = describe_model("default", layers=True, size=(64, 64))
+    assert of_layers.to_dict()["input"] == (64, 64, 3)
+    assert of_layers.facts == of_file.facts
+    assert describe_model("lenet5").lines()[-1].startswith("5 layers with weights")
+    with pytest.raises(DetkitError, match="no such model file"):
+        describe_model("nowhere.safetensors")
 
 
 def test_regions_are_counted_as_often_as_a_image_has_them():
