@@ -6,20 +6,27 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from detkit import api
-from detkit.config.experiment import is_config
+from detkit.config.datasets import build_dataset, train_val_datasets
+from detkit.config.experiment import is_config, read_config
+from detkit.data.dataset import Dataset, read
+from detkit.data.names import explain_match
+from detkit.engine.evaluator import detect_dataset
+from detkit.engine.options import TrainOptions
+from detkit.engine.run_folder import data_hash
 from detkit.errors import DetkitError
+from detkit.explain.summary import predictor_facts
+from detkit.metrics import find_metric
+from detkit.predictor import Predictor
 from detkit.registry import allow
+from detkit.report.comparison import Candidate, Comparison, compare_results
+from detkit.structures import Limits, Sample
+from detkit.zoo import read_model_header
 
-if TYPE_CHECKING:
-    from detkit.data.dataset import Dataset
-    from detkit.predictor import Predictor
-    from detkit.report.comparison import Comparison
-
+_MADE = "name a folder that detkit train made"
 _SECONDS = 30.0  # of timing a run: some need many for an image
 
 
@@ -59,39 +66,36 @@ def compare(
         DetkitError: Fewer than two different runs; without ``data``, one that was trained or validated on other data
             than the first; a classifier; whatever loading and reading raise.
     """
-    from detkit.data.dataset import Dataset, read
-    from detkit.data.names import explain_match
-    from detkit.engine.evaluator import detect_dataset
-    from detkit.engine.run_folder import data_hash
-    from detkit.explain.summary import predictor_facts
-    from detkit.report.comparison import Candidate, compare_results
-
     allow(plugins)
     names = [str(run) for run in runs]
     different = len({str(Path(name)) for name in names})
     if len(names) < 2 or different < len(names):
         raise DetkitError(f"{len(names)} runs, {different} different", "RUN RUN...", "name two or more")
-    paths = [_folder(name, data is not None) for name in names]
-    records = [_record(path) for path in paths]
+    paths = {name: _folder(name, data is not None) for name in names}
+    records = {name: _record(path) for name, path in paths.items()}
     if data is None:
-        dataset = _common_data(names, paths, records, split)
+        _refuse_others("was trained on other data than", {name: str(records[name].get("data_hash")) for name in names})
+        sets = {name: _own_data(path, split) for name, path in paths.items()}
+        _refuse_others("is judged on other images or labels than", {name: data_hash(own) for name, own in sets.items()})
+        dataset = sets[names[0]]
     else:
         dataset = Dataset(read(data, split=split, images=images))
     judged_on = data_hash(dataset)
-    for name, record in zip(names, records, strict=True):
+    for name, record in records.items():
         if judged_on == record.get("data_hash"):
             tell(f"{name} was trained on these very images, so its numbers flatter it")
-    models = [api.load(path, device=device, threads=threads) for path in paths]
-    if other := [name for name, model in zip(names, models, strict=True) if model.protocol == "classify"]:
+    models = {name: api.load(path, device=device, threads=threads) for name, path in paths.items()}
+    if other := [name for name, model in models.items() if find_metric(model.protocol).answers == "labels"]:
         raise DetkitError("this run classifies whole images", other[0], "compare detectors")
     seconds = _times(models, dataset, timed)
     candidates = []
-    for name, model, spent, record in zip(names, models, seconds, records, strict=True):
+    for name, model in models.items():
         tell(f"{name} on {len(dataset)} images")
         for note in explain_match(model.classes, dataset.classes):
             tell(f"{name}: {note}")
         _, results, _ = detect_dataset(model, dataset, batch=batch)
-        candidates.append(Candidate(name, results, spent, record.get("minutes"), predictor_facts(model)))
+        minutes = records[name].get("minutes")
+        candidates.append(Candidate(name, results, seconds[name], minutes, predictor_facts(model)))
     return compare_results(dataset.annotations.ground_truth(), candidates, samples=bootstrap, seed=seed)
 
 
@@ -114,8 +118,6 @@ def _record(path: str) -> Mapping[str, Any]:
     """What run.json says, or the model file's header; nothing for other models."""
     folder = Path(path)
     if folder.is_file() and folder.suffix == ".safetensors":
-        from detkit.zoo import read_model_header
-
         return dict(read_model_header(folder)["record"])
     if not folder.is_dir():
         return {}
@@ -123,37 +125,23 @@ def _record(path: str) -> Mapping[str, Any]:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         what = "run.json of this folder is missing or damaged"
-        raise DetkitError(what, path, "name a folder that detkit train made") from None
+        raise DetkitError(what, path, _MADE) from None
     return record if isinstance(record, dict) else {}
 
 
-def _common_data(
-    names: Sequence[str], paths: Sequence[str], records: Sequence[Mapping[str, Any]], split: str | None
-) -> Dataset:
-    """The images that all runs are judged on; DetkitError names a run that knows other data than the first."""
-    from detkit.engine.run_folder import data_hash
-
-    _refuse("was trained on other data than", names, [str(record.get("data_hash")) for record in records])
-    sets = [_own_data(path, split) for path in paths]
-    _refuse("is judged on other images or labels than", names, [data_hash(one) for one in sets])
-    return sets[0]
-
-
-def _refuse(verb: str, names: Sequence[str], hashes: Sequence[str]) -> None:
-    for name, value in zip(names, hashes, strict=True):
-        if value != hashes[0]:
+def _refuse_others(verb: str, hashes: Mapping[str, str]) -> None:
+    """Raises DetkitError, by name, for a run that knows other data than the first."""
+    first = next(iter(hashes))
+    for name, value in hashes.items():
+        if value != hashes[first]:
             do = "compare runs of one config's data, or measure all on one set with --data DATA"
-            raise DetkitError(f"{name} {verb} {names[0]}", f"data {value} against {hashes[0]}", do)
+            raise DetkitError(f"{name} {verb} {first}", f"data {value} against {hashes[first]}", do)
 
 
 def _own_data(path: str, split: str | None) -> Dataset:
-    from detkit.config.datasets import build_dataset, train_val_datasets
-    from detkit.config.experiment import read_config
-    from detkit.engine.options import TrainOptions
-
     file = Path(path) / "config.yaml"
     if not file.is_file():
-        raise DetkitError("this folder holds no config.yaml", path, "name a folder that detkit train made")
+        raise DetkitError("this folder holds no config.yaml", path, _MADE)
     config = read_config(file, train_schema=TrainOptions)
     train, val, _ = train_val_datasets(config)
     if split in (None, "val"):
@@ -163,25 +151,24 @@ def _own_data(path: str, split: str | None) -> Dataset:
     return build_dataset(config.data["test"], split="test", classes=train.classes)
 
 
-def _times(models: Sequence[Predictor], dataset: Dataset, count: int) -> list[list[float]]:
+def _times(models: Mapping[str, Predictor], dataset: Dataset, count: int) -> dict[str, list[float]]:
     """Seconds of each model for single images, from pixels (proposals included) to boxes.
 
     The models take turns, so that what else the machine does meets all of them. The first image only warms up.
     """
-    from detkit.structures import Limits, Sample
-
-    spent: list[list[float]] = [[] for _ in models]
-    images = []
+    spent: dict[str, list[float]] = {name: [] for name in models}
+    images = 0
     for i in range(len(dataset)):
-        with suppress(DetkitError):  # the evaluation names those that cannot be read
-            images.append(dataset.load(i).image)
-        if len(images) > count:
+        if images > count:
             break
-    for image in images:
-        for model, own in zip(models, spent, strict=True):
-            if len(own) > 3 and sum(own) > _SECONDS:
-                continue
-            started = time.perf_counter()
-            model.predict_samples([Sample(image)], Limits.evaluation())
-            own.append(time.perf_counter() - started)
-    return [own[1:] or own for own in spent]
+        try:
+            sample = Sample(dataset.load(i).image)
+        except DetkitError:  # the evaluation names those that cannot be read
+            continue
+        images += 1
+        for name, model in models.items():
+            if len(spent[name]) <= 3 or sum(spent[name]) <= _SECONDS:
+                started = time.perf_counter()
+                model.predict_samples([sample], Limits.evaluation())
+                spent[name].append(time.perf_counter() - started)
+    return {name: own[1:] or own for name, own in spent.items()}

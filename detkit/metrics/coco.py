@@ -181,5 +181,5 @@ def accumulate(
         weights = np.ones(matches.image.max(initial=-1) + 1, np.int64)
     fixed = (columns, weights, counts, number, (np.array(limits), RECALLS), precision, recall)
     threads = min(threads_for(len(matches.row)), max(classes, 1))
-    run_chunks(lambda first, last: kernels.accumulate(first, last, *fixed), classes, threads)
+    run_chunks(lambda first, last: kernels.accumulate_classes(first, last, *fixed), classes, threads)
     return np.moveaxis(precision, 0, -1), np.moveaxis(recall, 0, 2)

@@ -145,7 +145,7 @@ def _decided_by_area(matched: np.uint64, ignored: np.uint64, number: int, ranges
 
 
 @kernel
-def accumulate(
+def accumulate_classes(
     first: int,
     last: int,
     matches: Arrays,

@@ -114,7 +114,7 @@ class Report:
             columns = [name for name in next(iter(per_class.values())) if name != "objects"]
             rows = [["class", "objects", *columns]]
             for name, row in per_class.items():
-                rows.append([name, str(row["objects"]), *(number(row[column]) for column in columns)])
+                rows.append([name, str(row.get("objects", "-")), *(number(row.get(column)) for column in columns)])
             lines += aligned(rows)
         return lines
 

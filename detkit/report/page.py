@@ -8,11 +8,15 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
+import numpy as np
+
 import detkit
+from detkit.errors import DetkitError
+from detkit.io.draw import draw_marked
 from detkit.io.files import write_text
-from detkit.report.charts import calibration_chart, confusion_chart, curves_chart, errors_chart
+from detkit.io.images import jpeg_bytes, read_image, scaled_to
+from detkit.report.charts import calibration_chart, confusion_chart, curves_chart, data_uri, errors_chart
 from detkit.report.content import Facts, Report
-from detkit.report.images import example_image, gallery_image
 from detkit.report.text import number
 
 _STYLE = """
@@ -34,6 +38,10 @@ th:first-child, td:first-child, .text { text-align: left; } td.text { white-spac
 figcaption { font-size: .85rem; overflow-wrap: anywhere; } .none { color: #777; }
 """.strip()
 _EXAMPLES = {"right": "surest right", "false_positive": "dearest false positive", "missed": "largest missed"}
+GALLERY, EXAMPLE = 520, 200  # pixels of the longer side
+_MARGIN = 0.4  # of the box, around an example
+# Places in the drawing palette: red, orange, green.
+_COLOURS = {"false_positive": 0, "missed": 2, "right": 3}
 _MOST = 10  # rows of a table of what is most frequent
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _UNREADABLE = '<p class="none">no image</p>'
@@ -218,7 +226,7 @@ def _link(file: str, folder: Path) -> str:
 def _gallery(worst: Sequence[Facts], folder: Path) -> str:
     figures = ""
     for entry in worst:
-        image = _image(gallery_image(entry), f"errors in {Path(entry['file']).name}")
+        image = _image(_gallery_image(entry), f"errors in {Path(entry['file']).name}")
         said = [f"{one['label']} {one['score']:.2f} ({one['kind']})" for one in entry["false_positives"]]
         for one in entry["missed"]:
             found = "" if one["found_at"] is None else f" (found at {one['found_at']:.3f})"
@@ -239,7 +247,7 @@ def _examples(examples: Facts, folder: Path) -> str:
         for kind, title in _EXAMPLES.items():
             one = found.get(kind)
             if one:
-                image = _image(example_image(kind, one), f"{name}: {title}")
+                image = _image(_example_image(kind, one), f"{name}: {title}")
                 said = f"{one['score']:.2f} {one['kind']}" if "score" in one else "no detection"
                 caption = f"<figcaption>{escape(said)}, {_link(one['file'], folder)}</figcaption>"
                 cells.append(Html(f"<figure>{image}{caption}</figure>"))
@@ -261,3 +269,36 @@ def _speed(facts: Facts) -> str:
         caption = f"milliseconds per image, in batches of {timings['batch']} (--batch 1 measures single images)"
         text += html_table(("part", "median", "95%"), rows, caption)
     return text or '<p class="none">Detections from a file: no model was run.</p>'
+
+
+def _gallery_image(entry: Facts) -> str | None:
+    """The image of an entry of ``worst``: false positives red, missed objects orange and dashed; None if unreadable."""
+    wrong, missed = entry["false_positives"], entry["missed"]
+    boxes = np.array([one["box"] for one in (*wrong, *missed)], float).reshape(-1, 4)
+    captions = [f"{one['label']} {one['score']:.2f}, {one['kind']}" for one in wrong]
+    captions += [f"missed: {one['label']}" for one in missed]
+    kinds = ["false_positive"] * len(wrong) + ["missed"] * len(missed)
+    try:
+        return _drawn(read_image(entry["file"]), boxes, captions, kinds, GALLERY)
+    except DetkitError:
+        return None
+
+
+def _example_image(kind: str, one: Facts) -> str | None:
+    """One of ``examples``, cut out with some of its surroundings; None if its image cannot be read."""
+    box = np.array(one["box"], float)
+    try:
+        image = read_image(one["file"])
+    except DetkitError:
+        return None
+    margin = _MARGIN * max(*(box[2:] - box[:2]), 20)
+    size = np.array(image.shape[1::-1])
+    left, top = np.clip(box[:2] - margin, 0, size - 1).astype(int)
+    right, bottom = np.clip(box[2:] + margin, (left + 1, top + 1), size).astype(int)
+    return _drawn(image[top:bottom, left:right], box[None] - np.array([left, top] * 2), [""], [kind], EXAMPLE)
+
+
+def _drawn(image: np.ndarray, boxes: np.ndarray, captions: list[str], kinds: list[str], side: int) -> str:
+    colours, dashed = [_COLOURS[kind] for kind in kinds], [kind == "missed" for kind in kinds]
+    marked = draw_marked(scaled_to(image, side), boxes * (side / max(image.shape[:2])), captions, colours, dashed)
+    return data_uri("image/jpeg", jpeg_bytes(marked))

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from detkit.errors import DetkitError
-from detkit.io.detections.lookup import Found, Labelled, Lookup, Row, box_array, found_rows, path_parts, some
+from detkit.io.detections.lookup import Found, Labelled, Lookup, Row, found_rows, path_parts, row_boxes, some
 from detkit.tables import Results
 
 T = TypeVar("T")
@@ -143,7 +143,7 @@ def _read_lines(path: Path, raw: bytes, offset: int, data: Labelled) -> Found:
         _check_size(line, data.sizes[index], where)
         for found in line.detections:
             rows.append((index, lookup.label(found.label, where), found.box, found.score, where))
-    boxes = box_array(rows)
+    boxes = row_boxes(rows)
     missing = len(data.image_ids) - len(seen)
     notes = [f"{missing} of {len(data.image_ids)} images have no line in {path.name}"] if missing else []
     return found_rows(rows, np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1), notes)

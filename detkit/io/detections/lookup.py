@@ -82,7 +82,7 @@ class Lookup:
         return self._labels[name]
 
 
-def box_array(rows: Sequence[Row]) -> np.ndarray:
+def row_boxes(rows: Sequence[Row]) -> np.ndarray:
     """(M, 4) float64, the boxes in the file's own form."""
     return np.array([row[2] for row in rows], np.float64).reshape(-1, 4)
 

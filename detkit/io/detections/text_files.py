@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from detkit.errors import DetkitError
-from detkit.io.detections.lookup import Found, Labelled, Lookup, Row, box_array, found_rows
+from detkit.io.detections.lookup import Found, Labelled, Lookup, Row, found_rows, row_boxes
 from detkit.io.images import image_size
 
 _VOC_NAME = re.compile(r"comp\d_det_(.+)\.txt")
@@ -57,7 +57,7 @@ def _read_yolo(folder: Path, files: list[Path], data: Labelled) -> Found:
     missing = len(data.files) - len(files)
     if missing > 0:
         notes.append(f"{missing} of {len(data.files)} images have no file in {folder.name}")
-    boxes, size = box_array(rows), _image_sizes(data, [row[0] for row in rows])
+    boxes, size = row_boxes(rows), _image_sizes(data, [row[0] for row in rows])
     wh = boxes[:, 2:] * size
     return found_rows(rows, np.concatenate([boxes[:, :2] * size - wh / 2, wh], axis=1), notes)
 
@@ -76,7 +76,7 @@ def _read_voc(files: list[Path], data: Labelled) -> Found:
             rows.append((lookup.image(word, where), label, box, score, where))
     without = [name for k, name in enumerate(data.classes) if k not in named]
     notes = [f"no file for {', '.join(without)}: every such object counts as missed"] if without else []
-    boxes = box_array(rows)
+    boxes = row_boxes(rows)
     # One-based and inclusive: only the upper left corner moves when that becomes zero-based and exclusive.
     corner = boxes[:, :2] - 1
     return found_rows(rows, np.concatenate([corner, boxes[:, 2:] - corner], axis=1), notes)
