@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from detkit.backbones.base import set_logits
-from detkit.heads.dense import full_precision, of_wanted_classes
+from detkit.heads.dense import exact_output, of_wanted_classes
 from detkit.heads.trunk import TrunkHead, output_width, trunk_for
 from detkit.ops.losses import class_loss
 from detkit.structures import Detections, Limits, Loss, Target
@@ -62,10 +62,7 @@ class ImageHead(TrunkHead):
 
     def table(self, features: list[Tensor]) -> Tensor:
         """(B, outputs) float32 of maps (B, C_l, H_l, W_l)."""
-        x = self.hidden(self.trunk(features[-1]).flatten(1))
-        with full_precision(x.device.type):
-            table = self.last(x.to(self.last.weight.dtype))
-        return table.float() if table.dtype in (torch.float16, torch.bfloat16) else table
+        return exact_output(self.last, self.hidden(self.trunk(features[-1]).flatten(1)))
 
     def answers(self, raw: dict[str, Tensor], sizes: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Scores (B, C), boxes (B, 4) in input pixels, and more (B, ...) that goes with them."""

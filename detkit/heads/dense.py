@@ -158,10 +158,6 @@ class DenseHead(Head, nn.Module):
 
     # What all share.
 
-    def forward(self, features: list[Tensor]) -> dict[str, Tensor]:
-        """``raw``."""
-        return self.raw(features)
-
     def raw(self, features: list[Tensor], proposals: list[Tensor] | None = None) -> dict[str, Tensor]:
         """Everything that loss and prediction need, from feature maps (B, C_l, H_l, W_l); proposals are not looked at.
 
@@ -172,13 +168,9 @@ class DenseHead(Head, nn.Module):
         parts = []
         stems = list(self.stems) * (len(features) // len(self.stems))
         for feature, stem, layer in zip(features, stems, self.layers, strict=True):
-            feature = stem(feature)
-            with full_precision(feature.device.type):
-                output = layer(feature.to(layer.weight.dtype))
+            output = exact_output(layer, stem(feature))  # type: ignore[arg-type]
             parts.append(output.permute(0, 2, 3, 1).reshape(len(output), -1, self.outputs))
         table = torch.cat(parts, dim=1)
-        if table.dtype in (torch.float16, torch.bfloat16):
-            table = table.float()
         raw = {
             "boxes": table[..., :4],
             "objectness": table[..., 4],
@@ -353,8 +345,15 @@ def _stem(channels: int, blocks: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def full_precision(device: str) -> contextlib.AbstractContextManager[None]:
-    """Autocast off: the last layer is cheap, and scores and boxes rounded to 8 bits would tie."""
-    if torch.amp.is_autocast_available(device):
-        return torch.autocast(device, enabled=False)
+def full_precision(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Autocast off."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
+
+
+def exact_output(layer: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
+    """What a last layer makes of x, float32 at least: it is cheap, and scores and boxes rounded to 8 bits would tie."""
+    with full_precision(x.device):
+        output: Tensor = layer(x.to(layer.weight.dtype))
+    return output.float() if output.dtype in (torch.float16, torch.bfloat16) else output

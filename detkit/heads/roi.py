@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from detkit.heads.dense import full_precision, gather_objects, of_wanted_classes, select_detections
+from detkit.heads.dense import exact_output, full_precision, gather_objects, of_wanted_classes, select_detections
 from detkit.heads.points import Landmarks
 from detkit.heads.pooling import RegionPooling
 from detkit.heads.rcnn_svm import Embedded, LaterStages, fit_stages
@@ -173,13 +173,13 @@ class RoIHead(TrunkHead):
             raise ValueError("a RoI head needs proposals")
         rois = roi_table(proposals)
         embedded = self.embed(features, rois)
-        with full_precision(embedded.device.type):
-            embedded = embedded.to(self.classes.weight.dtype)
-            classes, boxes = self.classes(embedded), self.boxes(embedded).unflatten(1, (self.num_classes, 4))
-            raw = {"rois": rois[:, 1:], "image": rois[:, 0].long(), "classes": classes, "boxes": boxes}
-            if self.marks.points:
-                raw["points"] = self.landmarks(embedded).unflatten(1, (self.marks.points, 2))
-            if self.needs_fit and self.fitted:
+        classes, boxes = exact_output(self.classes, embedded), exact_output(self.boxes, embedded)
+        raw = {"rois": rois[:, 1:], "image": rois[:, 0].long(), "classes": classes}
+        raw["boxes"] = boxes.unflatten(1, (self.num_classes, 4))
+        if self.marks.points:
+            raw["points"] = exact_output(self.landmarks, embedded).unflatten(1, (self.marks.points, 2))
+        if self.needs_fit and self.fitted:
+            with full_precision(embedded.device):
                 raw["margins"] = F.linear(embedded.float(), self.svm, self.svm_bias)
         return raw
 

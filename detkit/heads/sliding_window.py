@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from detkit.backbones.base import Classifier
 from detkit.errors import DetkitError
-from detkit.heads.dense import DenseHead, WindowOptions, full_precision
+from detkit.heads.dense import DenseHead, WindowOptions, exact_output
 from detkit.heads.trunk import TrunkHead, trunk_for
 from detkit.ops.assign import Assignment, Objects, assign_iou
 from detkit.ops.coder import Level, Priors, decode_deltas
@@ -117,9 +117,7 @@ class SlidingWindow(TrunkHead, DenseHead):
         for feature in features:
             output = feature.new_zeros(len(feature), self.outputs, 0, 0)
             if min(feature.shape[-2:]) >= self.cells:
-                embedded = self.trunk(feature)
-                with full_precision(feature.device.type):
-                    output = self.layers[0](embedded.to(self.layers[0].weight.dtype))  # type: ignore[arg-type]
+                output = exact_output(self.layers[0], self.trunk(feature))  # type: ignore[arg-type]
             parts.append(output.permute(0, 2, 3, 1).flatten(1, 2))
             grid.append(tuple(output.shape[-2:]))
         table = torch.cat([part.float() for part in parts], dim=1)
