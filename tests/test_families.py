@@ -110,7 +110,7 @@ def test_points_are_learnt_with_the_boxes(tmp_path: Path, capsys: pytest.Capture
     assert detector.flip_pairs == pairs
     mirror = Warp(np.array([[-1.0, 0, 96], [0, 1, 0]]), (96, 96), flip_pairs=detector.flip_pairs)
     samples = [data.load(i) for i in range(4)]
-    mirrored = [mirror.sample(sample, 114, 0.2) for sample in samples]
+    mirrored = [mirror.drawn(sample, 114, 0.2) for sample in samples]
     learn(detector, [collate(part, detector.resize) for part in (samples, mirrored)], 140)
     detector.eval()
     for sample, found in zip(mirrored, detector.predict_samples(mirrored, Limits(conf=0.5)), strict=True):
