@@ -44,13 +44,13 @@ def detector():
     return build_detector(make_config(), CLASSES, class_ids=(3, 7, "x")).eval()
 
 
-def picture(height=48, width=80, seed=0) -> np.ndarray:
+def noise_image(height=48, width=80, seed=0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def samples() -> list[Sample]:
     target = Target(np.array([[5, 5, 30, 40], [40, 10, 70, 45]], np.float32), np.array([0, 2]))
-    return [Sample(picture(), target), Sample(picture(100, 30, 1))]
+    return [Sample(noise_image(), target), Sample(noise_image(100, 30, 1))]
 
 
 def test_it_is_a_predictor(detector):
@@ -97,10 +97,10 @@ def test_precision_is_a_matter_of_prediction_alone(detector, tmp_path):
     twin, seen = copy.deepcopy(detector), []
     twin.precision = "bf16"
     twin.neck.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs[0].dtype))
-    found = twin.predict(picture(), conf=0.0)
+    found = twin.predict(noise_image(), conf=0.0)
     assert seen == [torch.bfloat16]
     assert found.boxes.dtype == found.scores.dtype == np.float32
-    np.testing.assert_allclose(found.scores[:10], detector.predict(picture(), conf=0.0).scores[:10], atol=0.02)
+    np.testing.assert_allclose(found.scores[:10], detector.predict(noise_image(), conf=0.0).scores[:10], atol=0.02)
     twin.raw(torch.zeros(1, 3, 64, 64))
     assert seen[1] == torch.float32
     twin.save(tmp_path / "m.safetensors")
@@ -119,7 +119,7 @@ def test_normalisation_is_the_models(detector):
 
 def test_prediction_keeps_the_mode(detector):
     detector.train()
-    detector.predict(picture())
+    detector.predict(noise_image())
     assert detector.training
     detector.eval()
 
@@ -127,14 +127,14 @@ def test_prediction_keeps_the_mode(detector):
 def test_one_image_in_every_form(detector, tmp_path):
     from PIL import Image
 
-    image = picture()
+    image = noise_image()
     path = tmp_path / "größe.png"
     Image.fromarray(image).save(path)
     forms = (image, path, str(path), path.read_bytes(), Image.fromarray(image))
     found = [detector.predict(form, conf=0.0) for form in forms]
     found.append(detector.predict(image[..., ::-1], conf=0.0, bgr=True))
     assert all(np.allclose(f.boxes, found[0].boxes, atol=1e-4) for f in found)
-    grey = picture()[..., 0]
+    grey = noise_image()[..., 0]
     assert np.array_equal(
         detector.predict(grey, conf=0.0).boxes, detector.predict(np.stack([grey] * 3, 2), conf=0.0).boxes
     )
@@ -158,7 +158,7 @@ def test_what_is_no_image(detector, source, reason):
 def test_classes_by_name_or_label(detector):
     assert detector.limits(classes=["café", 0]).classes == (2, 0)
     assert detector.limits().conf == detector.threshold
-    assert set(detector.predict(picture(), conf=0.0, classes=["dog"]).names) <= {"dog"}
+    assert set(detector.predict(noise_image(), conf=0.0, classes=["dog"]).names) <= {"dog"}
     with pytest.raises(DetkitError, match="did you mean dog"):
         detector.limits(classes=["dgo"])
     with pytest.raises(DetkitError, match="no class 3"):
@@ -179,7 +179,7 @@ def test_stream(detector, tmp_path):
     from PIL import Image
 
     for i in range(3):
-        Image.fromarray(picture(seed=i)).save(tmp_path / f"{i}.png")
+        Image.fromarray(noise_image(seed=i)).save(tmp_path / f"{i}.png")
     found = list(detector.stream(tmp_path, conf=0.0, batch=2))
     assert len(found) == 3
     assert np.allclose(found[1].boxes, detector.predict(tmp_path / "1.png", conf=0.0).boxes, atol=1e-3)
@@ -200,7 +200,7 @@ def test_saved_and_loaded_is_the_same(detector, tmp_path):
     assert (other.classes, other.class_ids, other.resize) == (CLASSES, (3, 7, "x"), detector.resize)
     assert (other.threshold, other.scores, other.record) == (0.31, {"AP50": 0.5}, {"seed": 3, "bad": None})
     assert all(torch.equal(v, other.state_dict()[k]) for k, v in detector.state_dict().items())
-    a, b = (model.predict(picture(), conf=0.0) for model in (detector, other))
+    a, b = (model.predict(noise_image(), conf=0.0) for model in (detector, other))
     assert np.array_equal(a.boxes, b.boxes)
     other.save(tmp_path / "again.safetensors")
     assert zoo.read_model_header(tmp_path / "again.safetensors") == zoo.read_model_header(path)
@@ -215,7 +215,7 @@ def test_half_is_half_the_size_and_nearly_the_same(detector, tmp_path):
     assert {v.dtype for v in other.parameters()} == {torch.float32}
     norms = {k for k in detector.state_dict() if "running" in k}
     assert all(torch.equal(detector.state_dict()[k], other.state_dict()[k]) for k in norms)
-    a, b = (m.predict(picture(), conf=0.0) for m in (detector, other))
+    a, b = (m.predict(noise_image(), conf=0.0) for m in (detector, other))
     assert abs(a.scores.max() - b.scores.max()) < 0.01
 
 

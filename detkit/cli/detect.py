@@ -106,16 +106,12 @@ def _frames(source: list[str], failures: list[Failure]) -> Iterator[Frame]:
 def _format_of(out: Path | None, form: str | None) -> str | None:
     if form is not None:
         registry.find_part("writer", form, where="--format")
-    if out is None:
-        if form is not None:
+        if out is None:
             raise DetkitError("--format needs --out", do="add --out FILE")
-        return None
-    kind = form or _FORMATS.get(out.suffix.lower())
-    if kind is None:
-        raise DetkitError(
-            f"cannot tell the format of --out {out}",
-            do="end it in .jsonl, .json or .csv, or name a folder and --format yolo|voc; for images use --save",
-        )
+    kind = form or _FORMATS.get("" if out is None else out.suffix.lower())
+    if out is not None and kind is None:
+        do = "end it in .jsonl, .json or .csv, or name a folder and --format yolo|voc; for images use --save"
+        raise DetkitError(f"cannot tell the format of --out {out}", do=do)
     return kind
 
 

@@ -125,7 +125,7 @@ def test_where_pixels_are_only_handed_on_the_heads_network_is_looked_into() -> N
         grad_cam(rcnn(layers="mlp", width=8), image)
 
 
-def test_a_region_is_looked_at_as_a_image_of_its_own() -> None:
+def test_a_region_is_looked_at_as_an_image_of_its_own() -> None:
     detector, image = rcnn(padding=0), toy_sample(3, 64).image
     boxes = torch.tensor([[10.0, 20.0, 42.0, 52.0]])
     detector.proposals.propose = lambda *words: ([boxes], None)

@@ -24,7 +24,7 @@ from detkit.structures import Detections, Limits, Sample
 BRIGHT = np.array([[20, 10, 50, 40]], np.float32)
 
 
-def picture() -> Sample:
+def bright_box() -> Sample:
     """60 x 100 pixels with a bright box left of the middle; proposals are that box."""
     image = np.zeros((60, 100, 3), np.uint8)
     image[10:40, 20:50] = 255
@@ -59,26 +59,26 @@ class Resizable(Sees):
 def test_a_mirrored_view_is_put_back() -> None:
     model = Sees()
     both = Ensemble([model], ["flip"])
-    (found,) = both.predict_samples([picture()], Limits())
+    (found,) = both.predict_samples([bright_box()], Limits())
     np.testing.assert_allclose(found.boxes, BRIGHT, atol=1e-4)
     np.testing.assert_allclose(found.scores, [0.8], rtol=1e-6)
     assert len(both) == 2
     mirrored = model.asked[1][0]
-    np.testing.assert_array_equal(mirrored.image[:, ::-1], picture().image)
+    np.testing.assert_array_equal(mirrored.image[:, ::-1], bright_box().image)
     assert mirrored.proposals is not None
     np.testing.assert_array_equal(mirrored.proposals, [[50, 10, 80, 40]])
 
 
-def test_scores_are_means_over_all_looks_and_conf_is_asked_of_the_mean() -> None:
+def test_scores_are_means_over_all_views_and_conf_is_asked_of_the_mean() -> None:
     strong, weak = Sees(0.9), Sees(0.1)
     both = Ensemble([strong, weak])
-    (found,) = both.predict_samples([picture()], Limits(conf=0.4))
+    (found,) = both.predict_samples([bright_box()], Limits(conf=0.4))
     np.testing.assert_allclose(found.scores, [0.5], rtol=1e-6)
     assert {limits.conf for _, limits in weak.asked} == {0.001}
-    (found,) = both.predict_samples([picture()], Limits(conf=0.6))
+    (found,) = both.predict_samples([bright_box()], Limits(conf=0.6))
     assert len(found) == 0
     # Two models that do not agree on the class halve both.
-    (found,) = Ensemble([strong, Sees(0.7, label=1)]).predict_samples([picture()], Limits())
+    (found,) = Ensemble([strong, Sees(0.7, label=1)]).predict_samples([bright_box()], Limits())
     assert found.names == ["cat", "dog"]
     np.testing.assert_allclose(found.scores, [0.45, 0.35], rtol=1e-6)
     assert both.threshold == pytest.approx((0.45 + 0.05) / 2)
@@ -87,7 +87,7 @@ def test_scores_are_means_over_all_looks_and_conf_is_asked_of_the_mean() -> None
 def test_views_are_every_pair_of_size_and_side() -> None:
     views = Ensemble([Resizable(0.9)], ["scales", "flip"])
     assert len(views) == 2 * (1 + len(SCALES))
-    (found,) = views.predict_samples([picture()], Limits())
+    (found,) = views.predict_samples([bright_box()], Limits())
     expected = np.mean([0.9, *(0.9 * min(scale, 1) for scale in SCALES)])
     np.testing.assert_allclose(found.scores, [expected], rtol=1e-6)
 
@@ -96,11 +96,11 @@ def test_models_are_matched_by_class_name() -> None:
     """In another order, and by another spelling."""
     first, other = Sees(classes=("cat", "sofa"), label=1), Sees(classes=("couch", "cat"), label=0)
     both = Ensemble([first, other])
-    (found,) = both.predict_samples([picture()], both.limits(classes=["sofa"]))
+    (found,) = both.predict_samples([bright_box()], both.limits(classes=["sofa"]))
     assert found.names == ["sofa"]
     np.testing.assert_allclose(found.scores, [0.8], rtol=1e-6)
     assert other.asked[0][1].classes == (0,)
-    assert both.predict(picture().image, classes=["cat"]).names == []
+    assert both.predict(bright_box().image, classes=["cat"]).names == []
 
 
 def test_models_of_other_classes_are_refused() -> None:
@@ -117,7 +117,7 @@ def test_models_that_answer_otherwise_are_refused() -> None:
 
 def test_masks_are_refused() -> None:
     with pytest.raises(DetkitError, match="masks of several views cannot be fused"):
-        Ensemble([Sees(masks=np.zeros((1, 3, 3)))], ["flip"]).predict_samples([picture()], Limits())
+        Ensemble([Sees(masks=np.zeros((1, 3, 3)))], ["flip"]).predict_samples([bright_box()], Limits())
 
 
 class Names(Predictor):
@@ -135,7 +135,7 @@ class Names(Predictor):
         return found
 
 
-def test_a_classifier_looks_at_corners_and_centre() -> None:
+def test_a_classifier_is_shown_corners_and_centre() -> None:
     image = np.zeros((64, 80, 3), np.uint8)
     image[:8, :10] = 255  # the upper left crop has all of it, the centre a quarter
     views = Ensemble([Names()], ["crops", "flip"])

@@ -294,7 +294,7 @@ def test_layers_of_another_kind_are_left_as_they_are(
     if not first:
         change(detector)
     detector.backbone.conv.eval()
-    moves = detector.backbone.norm.training  # its statistics move with every look
+    moves = detector.backbone.norm.training  # its statistics move with every pass
     assert called(detector, monkeypatch) in computed
     if not moves:
         assert_same(detector)
