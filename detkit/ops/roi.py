@@ -9,15 +9,16 @@ fixed order, whatever the number of threads. Regions get no gradient.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from detkit.ops.compiled import run_chunks, thread_count
 from detkit.ops.inputs import float_array
+
+Kernel = Callable[..., None]
 
 _THREADED = 1 << 18  # numbers in the result above which starting threads costs less than it saves
 
@@ -75,147 +76,120 @@ def _checked(features: Tensor, rois: Any, size: Any) -> tuple[Tensor, Tensor, in
 
 @torch.library.custom_op("detkit::roi_align", mutates_args=(), device_types="cpu")
 def _align(features: Tensor, rois: Tensor, high: int, wide: int, scale: float, sampling: int, aligned: bool) -> Tensor:
-    from detkit.ops.roi_kernels import align_forward
+    from detkit.ops.roi_kernels import align
 
-    values, regions, pooled = _last(features), _regions(rois, features), _empty(features, rois, high, wide)
-    arrays = values.numpy(), regions, scale, sampling, aligned, pooled.numpy()
-    run_chunks(lambda start, stop: align_forward(*arrays, start, stop), len(regions), _threads(pooled, len(regions)))
-    return pooled.permute(0, 3, 1, 2)
+    return _forward(align, features, rois, high, wide, (scale, sampling, aligned))
 
 
 @torch.library.custom_op("detkit::roi_align_backward", mutates_args=(), device_types="cpu")
 def _align_backward(
-    gradient: Tensor, rois: Tensor, shape: Sequence[int], scale: float, sampling: int, aligned: bool
+    gradient: Tensor, rois: Tensor, features: Tensor, scale: float, sampling: int, aligned: bool
 ) -> Tensor:
-    from detkit.ops.roi_kernels import align_backward
+    from detkit.ops.roi_kernels import align
 
-    batch, channels, height, width = shape
-    given, out = _last(gradient), gradient.new_zeros((batch, height, width, channels))
-    arrays = given.numpy(), _contiguous(rois), scale, sampling, aligned, out.numpy()
-    run_chunks(lambda start, stop: align_backward(*arrays, start, stop), channels, _threads(given, channels // 16))
-    return out.permute(0, 3, 1, 2)
+    return _backward(align, gradient, rois, features, (scale, sampling, aligned))
 
 
 @torch.library.custom_op("detkit::roi_pool", mutates_args=(), device_types="cpu")
 def _pool(features: Tensor, rois: Tensor, high: int, wide: int, scale: float) -> Tensor:
-    from detkit.ops.roi_kernels import pool_forward
+    from detkit.ops.roi_kernels import pool
 
-    values, regions, pooled = _last(features), _regions(rois, features), _empty(features, rois, high, wide)
-    arrays = values.numpy(), regions, scale, pooled.numpy()
-    run_chunks(lambda start, stop: pool_forward(*arrays, start, stop), len(regions), _threads(pooled, len(regions)))
-    return pooled.permute(0, 3, 1, 2)
+    return _forward(pool, features, rois, high, wide, (scale,))
 
 
 @torch.library.custom_op("detkit::roi_pool_backward", mutates_args=(), device_types="cpu")
 def _pool_backward(gradient: Tensor, rois: Tensor, features: Tensor, scale: float) -> Tensor:
-    from detkit.ops.roi_kernels import pool_backward
+    from detkit.ops.roi_kernels import pool
 
-    given, values = _last(gradient), _last(features)
+    return _backward(pool, gradient, rois, features, (scale,))
+
+
+def _forward(kernel: Kernel, features: Tensor, rois: Tensor, high: int, wide: int, options: Sequence[float]) -> Tensor:
+    image = rois[:, 0]
+    if not ((image >= 0) & (image < len(features))).all():
+        raise ValueError(f"rois name images outside a batch of {len(features)}")
+    pooled = features.new_empty((len(rois), high, wide, features.shape[1]))
+    _in_threads(kernel, (_last(features), rois, pooled, pooled), False, options)
+    return pooled.permute(0, 3, 1, 2)
+
+
+def _backward(kernel: Kernel, gradient: Tensor, rois: Tensor, features: Tensor, options: Sequence[float]) -> Tensor:
+    values = _last(features)
     out = torch.zeros_like(values)
-    arrays = given.numpy(), _contiguous(rois), scale, values.numpy(), out.numpy()
-    channels = values.shape[-1]
-    run_chunks(lambda start, stop: pool_backward(*arrays, start, stop), channels, _threads(given, channels // 16))
+    _in_threads(kernel, (values, rois, _last(gradient), out), True, options)
     return out.permute(0, 3, 1, 2)
+
+
+def _in_threads(kernel: Kernel, tensors: Sequence[Tensor], backward: bool, options: Sequence[float]) -> None:
+    """Calls a kernel on parts of the regions, or backward of the channels, so that no two write the same number."""
+    values, rois, pooled, into = (tensor.detach().contiguous().numpy() for tensor in tensors)
+    count = values.shape[3] if backward else len(rois)
+    threads = max(1, min(thread_count(), count // 16 if backward else count)) if pooled.size > _THREADED else 1
+    run_chunks(lambda *part: kernel(values, rois, pooled, into, backward, *part, *options), count, threads)
 
 
 @_align.register_kernel("cuda")
 def _(features: Tensor, rois: Tensor, high: int, wide: int, scale: float, sampling: int, aligned: bool) -> Tensor:
-    import torchvision  # noqa: F401  (registers its operators)
-
-    pooled = torch.ops.torchvision.roi_align(features, rois, scale, high, wide, sampling or -1, aligned)
+    pooled = _torchvision().roi_align(features, rois, scale, high, wide, sampling or -1, aligned)
     return pooled.contiguous(memory_format=torch.channels_last)
 
 
 @_align_backward.register_kernel("cuda")
-def _(gradient: Tensor, rois: Tensor, shape: Sequence[int], scale: float, sampling: int, aligned: bool) -> Tensor:
-    high, wide = gradient.shape[-2:]
-    out = torch.ops.torchvision._roi_align_backward(gradient, rois, scale, high, wide, *shape, sampling or -1, aligned)
+def _(gradient: Tensor, rois: Tensor, features: Tensor, scale: float, sampling: int, aligned: bool) -> Tensor:
+    sizes = *gradient.shape[-2:], *features.shape
+    out = _torchvision()._roi_align_backward(gradient, rois, scale, *sizes, sampling or -1, aligned)
     return out.contiguous(memory_format=torch.channels_last)
 
 
 @_pool.register_kernel("cuda")
 def _(features: Tensor, rois: Tensor, high: int, wide: int, scale: float) -> Tensor:
-    import torchvision  # noqa: F401
-
-    pooled = torch.ops.torchvision.roi_pool(features, rois, scale, high, wide)[0]
+    pooled = _torchvision().roi_pool(features, rois, scale, high, wide)[0]
     return pooled.contiguous(memory_format=torch.channels_last)
 
 
 @_pool_backward.register_kernel("cuda")
 def _(gradient: Tensor, rois: Tensor, features: Tensor, scale: float) -> Tensor:
-    high, wide = gradient.shape[-2:]
-    places = torch.ops.torchvision.roi_pool(features, rois, scale, high, wide)[1]
-    out = torch.ops.torchvision._roi_pool_backward(gradient, rois, places, scale, high, wide, *features.shape)
+    size = gradient.shape[-2:]
+    places = _torchvision().roi_pool(features, rois, scale, *size)[1]
+    out = _torchvision()._roi_pool_backward(gradient, rois, places, scale, *size, *features.shape)
     return out.contiguous(memory_format=torch.channels_last)
 
 
-@_align.register_fake
-def _(features: Tensor, rois: Tensor, high: int, wide: int, scale: float, sampling: int, aligned: bool) -> Tensor:
-    return _empty(features, rois, high, wide).permute(0, 3, 1, 2)
+def _torchvision() -> Any:
+    import torchvision  # noqa: F401  (registers its operators)
+
+    return torch.ops.torchvision
 
 
-@_align_backward.register_fake
-def _(gradient: Tensor, rois: Tensor, shape: Sequence[int], scale: float, sampling: int, aligned: bool) -> Tensor:
-    batch, channels, height, width = shape
-    return gradient.new_empty((batch, height, width, channels)).permute(0, 3, 1, 2)
+def _fake(features: Tensor, rois: Tensor, high: int, wide: int, *options: float) -> Tensor:
+    return features.new_empty((len(rois), high, wide, features.shape[1])).permute(0, 3, 1, 2)
 
 
-@_pool.register_fake
-def _(features: Tensor, rois: Tensor, high: int, wide: int, scale: float) -> Tensor:
-    return _empty(features, rois, high, wide).permute(0, 3, 1, 2)
-
-
-@_pool_backward.register_fake
-def _(gradient: Tensor, rois: Tensor, features: Tensor, scale: float) -> Tensor:
+def _fake_backward(gradient: Tensor, rois: Tensor, features: Tensor, *options: float) -> Tensor:
     return torch.empty_like(features, memory_format=torch.channels_last)
 
 
-def _keep_align(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     features, rois, _, _, *ctx.options = inputs
-    ctx.shape = features.shape
-    ctx.save_for_backward(rois)
+    ctx.save_for_backward(rois, features)
 
 
 def _align_gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    (rois,) = ctx.saved_tensors
-    return _align_backward(gradient, rois, ctx.shape, *ctx.options), None, None, None, None, None, None
-
-
-def _keep_pool(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    features, rois, _, _, ctx.scale = inputs
-    ctx.save_for_backward(features, rois)
+    return _align_backward(gradient, *ctx.saved_tensors, *ctx.options), None, None, None, None, None, None
 
 
 def _pool_gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    features, rois = ctx.saved_tensors
-    return _pool_backward(gradient, rois, features, ctx.scale), None, None, None, None
+    return _pool_backward(gradient, *ctx.saved_tensors, *ctx.options), None, None, None, None
 
 
-_align.register_autograd(_align_gradient, setup_context=_keep_align)
-_pool.register_autograd(_pool_gradient, setup_context=_keep_pool)
+_align.register_fake(_fake)
+_align.register_autograd(_align_gradient, setup_context=_keep)
+_align_backward.register_fake(_fake_backward)
+_pool.register_fake(_fake)
+_pool.register_autograd(_pool_gradient, setup_context=_keep)
+_pool_backward.register_fake(_fake_backward)
 
 
 def _last(features: Tensor) -> Tensor:
     """(B, C, H, W) as (B, H, W, C), contiguous: a view where the strides are channels_last."""
     return features.detach().permute(0, 2, 3, 1).contiguous()
-
-
-def _contiguous(rois: Tensor) -> np.ndarray:
-    array: np.ndarray = rois.detach().contiguous().numpy()
-    return array
-
-
-def _regions(rois: Tensor, features: Tensor) -> np.ndarray:
-    regions = _contiguous(rois)
-    image = regions[:, 0]
-    if not ((image >= 0) & (image < len(features))).all():
-        raise ValueError(f"rois name images outside a batch of {len(features)}")
-    return regions
-
-
-def _empty(features: Tensor, rois: Tensor, high: int, wide: int) -> Tensor:
-    return features.new_empty((len(rois), high, wide, features.shape[1]))
-
-
-def _threads(work: Tensor, parts: int) -> int:
-    return max(1, min(thread_count(), parts)) if work.numel() > _THREADED else 1

@@ -79,83 +79,58 @@ def _taps(
 
 
 @kernel
-def align_forward(
-    features: np.ndarray,
+def align(
+    values: np.ndarray,
     rois: np.ndarray,
+    pooled: np.ndarray,
+    into: np.ndarray,
+    backward: bool,
+    start: int,
+    stop: int,
     scale: float,
     sampling: int,
     aligned: bool,
-    pooled: np.ndarray,
-    start: int,
-    stop: int,
 ) -> None:
-    """RoI align (He et al. 2017, section 3) of regions start..stop; sampling 0: about one sample a cell."""
-    kind = features.dtype.type
-    _, height, width, channels = features.shape
+    """RoI align (He et al. 2017, section 3); sampling 0: about one sample per cell.
+
+    Forward: writes ``pooled`` of regions start..stop from ``values``. Backward: adds to channels start..stop of
+    ``into`` the gradient that ``pooled`` holds.
+    """
+    kind = values.dtype.type
+    _, height, width, channels = values.shape
     rows, columns = pooled.shape[1:3]
     most = max(2 * sampling, max(height, width)) + 2
     ys, yw, yn = np.empty((rows, most), np.int64), np.empty((rows, most), rois.dtype), np.empty(rows, np.int64)
     xs, xw, xn = np.empty((columns, most), np.int64), np.empty((columns, most), rois.dtype), np.empty(columns, np.int64)
-    for i in range(start, stop):
+    first, last, low, high = (0, len(rois), start, stop) if backward else (start, stop, 0, channels)
+    for i in range(first, last):
         tall = _taps(rois, i, 1, scale, sampling, aligned, height, ys, yw, yn)
         wide = _taps(rois, i, 0, scale, sampling, aligned, width, xs, xw, xn)
         share = kind(1) / kind(max(tall * wide, 1))
-        picture = features[int(rois[i, 0])]
+        image = into[int(rois[i, 0])] if backward else values[int(rois[i, 0])]
         for py in range(rows):
             for px in range(columns):
-                out = pooled[i, py, px]
-                for k in range(channels):
-                    out[k] = 0
+                out = pooled[i, py, px, low:high]
+                if not backward:
+                    out[:] = 0
                 for a in range(yn[py]):
-                    row = picture[ys[py, a]]
+                    row = image[ys[py, a]]
                     weight = yw[py, a] * share
-                    even = xn[px] // 2 * 2
-                    for b in range(0, even, 2):  # two cells at a time: half the traffic to the sums
+                    paired = 0 if backward else xn[px] // 2 * 2
+                    for b in range(0, paired, 2):  # two cells at a time: half the traffic to the sums
                         w1, w2 = weight * xw[px, b], weight * xw[px, b + 1]
-                        f1, f2 = row[xs[px, b]], row[xs[px, b + 1]]
+                        cell, other = row[xs[px, b]], row[xs[px, b + 1]]
                         for k in range(channels):
-                            out[k] += w1 * f1[k] + w2 * f2[k]
-                    for b in range(even, xn[px]):
-                        w1 = weight * xw[px, b]
-                        f1 = row[xs[px, b]]
-                        for k in range(channels):
-                            out[k] += w1 * f1[k]
-
-
-@kernel
-def align_backward(
-    gradient: np.ndarray,
-    rois: np.ndarray,
-    scale: float,
-    sampling: int,
-    aligned: bool,
-    features: np.ndarray,
-    start: int,
-    stop: int,
-) -> None:
-    """Adds to ``features`` (B, H, W, C) the gradient of channels start..stop from that of the pooled regions."""
-    kind = features.dtype.type
-    _, height, width, _ = features.shape
-    rows, columns = gradient.shape[1:3]
-    most = max(2 * sampling, max(height, width)) + 2
-    ys, yw, yn = np.empty((rows, most), np.int64), np.empty((rows, most), rois.dtype), np.empty(rows, np.int64)
-    xs, xw, xn = np.empty((columns, most), np.int64), np.empty((columns, most), rois.dtype), np.empty(columns, np.int64)
-    for i in range(len(rois)):
-        tall = _taps(rois, i, 1, scale, sampling, aligned, height, ys, yw, yn)
-        wide = _taps(rois, i, 0, scale, sampling, aligned, width, xs, xw, xn)
-        share = kind(1) / kind(max(tall * wide, 1))
-        picture = features[int(rois[i, 0])]
-        for py in range(rows):
-            for px in range(columns):
-                given = gradient[i, py, px, start:stop]
-                for a in range(yn[py]):
-                    row = picture[ys[py, a]]
-                    weight = yw[py, a] * share
-                    for b in range(xn[px]):
-                        cell = row[xs[px, b], start:stop]
+                            out[k] += w1 * cell[k] + w2 * other[k]
+                    for b in range(paired, xn[px]):
+                        cell = row[xs[px, b], low:high]
                         w = weight * xw[px, b]
-                        for k in range(stop - start):
-                            cell[k] += w * given[k]
+                        if backward:
+                            for k in range(high - low):
+                                cell[k] += w * out[k]
+                        else:
+                            for k in range(high - low):
+                                out[k] += w * cell[k]
 
 
 @kernel
@@ -175,73 +150,55 @@ def _bins(rois: np.ndarray, i: int, axis: int, scale: float, size: int, firsts: 
 
 
 @kernel
-def pool_forward(
-    features: np.ndarray, rois: np.ndarray, scale: float, pooled: np.ndarray, start: int, stop: int
+def pool(
+    values: np.ndarray,
+    rois: np.ndarray,
+    pooled: np.ndarray,
+    into: np.ndarray,
+    backward: bool,
+    start: int,
+    stop: int,
+    scale: float,
 ) -> None:
-    """RoI max pooling (Girshick 2015, section 2.1) of regions start..stop; a bin outside the map gives 0."""
-    _, height, width, channels = features.shape
+    """RoI max pooling (Girshick 2015, section 2.1); a bin outside the map gives 0.
+
+    Forward: writes ``pooled`` of regions start..stop from ``values``. Backward: adds to channels start..stop of
+    ``into`` the gradient that ``pooled`` holds; of equal maxima the first in reading order gets it. The maxima are
+    looked for again: that is cheaper than keeping their places, which take as much memory as the result.
+    """
+    _, height, width, channels = values.shape
     rows, columns = pooled.shape[1:3]
     y1, y2 = np.empty(rows, np.int64), np.empty(rows, np.int64)
     x1, x2 = np.empty(columns, np.int64), np.empty(columns, np.int64)
-    for i in range(start, stop):
+    first, last, low, high = (0, len(rois), start, stop) if backward else (start, stop, 0, channels)
+    maxima, place = np.empty(high - low, values.dtype), np.empty(high - low, np.int32)
+    for i in range(first, last):
         _bins(rois, i, 1, scale, height, y1, y2)
         _bins(rois, i, 0, scale, width, x1, x2)
-        picture = features[int(rois[i, 0])]
+        image = values[int(rois[i, 0])]
         for py in range(rows):
             for px in range(columns):
-                out = pooled[i, py, px]
+                best = maxima if backward else pooled[i, py, px]
                 if y1[py] >= y2[py] or x1[px] >= x2[px]:
-                    for k in range(channels):
-                        out[k] = 0
+                    best[:] = 0
                     continue
-                first = picture[y1[py], x1[px]]
-                for k in range(channels):
-                    out[k] = first[k]
+                cell = image[y1[py], x1[px], low:high]
+                for k in range(high - low):
+                    best[k] = cell[k]
+                if backward:
+                    place[:] = y1[py] * width + x1[px]
                 for y in range(y1[py], y2[py]):
                     for x in range(x1[px], x2[px]):
-                        cell = picture[y, x]
-                        for k in range(channels):
-                            out[k] = cell[k] if cell[k] > out[k] else out[k]
-
-
-@kernel
-def pool_backward(
-    gradient: np.ndarray,
-    rois: np.ndarray,
-    scale: float,
-    values: np.ndarray,
-    features: np.ndarray,
-    start: int,
-    stop: int,
-) -> None:
-    """Adds to ``features`` the gradient of channels start..stop; of equal maxima the first in reading order gets it.
-
-    values (B, H, W, C): what was pooled. The maxima are looked for again: that is cheaper than keeping their places,
-    which take as much memory as the result.
-    """
-    _, height, width, _ = features.shape
-    rows, columns = gradient.shape[1:3]
-    y1, y2 = np.empty(rows, np.int64), np.empty(rows, np.int64)
-    x1, x2 = np.empty(columns, np.int64), np.empty(columns, np.int64)
-    best, place = np.empty(stop - start, features.dtype), np.empty(stop - start, np.int32)
-    for i in range(len(rois)):
-        _bins(rois, i, 1, scale, height, y1, y2)
-        _bins(rois, i, 0, scale, width, x1, x2)
-        image = int(rois[i, 0])
-        for py in range(rows):
-            for px in range(columns):
-                if y1[py] >= y2[py] or x1[px] >= x2[px]:
-                    continue
-                for k in range(stop - start):
-                    best[k] = values[image, y1[py], x1[px], start + k]
-                    place[k] = y1[py] * width + x1[px]
-                for y in range(y1[py], y2[py]):
-                    for x in range(x1[px], x2[px]):
-                        cell = values[image, y, x, start:stop]
-                        here = np.int32(y * width + x)
-                        for k in range(stop - start):
-                            better = cell[k] > best[k]
-                            best[k] = cell[k] if better else best[k]
-                            place[k] = here if better else place[k]
-                for k in range(stop - start):
-                    features[image, place[k] // width, place[k] % width, start + k] += gradient[i, py, px, start + k]
+                        cell = image[y, x, low:high]
+                        if backward:
+                            here = np.int32(y * width + x)
+                            for k in range(high - low):
+                                place[k] = here if cell[k] > best[k] else place[k]
+                                best[k] = cell[k] if cell[k] > best[k] else best[k]
+                        else:
+                            for k in range(high - low):
+                                best[k] = cell[k] if cell[k] > best[k] else best[k]
+                if backward:
+                    for k in range(high - low):
+                        y, x = place[k] // width, place[k] % width
+                        into[int(rois[i, 0]), y, x, low + k] += pooled[i, py, px, low + k]
