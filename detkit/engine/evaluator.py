@@ -19,6 +19,7 @@ from detkit.data.dataset import Dataset
 from detkit.data.loader import Loader
 from detkit.data.names import match_classes
 from detkit.detector import Detector
+from detkit.devices import keep_freed_memory
 from detkit.engine.runtime import Runtime
 from detkit.errors import DetkitError
 from detkit.interfaces import Losses, Raw
@@ -188,6 +189,8 @@ def _clocked(predictor: PredictsSamples) -> Iterator[list[float]]:
         spent[0] += time.perf_counter() - began
         return found
 
+    if predictor.device.type == "cpu":
+        keep_freed_memory()
     predictor.eval()
     head.predict = timed  # type: ignore[method-assign]
     try:
