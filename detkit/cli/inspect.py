@@ -168,7 +168,7 @@ def _load(name: str, weights: str | None, size: int | None = None) -> Detector:
 
     name = renamed(name)
     if name in BACKBONES:
-        from detkit.explain.published import published_network
+        from detkit.explain.features import published_network
 
         try:
             return published_network(name, weights or "imagenet", size)

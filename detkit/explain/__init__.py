@@ -10,10 +10,9 @@ from detkit.lazy import lazy_names
 _PLACES = {
     ".drawings": ("Drawing", "draw_cam", "draw_edges", "draw_filters", "draw_maps", "draw_patches"),
     ".edges": ("EDGE_FILTERS", "filter_response", "learn_filter"),
-    ".features": ("cut_patches", "find_peaks", "first_filters", "stage_maps", "stages_of"),
+    ".features": ("cut_patches", "find_peaks", "first_filters", "published_network", "stage_maps", "stages_of"),
     ".gradcam": ("grad_cam",),
     ".describe": ("Description", "describe_model"),
-    ".published": ("published_network",),
     ".summary": ("Summary", "summarise_backbone", "summarise_config", "summarise_detector", "summarise_file"),
 }
 

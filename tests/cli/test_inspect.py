@@ -11,7 +11,7 @@ import pytest
 from detkit.cli import main
 from detkit.data.toy import toy_sample, write_toy_data
 from detkit.detector import Detector
-from detkit.explain.published import published_network
+from detkit.explain.features import published_network
 from detkit.io.images import read_image, write_image
 
 LENET = ["lenet5", "--weights", "none"]

@@ -21,9 +21,8 @@ from detkit.detector import Detector
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
 from detkit.explain.drawings import draw_cam
-from detkit.explain.features import cut_patches, find_peaks, first_filters, stage_maps
+from detkit.explain.features import cut_patches, find_peaks, first_filters, published_network, stage_maps
 from detkit.explain.gradcam import grad_cam
-from detkit.explain.published import published_network
 from detkit.structures import Limits, Sample
 
 FAMILIES: dict[str, dict[str, Any]] = {
