@@ -24,7 +24,7 @@ from detkit.ops.suppression import batched_nms
 from detkit.options import split, takes
 from detkit.structures import Detections, Limits, Loss, Target
 
-RegressionLoss = Literal["iou", "giou", "diou", "ciou", "squared"]
+RegressionLoss = Literal["ciou", "diou", "giou", "iou", "squared"]
 
 
 @dataclass(kw_only=True)
@@ -157,6 +157,10 @@ class DenseHead(Head, nn.Module):
         return iou_loss(predicted, boxes, self.options.box_loss), iou
 
     # What all share.
+
+    def forward(self, features: list[Tensor]) -> dict[str, Tensor]:
+        """``raw``, as a module that is called."""
+        return self.raw(features)
 
     def raw(self, features: list[Tensor], proposals: list[Tensor] | None = None) -> dict[str, Tensor]:
         """Everything that loss and prediction need, from feature maps (B, C_l, H_l, W_l); proposals are not looked at.
