@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from detkit import zoo
-from detkit.backbones.mobilenet import mobilenet_v3_small
+from detkit.backbones.torchvision import mobilenet_v3_small
 from detkit.config.build import build_detector, load_detector
 from detkit.config.experiment import Config, EvaluateOptions, check_model
 from detkit.config.schema import Place

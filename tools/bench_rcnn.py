@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detkit.backbones.vgg import vgg16
+from detkit.backbones.torchvision import vgg16
 from detkit.data.resize import Resize
 from detkit.data.toy import toy_sample
 from detkit.devices import keep_freed_memory

@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 import torch
 
-from detkit.backbones.vgg import vgg16
+from detkit.backbones.torchvision import vgg16
 from detkit.data.dataset import Dataset, read
 from detkit.devices import keep_freed_memory
 from detkit.heads.sliding_window import convolutionalize

@@ -5,7 +5,7 @@ An entry returns a ``detkit.backbones.base.Backbone``; its keyword-only argument
 
 from __future__ import annotations
 
-# A family is a file, its name the module's.
+# A family's module has its name, if it is not one of those below.
 FAMILIES: dict[str, tuple[str, ...]] = {
     "efficientnet_lite": ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"),
     "mobilenet": ("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large"),
@@ -24,10 +24,12 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "identity": ("identity",),
 }
 
-# Built from Darknet's files, so they lie with the importer of these.
-_ELSEWHERE = {"darknet": "detkit.importers.darknet_backbone"}
+_MODULES = {
+    **dict.fromkeys(("mobilenet", "shufflenet", "densenet", "vgg", "alexnet"), "detkit.backbones.torchvision"),
+    "darknet": "detkit.importers.darknet_backbone",  # from Darknet's files, so it lies with their importer
+}
 BACKBONES = {
-    name: f"{_ELSEWHERE.get(family, f'detkit.backbones.{family}')}:{name}"
+    name: f"{_MODULES.get(family, f'detkit.backbones.{family}')}:{name}"
     for family, names in FAMILIES.items()
     for name in names
 }

@@ -1,13 +1,21 @@
-"""What most backbones are: a chain of stages, some of which are tapped; and the classifier around it."""
+"""What most backbones are: a chain of stages, some of which are tapped, on one scale of the image or on several; the
+classifier around it; and how a family of networks makes its entries of the table of backbones.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import product
 from typing import ClassVar, Literal, TypedDict
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detkit.backbones.pretrained import load_weights
+from detkit.errors import DetkitError
 from detkit.interfaces import Backbone
+from detkit.options import takes
 
 Frozen = int | Literal["all"]
 
@@ -31,7 +39,7 @@ class StagedBackbone(Backbone, nn.Module):
 
     Args:
         stages: One module per stage, each continuing from the one before; those after the last tap are dropped.
-        channels: Of every stage's output.
+        channels: Of every stage's output; None: of its last convolution.
         strides: The same, in input pixels per cell.
         taps: The stages whose outputs are returned, rising; None: the last.
         frozen: How many stages, from the input on, neither train nor update their BatchNorm, whatever ``.train()``
@@ -49,7 +57,7 @@ class StagedBackbone(Backbone, nn.Module):
     def __init__(
         self,
         stages: Sequence[nn.Module],
-        channels: Sequence[int],
+        channels: Sequence[int] | None = None,
         strides: Sequence[int] = (2, 4, 8, 16, 32),
         *,
         taps: Sequence[int] | None = None,
@@ -61,6 +69,7 @@ class StagedBackbone(Backbone, nn.Module):
     ) -> None:
         super().__init__()
         taps = (len(stages) - 1,) if taps is None else tuple(taps)
+        channels = [_last_width(stage) for stage in stages] if channels is None else channels
         if not taps or list(taps) != sorted(set(taps)) or taps[0] < 0 or taps[-1] >= len(stages):
             raise ValueError(f"taps must rise within 0..{len(stages) - 1}, got {list(taps)}")
         self.stages = nn.ModuleList(stages[: taps[-1] + 1])
@@ -85,29 +94,29 @@ class StagedBackbone(Backbone, nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Tapped outputs (B, channels[i], H / strides[i], W / strides[i]) of normalised pixels (B, 3, H, W)."""
-        return self._tapped(x, 0)
-
-    def _tapped(self, x: Tensor, first: int) -> list[Tensor]:
-        """The tapped outputs of stage ``first`` and those after it; ``x`` is what that one reads."""
-        outputs = []
-        for index in range(first, len(self.stages)):
-            x = self.stages[index](x)
-            if index in self.taps:
-                outputs.append(x)
-        return outputs
+        return self._maps(x, range(len(self.stages)), self.taps)
 
     def frozen_maps(self, x: Tensor) -> list[Tensor]:
         """The frozen stages' part of ``forward``: the maps (B, C, H, W) of theirs that ``from_frozen`` needs."""
-        maps = []
-        for index in range(self.frozen):
-            x = self.stages[index](x)
-            if index in self.taps or index == self.frozen - 1:
-                maps.append(x)
-        return maps
+        return self._maps(x, range(self.frozen), (*self.taps, self.frozen - 1))
 
     def from_frozen(self, maps: list[Tensor]) -> list[Tensor]:
         """The rest of ``forward``, which is ``from_frozen(frozen_maps(x))``."""
-        return maps[: sum(tap < self.frozen for tap in self.taps)] + self._tapped(maps[-1], self.frozen)
+        done = sum(tap < self.frozen for tap in self.taps)
+        return maps[:done] + self._maps(maps[-1], range(self.frozen, len(self.stages)), self.taps)
+
+    def _maps(self, x: Tensor, stages: range, kept: Sequence[int]) -> list[Tensor]:
+        """The outputs of those of ``stages`` that are ``kept``; ``x`` is what the first one reads."""
+        outputs: list[Tensor] = []
+        for index in stages:
+            x = self._stage(index, x, outputs)
+            if index in kept:
+                outputs.append(x)
+        return outputs
+
+    def _stage(self, index: int, x: Tensor, outputs: list[Tensor]) -> Tensor:
+        """One stage's output; a stage that hands out more than that appends it to ``outputs``."""
+        return self.stages[index](x)
 
     def train(self, mode: bool = True) -> StagedBackbone:
         """As usual, but frozen stages stay in evaluation mode."""
@@ -115,6 +124,65 @@ class StagedBackbone(Backbone, nn.Module):
         for stage in self.stages[: self.frozen]:
             stage.eval()
         return self
+
+
+class Pyramid(StagedBackbone):
+    """One network on an image at several scales, so that windows of one size meet objects of all (OverFeat, Sermanet et
+    al. 2014, arXiv 1312.6229, section 3.3); its maps of all of them, finest first.
+
+    strides and offsets are told in pixels of the image itself: a map of stride 16 at scale 0.5 has a stride of 32.
+    Stages, weights and their names are the backbone's.
+
+    Args:
+        backbone: The network.
+        scales: By which the image is enlarged or reduced.
+
+    Raises:
+        ValueError: no scales, or one that is not above 0.
+    """
+
+    def __init__(self, backbone: StagedBackbone, scales: Sequence[float]) -> None:
+        super().__init__(list(backbone.stages), **backbone.every, taps=backbone.taps, frozen=backbone.frozen)
+        if not scales or not all(0 < scale < float("inf") for scale in scales):
+            raise ValueError(f"scales must be numbers above 0, got {list(scales)}")
+        self.scales = tuple(scales)
+        places = list(product(scales, range(len(self.strides))))
+        strides = [self.strides[i] / scale for scale, i in places]
+        self.order = sorted(range(len(places)), key=lambda k: strides[k])
+        self.strides = [int(strides[k]) if strides[k].is_integer() else strides[k] for k in self.order]
+        chosen = [places[k] for k in self.order]
+        self.offsets = [self.offsets[i] / scale for scale, i in chosen]
+        self.channels = [self.channels[i] for _, i in chosen]
+        self.train(backbone.training)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Maps (B, channels[i], H / strides[i], W / strides[i]) of normalised pixels (B, 3, H, W)."""
+        return self._sorted(super(Pyramid, self).forward(y) for y in self._scaled(x))
+
+    def frozen_maps(self, x: Tensor) -> list[Tensor]:
+        """As ``Backbone``'s, scale after scale."""
+        return [y for scaled in self._scaled(x) for y in super(Pyramid, self).frozen_maps(scaled)]
+
+    def from_frozen(self, maps: list[Tensor]) -> list[Tensor]:
+        """As ``Backbone``'s."""
+        each = len(maps) // len(self.scales)
+        parts = [maps[first : first + each] for first in range(0, len(maps), each)]
+        return self._sorted(super(Pyramid, self).from_frozen(part) for part in parts)
+
+    def _scaled(self, x: Tensor) -> Iterable[Tensor]:
+        for scale in self.scales:
+            # A whole number of pixels must not be rounded down by the last bit of the product.
+            factor = scale * (1 + 1e-9)
+            yield x if scale == 1 else F.interpolate(x, scale_factor=factor, mode="bilinear", antialias=scale < 1)
+
+    def _sorted(self, per_scale: Iterable[list[Tensor]]) -> list[Tensor]:
+        maps = [y for outputs in per_scale for y in outputs]
+        return [maps[k] for k in self.order]
+
+
+def at_scales(backbone: StagedBackbone, scales: Sequence[float]) -> StagedBackbone:
+    """``backbone`` itself where ``scales`` is 1 alone, else a ``Pyramid`` of it."""
+    return backbone if tuple(scales) == (1.0,) else Pyramid(backbone, scales)
 
 
 class Classifier(nn.Module):
@@ -171,13 +239,11 @@ def _place_of_logits(layers: Sequence[nn.Module]) -> int:
 
     Raises TypeError where the last weights are of another kind of layer.
     """
-    for index in reversed(range(len(layers))):
-        last = layers[index]
-        if hasattr(last, "out_features") or (isinstance(last, nn.Conv2d) and last.kernel_size == (1, 1)):
-            return index
-        if any(True for _ in last.parameters()):
-            break
-    raise TypeError(f"a classifier ends in a linear layer, got {type(layers[-1]).__name__}")
+    index = max((i for i, layer in enumerate(layers) if layer.state_dict()), default=-1)
+    last = layers[index]
+    if hasattr(last, "out_features") or (isinstance(last, nn.Conv2d) and last.kernel_size == (1, 1)):
+        return index
+    raise TypeError(f"a classifier ends in a linear layer, got {type(last).__name__}")
 
 
 def set_logits(layers: nn.Sequential, num_classes: int) -> nn.Sequential:
@@ -203,9 +269,8 @@ def set_logits(layers: nn.Sequential, num_classes: int) -> nn.Sequential:
     return layers
 
 
-def last_widths(stages: Sequence[nn.Module]) -> list[int]:
-    """The channels of the last convolution of each stage."""
-    return [[m.out_channels for m in stage.modules() if isinstance(m, nn.Conv2d)][-1] for stage in stages]
+def _last_width(stage: nn.Module) -> int:
+    return [module.out_channels for module in stage.modules() if isinstance(module, nn.Conv2d)][-1]
 
 
 def he_init(net: nn.Module, after: Literal["relu", "linear"] = "relu") -> nn.Module:
@@ -229,3 +294,77 @@ def he_init(net: nn.Module, after: Literal["relu", "linear"] = "relu") -> nn.Mod
 def stages_and(stages: Sequence[nn.Module], classifier: nn.Module) -> nn.Module:
     """A whole network under the names that its files have."""
     return nn.ModuleDict({"stages": nn.ModuleList(stages), "classifier": classifier})
+
+
+Entry = Callable[..., StagedBackbone | Classifier]
+
+
+def family(
+    make: Callable[..., tuple[nn.Module, Classifier]],
+    *names: str,
+    taps: tuple[int, ...] = (2, 3, 4),
+    published: Mapping[str, object] | None = None,
+    load: Callable[[nn.Module, str, str], None] = load_weights,
+) -> list[Entry]:
+    """The entries of the table of backbones for the networks ``names``, in their order.
+
+    Args:
+        make: ``make(name, **options)`` builds a network of as many classes as it was published for: as a module whose
+            tensors have the published names, and as a classifier of the same tensors. Its keyword-only arguments are
+            keys of the backbone too.
+        names: Of the networks that ``make`` builds.
+        taps: The default of that key.
+        published: Those of ``make``'s options without which the ImageNet weights fit no longer.
+        load: ``load(module, weights, name)`` fills the module from "imagenet" or a file.
+    """
+    return [_entry(name, make, taps, published or {}, load) for name in names]
+
+
+def _entry(
+    name: str,
+    make: Callable[..., tuple[nn.Module, Classifier]],
+    default_taps: tuple[int, ...],
+    published: Mapping[str, object],
+    load: Callable[[nn.Module, str, str], None],
+) -> Entry:
+    @takes(make)
+    def build(
+        num_classes: int | None = None,
+        *,
+        weights: str | None = "none",
+        taps: tuple[int, ...] = default_taps,
+        frozen: Frozen = 0,
+        scales: tuple[float, ...] = (1.0,),
+        **options: object,
+    ) -> StagedBackbone | Classifier:
+        """
+        Args:
+            num_classes: None for a backbone; else return a ``Classifier`` of the one scale, 0 for as many classes as
+                published.
+            weights: "none", "imagenet" or a file in the published layout.
+            taps: The stages returned.
+            frozen: The first stages that do not train, or "all".
+            scales: Of the image, see ``Pyramid``.
+
+        Raises:
+            DetkitError: The weights cannot be had.
+            ValueError: taps or frozen outside the stages, scales not above 0.
+        """
+        changed = [key for key, value in published.items() if options.get(key, value) != value]
+        if changed and weights == "imagenet":
+            do = f"leave {changed[0]} out, or set backbone.weights to none or a file"
+            raise DetkitError(f"there are no ImageNet weights for another {changed[0]}", f"backbone.{changed[0]}", do)
+        module, net = make(name, **options)
+        if weights not in (None, "none"):
+            load(module, weights, name)
+        if num_classes is None:
+            body = StagedBackbone(list(net.backbone.stages), **net.backbone.every, taps=taps, frozen=frozen)
+            return at_scales(body, scales)
+        net.backbone.freeze(frozen)
+        if num_classes:
+            set_logits(net.classifier, num_classes)
+        return net
+
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"{inspect.getdoc(make) or name}\n\n{inspect.getdoc(build)}"
+    return build

@@ -8,10 +8,9 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models._utils import _make_divisible
 
-from detkit.backbones.base import Classifier, StagedBackbone, last_widths
-from detkit.backbones.families import family
-from detkit.backbones.pretrained import load_weights
+from detkit.backbones.base import Classifier, StagedBackbone, family
 
 # kernel, stride, expansion, output channels, repeats: table 1 of the paper
 _GROUPS = (
@@ -80,13 +79,7 @@ class InvertedResidual(nn.Module):
         return x + y if self.adds else y
 
 
-def _width(width: float) -> int:
-    """The nearest multiple of 8 that is not more than a tenth less."""
-    rounded = max(8, int(width + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * width else rounded
-
-
-def _network(name: str, weights: str | None) -> Classifier:
+def _network(name: str) -> tuple[nn.Module, Classifier]:
     """Five stages of strides 2, 4, 8, 16, 32; pixels come as (x - 127) / 128."""
     wider, deeper, size = _SCALES[name]
     groups: list[list[nn.Module]] = []
@@ -94,7 +87,7 @@ def _network(name: str, weights: str | None) -> Classifier:
     stem, norm = SameConv2d(3, channels, 3, 2), _norm(channels)
     for index, (kernel, stride, expansion, width, repeats) in enumerate(_GROUPS):
         groups.append([])
-        outputs = _width(width * wider)
+        outputs = _make_divisible(width * wider, 8)
         for repeat in range(repeats if index in (0, len(_GROUPS) - 1) else math.ceil(repeats * deeper)):
             groups[-1].append(InvertedResidual(channels, outputs, kernel, 1 if repeat else stride, expansion))
             channels = outputs
@@ -105,13 +98,12 @@ def _network(name: str, weights: str | None) -> Classifier:
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out")
-    load_weights(net, weights, name)
     # Groups that keep the stride continue the stage before.
     layers = [[stem, norm, nn.ReLU6(inplace=True), *groups[0]], groups[1], groups[2]]
     stages = [nn.Sequential(*stage) for stage in (*layers, groups[3] + groups[4], groups[5] + groups[6])]
-    body = StagedBackbone(stages, last_widths(stages), mean=(127.0,) * 3, std=(128.0,) * 3, size=size)
+    body = StagedBackbone(stages, mean=(127.0,) * 3, std=(128.0,) * 3, size=size)
     pool = (nn.ReLU6(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2))
-    return Classifier(body, nn.Sequential(last, last_norm, *pool, logits))
+    return net, Classifier(body, nn.Sequential(last, last_norm, *pool, logits))
 
 
 efficientnet_lite0, efficientnet_lite1, efficientnet_lite2 = family(_network, *_SCALES)

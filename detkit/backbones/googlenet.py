@@ -8,9 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torchvision.models.googlenet import BasicConv2d, GoogLeNet, Inception, InceptionAux
 
-from detkit.backbones.base import Classifier, Frozen, StagedBackbone, he_init
-from detkit.backbones.families import family
-from detkit.backbones.pretrained import load_weights, refuse_imagenet
+from detkit.backbones.base import Classifier, Frozen, StagedBackbone, family, he_init
 
 
 class Inception5x5(Inception):
@@ -39,19 +37,14 @@ class SideBackbone(StagedBackbone):
             raise ValueError(f"side_branches teach stage {_MIDDLE}, so frozen must be at most {_MIDDLE}, got {count}")
         super().freeze(count)
 
-    def _tapped(self, x: Tensor, first: int) -> list[Tensor]:
-        if not self.training:
-            return super()._tapped(x, first)
-        outputs = []
-        for index in range(first, len(self.stages)):
-            stage = self.stages[index]
-            for name, layer in stage.named_children() if index == _MIDDLE else [("", stage)]:
-                x = layer(x)
-                if name in _READ:
-                    outputs.append(x)
-            if index in self.taps:
+    def _stage(self, index: int, x: Tensor, outputs: list[Tensor]) -> Tensor:
+        if index != _MIDDLE or not self.training:
+            return super()._stage(index, x, outputs)
+        for name, layer in self.stages[index].named_children():
+            x = layer(x)
+            if name in _READ:
                 outputs.append(x)
-        return outputs
+        return x
 
 
 class SideClassifier(Classifier):
@@ -72,18 +65,15 @@ class SideClassifier(Classifier):
         return {before + k: side for k, side in enumerate(self.sides) if isinstance(side, nn.Sequential)}
 
 
-def _network(name: str, weights: str | None, *, kernel: Literal[3, 5] = 3, side_branches: bool = False) -> Classifier:
+def _network(name: str, *, kernel: Literal[3, 5] = 3, side_branches: bool = False) -> tuple[nn.Module, Classifier]:
     """Five stages of strides 2 to 32: convolution, two more, blocks 3a and 3b, 4a to 4e, 5a and 5b.
 
     kernel: of each block's third branch, torchvision's 3 or the paper's 5; side_branches: two more classifiers, on 4a
     and 4d, whose loss times 0.3 is added in training, for the head ``classify`` alone: detection has no use for them.
     """
-    if kernel != 3:
-        refuse_imagenet(weights, "kernel")
     blocks = [BasicConv2d, Inception if kernel == 3 else Inception5x5, InceptionAux]
     net = GoogLeNet(aux_logits=side_branches, init_weights=False, blocks=blocks)
     he_init(net)
-    load_weights(net, weights, name)
     stages = [
         net.conv1,
         nn.Sequential(net.maxpool1, net.conv2, net.conv3),
@@ -94,7 +84,9 @@ def _network(name: str, weights: str | None, *, kernel: Literal[3, 5] = 3, side_
     half = (127.5,) * 3  # the weights came from TensorFlow with inputs in -1..1
     body = StagedBackbone(stages, (64, 192, 480, 832, 1024), mean=half, std=half)
     classifier = nn.Sequential(net.avgpool, nn.Flatten(), net.dropout, net.fc)
-    return SideClassifier(body, classifier, (net.aux1, net.aux2)) if side_branches else Classifier(body, classifier)
+    if side_branches:
+        return net, SideClassifier(body, classifier, (net.aux1, net.aux2))
+    return net, Classifier(body, classifier)
 
 
-(googlenet,) = family(_network, "googlenet")
+(googlenet,) = family(_network, "googlenet", published={"kernel": 3})

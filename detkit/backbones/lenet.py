@@ -8,9 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.backbones.base import Classifier, StagedBackbone, he_init, stages_and
-from detkit.backbones.families import family
-from detkit.backbones.pretrained import load_weights
+from detkit.backbones.base import Classifier, StagedBackbone, family, he_init, stages_and
 
 # Table I: which of the six maps of S2 each of C3's sixteen sees.
 _C3 = (
@@ -83,7 +81,7 @@ class RadialBasis(nn.Module):
         return -(x[:, None] - self.codes).square().sum(-1)
 
 
-def _network(name: str, weights: str | None, *, grey: bool = True) -> Classifier:
+def _network(name: str, *, grey: bool = True) -> tuple[nn.Module, Classifier]:
     """Three stages of strides 1, 2, 4: C1, then S2 and C3, then S4 and C5, a 5 x 5 convolution to 120 channels.
 
     ``lenet5_1998`` has the paper's sparse C3, trainable subsampling, tanh and distances to codes as output; ``lenet5``
@@ -101,13 +99,12 @@ def _network(name: str, weights: str | None, *, grey: bool = True) -> Classifier
     ]
     output = RadialBasis(84, 10) if old else nn.Linear(84, 10)
     classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(120, 84), act(**act_of), output)
-    load_weights(he_init(stages_and(stages, classifier), "linear" if old else "relu"), weights, name)
     body = StagedBackbone(stages, [first, 16, 120], (1, 2, 4), offsets=(2.5, 7.0, 16.0), size=32)
-    return Classifier(body, classifier)
+    return he_init(stages_and(stages, classifier), "linear" if old else "relu"), Classifier(body, classifier)
 
 
-def _textbook(name: str, weights: str | None, *, grey: bool = False) -> Classifier:
-    return _network(name, weights, grey=grey)
+def _textbook(name: str, *, grey: bool = False) -> tuple[nn.Module, Classifier]:
+    return _network(name, grey=grey)
 
 
 _textbook.__doc__ = _network.__doc__

@@ -6,9 +6,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from detkit.backbones.base import Classifier, StagedBackbone, he_init, last_widths, stages_and
-from detkit.backbones.families import family
-from detkit.backbones.pretrained import load_weights
+from detkit.backbones.base import Classifier, StagedBackbone, family, he_init, stages_and
 
 # A block is a convolution (width, kernel, stride, padding) and the widths of two 1 x 1 ones; blocks are pooled between.
 _CIFAR = (((192, 5, 1, 2), (160, 96)), ((192, 5, 1, 2), (192, 192)), ((192, 3, 1, 1), (192, 10)))
@@ -20,7 +18,7 @@ _IMAGENET = (
 )
 
 
-def _network(name: str, weights: str | None) -> Classifier:
+def _network(name: str) -> tuple[nn.Module, Classifier]:
     """The authors' networks: ``nin`` for ImageNet, four stages of strides 4 to 32; ``nin_cifar`` for 32 pixels, three
     stages of strides 1, 2, 4. Every stage is a block; the last 1 x 1 convolution, to classes, is the classifier's.
     """
@@ -42,10 +40,9 @@ def _network(name: str, weights: str | None) -> Classifier:
         stages.append(nn.Sequential(*layers))
         inputs = mixed[1]
     classifier = nn.Sequential(stages[-1].pop(-2), stages[-1].pop(-1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    load_weights(he_init(stages_and(stages, classifier)), weights, name)
     strides, offsets = ((1, 2, 4), (0.5, 1.5, 3.5)) if cifar else ((4, 8, 16, 32), (5.5, 9.5, 17.5, 33.5))
-    body = StagedBackbone(stages, last_widths(stages), strides, offsets=offsets, size=32 if cifar else 224)
-    return Classifier(body, classifier)
+    body = StagedBackbone(stages, strides=strides, offsets=offsets, size=32 if cifar else 224)
+    return he_init(stages_and(stages, classifier)), Classifier(body, classifier)
 
 
 (nin,) = family(_network, "nin", taps=(1, 2, 3))

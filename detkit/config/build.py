@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from detkit import registry, zoo
-from detkit.backbones.pyramid import at_scales
+from detkit.backbones.base import at_scales
 from detkit.config.experiment import MODEL_KEYS, PARTS, Config, EvaluateOptions, check_model, part_at
 from detkit.config.schema import Place, located
 from detkit.config.transfer import start_from

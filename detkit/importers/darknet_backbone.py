@@ -6,17 +6,15 @@ Redmon & Farhadi 2017, YOLO9000, table 6 (Darknet-19); 2018, YOLOv3, table 1 (Da
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial, reduce
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.backbones.base import Classifier, Frozen, StagedBackbone
-from detkit.backbones.families import family
+from detkit.backbones.base import Classifier, Frozen, StagedBackbone, family
 from detkit.errors import DetkitError
 from detkit.importers.darknet_files import KEYS, Convolution, Section, load_darknet_weights, read_lines
 
@@ -31,18 +29,12 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-class MaxPool(nn.Module):
+def max_pool(size: int, stride: int, padding: int) -> nn.Module:
     """Darknet's: ``padding`` cells in all, one more at the right and bottom than at the left and top if it is odd."""
-
-    def __init__(self, size: int, stride: int, padding: int) -> None:
-        super().__init__()
-        self.size, self.stride, self.padding = size, stride, padding
-
-    def forward(self, x: Tensor) -> Tensor:
-        before = self.padding // 2
-        if self.padding % 2:
-            x, before = F.pad(x, (before, before + 1) * 2, value=-torch.inf), 0
-        return F.max_pool2d(x, self.size, self.stride, before)
+    before = padding // 2
+    if padding % 2 == 0:
+        return nn.MaxPool2d(size, stride, before)
+    return nn.Sequential(nn.ConstantPad2d((before, before + 1) * 2, -torch.inf), nn.MaxPool2d(size, stride))
 
 
 class Route(nn.Module):
@@ -183,7 +175,7 @@ def _planned(section: Section, inputs: list[tuple[int, int]]) -> tuple[Callable[
         stride = whole("stride", 1, 1)
         size = whole("size", stride, 1)
         padding = whole("padding", size - 1)
-        return partial(MaxPool, size, stride, padding), channels, (side + padding - size) // stride + 1
+        return partial(max_pool, size, stride, padding), channels, (side + padding - size) // stride + 1
     if kind == "route":
         groups, group = whole("groups", 1, 1), whole("group_id", 0)
         if any(c % groups for c, _ in inputs) or group >= groups:
@@ -207,21 +199,31 @@ def _planned(section: Section, inputs: list[tuple[int, int]]) -> tuple[Callable[
 
 
 class Stage(nn.ModuleDict):
-    """Consecutive layers of a graph, under their numbers."""
+    """Consecutive layers of a graph, under their numbers.
 
-    def __init__(self, layers: Sequence[Layer], kept: frozenset[int]) -> None:
+    Args:
+        layers: Them; those of a detection head are left out.
+        last_read: Of each layer's output, the number of the last layer that reads it.
+    """
+
+    def __init__(self, layers: Sequence[Layer], last_read: Mapping[int, int]) -> None:
         layers = [layer for layer in layers if layer.section.kind != "head"]
         super().__init__({str(layer.number): layer.make() for layer in layers})
-        self.layers = [(layer.number, layer.inputs, layer.number in kept) for layer in layers]
+        self.inputs, self.last_read = {layer.number: layer.inputs for layer in layers}, last_read
 
-    def forward(self, x: Tensor, saved: dict[int, Tensor] | None = None) -> Tensor:  # type: ignore[override]
-        """The last layer's output; ``x`` is that of the layer before the first, ``saved`` holds what is read later."""
-        saved = {} if saved is None else saved
-        for (number, inputs, kept), module in zip(self.layers, self.values(), strict=True):
-            x = module(*(x if i == number - 1 else saved[i] for i in inputs))
-            if kept:
-                saved[number] = x
-        return x
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """The last layer's output; ``x`` is that of the layer before the first."""
+        maps = {min(self.inputs) - 1: x}
+        self.run(maps)
+        return maps[max(self.inputs)]
+
+    def run(self, maps: dict[int, Tensor]) -> None:
+        """Adds the layers' outputs to ``maps``, by number, and takes away what nobody reads any more."""
+        for (number, inputs), module in zip(self.inputs.items(), self.values(), strict=True):
+            maps[number] = module(*(maps[i] for i in inputs))
+            for i in set(inputs):
+                if self.last_read[i] == number:
+                    del maps[i]
 
 
 class Darknet(StagedBackbone):
@@ -247,59 +249,59 @@ class Darknet(StagedBackbone):
             if not layers[number].stride:
                 raise layers[number].section.error("its cells do not tile the image, so boxes have no place in it")
         layers = layers[: max(outputs) + 1]
+        self.last_read = {i: layer.number for layer in layers for i in layer.inputs}
+        self.last_read |= dict.fromkeys(outputs, len(layers))
         groups = _stages(layers)
-        far = {i for layer in layers for i in layer.inputs if i != layer.number - 1}
-        stages = [Stage(group, frozenset(far | set(outputs))) for group in groups]
+        stages = [Stage(group, self.last_read) for group in groups]
+        widths = [group[-1].channels for group in groups]
+        strides = [group[-1].stride for group in groups]
+        super().__init__(stages, widths, strides, frozen=frozen, mean=(0.0,) * 3, std=(255.0,) * 3)
         # The base counts taps in stages; here outputs may lie anywhere in one.
-        none = [0] * len(stages)
-        super().__init__(stages, none, none, frozen=frozen, mean=(0.0,) * 3, std=(255.0,) * 3)
         self.outputs = tuple(outputs)
         self.channels = [layers[number].channels for number in outputs]
         self.strides = [layers[number].stride for number in outputs]
         self.offsets = [stride / 2 for stride in self.strides]
-        self._firsts = [*(group[0].number for group in groups), len(layers)]
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, a=0.1)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """As ``Backbone``'s."""
-        return self._returned(x, {}, list(self.stages))
+        return self._rest({-1: x}, 0)
 
     def frozen_maps(self, x: Tensor) -> list[Tensor]:
         """As ``Backbone``'s: the outputs of frozen layers that are returned or read by others."""
-        saved: dict[int, Tensor] = {}
-        for stage in self.stages[: self.frozen]:
-            x = stage(x, saved)
-        saved[self._firsts[self.frozen] - 1] = x
-        return [saved[number] for number in self._kept()]
+        maps = {-1: x}
+        for stage in self._graph()[: self.frozen]:
+            stage.run(maps)
+        return [maps[number] for number in self._kept()]
 
     def from_frozen(self, maps: list[Tensor]) -> list[Tensor]:
-        saved = dict(zip(self._kept(), maps, strict=True))
-        x = saved.get(self._firsts[self.frozen] - 1, maps[-1])  # the next layer may read others only
-        return self._returned(x, saved, list(self.stages[self.frozen :]))
+        """As ``Backbone``'s."""
+        return self._rest(dict(zip(self._kept(), maps, strict=True)), self.frozen)
 
-    def _returned(self, x: Tensor, saved: dict[int, Tensor], stages: Sequence[nn.Module]) -> list[Tensor]:
-        for stage in stages:
-            x = stage(x, saved)
-        return [saved[number] for number in self.outputs]
+    def _rest(self, maps: dict[int, Tensor], first: int) -> list[Tensor]:
+        for stage in self._graph()[first:]:
+            stage.run(maps)
+        return [maps[number] for number in self.outputs]
 
     def _kept(self) -> list[int]:
         """Numbers of the frozen layers that are returned or that others read."""
-        later = [stage for stage in self.stages[self.frozen :] if isinstance(stage, Stage)]
-        read = {number for stage in later for _, inputs, _ in stage.layers for number in inputs}
-        return sorted(number for number in read | set(self.outputs) if number < self._firsts[self.frozen])
+        frozen = {-1, *(number for stage in self._graph()[: self.frozen] for number in stage.inputs)}
+        return sorted(number for number in frozen if self.last_read.get(number, -1) not in frozen)
+
+    def _graph(self) -> list[Stage]:
+        return cast(list[Stage], list(self.stages))
 
     def convolutions(self) -> dict[int, Convolution]:
         """The convolution and batch norm of each layer that has them, by its number."""
-        stages = [stage for stage in self.stages if isinstance(stage, Stage)]
-        layers = {int(n): layer for stage in stages for n, layer in stage.items() if isinstance(layer, nn.Sequential)}
-        pairs = {n: (layer[0], layer[1]) for n, layer in layers.items()}
-        return {
-            n: (conv, norm if isinstance(norm, nn.BatchNorm2d) else None)
-            for n, (conv, norm) in pairs.items()
-            if isinstance(conv, nn.Conv2d)
-        }
+        layers = [layer for stage in self._graph() for layer in stage.items()]
+        found = {}
+        for number, layer in layers:
+            parts = dict(layer.named_children())
+            if "conv" in parts:
+                found[int(number)] = parts["conv"], parts.get("norm")
+        return cast(dict[int, Convolution], found)
 
 
 def darknet(
@@ -326,21 +328,18 @@ def darknet(
         ValueError: taps, outputs or frozen outside the graph.
     """
     layers = plan(read_lines(_darknet19() if graph is None else graph))
-    lasts = [group[-1].number for group in _stages(layers)]
     if num_classes is not None:
-        outputs = (lasts[-1],)
-    elif not outputs:
+        return _classifier(Darknet(layers, outputs=(len(layers) - 1,), frozen=frozen), num_classes or 1000)
+    if not outputs:
+        lasts = [group[-1].number for group in _stages(layers)]
         if not taps or list(taps) != sorted(set(taps)) or taps[0] < 0 or taps[-1] >= len(lasts):
             raise ValueError(f"taps must rise within 0..{len(lasts) - 1}, got {list(taps)}")
         outputs = tuple(lasts[tap] for tap in taps)
-    net = Darknet(layers, outputs=outputs, frozen=frozen)
-    if num_classes is None:
-        return net
-    return _classifier(net, net.channels[-1], num_classes or 1000)
+    return Darknet(layers, outputs=outputs, frozen=frozen)
 
 
-def _classifier(body: StagedBackbone, channels: int, num_classes: int) -> Classifier:
-    logits = nn.Linear(channels, num_classes)
+def _classifier(body: Darknet, num_classes: int) -> Classifier:
+    logits = nn.Linear(body.channels[-1], num_classes)
     return Classifier(body, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), logits))
 
 
@@ -380,21 +379,22 @@ def _darknet53() -> list[str]:
     return lines
 
 
-def _network(name: str, weights: str | None) -> Classifier:
+def _network(name: str) -> tuple[nn.Module, Classifier]:
     """Five stages of strides 2, 4, 8, 16, 32 with 64, 128, 256, 512, 1024 channels; pixels come as 0..1.
 
     A file of weights is Darknet's and begins with this net's layers, as darknet53.conv.74 and darknet19_448.conv.23 do.
     """
+    layers = plan(read_lines(_darknet19() if name == "darknet19" else _darknet53()))
+    net = Darknet(layers, outputs=(len(layers) - 1,))
+    return net, _classifier(net, 1000)
+
+
+def _load(net: nn.Module, weights: str, name: str) -> None:
     if weights == "imagenet":
         do = f"fetch a Darknet file such as {_PUBLISHED[name]} and give its path, or none"
         raise DetkitError(f"the ImageNet weights of {name} are not fetched by detkit", "backbone.weights", do)
-    layers = plan(read_lines(_darknet19() if name == "darknet19" else _darknet53()))
-    net = Darknet(layers, outputs=[group[-1].number for group in _stages(layers)])
-    if weights not in (None, "none"):
-        load_darknet_weights(net.convolutions(), Path(str(weights)), whole=False)
-    body = StagedBackbone(list(net.stages), net.channels, mean=net.mean, std=net.std)
-    return _classifier(body, net.channels[-1], 1000)
+    load_darknet_weights(cast(Darknet, net).convolutions(), Path(weights), whole=False)
 
 
 _PUBLISHED = {"darknet19": "darknet19_448.conv.23", "darknet53": "darknet53.conv.74"}
-darknet19, darknet53 = family(_network, *_PUBLISHED)
+darknet19, darknet53 = family(_network, *_PUBLISHED, load=_load)

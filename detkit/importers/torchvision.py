@@ -65,7 +65,7 @@ def import_torchvision(
     detector.record = {"imported": f"torchvision {NAME}, {path.name}"}
     # The published weights are meant for an eps of 0.
     shift = _EPS if path.name == _weights().url.rsplit("/", 1)[1] else 0.0
-    found = _backbone(net, shift) | _neck(net) | _proposals(net) | _head(net, ids)
+    found = _renamed(net, shift) | _proposals(net) | _head(net, ids)
     detector.load_state_dict(detector.state_dict() | found)
     return detector.eval()
 
@@ -98,21 +98,26 @@ def _tensors(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     return {key: value.detach().float() for key, value in net.state_dict().items()}
 
 
-def _backbone(net: dict[str, Tensor], shift: float) -> dict[str, Tensor]:
+# The beginnings of names, theirs and ours, of tensors that stay as they are.
+_RENAMED = {
+    "backbone.body.conv1.": "backbone.stages.0.0.",
+    "backbone.body.bn1.": "backbone.stages.0.1.",
+    "backbone.body.layer1.": "backbone.stages.1.1.",
+    **{f"backbone.body.layer{i}.": f"backbone.stages.{i}." for i in (2, 3, 4)},
+    **{f"backbone.fpn.inner_blocks.{i}.": f"neck.lateral.{i}." for i in range(4)},
+    **{f"backbone.fpn.layer_blocks.{i}.": f"neck.smooth.{i}." for i in range(4)},
+    "rpn.head.conv.": "proposals.stems.",
+    "roi_heads.box_head.fc7.": "head.trunk.3.",
+}
+
+
+def _renamed(net: dict[str, Tensor], shift: float) -> dict[str, Tensor]:
+    """The tensors that only change their names; ``shift`` is taken from variances."""
     found = {}
-    starts = {"conv1.": "0.0.", "bn1.": "0.1.", "layer1.": "1.1.", **{f"layer{i}.": f"{i}." for i in (2, 3, 4)}}
-    for theirs, ours in starts.items():
-        start = f"backbone.body.{theirs}"
-        for key in [key for key in net if key.startswith(start) and not key.endswith("num_batches_tracked")]:
-            name = f"backbone.stages.{ours}{key.removeprefix(start)}"
-            found[name] = net[key] - shift if key.endswith("running_var") else net[key]
+    for theirs, ours in _RENAMED.items():
+        for key in [key for key in net if key.startswith(theirs) and not key.endswith("num_batches_tracked")]:
+            found[ours + key.removeprefix(theirs)] = net[key] - shift if key.endswith("running_var") else net[key]
     return found
-
-
-def _neck(net: dict[str, Tensor]) -> dict[str, Tensor]:
-    pairs = (("lateral", "inner"), ("smooth", "layer"))
-    keys = [(f"{o}.{i}.0.{w}", f"{t}_blocks.{i}.0.{w}") for o, t in pairs for i in range(4) for w in ("weight", "bias")]
-    return {f"neck.{ours}": net[f"backbone.fpn.{theirs}"] for ours, theirs in keys}
 
 
 def _proposals(net: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -121,7 +126,6 @@ def _proposals(net: dict[str, Tensor]) -> dict[str, Tensor]:
     found = {}
     for level, (scale, stride) in enumerate(zip(_SCALES, _STRIDES, strict=True)):
         for kind in ("weight", "bias"):
-            found[f"proposals.stems.0.0.{kind}"] = net[f"rpn.head.conv.0.0.{kind}"]
             boxes, scores = (net[f"rpn.head.{name}.{kind}"] for name in ("bbox_pred", "cls_logits"))
             rows = torch.cat((boxes.unflatten(0, (-1, 4)), scores.unsqueeze(1)), dim=1)
             for anchor, ratio in enumerate(_RATIOS):
@@ -139,7 +143,7 @@ def _head(net: dict[str, Tensor], ids: tuple[int, ...]) -> dict[str, Tensor]:
     """The background goes last and has no boxes; fc6 reads a region cell by cell, not channel by channel."""
     found = {}
     for kind in ("weight", "bias"):
-        fc6, found[f"head.trunk.3.{kind}"] = (net[f"roi_heads.box_head.{name}.{kind}"] for name in ("fc6", "fc7"))
+        fc6 = net[f"roi_heads.box_head.fc6.{kind}"]
         if kind == "weight":
             fc6 = fc6.unflatten(1, (-1, 7, 7)).permute(0, 2, 3, 1).flatten(1)
         found[f"head.trunk.1.{kind}"] = fc6

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from detkit.backbones.base import StagedBackbone
-from detkit.backbones.pyramid import Pyramid
+from detkit.backbones.base import Pyramid, StagedBackbone
 from detkit.backbones.resnet import resnet18
 
 

@@ -11,7 +11,7 @@ import torch
 
 from detkit.backbones.base import StagedBackbone
 from detkit.errors import DetkitError
-from detkit.importers.darknet_backbone import MaxPool, Reorg, Route, darknet, darknet19, darknet53, plan
+from detkit.importers.darknet_backbone import Reorg, Route, darknet, darknet19, darknet53, max_pool, plan
 from detkit.importers.darknet_files import read_cfg, read_lines, to_lines
 
 GRAPH = [
@@ -26,8 +26,8 @@ GRAPH = [
 
 def test_a_pool_of_size_2_and_stride_1_pads_right_and_bottom_only() -> None:
     x = -torch.arange(1.0, 10).reshape(1, 1, 3, 3)
-    assert MaxPool(2, 1, 1)(x)[0, 0].tolist() == [[-1, -2, -3], [-4, -5, -6], [-7, -8, -9]]
-    assert MaxPool(3, 1, 2)(x)[0, 0].tolist() == [[-1, -1, -2], [-1, -1, -2], [-4, -4, -5]]
+    assert max_pool(2, 1, 1)(x)[0, 0].tolist() == [[-1, -2, -3], [-4, -5, -6], [-7, -8, -9]]
+    assert max_pool(3, 1, 2)(x)[0, 0].tolist() == [[-1, -1, -2], [-1, -1, -2], [-4, -4, -5]]
 
 
 @pytest.mark.parametrize(("size", "stride"), [(2, 2), (2, 1), (3, 2), (4, 2), (5, 1), (4, 3)])
@@ -41,7 +41,7 @@ def test_pools_are_darknets(size: int, stride: int, side: int) -> None:
             row, column = i * stride + m - padding // 2, j * stride + n - padding // 2
             if 0 <= row < x.shape[0] and 0 <= column < x.shape[1]:
                 wanted[i, j] = max(wanted[i, j], x[row, column])
-    assert np.array_equal(MaxPool(size, stride, padding)(torch.from_numpy(x)[None, None])[0, 0].numpy(), wanted)
+    assert np.array_equal(max_pool(size, stride, padding)(torch.from_numpy(x)[None, None])[0, 0].numpy(), wanted)
 
 
 def test_reorg_has_darknets_own_order() -> None:
