@@ -31,23 +31,14 @@ __all__ = [*__dir__(), "__version__"]
 
 if TYPE_CHECKING:
     from detkit import explain as inspect  # noqa: F401
-    from detkit.api import evaluate as evaluate
-    from detkit.api import load as load
-    from detkit.api import train as train
+    from detkit.api import evaluate as evaluate, load as load, train as train
     from detkit.comparing import compare as compare
     from detkit.errors import DetkitError as DetkitError
     from detkit.ops.anchors import kmeans_anchors as kmeans_anchors
-    from detkit.ops.boxes import giou as giou
-    from detkit.ops.boxes import iou as iou
+    from detkit.ops.boxes import giou as giou, iou as iou
     from detkit.ops.fusion import weighted_boxes_fusion as weighted_boxes_fusion
-    from detkit.ops.suppression import batched_nms as batched_nms
-    from detkit.ops.suppression import nms as nms
-    from detkit.ops.suppression import soft_nms as soft_nms
+    from detkit.ops.suppression import batched_nms as batched_nms, nms as nms, soft_nms as soft_nms
     from detkit.proposals.search import selective_search as selective_search
     from detkit.proposals.windows import sliding_windows as sliding_windows
-    from detkit.proposing import proposal_recall as proposal_recall
-    from detkit.proposing import propose as propose
-    from detkit.structures import Detections as Detections
-    from detkit.structures import Limits as Limits
-    from detkit.structures import Sample as Sample
-    from detkit.structures import Target as Target
+    from detkit.proposing import proposal_recall as proposal_recall, propose as propose
+    from detkit.structures import Detections as Detections, Limits as Limits, Sample as Sample, Target as Target

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from detkit.config.experiment import Config
-    from detkit.data.dataset import Annotations, Dataset
+    from detkit.data.annotations import Annotations
     from detkit.detector import Detector
     from detkit.engine.events import DryRun, Event, TrainFinished
     from detkit.predictor import Predictor, PredictsSamples
@@ -173,6 +173,10 @@ def train(
         DetkitError: A mistake in config or data (code 2); a run that had to stop (code 4, 130 or 143).
         UntrustedPart: A file names a part whose module is not among ``plugins``.
     """
+    import torch
+
+    from detkit.config.anchors import anchors_for
+    from detkit.config.build import build_detector
     from detkit.config.datasets import train_val_datasets
     from detkit.config.experiment import read_config
     from detkit.data.augment import Augment
@@ -198,7 +202,9 @@ def train(
         notes.insert(0, f"recipe: {DEFAULT_RECIPE} (detkit config {DEFAULT_RECIPE} shows it)")
     for note in [*notes, f"classes: {', '.join(train_set.classes)}"]:
         on_event(Notice(note))
-    detector = untrained_detector(checked, train_set, lambda text: on_event(Notice(text)))
+    torch.manual_seed(checked.train.seed)
+    anchors = anchors_for(checked, train_set, lambda text: on_event(Notice(text)))
+    detector = build_detector(checked, train_set.classes, class_ids=train_set.class_ids, anchors=anchors)
     if "started" in detector.record and resume is None:
         on_event(Notice(detector.record["started"]))
     trainer = Trainer(
@@ -250,26 +256,6 @@ def _anchors_of_run(run: Path) -> list[str]:
     file = run / "last.safetensors"
     head = zoo.read_model_header(file)["config"]["model"]["head"] if file.is_file() else {}
     return [f"model.head.anchors={json.dumps(head['anchors'])}"] if "anchors" in head else []
-
-
-def untrained_detector(
-    checked: Config, train_set: Dataset, tell: Callable[[str], None] = lambda text: None
-) -> Detector:
-    """The detector that training starts from.
-
-    Args:
-        checked: The experiment.
-        train_set: Gives the classes, and the boxes that anchors are computed from where the config asks for that.
-        tell: Called with sentences on what was chosen, see ``anchors_for``.
-    """
-    import torch
-
-    from detkit.config.anchors import anchors_for
-    from detkit.config.build import build_detector
-
-    torch.manual_seed(checked.train.seed)
-    anchors = anchors_for(checked, train_set, tell)
-    return build_detector(checked, train_set.classes, class_ids=train_set.class_ids, anchors=anchors)
 
 
 def evaluate(

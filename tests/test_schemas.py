@@ -11,8 +11,7 @@ import pytest
 
 import detkit
 from detkit import registry
-from detkit.config.experiment import MODEL_KEYS, SOURCE_KEYS, EvaluateOptions, check_data
-from detkit.config.experiment import PARTS as PART_KINDS
+from detkit.config.experiment import MODEL_KEYS, PARTS as PART_KINDS, SOURCE_KEYS, EvaluateOptions, check_data
 from detkit.config.schema import Place, keys_of
 from detkit.data.augment import Augment
 from detkit.engine.options import TrainOptions

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import detkit
+from detkit.cli.common import printed
 from detkit.registry import import_from
 
 DETECTION = ("detect", "train", "evaluate", "compare", "compress", "propose")
@@ -43,6 +44,9 @@ def _options(
 
 
 for name, module in GROUPS.items():
-    app.add_typer(import_from(f"{module}:app"), name=name)
+    group: typer.Typer = import_from(f"{module}:app")
+    for command in group.registered_commands:
+        command.callback = command.callback and printed(command.callback)
+    app.add_typer(group, name=name)
 for verb in (*DETECTION, *ABOUT):
-    app.command(verb)(import_from(f"detkit.cli.{verb}:{verb}"))
+    app.command(verb)(printed(import_from(f"detkit.cli.{verb}:{verb}")))

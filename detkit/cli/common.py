@@ -1,13 +1,20 @@
-"""What every verb shares besides its options: results on stdout, messages on stderr."""
+"""What every verb shares besides its options: results on stdout, messages on stderr.
+
+A verb returns what is to be printed (alone, or with an exit code), and ``printed`` makes a command of it; or, having
+said all, an exit code.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
+from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Protocol
 
+from detkit.cli import options
 from detkit.errors import DetkitError
 
 if TYPE_CHECKING:
@@ -95,13 +102,38 @@ class Printed:
         return self.text
 
 
+Result = Printable | tuple[Printable, int] | int
+
+
+def printed(verb: Callable[..., Result]) -> Callable[..., int]:
+    """``verb`` as a command that also has ``--plugin`` and ``--json``, and returns an exit code; a verb that prints
+    as it goes is told ``as_json``."""
+    own = signature(verb, eval_str=True)
+
+    @wraps(verb)
+    def command(*, as_json: bool, plugin: None, **given: object) -> int:
+        result = verb(**given, as_json=as_json) if "as_json" in own.parameters else verb(**given)
+        if isinstance(result, int):
+            return result
+        shown, code = result if isinstance(result, tuple) else (result, 0)
+        emit(shown, as_json)
+        return code
+
+    added = [
+        Parameter("plugin", Parameter.KEYWORD_ONLY, default=None, annotation=options.Plugins),
+        Parameter("as_json", Parameter.KEYWORD_ONLY, default=False, annotation=options.Json),
+    ]
+    mine = [one for name, one in own.parameters.items() if name != "as_json"]
+    vars(command)["__signature__"] = own.replace(parameters=[*mine, *added])
+    return command
+
+
 def emit(result: Printable, as_json: bool) -> None:
     """Prints a result on stdout: its lines, or one JSON document, in which NaN is null since JSON has none."""
     from detkit.arrays import plain
 
+    lines = result.lines()
     if as_json:
-        lines: Sequence[str] = [json.dumps(plain(result.to_dict()), ensure_ascii=False, allow_nan=False)]
-    else:
-        lines = result.lines()
+        lines = [json.dumps(plain(result.to_dict()), ensure_ascii=False, allow_nan=False)]
     for line in lines:
         print(line, flush=True)

@@ -4,30 +4,26 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from detkit.cli import options
-from detkit.cli.common import emit, message, note
+from detkit.cli.common import Printable, message, note
 
 
 def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Run folders, or configs that were trained.")],
-    data: Annotated[
-        str | None, typer.Option("--data", help="Measure on this instead; then also model files and shipped names.")
-    ] = None,
+    runs: Annotated[list[str], Argument(metavar="RUN RUN...", help="Run folders, or configs that were trained.")],
+    data: Annotated[str | None, Option(help="Measure on this instead; then also model files, shipped names.")] = None,
     split: options.SplitName = None,
     images: options.Images = None,
-    timed: Annotated[int, typer.Option("--timed", min=1, help="Images to take the time of, one by one.")] = 20,
-    bootstrap: Annotated[int, typer.Option("--bootstrap", min=1, metavar="N", help="Draws of the images.")] = 1000,
+    timed: Annotated[int, Option(min=1, help="Images to take the time of, one by one.")] = 20,
+    bootstrap: Annotated[int, Option(min=1, metavar="N", help="Draws of the images.")] = 1000,
     seed: options.Seed = 0,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Images at a time, when not timed.")] = 8,
+    batch: Annotated[int, Option(min=1, help="Images at a time, when not timed.")] = 8,
     device: options.Device = None,
     threads: options.Threads = None,
     out: options.Out = None,
     overwrite: options.Overwrite = False,
-    plugin: options.Plugins = None,
-    as_json: options.Json = False,
-) -> int:
+) -> Printable:
     """One table of runs on the same data (their validation images, or --split test): size, AP and AP50, time of an
     image and of training, and which differences are more than noise. --out draws them.
 
@@ -39,9 +35,9 @@ def compare(
 
         image_format(out)
         refuse_existing(out, overwrite)
-    from detkit.comparing import compare as compare_runs
+    from detkit import comparing
 
-    compared = compare_runs(
+    compared = comparing.compare(
         runs,
         data=data,
         split=split,
@@ -57,5 +53,4 @@ def compare(
     if out is not None:
         compared.draw(out, overwrite=overwrite)
         message(f"image: {out}")
-    emit(compared, as_json)
-    return 0
+    return compared

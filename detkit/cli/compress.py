@@ -5,21 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from detkit.cli import options
-from detkit.cli.common import Printed, emit
+from detkit.cli.common import Printed
 from detkit.errors import DetkitError
 
 
 def compress(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Weights file, run folder or shipped name.")],
-    ranks: Annotated[str, typer.Option("--ranks", metavar="N,N", help="Rank of each layer, first one first.")],
+    model: Annotated[str, Argument(metavar="MODEL", help="Weights file, run folder or shipped name.")],
+    ranks: Annotated[str, Option("--ranks", metavar="N,N", help="Rank of each layer, first one first.")],
     out: options.Out = None,
     overwrite: options.Overwrite = False,
-    plugin: options.Plugins = None,
-    as_json: options.Json = False,
-) -> int:
+) -> Printed:
     """Split the fully connected layers of a region-based detector by truncated SVD (Fast R-CNN, section 3.1): fewer
     multiplications for a little accuracy. Default --out: MODEL's name, ending in -svd.safetensors, here."""
     from detkit.config.build import load_detector
@@ -43,5 +41,4 @@ def compress(
         "what it costs in accuracy: detkit evaluate MODEL DATA, of both files",
     ]
     facts = {"out": path, "bytes": written, "before": before, "parameters": after, "layers": rows}
-    emit(Printed(facts, lines), as_json)
-    return 0
+    return Printed(facts, lines)

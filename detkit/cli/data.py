@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
+from typer import Option, Typer
 
 from detkit.cli import options
-from detkit.cli.common import Printed, emit, message, names_in
+from detkit.cli.common import Printable, Printed, message, names_in
 from detkit.errors import DetkitError
 
 if TYPE_CHECKING:
     from detkit.data.annotations import Annotations
 
-app = typer.Typer(help="Check, describe, show, convert and split labelled images.", no_args_is_help=True)
+app = Typer(help="Check, describe, show, convert and split labelled images.", no_args_is_help=True)
 
 
 def _read(data: str, split: str | None, images: Path | None, form: str | None) -> Annotations:
@@ -46,17 +46,15 @@ def check(
     split: options.SplitName = None,
     images: options.Images = None,
     form: options.DataFormat = None,
-    headers: Annotated[bool, typer.Option("--headers", help="Read only the images' headers: quick.")] = False,
-    as_json: options.Json = False,
-) -> int:
+    headers: Annotated[bool, Option("--headers", help="Read only the images' headers: quick.")] = False,
+) -> tuple[Printable, int]:
     """Look for mistakes in labels and images; exit code 3 if there are any."""
     from detkit.data.check import check_annotations
     from detkit.data.dataset import read
 
     annotations = read(data, split=split, images=images, format=form, refuse=False)
     report = check_annotations(annotations, decode=not headers)
-    emit(report, as_json)
-    return 3 if report.findings else 0
+    return report, 3 if report.findings else 0
 
 
 @app.command()
@@ -66,11 +64,10 @@ def stats(
     images: options.Images = None,
     form: options.DataFormat = None,
     out: options.Out = None,
-    sample: Annotated[int, typer.Option(min=0, help="Images to read for the colour statistics (0: none).")] = 300,
+    sample: Annotated[int, Option(min=0, help="Images to read for the colour statistics (0: none).")] = 300,
     seed: options.Seed = 0,
     overwrite: options.Overwrite = False,
-    as_json: options.Json = False,
-) -> int:
+) -> Printed:
     """Count and measure the boxes; colour mean and covariance of the images; plots to --out."""
     from detkit.data.stats import colour_statistics, describe_annotations, description_lines, plot_annotations
 
@@ -84,8 +81,7 @@ def stats(
     if out is not None:
         plot_annotations(annotations, out, overwrite=overwrite)
         message(f"plots are in {out}")
-    emit(Printed(numbers, description_lines(numbers)), as_json)
-    return 0
+    return Printed(numbers, description_lines(numbers))
 
 
 @app.command()
@@ -94,14 +90,13 @@ def show(
     split: options.SplitName = None,
     images: options.Images = None,
     form: options.DataFormat = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Write to exactly this path.")] = Path("labels.jpg"),
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Images to show.")] = 12,
-    augment: Annotated[int, typer.Option(min=0, help="Augmented versions of each image.")] = 0,
-    size: Annotated[int, typer.Option(min=32, help="Side of each image in the grid, in pixels.")] = 320,
+    out: Annotated[Path, Option("--out", "-o", help="Write to exactly this path.")] = Path("labels.jpg"),
+    count: Annotated[int, Option("--count", "-n", min=1, help="Images to show.")] = 12,
+    augment: Annotated[int, Option(min=0, help="Augmented versions of each image.")] = 0,
+    size: Annotated[int, Option(min=32, help="Side of each image in the grid, in pixels.")] = 320,
     seed: options.Seed = 0,
     overwrite: options.Overwrite = False,
-    as_json: options.Json = False,
-) -> int:
+) -> tuple[Printable, int]:
     """Draw labels on some images, in one grid (--out, else labels.jpg here)."""
     from detkit.data.dataset import Dataset
     from detkit.data.show import augmented_samples, labelled_samples, sample_grid
@@ -117,43 +112,39 @@ def show(
         samples = augmented_samples(samples, augment, size, seed)
     columns = augment + 1 if augment else 0
     write_image(out, sample_grid(samples, dataset.classes, tile=size, columns=columns), overwrite=overwrite)
-    emit(Printed({"out": out, "images": len(samples), "failed": failed}, [str(out)]), as_json)
-    return 3 if failed else 0
+    return Printed({"out": out, "images": len(samples), "failed": failed}, [str(out)]), 3 if failed else 0
 
 
 @app.command()
 def convert(
     data: options.Data,
-    to: Annotated[Literal["coco", "voc", "yolo"], typer.Option("--to", help="The format to write.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write (COCO: or one .json, without images).")],
+    to: Annotated[Literal["coco", "voc", "yolo"], Option("--to", help="The format to write.")],
+    out: Annotated[Path, Option("--out", "-o", help="Folder to write (COCO: or one .json, without images).")],
     split: options.SplitName = None,
     images: options.Images = None,
     form: options.DataFormat = None,
-    link: Annotated[bool, typer.Option("--link", help="Link the images instead of copying them.")] = False,
+    link: Annotated[bool, Option("--link", help="Link the images instead of copying them.")] = False,
     overwrite: options.Overwrite = False,
-    as_json: options.Json = False,
-) -> int:
+) -> Printable:
     """Write the data set in another format, every part of it or one --split; what is lost is counted."""
     from detkit.data.convert import convert_annotations
 
     parts = _read_parts(data, split, images, form, "train")
-    emit(convert_annotations(parts, to, out, overwrite=overwrite, link=link), as_json)
-    return 0
+    return convert_annotations(parts, to, out, overwrite=overwrite, link=link)
 
 
 @app.command()
 def split(
     data: options.Data,
-    val: Annotated[float, typer.Option(min=0, max=1, help="Share of the validation part.")] = 0.2,
-    test: Annotated[float, typer.Option(min=0, max=1, help="Share of the test part.")] = 0.0,
-    part: Annotated[str | None, typer.Option("--split", help="Split this part of DATA (default: all of it).")] = None,
+    val: Annotated[float, Option(min=0, max=1, help="Share of the validation part.")] = 0.2,
+    test: Annotated[float, Option(min=0, max=1, help="Share of the test part.")] = 0.0,
+    part: Annotated[str | None, Option("--split", help="Split this part of DATA (default: all of it).")] = None,
     images: options.Images = None,
     form: options.DataFormat = None,
     out: options.Out = None,
     seed: options.Seed = 0,
     overwrite: options.Overwrite = False,
-    as_json: options.Json = False,
-) -> int:
+) -> Printable:
     """Draw train, val and test parts with balanced classes; writes lists or json files, moves no image.
 
     Of class folders, whose parts are folders, the images are copied to --out.
@@ -164,25 +155,22 @@ def split(
         raise DetkitError(f"--val {val:g} and --test {test:g} leave nothing to train on", do="give smaller shares")
     shares = {"train": 1 - val - test, "val": val, "test": test}
     shares = {name: share for name, share in shares.items() if share > 0}
-    annotations = _read(data, part, images, form)
-    emit(split_annotations(annotations, shares, out, seed=seed, overwrite=overwrite), as_json)
-    return 0
+    return split_annotations(_read(data, part, images, form), shares, out, seed=seed, overwrite=overwrite)
 
 
 @app.command()
 def crops(
     data: options.Data,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write: PART/CLASS/*.jpg.")],
-    background: Annotated[int, typer.Option(min=0, help="So many crops of each part that touch no object.")] = 0,
-    min_size: Annotated[int, typer.Option(min=1, help="Leave out objects with a shorter side, in pixels.")] = 48,
+    out: Annotated[Path, Option("--out", "-o", help="Folder to write: PART/CLASS/*.jpg.")],
+    background: Annotated[int, Option(min=0, help="So many crops of each part that touch no object.")] = 0,
+    min_size: Annotated[int, Option(min=1, help="Leave out objects with a shorter side, in pixels.")] = 48,
     classes: options.Classes = None,
     split: options.SplitName = None,
     images: options.Images = None,
     form: options.DataFormat = None,
     seed: options.Seed = 0,
     overwrite: options.Overwrite = False,
-    as_json: options.Json = False,
-) -> int:
+) -> tuple[Printable, int]:
     """Cut the objects out: a folder of class folders, to train a classifier on."""
     from detkit.data.crops import write_crops
 
@@ -192,33 +180,27 @@ def crops(
     done = write_crops(
         parts, out, classes=chosen, background=background, min_size=min_size, seed=seed, overwrite=overwrite
     )
-    emit(done, as_json)
-    return 3 if done.unreadable else 0
+    return done, 3 if done.unreadable else 0
 
 
 @app.command()
 def anchors(
     data: options.Data,
-    k: Annotated[int, typer.Option("-k", "--anchors", min=1, help="How many.")] = 9,
-    size: Annotated[int | None, typer.Option(min=1, help="Letterbox to this input size (default: pixels).")] = None,
-    distance: Annotated[
-        Literal["iou", "euclidean"], typer.Option(help="What k-means makes small: 1 - IoU, or Euclidean.")
-    ] = "iou",
-    grid: Annotated[int | None, typer.Option(min=1, help="Share of objects losing their slot on S x S cells.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Plot average IoU for 1 to 12 anchors, both distances.")] = None,
+    k: Annotated[int, Option("-k", "--anchors", min=1, help="How many.")] = 9,
+    size: Annotated[int | None, Option(min=1, help="Letterbox to this input size (default: pixels).")] = None,
+    distance: Annotated[Literal["iou", "euclidean"], Option(help="What k-means makes small (iou: 1 - IoU).")] = "iou",
+    grid: Annotated[int | None, Option(min=1, help="Share of objects losing their slot on S x S cells.")] = None,
+    plot: Annotated[Path | None, Option(help="Plot average IoU for 1 to 12 anchors, both distances.")] = None,
     split: options.SplitName = None,
     images: options.Images = None,
     form: options.DataFormat = None,
     seed: options.Seed = 0,
     overwrite: options.Overwrite = False,
-    as_json: options.Json = False,
-) -> int:
+) -> Printable:
     """Choose anchor boxes by k-means; say what average IoU they reach."""
     from detkit.data.anchors import choose_anchors
 
     annotations = _read(data, split, images, form)
-    found = choose_anchors(
+    return choose_anchors(
         annotations, k, size=size, distance=distance, grid=grid, plot=plot, seed=seed, overwrite=overwrite
     )
-    emit(found, as_json)
-    return 0

@@ -11,7 +11,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
 from detkit import registry
 from detkit.cli import options
@@ -28,14 +28,11 @@ _FORMATS = {".jsonl": "jsonl", ".json": "coco", ".csv": "csv"}
 
 
 def detect(
-    source: Annotated[
-        list[str],
-        typer.Argument(metavar="SOURCE...", help="Image, folder, glob, video, camera or - (stdin)."),
-    ],
+    source: Annotated[list[str], Argument(metavar="SOURCE...", help="Image, folder, glob, video, camera, - (stdin).")],
     model: options.ModelNames = None,
-    conf: options.Conf = None,
+    conf: Annotated[float | None, Option(help="Lowest score (default: the model's own).")] = None,
     iou: options.Iou = 0.5,
-    max_detections: Annotated[int, typer.Option("--max-detections", help="Most boxes per image.")] = 100,
+    max_detections: Annotated[int, Option(help="Most boxes per image.")] = 100,
     classes: options.Classes = None,
     size: options.Size = None,
     tta: options.Tta = None,
@@ -46,12 +43,11 @@ def detect(
     threads: options.Threads = None,
     out: options.Out = None,
     form: Annotated[
-        str | None, typer.Option("--format", help="Of --out: jsonl, coco, csv (by its ending), yolo or voc (a folder).")
+        str | None, Option("--format", help="Of --out: jsonl, coco, csv (by its ending), yolo or voc (a folder).")
     ] = None,
-    save: Annotated[bool, typer.Option("--save", help="Annotated copies in a new folder runs/detect-N.")] = False,
+    save: Annotated[bool, Option("--save", help="Annotated copies in a new folder runs/detect-N.")] = False,
     overwrite: options.Overwrite = False,
-    plugin: options.Plugins = None,
-    as_json: options.Json = False,
+    as_json: bool = False,
 ) -> int:
     """Detect objects. Prints a line an image; with --json, one JSON line an image or frame."""
     from detkit.io.detections import open_writer

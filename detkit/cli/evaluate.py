@@ -5,50 +5,34 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from detkit.cli import options
-from detkit.cli.common import emit, load_predictor, message, note, progress
+from detkit.cli.common import Printable, load_predictor, message, note, progress
 from detkit.errors import DetkitError
 from detkit.metrics import METRICS
 
 
 def evaluate(
-    arguments: Annotated[
-        list[str], typer.Argument(metavar="[MODEL...] DATA", help="Weights (file, run folder or name), then the data.")
-    ],
+    arguments: Annotated[list[str], Argument(metavar="[MODEL...] DATA", help="Files, runs or names, then the data.")],
     predictions: Annotated[
-        Path | None,
-        typer.Option("--predictions", help="Evaluate COCO results, lines of detect --json, comp4 or YOLO txt."),
+        Path | None, Option(help="Evaluate COCO results, lines of detect --json, comp4 or YOLO txt.")
     ] = None,
-    protocol: Annotated[
-        str | None, typer.Option("--protocol", help=f"{', '.join(METRICS)} (default: what the model answers).")
-    ] = None,
+    protocol: Annotated[str | None, Option(help=f"{', '.join(METRICS)} (default: what the model answers).")] = None,
     split: options.SplitName = None,
     images: options.Images = None,
-    match_iou: Annotated[
-        float | None, typer.Option("--match-iou", help="Also AP at this IoU (VOC: at this instead of 0.5).")
-    ] = None,
+    match_iou: Annotated[float | None, Option(help="Also AP at this IoU (VOC: at this instead of 0.5).")] = None,
     max_detections: Annotated[
-        int | None,
-        typer.Option("--max-detections", min=1, help="Per image and class, that COCO's AP counts (default: 100)."),
+        int | None, Option(min=1, help="Per image and class, that COCO's AP counts (default: 100).")
     ] = None,
     bootstrap: Annotated[
-        int | None,
-        typer.Option(
-            "--bootstrap",
-            min=0,
-            metavar="N",
-            help="95% intervals from N draws of the images (--report: 1000, big data 200).",
-        ),
+        int | None, Option(min=0, metavar="N", help="95% intervals of N draws of the images (--report: 1000 or 200).")
     ] = None,
     seed: options.Seed = 0,
     report: Annotated[
-        Path | None, typer.Option("--report", help="Write all there is to see to this HTML page (needs no network).")
+        Path | None, Option(help="Write all there is to see to this HTML page (needs no network).")
     ] = None,
-    check: Annotated[
-        str | None, typer.Option("--check", metavar="pycocotools", help="Its own numbers beside detkit's.")
-    ] = None,
+    check: Annotated[str | None, Option(metavar="pycocotools", help="Its own numbers beside detkit's.")] = None,
     overwrite: options.Overwrite = False,
     iou: options.Iou = 0.5,
     tta: options.Tta = None,
@@ -57,9 +41,8 @@ def evaluate(
     device: options.Device = None,
     precision: options.PrecisionName = "fp32",
     threads: options.Threads = None,
-    plugin: options.Plugins = None,
-    as_json: options.Json = False,
-) -> int:
+    as_json: bool = False,
+) -> Printable:
     """AP of a model, or of a file of detections, on labelled data: all classes together and each by itself.
 
     --report and --json add curves, confusion, calibration, kinds of errors, dearest images, times.
@@ -97,8 +80,7 @@ def evaluate(
 
         lost = write_report(report, done, f"{predictions or name} on {data}", overwrite=overwrite)
         message(f"report: {report}" + (f" ({lost} of its images could not be read)" if lost else ""))
-    emit(done, as_json)
-    return 0
+    return done
 
 
 def _check_words(models: list[str], predictions: Path | None, ensemble: bool, tta: str | None) -> None:

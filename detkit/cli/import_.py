@@ -6,55 +6,47 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option, Typer
 
 from detkit.cli import options
-from detkit.cli.common import Printed, emit
+from detkit.cli.common import Printed
 
 if TYPE_CHECKING:
     from detkit.detector import Detector
 
-app = typer.Typer(help="Turn detectors of other programs into model files.", no_args_is_help=True)
-_Names = Annotated[
-    Path | None,
-    typer.Option("--names", help="Class names, one per line (default: COCO's, where there are as many classes)."),
-]
-_Source = Annotated[
-    str, typer.Argument(metavar="FILE|NAME", help="A state dict, or fasterrcnn_resnet50_fpn: the COCO weights.")
-]
+app = Typer(help="Turn detectors of other programs into model files.", no_args_is_help=True)
+_Names = Annotated[Path | None, Option(help="Class names, one per line (default: COCO's, if there are as many).")]
 
 
 @app.command()
 def darknet(
-    cfg: Annotated[Path, typer.Argument(metavar="CFG", help="The net's cfg file.")],
-    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="Its weights file.")],
+    cfg: Annotated[Path, Argument(metavar="CFG", help="The net's cfg file.")],
+    weights: Annotated[Path, Argument(metavar="WEIGHTS", help="Its weights file.")],
     names: _Names = None,
     out: options.Out = None,
     overwrite: options.Overwrite = False,
-    as_json: options.Json = False,
-) -> int:
+) -> Printed:
     """Import a YOLO detector from Darknet (default --out: the name of CFG, ending in .safetensors, here)."""
     from detkit.importers.darknet import import_darknet
 
-    return _import(lambda: import_darknet(cfg, weights, names), cfg.stem, out, overwrite, as_json)
+    return _import(lambda: import_darknet(cfg, weights, names), cfg.stem, out, overwrite)
 
 
 @app.command()
 def torchvision(
-    source: _Source,
+    source: Annotated[str, Argument(metavar="FILE|NAME", help="A state dict, or fasterrcnn_resnet50_fpn: COCO's.")],
     names: _Names = None,
     out: options.Out = None,
     overwrite: options.Overwrite = False,
-    as_json: options.Json = False,
-) -> int:
+) -> Printed:
     """Import torchvision's Faster R-CNN with ResNet-50 and FPN (default --out: FILE's name, ending in .safetensors,
     here); a pickle is opened only if it holds nothing but tensors."""
     from detkit.importers.torchvision import import_torchvision
 
-    return _import(lambda: import_torchvision(source, names), Path(source).stem, out, overwrite, as_json)
+    return _import(lambda: import_torchvision(source, names), Path(source).stem, out, overwrite)
 
 
-def _import(make: Callable[[], Detector], stem: str, out: Path | None, overwrite: bool, as_json: bool) -> int:
+def _import(make: Callable[[], Detector], stem: str, out: Path | None, overwrite: bool) -> Printed:
     """Saves what ``make`` returns and shows it."""
     from detkit.io.files import refuse_existing
 
@@ -72,5 +64,4 @@ def _import(make: Callable[[], Detector], stem: str, out: Path | None, overwrite
         f"  classes    {len(classes)}: {', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''}",
         f"try it: detkit detect IMAGE --model {path}",
     ]
-    emit(Printed(facts | {"size": [resize.height, resize.width], "strides": strides}, lines), as_json)
-    return 0
+    return Printed(facts | {"size": [resize.height, resize.width], "strides": strides}, lines)

@@ -5,36 +5,26 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
-from detkit.cli import options
-from detkit.cli.common import emit
+from detkit.cli.common import Printable
 from detkit.errors import DetkitError
 
 
 def info(
-    name: Annotated[
-        str,
-        typer.Argument(metavar="FILE|NAME", help="Model file, run folder, config, or a shipped name or backbone's."),
-    ],
-    layers: Annotated[bool, typer.Option("--layers", help="Of a model file too, the table of its layers.")] = False,
+    name: Annotated[str, Argument(metavar="FILE|NAME", help="Model file, run folder, config, shipped name, backbone.")],
+    layers: Annotated[bool, Option("--layers", help="Of a model file too, the table of its layers.")] = False,
     size: Annotated[
-        str | None,
-        typer.Option("--input", metavar="HxWx3", help="Image that the layers see (default: the network's)."),
+        str | None, Option("--input", metavar="HxWx3", help="Image that the layers see (default: the network's).")
     ] = None,
-    num_classes: Annotated[
-        int | None, typer.Option("--num-classes", min=1, help="Of a backbone's classifier or a config's detector.")
-    ] = None,
-    plugin: options.Plugins = None,
-    as_json: options.Json = False,
-) -> int:
+    num_classes: Annotated[int | None, Option(min=1, help="Of a backbone's classifier or a config's detector.")] = None,
+) -> Printable:
     """Show a model file's classes, input geometry, scores and training record (no torch, nothing executed), or a
     network's layers: shapes, parameters, multiply-adds, receptive field and stride in pixels of the input."""
     pixels = None if size is None else _pixels(size)
     from detkit.explain.describe import describe_model
 
-    emit(describe_model(name, layers=layers, size=pixels, num_classes=num_classes), as_json)
-    return 0
+    return describe_model(name, layers=layers, size=pixels, num_classes=num_classes)
 
 
 def _pixels(text: str) -> tuple[int, int]:

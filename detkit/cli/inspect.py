@@ -6,28 +6,22 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option, Typer
 
 from detkit.cli import options
-from detkit.cli.common import Printed, emit, message, names_in
+from detkit.cli.common import Printed, message, names_in
 from detkit.errors import DetkitError
 
 if TYPE_CHECKING:
     from detkit.detector import Detector
     from detkit.explain.drawings import Drawing
 
-app = typer.Typer(help="Show what a network looks at, as images.", no_args_is_help=True)
+app = Typer(help="Show what a network looks at, as images.", no_args_is_help=True)
 
-_Model = Annotated[
-    str, typer.Argument(metavar="MODEL|BACKBONE", help="Model file, run folder, shipped name, or a backbone's name.")
-]
-_Image = Annotated[str, typer.Argument(metavar="IMAGE", help="An image.")]
-_Weights = Annotated[
-    str | None, typer.Option("--weights", help="Of a backbone: imagenet (the default), none or a file.")
-]
-_Folder = Annotated[
-    Path | None, typer.Option("--out", "-o", help="Folder for the images (default: a new one in runs/).")
-]
+_Model = Annotated[str, Argument(metavar="MODEL|BACKBONE", help="Model file, run folder, shipped or backbone's name.")]
+_Image = Annotated[str, Argument(help="An image.")]
+_Weights = Annotated[str | None, Option(help="Of a backbone: imagenet (the default), none or a file.")]
+_Folder = Annotated[Path | None, Option("--out", "-o", help="Folder for the images (default: a new one in runs/).")]
 
 
 @app.command()
@@ -36,31 +30,27 @@ def filters(
     weights: _Weights = None,
     out: _Folder = None,
     overwrite: options.Overwrite = False,
-    plugin: options.Plugins = None,
-    as_json: options.Json = False,
-) -> int:
+) -> Printed:
     """Draw the filters of the first layer.
 
     Grey is 0, and each filter's largest weight is as bright as can be.
     """
     from detkit.explain.drawings import draw_filters
 
-    return _save(draw_filters(_load(model, weights)), out, overwrite, as_json)
+    return _save(draw_filters(_load(model, weights)), out, overwrite)
 
 
 @app.command()
 def maps(
     model: _Model,
     image: _Image,
-    stage: Annotated[int | None, typer.Option("--stage", help="Only this stage, from 0 (default: each).")] = None,
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Maps of a stage: those that vary most.")] = 35,
+    stage: Annotated[int | None, Option(help="Only this stage, from 0 (default: each).")] = None,
+    count: Annotated[int, Option("--count", "-n", min=1, help="Maps of a stage: those that vary most.")] = 35,
     weights: _Weights = None,
     size: options.Size = None,
     out: _Folder = None,
     overwrite: options.Overwrite = False,
-    plugin: options.Plugins = None,
-    as_json: options.Json = False,
-) -> int:
+) -> Printed:
     """Draw what each stage makes of an image.
 
     A file per stage; each map from its lowest answer (black) to its highest.
@@ -69,21 +59,17 @@ def maps(
     from detkit.io.images import read_image
 
     pixels = read_image(image)
-    return _save(draw_maps(_load(model, weights, size), pixels, stage, count), out, overwrite, as_json)
+    return _save(draw_maps(_load(model, weights, size), pixels, stage, count), out, overwrite)
 
 
 @app.command()
 def patches(
     model: _Model,
     data: options.Data,
-    stage: Annotated[int, typer.Option("--stage", help="Stage of the backbone, from 0.")] = 2,
-    channels: Annotated[
-        str | None, typer.Option("--channels", help="0,5,17 (default: eight that stand out most).")
-    ] = None,
-    count: Annotated[int, typer.Option("--count", "-n", "--pictures", min=1, help="Images to look at.")] = 300,
-    window: Annotated[
-        int | None, typer.Option("--window", min=1, help="Pixels of the input to cut out (default: what a cell sees).")
-    ] = None,
+    stage: Annotated[int, Option(help="Stage of the backbone, from 0.")] = 2,
+    channels: Annotated[str | None, Option(help="0,5,17 (default: eight that stand out most).")] = None,
+    count: Annotated[int, Option("--count", "-n", "--pictures", min=1, help="Images to look at.")] = 300,
+    window: Annotated[int | None, Option(min=1, help="Input pixels to cut out (default: what a cell sees).")] = None,
     weights: _Weights = None,
     size: options.Size = None,
     split: options.SplitName = None,
@@ -91,9 +77,7 @@ def patches(
     seed: options.Seed = 0,
     out: _Folder = None,
     overwrite: options.Overwrite = False,
-    plugin: options.Plugins = None,
-    as_json: options.Json = False,
-) -> int:
+) -> tuple[Printed, int]:
     """Draw the patches of images that excite a channel most.
 
     Nine per channel, of different images, in a row, the strongest first. A patch is what a cell sees (its receptive
@@ -112,26 +96,20 @@ def patches(
     chosen = [int(word) for word in words]
     detector = _load(model, weights, size)
     drawn = draw_patches(detector, dataset, stage, channels=chosen, images=count, window=window, seed=seed)
-    return _save(drawn, out, overwrite, as_json) or (3 if drawn.facts["failed"] else 0)
+    return _save(drawn, out, overwrite), 3 if drawn.facts["failed"] else 0
 
 
 @app.command()
 def cam(
     model: _Model,
     image: _Image,
-    classes: Annotated[
-        str | None, typer.Option("--classes", help="Which, by name: cat,dog (default: the one of highest score).")
-    ] = None,
-    stage: Annotated[
-        int | None, typer.Option("--stage", help="From 0 (default: the deepest that the answer comes through).")
-    ] = None,
+    classes: Annotated[str | None, Option(help="Which, by name: cat,dog (default: that of highest score).")] = None,
+    stage: Annotated[int | None, Option(help="From 0 (default: the deepest that the answer comes through).")] = None,
     weights: _Weights = None,
     size: options.Size = None,
     out: _Folder = None,
     overwrite: options.Overwrite = False,
-    plugin: options.Plugins = None,
-    as_json: options.Json = False,
-) -> int:
+) -> Printed:
     """Draw where an image speaks for a class: Grad-CAM.
 
     From blue to red; of classifiers and of detectors.
@@ -139,27 +117,24 @@ def cam(
     from detkit.explain.drawings import draw_cam
 
     drawn = draw_cam(_load(model, weights, size), image, names_in(classes or ""), stage)
-    return _save(drawn, out, overwrite, as_json)
+    return _save(drawn, out, overwrite)
 
 
 @app.command()
 def edges(
-    image: Annotated[
-        str | None, typer.Argument(metavar="IMAGE", help="An image (default: 6 x 6 numbers, as in textbooks).")
-    ] = None,
-    learn: Annotated[str, typer.Option("--learn", help="The filter that gradient descent is to find.")] = "sobel",
+    image: Annotated[str | None, Argument(help="An image (default: 6 x 6 numbers, as in textbooks).")] = None,
+    learn: Annotated[str, Option(help="The filter that gradient descent is to find.")] = "sobel",
     seed: options.Seed = 0,
     out: _Folder = None,
     overwrite: options.Overwrite = False,
-    as_json: options.Json = False,
-) -> int:
+) -> Printed:
     """Filter an image by edge filters, made by hand and learned.
 
     The last one is what gradient descent learns from the answers of another (--learn).
     """
     from detkit.explain.drawings import draw_edges
 
-    return _save(draw_edges(image, learn, seed), out, overwrite, as_json)
+    return _save(draw_edges(image, learn, seed), out, overwrite)
 
 
 def _load(name: str, weights: str | None, size: int | None = None) -> Detector:
@@ -190,10 +165,9 @@ def _load(name: str, weights: str | None, size: int | None = None) -> Detector:
     return api.load(name, size=size)
 
 
-def _save(drawn: Drawing, out: Path | None, overwrite: bool, as_json: bool) -> int:
+def _save(drawn: Drawing, out: Path | None, overwrite: bool) -> Printed:
     """Writes the images; prints what is said and their paths."""
     for note in drawn.notes:
         message(note)
     files = drawn.save(out, overwrite=overwrite)
-    emit(Printed({"files": files, **drawn.facts}, [*drawn.text, *map(str, files)]), as_json)
-    return 0
+    return Printed({"files": files, **drawn.facts}, [*drawn.text, *map(str, files)])

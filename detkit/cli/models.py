@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from detkit.cli import options
-from detkit.cli.common import Printed, emit
+from detkit.cli.common import Printed
 
 
-def models(as_json: options.Json = False) -> int:
+def models() -> Printed:
     """List the shipped weights, configs, backbones, necks and heads."""
     from detkit.backbones import BACKBONES, FAMILIES
     from detkit.config.experiment import shipped_configs
@@ -22,5 +21,4 @@ def models(as_json: options.Json = False) -> int:
     for part, names in parts.items():
         rows = FAMILIES.values() if part == "backbones" else [names]
         lines += [f"{'' if i else part:<10} {' '.join(row)}" for i, row in enumerate(rows)]
-    emit(Printed({"weights": weights, "torchvision": TORCHVISION, **parts}, lines), as_json)
-    return 0
+    return Printed({"weights": weights, "torchvision": TORCHVISION, **parts}, lines)

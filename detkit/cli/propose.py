@@ -6,11 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Context, Option
 
 from detkit import proposing
 from detkit.cli import options
-from detkit.cli.common import Printed, emit, message, note, progress
+from detkit.cli.common import Printable, Printed, message, note, progress
 from detkit.errors import DetkitError
 from detkit.proposing import METHODS, ProposalOptions
 
@@ -18,29 +18,25 @@ OF_RECALL = ("limit", "cache", "split", "images")
 
 
 def propose(
-    context: typer.Context,
-    source: Annotated[str, typer.Argument(metavar="IMAGE|DATA", help="An image, or labelled data with --recall.")],
-    method: Annotated[str, typer.Option("--method", help=f"{', '.join(METHODS)}.")] = "selective-search",
-    plan: Annotated[str, typer.Option("--plan", help="Of selective search: fast or quality.")] = "fast",
-    windows: Annotated[str, typer.Option("--windows", help="Window sizes in pixels.")] = "64,128,256",
-    aspects: Annotated[str, typer.Option("--aspects", help="Window widths / heights.")] = "0.5,1,2",
-    stride: Annotated[float, typer.Option("--stride", help="Of windows, as a share of their sides.")] = 0.25,
-    count: Annotated[int, typer.Option("--max", min=0, help="Boxes per image at most (0: all).")] = 2000,
-    recall: Annotated[bool, typer.Option("--recall", help="Recall and overlap against DATA's labels.")] = False,
-    limit: Annotated[int, typer.Option("--limit", min=0, help="Only the first images (0: all).")] = 0,
+    context: Context,
+    source: Annotated[str, Argument(metavar="IMAGE|DATA", help="An image, or labelled data with --recall.")],
+    method: Annotated[str, Option(help=f"{', '.join(METHODS)}.")] = "selective-search",
+    plan: Annotated[str, Option(help="Of selective search: fast or quality.")] = "fast",
+    windows: Annotated[str, Option(help="Window sizes in pixels.")] = "64,128,256",
+    aspects: Annotated[str, Option(help="Window widths / heights.")] = "0.5,1,2",
+    stride: Annotated[float, Option(help="Of windows, as a share of their sides.")] = 0.25,
+    count: Annotated[int, Option("--max", min=0, help="Boxes per image at most (0: all).")] = 2000,
+    recall: Annotated[bool, Option("--recall", help="Recall and overlap against DATA's labels.")] = False,
+    limit: Annotated[int, Option(min=0, help="Only the first images (0: all).")] = 0,
     seed: options.Seed = 0,
-    cache: Annotated[
-        Path | None, typer.Option("--cache", help="Folder that keeps what --recall finds (default: the user's).")
-    ] = None,
+    cache: Annotated[Path | None, Option(help="Folder that keeps what --recall finds (default: the user's).")] = None,
     split: options.SplitName = None,
     images: options.Images = None,
-    model: options.ModelName = None,
+    model: Annotated[str | None, Option("--model", "-m", help="Weights file, run folder or shipped name.")] = None,
     device: options.Device = None,
     out: options.Out = None,
     overwrite: options.Overwrite = False,
-    plugin: options.Plugins = None,
-    as_json: options.Json = False,
-) -> int:
+) -> Printable | tuple[Printable, int] | int:
     """Propose boxes where objects may be: drawn and printed; with --recall, measured against labels.
 
     --out is the drawn image, or the plot of --recall.
@@ -68,11 +64,10 @@ def propose(
             note(f"{failure.where}: {failure.what}")
         if not result.images:
             return 2
-        emit(result, as_json)
         if out is not None:
             result.plot(out, overwrite=overwrite)
             message(f"plot: {out}")
-        return 3 if result.failures else 0
+        return result, 3 if result.failures else 0
     for name in OF_RECALL:
         if name in words:
             raise DetkitError(f"only --recall looks at --{name}", f"--{name}", "leave it out, or add --recall")
@@ -86,8 +81,7 @@ def propose(
     if out is not None:
         write_image(out, draw_boxes(image, boxes), overwrite=overwrite)
         message(f"drawn: {out}")
-    emit(Printed({"source": source, "method": method, "proposals": rounded}, lines), as_json)
-    return 0
+    return Printed({"source": source, "method": method, "proposals": rounded}, lines)
 
 
 def _numbers(text: str, option: str) -> tuple[float, ...]:

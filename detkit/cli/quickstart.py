@@ -8,10 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
 from detkit.cli import options
-from detkit.cli.common import Printed, emit, message
+from detkit.cli.common import Printed, message
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,16 +31,10 @@ NEW_IMAGE = 424242  # a seed that no training image has
 
 
 def quickstart(
-    images: Annotated[
-        list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Your own, instead of the packages'.")
-    ] = None,
-    train: Annotated[
-        bool, typer.Option("--train", help="First train a small detector on toy images, about a minute.")
-    ] = False,
+    images: Annotated[list[Path] | None, Argument(metavar="[IMAGE]...", help="Instead of the packages' own.")] = None,
+    train: Annotated[bool, Option("--train", help="First train a small one on toy images: a minute.")] = False,
     overwrite: options.Overwrite = False,
-    plugin: options.Plugins = None,
-    as_json: options.Json = False,
-) -> int:
+) -> Printed:
     """Detect in photos that come inside installed packages (or in yours), print what is there, draw quickstart.jpg."""
     from detkit import api
     from detkit.data.toy import toy_sample
@@ -63,8 +57,7 @@ def quickstart(
         lines.append(f"{name}: {len(rows)} found")
         lines += [f"  {row['label']:<12} {row['score']:.3f}  box {row['box']}" for row in rows]
     facts = {"image": OUT, "found": [{"source": name, "detections": rows} for name, rows in records]}
-    emit(Printed(facts, [*lines, f"drawn: {OUT}"]), as_json)
-    return 0
+    return Printed(facts, [*lines, f"drawn: {OUT}"])
 
 
 def _installed_photos() -> list[Path]:

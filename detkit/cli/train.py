@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
 from detkit.cli import options
-from detkit.cli.common import emit, message
+from detkit.cli.common import Printable, message
 from detkit.errors import DetkitError
 
 if TYPE_CHECKING:
@@ -23,21 +23,15 @@ if TYPE_CHECKING:
 def train(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="A YAML file, a shipped name, or a model to train on."),
+        Argument(metavar="[CONFIG] [KEY=VALUE]...", help="A YAML file, a shipped name, or a model to train on."),
     ] = None,
-    data: Annotated[
-        str | None, typer.Option("--data", help="Data to train on: COCO json, VOC folder, data.yaml or class folders.")
-    ] = None,
-    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with this run folder.")] = None,
+    data: Annotated[str | None, Option(help="COCO json, VOC folder, data.yaml or class folders to train on.")] = None,
+    resume: Annotated[Path | None, Option(help="Go on with this run folder.")] = None,
     device: options.Device = None,
     threads: options.Threads = None,
     out: options.Out = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Build everything, run two steps, estimate time and memory.")
-    ] = False,
-    plugin: options.Plugins = None,
-    as_json: options.Json = False,
-) -> int:
+    dry_run: Annotated[bool, Option("--dry-run", help="Run two steps, estimate time and memory.")] = False,
+) -> Printable | int:
     """Train a detector. Without CONFIG, the default recipe on --data: no YAML is needed to start."""
     configs = [word for word in words or () if "=" not in word]
     overrides = [word for word in words or () if "=" in word]
@@ -59,9 +53,7 @@ def train(
         run()
         return 0
     with _progress() as show:
-        result = run(on_event=show)
-    emit(result, as_json)
-    return 0
+        return run(on_event=show)
 
 
 @contextmanager

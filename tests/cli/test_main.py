@@ -160,7 +160,7 @@ def test_a_stop_inside_a_verb_is_said(
     def stopped(*_: object) -> None:
         raise stop
 
-    monkeypatch.setattr("detkit.cli.models.emit", stopped)
+    monkeypatch.setattr("detkit.cli.common.emit", stopped)
     assert main(["models", "--json"]) == code
     assert "stopped" in _said(capsys)
 

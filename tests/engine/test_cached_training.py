@@ -24,8 +24,7 @@ from detkit.data.loader import Loader
 from detkit.data.sampler import EpochSampler
 from detkit.data.toy import CLASSES, write_toy_data
 from detkit.detector import Detector
-from detkit.engine import feature_cache as module
-from detkit.engine import run_folder, trainer
+from detkit.engine import feature_cache as module, run_folder, trainer
 from detkit.engine.errors import Interrupted
 from detkit.engine.events import BatchDone, BatchValidated, EpochDone, EpochStarted, Notice
 from detkit.engine.feature_cache import CachedLoader, FrozenStages

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 
 from detkit.ops import area, boxes, ciou, clip, convert, crowd_iou, diou, giou, iou, paired_iou, valid
