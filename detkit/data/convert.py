@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 import msgspec
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from detkit.data.annotations import Annotations, Finding, Findings
 from detkit.data.coco_writer import records_of, write_coco_json
 from detkit.errors import DetkitError
+from detkit.io.detections.writers import voc_xml
 from detkit.io.files import atomic_folder, flat_names, write_text
 
 _PLAIN = {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "difficult"}
@@ -216,17 +216,12 @@ def _write_voc(parts: Mapping[str, Annotations], out: Path, link: bool, lost: Fi
 def _voc_xml(a: Annotations, i: int, name: str) -> str:
     """The annotation file of image ``i``: corners one-based again, fractions kept; crowds become difficult."""
     height, width = (int(v) for v in a.sizes[i])
-    lines = ["<annotation>", f"  <filename>{escape(name)}</filename>"]
-    lines.append(f"  <size><width>{width}</width><height>{height}</height><depth>3</depth></size>")
+    objects = []
     for row in range(int(a.offsets[i]), int(a.offsets[i + 1])):
         x, y, w, h = (float(v) for v in a.xywh[row])
-        corners = {"xmin": x + 1, "ymin": y + 1, "xmax": x + w, "ymax": y + h}
-        box = "".join(f"<{key}>{_short(value)}</{key}>" for key, value in corners.items())
-        difficult = int(a.difficult[row] or a.crowd[row])
-        label = escape(a.classes[a.labels[row]])
-        lines += ["  <object>", f"    <name>{label}</name>", f"    <difficult>{difficult}</difficult>"]
-        lines += [f"    <bndbox>{box}</bndbox>", "  </object>"]
-    return "\n".join([*lines, "</annotation>", ""])
+        elements = {"name": a.classes[a.labels[row]], "difficult": int(a.difficult[row] or a.crowd[row])}
+        objects.append((elements, [_short(value) for value in (x + 1, y + 1, x + w, y + h)]))
+    return voc_xml(name, width, height, objects)
 
 
 def _short(value: float) -> str:

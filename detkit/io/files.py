@@ -48,8 +48,8 @@ def _temporary(path: Path) -> Iterator[Path]:
         yield temporary
     except OSError as error:
         # Reading something else inside the block may fail too: that error is not ours to explain.
-        ours = {str(temporary), str(path), str(path.parent), None}
-        if error.errno in _FULL | _FORBIDDEN or error.filename in ours:
+        ours = str(error.filename).startswith(str(temporary)) or error.filename in (str(path), str(path.parent), None)
+        if ours or error.errno in _FULL | _FORBIDDEN:
             raise write_error(error, path) from error
         raise
     finally:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, ClassVar, Self
@@ -14,7 +14,7 @@ from xml.sax.saxutils import escape
 
 from detkit.interfaces import Writer
 from detkit.io.detections import record_of
-from detkit.io.files import atomic_folder, atomic_path, write_error
+from detkit.io.files import atomic_folder, atomic_path
 from detkit.io.sources import Frame
 from detkit.structures import Detections
 
@@ -22,42 +22,19 @@ from detkit.structures import Detections
 class _AtomicWriter(Writer):
     """Output that appears when the block ends well; errors of the disk in a person's words."""
 
-    def _open(self, stack: ExitStack) -> None:
-        """Opens the output; what ``stack`` holds is closed at the end."""
+    def _output(self) -> AbstractContextManager[None]:
+        """The output, open as long as the block."""
         raise NotImplementedError
-
-    def _write(self, frame: Frame, detections: Detections) -> None:
-        raise NotImplementedError
-
-    def _finish(self) -> None:
-        """Writes what stands at the end."""
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise write_error(error, self.path) from error
 
     def __enter__(self) -> Self:
-        with self._explained(), ExitStack() as stack:
-            self._open(stack)
-            self._stack = stack.pop_all()
+        self._open = self._output()
+        self._open.__enter__()
         return self
-
-    def write(self, frame: Frame, detections: Detections) -> None:
-        """Adds the detections of one frame, in its pixels; DetkitError (code 4) when the disk is full."""
-        with self._explained():
-            self._write(frame, detections.numpy())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:
-            self._stack.__exit__(kind, error, trace)
-            return
-        with self._stack:
-            self._finish()
+        self._open.__exit__(kind, error, trace)
 
 
 class _FileWriter(_AtomicWriter):
@@ -65,17 +42,19 @@ class _FileWriter(_AtomicWriter):
 
     file: IO[str]
 
-    def _open(self, stack: ExitStack) -> None:
-        temporary = stack.enter_context(atomic_path(self.path, self.overwrite))
-        # A name that is no UTF-8 becomes \\udcXX, which is how JSON spells it.
-        file = temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="")
-        self.file = stack.enter_context(file)
+    @contextmanager
+    def _output(self) -> Iterator[None]:
+        with atomic_path(self.path, self.overwrite) as temporary:
+            # A name that is no UTF-8 becomes \\udcXX, which is how JSON spells it.
+            with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as self.file:
+                yield
 
 
 class JsonLinesWriter(_FileWriter):
     """One JSON object per line and frame: the lines of ``detect --json``."""
 
-    def _write(self, frame: Frame, detections: Detections) -> None:
+    def write(self, frame: Frame, detections: Detections) -> None:
+        """Adds the detections of one frame, in its pixels."""
         self.file.write(json.dumps(record_of(frame, detections), ensure_ascii=False) + "\n")
 
 
@@ -86,16 +65,22 @@ class CocoWriter(_FileWriter):
     as a number where it has twelve digits, as COCO names its images (000000000139.jpg: 139).
     """
 
-    _separator = "[\n"
+    @contextmanager
+    def _output(self) -> Iterator[None]:
+        self._before = "[\n"
+        with super()._output():
+            yield
+            self.file.write("[]\n" if self._before == "[\n" else "\n]\n")
 
-    def _write(self, frame: Frame, detections: Detections) -> None:
+    def write(self, frame: Frame, detections: Detections) -> None:
+        """Adds the detections of one frame, in its pixels."""
         image = self._image_id(frame)
         more = {"file_name": Path(frame.source).name} | ({} if frame.index is None else {"frame": frame.index})
         for (x1, y1, x2, y2), score, label in _rows(detections):
             box = [round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)]
             record = {"image_id": image, "category_id": self.class_ids[label], "bbox": box, "score": round(score, 6)}
-            self.file.write(self._separator + json.dumps(record | more, ensure_ascii=False))
-            self._separator = ",\n"
+            self.file.write(self._before + json.dumps(record | more, ensure_ascii=False))
+            self._before = ",\n"
 
     def _image_id(self, frame: Frame) -> int | str:
         path = Path(frame.source)
@@ -106,21 +91,21 @@ class CocoWriter(_FileWriter):
             return f"{path.stem}_{frame.index:06d}"
         return int(path.stem) if re.fullmatch("[0-9]{12}", path.stem) else path.stem
 
-    def _finish(self) -> None:
-        self.file.write("[]\n" if self._separator == "[\n" else "\n]\n")
-
 
 class CsvWriter(_FileWriter):
     """One row per detection, box as xyxy in pixels; an image without any has none."""
 
     columns: ClassVar = ("source", "frame", "width", "height", "label", "label_id", "score", "x1", "y1", "x2", "y2")
 
-    def _open(self, stack: ExitStack) -> None:
-        super()._open(stack)
-        self._table = csv.writer(self.file, lineterminator="\n")
-        self._table.writerow(self.columns)
+    @contextmanager
+    def _output(self) -> Iterator[None]:
+        with super()._output():
+            self._table = csv.writer(self.file, lineterminator="\n")
+            self._table.writerow(self.columns)
+            yield
 
-    def _write(self, frame: Frame, detections: Detections) -> None:
+    def write(self, frame: Frame, detections: Detections) -> None:
+        """Adds the detections of one frame, in its pixels."""
         head = (frame.source, "" if frame.index is None else frame.index, frame.width, frame.height)
         for found in detections.to_records():
             self._table.writerow((*head, found["label"], found["label_id"], found["score"], *found["box"]))
@@ -134,11 +119,14 @@ class _FolderWriter(_AtomicWriter):
 
     suffix: ClassVar[str]
 
-    def _open(self, stack: ExitStack) -> None:
-        self._folder = stack.enter_context(atomic_folder(self.path, self.overwrite))
+    @contextmanager
+    def _output(self) -> Iterator[None]:
         self._used: set[str] = set()
+        with atomic_folder(self.path, self.overwrite) as self._folder:
+            yield
 
-    def _write(self, frame: Frame, detections: Detections) -> None:
+    def write(self, frame: Frame, detections: Detections) -> None:
+        """Adds the detections of one frame, in its pixels."""
         stem = "stdin" if frame.source == "-" else Path(frame.source).stem
         if frame.index is not None:
             stem = f"{stem}_{frame.index:06d}"
@@ -159,10 +147,12 @@ class YoloWriter(_FolderWriter):
 
     suffix = ".txt"
 
-    def _open(self, stack: ExitStack) -> None:
-        super()._open(stack)
-        self._used.add("classes")
-        (self._folder / "classes.txt").write_text("".join(f"{c}\n" for c in self.classes), encoding="utf-8")
+    @contextmanager
+    def _output(self) -> Iterator[None]:
+        with super()._output():
+            self._used.add("classes")
+            (self._folder / "classes.txt").write_text("".join(f"{c}\n" for c in self.classes), encoding="utf-8")
+            yield
 
     def _text(self, frame: Frame, detections: Detections) -> str:
         text, w, h = "", frame.width, frame.height
@@ -178,29 +168,41 @@ class VocWriter(_FolderWriter):
     suffix = ".xml"
 
     def _text(self, frame: Frame, detections: Detections) -> str:
-        lines = [
-            "<annotation>",
-            f"  <filename>{_xml(Path(frame.source).name)}</filename>",
-            f"  <size><width>{frame.width}</width><height>{frame.height}</height><depth>3</depth></size>",
-        ]
+        objects = []
         for found in detections.to_records():
             x1, y1, x2, y2 = (round(v) for v in found["box"])
             # One-based inclusive corners differ from zero-based exclusive ones in xmin and ymin only.
             xmin, ymin = min(max(x1, 0) + 1, frame.width), min(max(y1, 0) + 1, frame.height)
             xmax, ymax = max(xmin, min(x2, frame.width)), max(ymin, min(y2, frame.height))
-            lines += [
-                "  <object>",
-                f"    <name>{_xml(found['label'])}</name>",
-                "    <difficult>0</difficult>",
-                f"    <confidence>{found['score']}</confidence>",
-                f"    <bndbox><xmin>{xmin}</xmin><ymin>{ymin}</ymin><xmax>{xmax}</xmax><ymax>{ymax}</ymax></bndbox>",
-                "  </object>",
-            ]
-        return "\n".join([*lines, "</annotation>", ""])
+            fields = {"name": found["label"], "difficult": 0, "confidence": found["score"]}
+            objects.append((fields, (xmin, ymin, xmax, ymax)))
+        return voc_xml(Path(frame.source).name, frame.width, frame.height, objects)
+
+
+def voc_xml(
+    name: str, width: int, height: int, objects: Iterable[tuple[Mapping[str, object], Sequence[object]]]
+) -> str:
+    """PASCAL VOC's annotation file of one image.
+
+    Args:
+        name: The image's file name.
+        width: In pixels.
+        height: In pixels.
+        objects: Of each, its elements and then its corners xmin, ymin, xmax, ymax.
+    """
+    lines = ["<annotation>", f"  <filename>{_xml(name)}</filename>"]
+    lines.append(f"  <size><width>{width}</width><height>{height}</height><depth>3</depth></size>")
+    for elements, (xmin, ymin, xmax, ymax) in objects:
+        box = f"<xmin>{xmin}</xmin><ymin>{ymin}</ymin><xmax>{xmax}</xmax><ymax>{ymax}</ymax>"
+        lines.append("  <object>")
+        lines += [f"    <{key}>{_xml(str(value))}</{key}>" for key, value in elements.items()]
+        lines += [f"    <bndbox>{box}</bndbox>", "  </object>"]
+    return "\n".join([*lines, "</annotation>", ""])
 
 
 def _rows(detections: Detections) -> Iterator[tuple[list[float], float, int]]:
-    columns = (detections.boxes, detections.scores, detections.labels)
+    found = detections.numpy()
+    columns = (found.boxes, found.scores, found.labels)
     return zip(*(column.tolist() for column in columns), strict=True)
 
 
