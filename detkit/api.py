@@ -325,7 +325,7 @@ def read_predictions(
 
 
 def _holds_detections(path: Path) -> bool:
-    from detkit.io.detections.text_files import is_text
+    from detkit.io.detections.reader import is_text
 
     if path.suffix in (".json", ".jsonl", ".gz"):
         return True

@@ -8,14 +8,17 @@ import re
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import msgspec
 import numpy as np
 
 from detkit.errors import DetkitError
-from detkit.io.detections.lookup import Found, Labelled, Lookup, Row, found_rows, path_parts, row_boxes, some
+from detkit.io.detections.lookup import Found, Lookup, Row, found_rows, path_parts, some
 from detkit.tables import Results
+
+if TYPE_CHECKING:
+    from detkit.data.annotations import Annotations
 
 T = TypeVar("T")
 _FORMS = (
@@ -46,7 +49,7 @@ class _Line(msgspec.Struct, gc=False):
     height: int = 0
 
 
-def read_json(path: Path, data: Labelled) -> Found:
+def read_json(path: Path, data: Annotations) -> Found:
     """The detections of a JSON file; see ``read_detections``."""
     raw = _content(path)
     start = bom = 3 if raw[:3] == b"\xef\xbb\xbf" else 0
@@ -70,7 +73,7 @@ def _content(path: Path) -> bytes:
         raise DetkitError("cannot read the detections file", f"{path}: {error.strerror}", "check the path") from None
 
 
-def _read_coco(path: Path, raw: bytes, start: int, data: Labelled) -> Found:
+def _read_coco(path: Path, raw: bytes, start: int, data: Annotations) -> Found:
     def where(row: int) -> str:
         return f"{path}, entry {row} (counted from 0)"
 
@@ -104,7 +107,7 @@ def _places(ids: Sequence[int | str], places: dict[int | str, int]) -> np.ndarra
 
 
 def _check_file_names(
-    entries: Sequence[_Entry], images: dict[int | str, int], data: Labelled, where: Callable[[int], str]
+    entries: Sequence[_Entry], images: dict[int | str, int], data: Annotations, where: Callable[[int], str]
 ) -> None:
     """Raises DetkitError where a file_name is not the image's; adds unknown ids, if words are among them, by name."""
     named: dict[tuple[int | str, str], int] = {}
@@ -123,7 +126,7 @@ def _check_file_names(
             raise DetkitError(what, where(row), "the images were numbered anew: use the data that was detected on")
 
 
-def _read_lines(path: Path, raw: bytes, offset: int, data: Labelled) -> Found:
+def _read_lines(path: Path, raw: bytes, offset: int, data: Annotations) -> Found:
     lookup, rows = Lookup(data), list[Row]()
     seen: dict[int, int] = {}
     for number, text in enumerate(io.BytesIO(raw[offset:]), 1):
@@ -142,11 +145,12 @@ def _read_lines(path: Path, raw: bytes, offset: int, data: Labelled) -> Found:
         seen[index] = number
         _check_size(line, data.sizes[index], where)
         for found in line.detections:
-            rows.append((index, lookup.label(found.label, where), found.box, found.score, where))
-    boxes = row_boxes(rows)
+            x1, y1, x2, y2 = found.box
+            label = lookup.label(found.label, where)
+            rows.append((index, label, (x1, y1, x2 - x1, y2 - y1), found.score, where))
     missing = len(data.image_ids) - len(seen)
     notes = [f"{missing} of {len(data.image_ids)} images have no line in {path.name}"] if missing else []
-    return found_rows(rows, np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1), notes)
+    return found_rows(rows, notes)
 
 
 def _check_size(line: _Line, size: np.ndarray, where: str) -> None:

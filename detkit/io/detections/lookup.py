@@ -6,38 +6,18 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from detkit.errors import DetkitError, nearest
 from detkit.tables import Results
 
+if TYPE_CHECKING:
+    from detkit.data.annotations import Annotations
+
 Found = tuple[Results, Callable[[int], str], list[str]]  # detections, where each of them stands, notes for the reader
-Row = tuple[int, int, Sequence[float], float, str]  # image, label, box, score, where it stands
-
-
-class Labelled(Protocol):
-    """What a detections file is matched with; ``detkit.data`` annotations are this.
-
-    Attributes:
-        image_ids: One per image.
-        files: Paths of the images.
-        sizes: (I, 2) height, width in pixels, 0 if unknown.
-        classes: Names.
-        class_ids: The data's own ids of them.
-    """
-
-    @property
-    def image_ids(self) -> Sequence[int | str]: ...
-    @property
-    def files(self) -> Sequence[str]: ...
-    @property
-    def sizes(self) -> np.ndarray: ...
-    @property
-    def classes(self) -> Sequence[str]: ...
-    @property
-    def class_ids(self) -> Sequence[int | str]: ...
+Row = tuple[int, int, Sequence[float], float, str]  # image, label, xywh in pixels, score, where it stands
 
 
 class Lookup:
@@ -48,7 +28,7 @@ class Lookup:
         endings: False if names come without ``.jpg`` and the like.
     """
 
-    def __init__(self, data: Labelled, *, endings: bool = True) -> None:
+    def __init__(self, data: Annotations, *, endings: bool = True) -> None:
         self.data, self.endings = data, endings
         self._labels = {name: k for k, name in enumerate(data.classes)}
         self._by_name: dict[str, list[tuple[tuple[str, ...], int]]] = {}
@@ -82,16 +62,11 @@ class Lookup:
         return self._labels[name]
 
 
-def row_boxes(rows: Sequence[Row]) -> np.ndarray:
-    """(M, 4) float64, the boxes in the file's own form."""
-    return np.array([row[2] for row in rows], np.float64).reshape(-1, 4)
-
-
-def found_rows(rows: Sequence[Row], xywh: np.ndarray, notes: list[str]) -> Found:
-    """The table of rows whose boxes are xywh."""
+def found_rows(rows: Sequence[Row], notes: list[str]) -> Found:
+    """The table of rows."""
     image, label = (np.array([row[i] for row in rows], np.int64) for i in (0, 1))
-    score = np.array([row[3] for row in rows], np.float64)
-    return Results(image, label, xywh, score), lambda row: rows[row][4], notes
+    xywh, score = (np.array([row[i] for row in rows], np.float64) for i in (2, 3))
+    return Results(image, label, xywh.reshape(-1, 4), score), lambda row: rows[row][4], notes
 
 
 def path_parts(path: str) -> tuple[str, ...]:

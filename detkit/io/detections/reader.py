@@ -1,23 +1,34 @@
-"""Detections from files, in whatever form; what would silently change a score is an error that names the place."""
+"""Detections from files, in whatever form; what would silently change a score is an error that names the place.
+
+Text is read here: a folder of YOLO txt files with scores, and PASCAL VOC's result files, one per class.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from detkit.errors import DetkitError
 from detkit.io.detections.json_files import read_json
-from detkit.io.detections.lookup import Labelled
-from detkit.io.detections.text_files import is_text, read_texts
+from detkit.io.detections.lookup import Found, Lookup, Row, found_rows
+from detkit.io.images import image_size
 from detkit.tables import Results
 
+if TYPE_CHECKING:
+    from detkit.data.annotations import Annotations
+
 _FEW = 20  # detections that say nothing about a whole file
+_VOC_NAME = re.compile(r"comp\d_det_(.+)\.txt")
+_YOLO_LINE = "class centre-x centre-y width height score, as fractions of the image"
+_VOC_LINE = "image score left top right bottom, in one-based inclusive pixels"
 _SEARCHED = 20_000  # detections among which repeated ones are looked for, in a file that is in order
 
 
-def read_detections(path: str | Path, data: Labelled) -> tuple[Results, list[str]]:
+def read_detections(path: str | Path, data: Annotations) -> tuple[Results, list[str]]:
     """The detections of a file or folder, in file order.
 
     A file's form is told by its first character, and by PASCAL's names (comp4_det_test_CLASS.txt). COCO entries name
@@ -112,3 +123,97 @@ def _repeated(results: Results) -> int:
     weights = np.random.default_rng(0).random(len(columns))
     sums = sum(weight * column for weight, column in zip(weights, columns, strict=True))
     return len(results) - len(np.unique(sums))
+
+
+def is_text(path: Path) -> bool:
+    """True for a folder and for a file with the name of PASCAL's results."""
+    return path.is_dir() or _VOC_NAME.fullmatch(path.name) is not None
+
+
+def read_texts(path: Path, data: Annotations) -> Found:
+    """The detections of a folder or file, where each one came from, and notes.
+
+    A folder with files called comp3_det_PART_CLASS.txt (any digit), or such a file, is read as PASCAL VOC's: the class
+    is in the name. Any other folder is YOLO's: each file is called as its image; classes.txt, if it is there, names
+    the classes, else the numbers are those of ``data.classes``. Raises DetkitError as ``read_detections``.
+    """
+    files = sorted(file for file in path.glob("*.txt") if file.is_file()) if path.is_dir() else [path]
+    voc = [file for file in files if _VOC_NAME.fullmatch(file.name)]
+    if voc:
+        return _read_voc(voc, data)
+    if not files:
+        raise DetkitError("this folder holds no txt files", str(path), "give YOLO's labels folder, or VOC's results")
+    return _read_yolo(path, [file for file in files if file.name != "classes.txt"], data)
+
+
+def _read_yolo(folder: Path, files: list[Path], data: Annotations) -> Found:
+    lookup, rows, notes = Lookup(data, endings=False), list[Row](), list[str]()
+    names, listed = list(data.classes), folder / "classes.txt"
+    if listed.is_file():
+        names = [line.strip() for line in listed.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    else:
+        notes.append(f"no classes.txt: class 0 is taken as {names[0] if names else 'nothing'}, and so on")
+    for file in files:
+        image = lookup.image(file.stem, str(file))
+        for where, word, (x, y, w, h, score) in _lines(file, _YOLO_LINE):
+            number = int(word) if word.isdecimal() else len(names)
+            if number >= len(names):
+                what = f"class {word} is not one of the {len(names)}, 0 to {len(names) - 1}"
+                raise DetkitError(what, where, "put the names, one per line, into classes.txt beside the files")
+            width, height = _image_size(data, image)
+            w, h = w * width, h * height
+            box = (x * width - w / 2, y * height - h / 2, w, h)
+            rows.append((image, lookup.label(names[number], where), box, score, where))
+    missing = len(data.files) - len(files)
+    if missing > 0:
+        notes.append(f"{missing} of {len(data.files)} images have no file in {folder.name}")
+    return found_rows(rows, notes)
+
+
+def _read_voc(files: list[Path], data: Annotations) -> Found:
+    lookup, rows = Lookup(data, endings=False), list[Row]()
+    named: dict[int, Path] = {}
+    for file in files:
+        label = _class_of(file, lookup)
+        if label in named:
+            what = f"two files of detections of {data.classes[label]}: {named[label].name} and {file.name}"
+            raise DetkitError(what, str(file.parent), "keep one competition and one part of the data in a folder")
+        named[label] = file
+        for where, word, (score, left, top, right, bottom) in _lines(file, _VOC_LINE):
+            # One-based and inclusive: only the upper left corner moves when that becomes zero-based and exclusive.
+            x, y = left - 1, top - 1
+            rows.append((lookup.image(word, where), label, (x, y, right - x, bottom - y), score, where))
+    without = [name for k, name in enumerate(data.classes) if k not in named]
+    notes = [f"no file for {', '.join(without)}: every such object counts as missed"] if without else []
+    return found_rows(rows, notes)
+
+
+def _lines(file: Path, form: str) -> Iterator[tuple[str, str, list[float]]]:
+    """Place, first word and five numbers of each line that is not blank."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DetkitError(f"cannot read these detections: {error}", str(file), "write plain text") from None
+    for number, line in enumerate(lines, 1):
+        where, words = f"{file}, line {number}", line.split()
+        if len(words) not in (0, 6):
+            raise DetkitError(f"{len(words)} words in a line of 6", where, f"write {form}")
+        try:
+            numbers = [float(word) for word in words[1:]]
+        except ValueError as error:
+            raise DetkitError(str(error), where, f"write {form}") from None
+        if words:
+            yield where, words[0], numbers
+
+
+def _class_of(file: Path, lookup: Lookup) -> int:
+    """The class in a file's name; the longest one, since a name may end in another."""
+    rest = file.stem.partition("_det_")[2]
+    ends = [name for name in lookup.data.classes if rest == name or rest.endswith(f"_{name}")]
+    return lookup.label(max(ends, key=len) if ends else rest.rpartition("_")[2], str(file))
+
+
+def _image_size(data: Annotations, image: int) -> tuple[int, int]:
+    """(width, height), read from the image if the data does not say it."""
+    height, width = data.sizes[image].tolist()
+    return (width, height) if width and height else image_size(data.files[image])

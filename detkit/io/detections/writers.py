@@ -44,10 +44,12 @@ class _FileWriter(_AtomicWriter):
 
     @contextmanager
     def _output(self) -> Iterator[None]:
-        with atomic_path(self.path, self.overwrite) as temporary:
-            # A name that is no UTF-8 becomes \\udcXX, which is how JSON spells it.
-            with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as self.file:
-                yield
+        # A name that is no UTF-8 becomes \\udcXX, which is how JSON spells it.
+        with (
+            atomic_path(self.path, self.overwrite) as path,
+            path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as self.file,
+        ):
+            yield
 
 
 class JsonLinesWriter(_FileWriter):
