@@ -7,6 +7,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
+from types import MappingProxyType
 from typing import ClassVar, Literal, TypedDict
 
 import torch.nn.functional as F
@@ -297,74 +298,69 @@ def stages_and(stages: Sequence[nn.Module], classifier: nn.Module) -> nn.Module:
 
 
 Entry = Callable[..., StagedBackbone | Classifier]
+# A module whose tensors have the published names, and the classifier of the same tensors.
+Network = tuple[nn.Module, Classifier]
 
 
 def family(
-    make: Callable[..., tuple[nn.Module, Classifier]],
+    make: Callable[..., Network],
     *names: str,
     taps: tuple[int, ...] = (2, 3, 4),
-    published: Mapping[str, object] | None = None,
+    published: Mapping[str, object] = MappingProxyType({}),
     load: Callable[[nn.Module, str, str], None] = load_weights,
 ) -> list[Entry]:
     """The entries of the table of backbones for the networks ``names``, in their order.
 
     Args:
-        make: ``make(name, **options)`` builds a network of as many classes as it was published for: as a module whose
-            tensors have the published names, and as a classifier of the same tensors. Its keyword-only arguments are
-            keys of the backbone too.
+        make: ``make(name, **options)`` builds a network of as many classes as it was published for. Its keyword-only
+            arguments are keys of the backbone too.
         names: Of the networks that ``make`` builds.
         taps: The default of that key.
         published: Those of ``make``'s options without which the ImageNet weights fit no longer.
         load: ``load(module, weights, name)`` fills the module from "imagenet" or a file.
     """
-    return [_entry(name, make, taps, published or {}, load) for name in names]
 
+    def entry(name: str) -> Entry:
+        @takes(make)
+        def build(
+            num_classes: int | None = None,
+            *,
+            weights: str | None = "none",
+            taps: tuple[int, ...] = taps,
+            frozen: Frozen = 0,
+            scales: tuple[float, ...] = (1.0,),
+            **options: object,
+        ) -> StagedBackbone | Classifier:
+            """
+            Args:
+                num_classes: None for a backbone; else return a ``Classifier`` of the one scale, 0 for as many classes
+                    as published.
+                weights: "none", "imagenet" or a file in the published layout.
+                taps: The stages returned.
+                frozen: The first stages that do not train, or "all".
+                scales: Of the image, see ``Pyramid``.
 
-def _entry(
-    name: str,
-    make: Callable[..., tuple[nn.Module, Classifier]],
-    default_taps: tuple[int, ...],
-    published: Mapping[str, object],
-    load: Callable[[nn.Module, str, str], None],
-) -> Entry:
-    @takes(make)
-    def build(
-        num_classes: int | None = None,
-        *,
-        weights: str | None = "none",
-        taps: tuple[int, ...] = default_taps,
-        frozen: Frozen = 0,
-        scales: tuple[float, ...] = (1.0,),
-        **options: object,
-    ) -> StagedBackbone | Classifier:
-        """
-        Args:
-            num_classes: None for a backbone; else return a ``Classifier`` of the one scale, 0 for as many classes as
-                published.
-            weights: "none", "imagenet" or a file in the published layout.
-            taps: The stages returned.
-            frozen: The first stages that do not train, or "all".
-            scales: Of the image, see ``Pyramid``.
+            Raises:
+                DetkitError: The weights cannot be had.
+                ValueError: taps or frozen outside the stages, scales not above 0.
+            """
+            for key, value in published.items():
+                if weights == "imagenet" and options.get(key, value) != value:
+                    do = f"leave {key} out, or set backbone.weights to none or a file"
+                    raise DetkitError(f"there are no ImageNet weights for another {key}", f"backbone.{key}", do)
+            module, net = make(name, **options)
+            if weights not in (None, "none"):
+                load(module, weights, name)
+            if num_classes is None:
+                body = StagedBackbone(list(net.backbone.stages), **net.backbone.every, taps=taps, frozen=frozen)
+                return at_scales(body, scales)
+            net.backbone.freeze(frozen)
+            if num_classes:
+                set_logits(net.classifier, num_classes)
+            return net
 
-        Raises:
-            DetkitError: The weights cannot be had.
-            ValueError: taps or frozen outside the stages, scales not above 0.
-        """
-        changed = [key for key, value in published.items() if options.get(key, value) != value]
-        if changed and weights == "imagenet":
-            do = f"leave {changed[0]} out, or set backbone.weights to none or a file"
-            raise DetkitError(f"there are no ImageNet weights for another {changed[0]}", f"backbone.{changed[0]}", do)
-        module, net = make(name, **options)
-        if weights not in (None, "none"):
-            load(module, weights, name)
-        if num_classes is None:
-            body = StagedBackbone(list(net.backbone.stages), **net.backbone.every, taps=taps, frozen=frozen)
-            return at_scales(body, scales)
-        net.backbone.freeze(frozen)
-        if num_classes:
-            set_logits(net.classifier, num_classes)
-        return net
+        build.__name__ = build.__qualname__ = name
+        build.__doc__ = f"{inspect.getdoc(make) or name}\n\n{inspect.getdoc(build)}"
+        return build
 
-    build.__name__ = build.__qualname__ = name
-    build.__doc__ = f"{inspect.getdoc(make) or name}\n\n{inspect.getdoc(build)}"
-    return build
+    return [entry(name) for name in names]

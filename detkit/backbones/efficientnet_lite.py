@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models._utils import _make_divisible
 
-from detkit.backbones.base import Classifier, StagedBackbone, family
+from detkit.backbones.base import Classifier, Network, StagedBackbone, family
 
 # kernel, stride, expansion, output channels, repeats: table 1 of the paper
 _GROUPS = (
@@ -79,7 +79,7 @@ class InvertedResidual(nn.Module):
         return x + y if self.adds else y
 
 
-def _network(name: str) -> tuple[nn.Module, Classifier]:
+def _network(name: str) -> Network:
     """Five stages of strides 2, 4, 8, 16, 32; pixels come as (x - 127) / 128."""
     wider, deeper, size = _SCALES[name]
     groups: list[list[nn.Module]] = []

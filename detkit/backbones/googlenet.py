@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torchvision.models.googlenet import BasicConv2d, GoogLeNet, Inception, InceptionAux
 
-from detkit.backbones.base import Classifier, Frozen, StagedBackbone, family, he_init
+from detkit.backbones.base import Classifier, Frozen, Network, StagedBackbone, family, he_init
 
 
 class Inception5x5(Inception):
@@ -65,7 +65,7 @@ class SideClassifier(Classifier):
         return {before + k: side for k, side in enumerate(self.sides) if isinstance(side, nn.Sequential)}
 
 
-def _network(name: str, *, kernel: Literal[3, 5] = 3, side_branches: bool = False) -> tuple[nn.Module, Classifier]:
+def _network(name: str, *, kernel: Literal[3, 5] = 3, side_branches: bool = False) -> Network:
     """Five stages of strides 2 to 32: convolution, two more, blocks 3a and 3b, 4a to 4e, 5a and 5b.
 
     kernel: of each block's third branch, torchvision's 3 or the paper's 5; side_branches: two more classifiers, on 4a

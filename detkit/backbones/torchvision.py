@@ -11,13 +11,12 @@ from itertools import pairwise
 from torch import nn
 from torchvision.models import VGG, AlexNet, get_model
 
-from detkit.backbones.base import Classifier, StagedBackbone, family, he_init
+from detkit.backbones import FAMILIES
+from detkit.backbones.base import Classifier, Network, StagedBackbone, family, he_init
 from detkit.backbones.pretrained import load_weights
 
 
-def _cut_at_pools(
-    net: VGG | AlexNet, strides: tuple[int, ...], offsets: tuple[float, ...] | None = None
-) -> tuple[nn.Module, Classifier]:
+def _cut_at_pools(net: VGG | AlexNet, strides: tuple[int, ...], offsets: tuple[float, ...] | None = None) -> Network:
     """Each stage but the first begins with a pooling; the last pooling belongs to the classifier."""
     layers = list(net.features)
     pools = [index for index, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
@@ -38,7 +37,7 @@ def _two_towers() -> nn.Sequential:
     return nn.Sequential(*layers, *conv(256, 384, 3, 1), *conv(384, 384, 3, 2), *conv(384, 256, 3, 2), pool)
 
 
-def _alexnet(name: str) -> tuple[nn.Module, Classifier]:
+def _alexnet(name: str) -> Network:
     """AlexNet: torchvision's, of one tower (Krizhevsky 2014, arXiv 1404.5997), or the original of two (Krizhevsky,
     Sutskever & Hinton 2012, "ImageNet Classification with Deep Convolutional Neural Networks").
 
@@ -52,7 +51,7 @@ def _alexnet(name: str) -> tuple[nn.Module, Classifier]:
     return _cut_at_pools(net, (4, 8, 16), (3.5, 7.5, 15.5))
 
 
-def _vgg(name: str) -> tuple[nn.Module, Classifier]:
+def _vgg(name: str) -> Network:
     """VGG networks (Simonyan & Zisserman 2015, arXiv 1409.1556, table 1).
 
     Five stages of strides 1, 2, 4, 8, 16, each but the first beginning with a pooling; the last pooling, fc6 and fc7
@@ -61,7 +60,7 @@ def _vgg(name: str) -> tuple[nn.Module, Classifier]:
     return _cut_at_pools(get_model(name, weights=None), (1, 2, 4, 8, 16))
 
 
-def _mobilenet(name: str) -> tuple[nn.Module, Classifier]:
+def _mobilenet(name: str) -> Network:
     """MobileNets: v2 (Sandler et al. 2018, arXiv 1801.04381), v3 (Howard et al. 2019, arXiv 1905.02244).
 
     Five stages, each from where the stride doubles; the last 1 x 1 convolution belongs to the classifier.
@@ -76,7 +75,7 @@ def _mobilenet(name: str) -> tuple[nn.Module, Classifier]:
     return net, Classifier(StagedBackbone(stages), last)
 
 
-def _shufflenet(name: str) -> tuple[nn.Module, Classifier]:
+def _shufflenet(name: str) -> Network:
     """ShuffleNets v2 (Ma et al. 2018, arXiv 1807.11164): half the channels pass by, then all are shuffled.
 
     Five stages of strides 2 to 32: convolution, pooling, three groups; the last 1 x 1 belongs to the classifier.
@@ -88,7 +87,7 @@ def _shufflenet(name: str) -> tuple[nn.Module, Classifier]:
     return net, Classifier(StagedBackbone(stages, [stem, stem, *groups]), last)
 
 
-def _densenet(name: str) -> tuple[nn.Module, Classifier]:
+def _densenet(name: str) -> Network:
     """DenseNets (Huang et al. 2017, arXiv 1608.06993): every layer reads all maps before it.
 
     Five stages of strides 2 to 32, the stem and four dense blocks; each ends in the next one's BatchNorm and ReLU,
@@ -112,16 +111,12 @@ def _without_dots(key: str) -> str:
     return re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key)
 
 
-alexnet, alexnet_2012 = family(_alexnet, "alexnet", "alexnet_2012", taps=(1, 2))
-vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn = family(
-    _vgg, "vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn", taps=(3, 4)
-)
-mobilenet_v2, mobilenet_v3_small, mobilenet_v3_large = family(
-    _mobilenet, "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large"
-)
+alexnet, alexnet_2012 = family(_alexnet, *FAMILIES["alexnet"], taps=(1, 2))
+vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn = family(_vgg, *FAMILIES["vgg"], taps=(3, 4))
+mobilenet_v2, mobilenet_v3_small, mobilenet_v3_large = family(_mobilenet, *FAMILIES["mobilenet"])
 shufflenet_v2_x0_5, shufflenet_v2_x1_0, shufflenet_v2_x1_5, shufflenet_v2_x2_0 = family(
-    _shufflenet, "shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0"
+    _shufflenet, *FAMILIES["shufflenet"]
 )
 densenet121, densenet169, densenet201 = family(
-    _densenet, "densenet121", "densenet169", "densenet201", load=partial(load_weights, rename=_without_dots)
+    _densenet, *FAMILIES["densenet"], load=partial(load_weights, rename=_without_dots)
 )

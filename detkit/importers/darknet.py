@@ -6,17 +6,21 @@ predicting layer of that level; all other layers are the backbone, with Darknet'
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+from detkit.config.build import build_detector
+from detkit.config.experiment import Config, EvaluateOptions, check_model
+from detkit.config.schema import Place
 from detkit.data.names import COCO_CLASSES, ids_of
 from detkit.detector import Detector
+from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
 from detkit.heads.yolo import YOLO
 from detkit.importers.darknet_backbone import Darknet, plan
-from detkit.importers.darknet_files import Convolution, Section, load_darknet_weights, read_cfg, to_lines
-from detkit.importers.shared import class_names, text_of, untrained_detector
+from detkit.importers.darknet_files import Convolution, Section, load_darknet_weights, read_cfg, read_text, to_lines
 
 
 def import_darknet(cfg: str | Path, weights: str | Path, names: str | Path | None = None) -> Detector:
@@ -46,9 +50,9 @@ def untrained(cfg: str | Path, names: str | Path | None = None) -> tuple[Detecto
         cfg: As of ``import_darknet``.
         names: The same.
     """
-    sections = read_cfg(text_of(Path(cfg)), str(cfg))
-    model, outputs = _model(sections[0], sections[1:])
-    classes = _names(names, outputs[0])
+    net, *layers = read_cfg(read_text(cfg), str(cfg))
+    model, outputs = _model(net, layers)
+    classes = class_names(names, outputs[0].whole("classes", 20), outputs[0].place("classes"))
     detector = untrained_detector(model, classes, ids_of(classes), str(cfg))
     backbone, head = cast(Darknet, detector.backbone), cast(YOLO, detector.head)
     own = {one.number - 1: (layer, None) for one, layer in zip(outputs, head.layers, strict=True)}
@@ -65,10 +69,8 @@ def _model(net: Section, layers: list[Section]) -> tuple[dict[str, object], list
         raise DetkitError("the net has no yolo or region layer", net.source, "give the cfg of a detector")
     graph = list(layers)
     for i in found:
-        for j in (i - 1, i):
-            graph[j] = replace(layers[max(j, 0)], kind="head", options={}, lines={})
-    for i in found:
         _check_convolution(layers, i)
+        graph[i - 1 : i + 1] = [replace(layer, kind="head", options={}, lines={}) for layer in layers[i - 1 : i + 1]]
     planned = plan(graph)
     found.sort(key=lambda i: planned[i - 2].stride)
     outputs = [layers[i] for i in found]
@@ -136,10 +138,49 @@ def _head(sections: list[Section]) -> dict[str, object]:
     }
 
 
-def _names(path: str | Path | None, section: Section) -> tuple[str, ...]:
-    count = section.whole("classes", 20)
-    if path is not None:
-        return class_names(path, count, section.source)
-    if count != len(COCO_CLASSES):
-        raise section.error(f"the {count} classes need names", "give --names FILE, one name per line", "classes")
-    return COCO_CLASSES
+def untrained_detector(
+    model: Mapping[str, object], classes: Sequence[str], class_ids: Sequence[int | str], source: str
+) -> Detector:
+    """The detector of a config's ``model`` section; no way of training is on record, for nothing was trained here.
+
+    Args:
+        model: The section.
+        classes: Names by label.
+        class_ids: Of the classes.
+        source: The file that the section is made of, for errors.
+
+    Raises:
+        DetkitError: Parts that do not fit together.
+    """
+    place = Place(source)
+    config = Config({}, check_model(model, place), {}, TrainOptions(), EvaluateOptions(), place)
+    detector = build_detector(config, classes, class_ids=class_ids)
+    detector.config = {"model": detector.config["model"]}
+    return detector
+
+
+def class_names(path: str | Path | None, count: int, where: str, coco: int = len(COCO_CLASSES)) -> tuple[str, ...]:
+    """The class names in a file, one on each line.
+
+    Args:
+        path: The file; None: the names are COCO's.
+        count: How many classes there are.
+        where: The place that says so.
+        coco: How many COCO's classes are there.
+
+    Raises:
+        DetkitError: Another number of names, a name that is there twice, a file that cannot be read, or none although
+            the classes are not COCO's.
+    """
+    if path is None:
+        if count == coco:
+            return COCO_CLASSES
+        raise DetkitError(f"the {count} classes need names", where, "give --names FILE, one name per line")
+    names = tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
+    if len(names) != count:
+        what = f"{len(names)} names for {count} classes"
+        raise DetkitError(what, str(path), f"give one name per line; the classes are counted in {where}")
+    if len(set(names)) < count:
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DetkitError(f"the class {twice!r} is there twice", str(path), "give each class a name of its own")
+    return names

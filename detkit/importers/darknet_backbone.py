@@ -14,7 +14,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from detkit.backbones.base import Classifier, Frozen, StagedBackbone, family
+from detkit.backbones.base import Classifier, Frozen, Network, StagedBackbone, family
 from detkit.errors import DetkitError
 from detkit.importers.darknet_files import KEYS, Convolution, Section, load_darknet_weights, read_lines
 
@@ -379,7 +379,7 @@ def _darknet53() -> list[str]:
     return lines
 
 
-def _network(name: str) -> tuple[nn.Module, Classifier]:
+def _network(name: str) -> Network:
     """Five stages of strides 2, 4, 8, 16, 32 with 64, 128, 256, 512, 1024 channels; pixels come as 0..1.
 
     A file of weights is Darknet's and begins with this net's layers, as darknet53.conv.74 and darknet19_448.conv.23 do.

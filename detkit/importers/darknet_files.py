@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from detkit.errors import DetkitError
 
@@ -55,8 +55,12 @@ class Section:
 
     def error(self, what: str, do: str = "", key: str = "") -> DetkitError:
         """An error that names file, line and layer."""
+        return DetkitError(what, self.place(key), do)
+
+    def place(self, key: str = "") -> str:
+        """File, line and layer, for errors."""
         layer = f": layer {self.number} [{self.kind}]" if self.number >= 0 else f": [{self.kind}]"
-        return DetkitError(what, f"{self.source}, line {self.lines.get(key, self.line)}{layer}", do)
+        return f"{self.source}, line {self.lines.get(key, self.line)}{layer}"
 
     def whole(self, key: str, default: int, least: int = 0) -> int:
         """The whole number under ``key``."""
@@ -94,6 +98,30 @@ class Section:
             given = self.options.get(key)
             if given is not None and given != str(value):
                 raise self.error(f"{key}={given} is not supported", "only nets without it can be imported", key)
+
+
+def read_file(path: str | Path) -> bytes:
+    """What a file holds.
+
+    Raises:
+        DetkitError: It cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise DetkitError(f"the file cannot be read: {error.strerror}", str(path), "check the path") from None
+
+
+def read_text(path: str | Path) -> str:
+    """What a text file holds.
+
+    Raises:
+        DetkitError: It cannot be read, or is no text.
+    """
+    try:
+        return read_file(path).decode("utf-8")
+    except UnicodeDecodeError:
+        raise DetkitError("this is not a text file", str(path), "the order is cfg, weights, --names FILE") from None
 
 
 def read_cfg(text: str, source: str) -> list[Section]:
@@ -167,24 +195,20 @@ def load_darknet_weights(convolutions: Mapping[int, Convolution], path: Path, *,
         DetkitError: No Darknet weights, another number of them than these layers have, or values that cannot be.
     """
     where, do = str(path), "give the weights file that was made with this very cfg"
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DetkitError(f"the weights cannot be read: {error.strerror}", where, "check the path") from None
+    data = read_file(path)
     major, minor, _ = struct.unpack("<3i", data[:12].ljust(12, b"\xff"))
     header = 20 if major * 10 + minor >= 2 else 16
     if not (0 <= major < 1000 and 0 <= minor < 1000) or len(data) < header:
         raise DetkitError("this is not a Darknet weights file", where, do)
     seen = int.from_bytes(data[12:header], "little")
     values = np.frombuffer(data, "<f4", (len(data) - header) // 4, header)
-    expected = sum(conv.weight.numel() + conv.out_channels * (4 if norm else 1) for conv, norm in convolutions.values())
+    expected = sum(part.numel() for pair in convolutions.values() for part in _tensors(*pair))
     if len(values) < expected or (whole and (len(values) > expected or (len(data) - header) % 4)):
         what = f"the weights do not fit the graph: {expected:,} numbers expected, {len(values):,} found"
         raise DetkitError(what, where, do)
     at = 0
     for number, (conv, norm) in sorted(convolutions.items()):
-        parts = [norm.bias, norm.weight, norm.running_mean, norm.running_var] if norm else [conv.bias]
-        for part in (part for part in (*parts, conv.weight) if part is not None):
+        for part in _tensors(conv, norm):
             chunk = values[at : at + part.numel()]
             at += part.numel()
             if not np.isfinite(chunk).all() or (norm is not None and part is norm.running_var and (chunk < 0).any()):
@@ -192,3 +216,9 @@ def load_darknet_weights(convolutions: Mapping[int, Convolution], path: Path, *,
                 raise DetkitError(what, where, f"the file is damaged or of another net: {do}")
             part.data.copy_(torch.from_numpy(chunk.copy()).view(part.shape))
     return seen
+
+
+def _tensors(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> list[Tensor]:
+    """A layer's numbers in the order of a weights file."""
+    first = [norm.bias, norm.weight, norm.running_mean, norm.running_var] if norm else [conv.bias]
+    return [tensor for tensor in (*first, conv.weight) if tensor is not None]

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, fasterrcnn_resnet50_fpn
 
 from detkit.backbones.pretrained import read_state, torchvision_file
-from detkit.data.names import COCO_CLASSES, COCO_IDS
+from detkit.data.names import COCO_IDS
 from detkit.detector import Detector
 from detkit.errors import DetkitError
-from detkit.importers.shared import class_names, untrained_detector
-
-if TYPE_CHECKING:
-    from torchvision.models import WeightsEnum
+from detkit.importers.darknet import class_names, untrained_detector
 
 NAME = "fasterrcnn_resnet50_fpn"
+_WEIGHTS = FasterRCNN_ResNet50_FPN_Weights.DEFAULT
 _OUTPUTS = "roi_heads.box_predictor.cls_score.weight"
 _SCALES, _RATIOS, _STRIDES = [32, 64, 128, 256, 512], [0.5, 1.0, 2.0], [4, 8, 16, 32, 64]
 _MODEL = {
@@ -54,43 +51,31 @@ def import_torchvision(
     state = read_state(path)
     net = _tensors(state, path)
     outputs = len(net[_OUTPUTS])
-    if names is not None:
-        classes, ids = class_names(names, outputs - 1, path.name), tuple(range(1, outputs))
-    elif outputs == 91:
-        classes, ids = COCO_CLASSES, tuple(COCO_IDS.values())
-    else:
-        raise DetkitError(f"the {outputs - 1} classes need names", str(path), "give --names FILE, one name per line")
+    classes = class_names(names, outputs - 1, str(path), coco=90)
+    ids = tuple(COCO_IDS.values()) if names is None else tuple(range(1, outputs))
     detector = untrained_detector({"size": list(size), **_MODEL}, classes, ids, path.name)
     detector.threshold = 0.5
     detector.record = {"imported": f"torchvision {NAME}, {path.name}"}
     # The published weights are meant for an eps of 0.
-    shift = _EPS if path.name == _weights().url.rsplit("/", 1)[1] else 0.0
+    shift = _EPS if path.name == _WEIGHTS.url.rsplit("/", 1)[1] else 0.0
     found = _renamed(net, shift) | _proposals(net) | _head(net, ids)
     detector.load_state_dict(detector.state_dict() | found)
     return detector.eval()
-
-
-def _weights() -> WeightsEnum:
-    from torchvision.models import get_model_weights
-
-    return get_model_weights(NAME).DEFAULT  # type: ignore[attr-defined]
 
 
 def _file(source: str) -> Path:
     if Path(source).is_file():
         return Path(source)
     if source.removeprefix("torchvision/") == NAME:
-        return torchvision_file(_weights().url, f"the weights of {NAME}", "or give a file")
+        return torchvision_file(_WEIGHTS.url, f"the weights of {NAME}", "or give a file")
     raise DetkitError("there is no such file", source, f"give a file of weights, or {NAME}")
 
 
 def _tensors(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The state dict by the names of today's torchvision, which knows its older ones; nothing is computed."""
-    from torchvision.models import get_model_builder
-
     try:
         with torch.device("meta"):
-            net = get_model_builder(NAME)(weights=None, weights_backbone=None, num_classes=len(state[_OUTPUTS]))
+            net = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=len(state[_OUTPUTS]))
         net.load_state_dict(state, assign=True)
     except (KeyError, RuntimeError, TypeError) as error:
         reason = f"it has no {_OUTPUTS}" if isinstance(error, KeyError) else str(error).splitlines()[-1].strip()
@@ -125,16 +110,15 @@ def _proposals(net: dict[str, Tensor]) -> dict[str, Tensor]:
     cells' corners; weights and biases make up for both."""
     found = {}
     for level, (scale, stride) in enumerate(zip(_SCALES, _STRIDES, strict=True)):
+        sides = scale * torch.tensor([[ratio**-0.5, ratio**0.5] for ratio in _RATIOS])
+        factors = 2 * (sides / 2).round() / sides
         for kind in ("weight", "bias"):
             boxes, scores = (net[f"rpn.head.{name}.{kind}"] for name in ("bbox_pred", "cls_logits"))
             rows = torch.cat((boxes.unflatten(0, (-1, 4)), scores.unsqueeze(1)), dim=1)
-            for anchor, ratio in enumerate(_RATIOS):
-                for axis, side in enumerate((scale / math.sqrt(ratio), scale * math.sqrt(ratio))):
-                    factor = 2 * round(side / 2) / side
-                    rows[anchor, axis] *= factor
-                    if kind == "bias":
-                        rows[anchor, axis] -= stride / 2 / side
-                        rows[anchor, axis + 2] += math.log(factor)
+            rows[:, :2] *= factors.view(-1, 2, *[1] * (rows.ndim - 2))
+            if kind == "bias":
+                rows[:, :2] -= stride / 2 / sides
+                rows[:, 2:4] += factors.log()
             found[f"proposals.layers.{level}.{kind}"] = rows.flatten(0, 1)
     return found
 

@@ -114,7 +114,7 @@ def test_older_files_and_frozen_statistics(theirs: Any, file: Path, names: Path,
             key = key.replace(new, old)
         if not key.endswith("num_batches_tracked"):
             state[key] = value
-    published = tmp_path / importer._weights().url.rsplit("/", 1)[1]
+    published = tmp_path / importer._WEIGHTS.url.rsplit("/", 1)[1]
     torch.save(state, published)
     save_file(state, tmp_path / "net.safetensors")
     new = import_torchvision(file, names).state_dict()
