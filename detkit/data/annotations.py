@@ -30,7 +30,7 @@ class Finding:
         return [f"{self.count:7d}  {self.name}", *(f"         {example}" for example in self.examples), *rest]
 
 
-class Findings:
+class Findings(dict[str, Finding]):
     """Collects findings by name; keeps every count and the first few examples.
 
     Args:
@@ -38,18 +38,15 @@ class Findings:
     """
 
     def __init__(self, found: Iterable[Finding] = ()) -> None:
-        self._counts: dict[str, int] = {}
-        self._examples: dict[str, list[str]] = {}
         for one in found:
             self.add(one.name, *one.examples, count=one.count)
 
     def add(self, name: str, *examples: str, count: int = 1) -> None:
         """Counts ``count`` more cases of ``name``; none is nothing."""
-        if count < 1:
-            return
-        self._counts[name] = self._counts.get(name, 0) + count
-        kept = self._examples.setdefault(name, [])
-        kept.extend(examples[: EXAMPLES - len(kept)])
+        if count > 0:
+            so_far = self.get(name, Finding(name, 0))
+            kept = (*so_far.examples, *examples)[:EXAMPLES]
+            self[name] = Finding(name, so_far.count + count, kept)
 
     def add_rows(self, name: str, rows: np.ndarray, where: Callable[[int], str]) -> None:
         """Counts the rows that a mask or indices select; ``where`` names one of them for a person."""
@@ -58,7 +55,7 @@ class Findings:
 
     def as_list(self) -> list[Finding]:
         """The findings in the order in which they first turned up."""
-        return [Finding(name, count, tuple(self._examples[name])) for name, count in self._counts.items()]
+        return list(self.values())
 
 
 @dataclass(slots=True, frozen=True)
@@ -131,19 +128,10 @@ class Annotations:
 
     def ground_truth(self) -> GroundTruth:
         """The same as the metrics' table."""
-        return GroundTruth(
-            images=len(self),
-            image=self.image_index,
-            label=self.labels,
-            xywh=self.xywh,
-            area=self.area,
-            crowd=self.crowd,
-            difficult=self.difficult,
-            ids=self.ids,
-            classes=self.classes,
-            rank=image_rank(self.image_ids),
-            points=self.points,
-        )
+        same = ("xywh", "area", "crowd", "difficult", "ids", "classes", "points")
+        columns = {name: getattr(self, name) for name in same}
+        rank = image_rank(self.image_ids)
+        return GroundTruth(len(self), self.image_index, self.labels, rank=rank, **columns)
 
     @property
     def labelled(self) -> bool:
@@ -194,7 +182,7 @@ class Annotations:
         kept = list(dict.fromkeys(renamed if classes is None else classes))
         self._refuse_unknown(kept, renamed, "classes")
         table = np.asarray([kept.index(name) if name in kept else -1 for name in renamed], dtype=np.int64)
-        labels = table[self.labels] if len(table) else self.labels
+        labels = table[self.labels]
         keep = labels >= 0
         return replace(
             self,
@@ -253,7 +241,7 @@ def concat_annotations(parts: Sequence[Annotations]) -> Annotations:
         image_ids=image_ids,
         files=[f for part in parts for f in part.files],
         offsets=offsets_of(np.concatenate([np.diff(part.offsets) for part in parts])),
-        labels=np.concatenate([t[p.labels] if len(t) else p.labels for t, p in zip(tables, parts, strict=True)]),
+        labels=np.concatenate([table[part.labels] for table, part in zip(tables, parts, strict=True)]),
         ids=np.arange(1, len(joined["crowd"]) + 1, dtype=np.int64),
         classes=tuple(names),
         class_ids=tuple(classes.values()),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from detkit.data.annotations import Annotations, Findings, Source
-from detkit.data.reading import ImageTable, ObjectTable, assemble, check_part, fill_sizes
+from detkit.data.reading import ImageTable, ObjectTable, assemble, check_part, size_of
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
 from detkit.io.images import paths_in
@@ -39,31 +39,25 @@ class FolderFormat(DatasetFormat):
         homes = [path / name for name in ([split] if split else parts)] or [path]
         found_in = [_classes(path / part, part=True) for part in parts] or [_classes(path)]
         classes = tuple(sorted({name for names in found_in for name in names}))
-        found = [
-            (file, label)
-            for home in homes
-            for label, name in enumerate(classes)
-            if (home / name).is_dir()
-            for file in paths_in(home / name)
-        ]
         findings = Findings()
-        sizes = np.zeros((len(found), 2), dtype=np.int32)
-        fill_sizes(sizes, [str(file) for file, _ in found])
-        readable = (sizes > 0).all(axis=1)
-        unreadable = np.flatnonzero(~readable)
-        findings.add_rows("image that cannot be read (left out)", unreadable, lambda row: str(found[row][0]))
-        kept = [found[i] for i in np.flatnonzero(readable)]
-        if not kept:
+        files: list[Path] = []
+        sizes, labels = [], []
+        for folder, label in ((home / name, label) for home in homes for label, name in enumerate(classes)):
+            for file in paths_in(folder) if folder.is_dir() else ():
+                if all(size := size_of(str(file))):
+                    files.append(file)
+                    sizes.append(size)
+                    labels.append(label)
+                else:
+                    findings.add("image that cannot be read (left out)", str(file))
+        if not files:
             raise DetkitError("no image of this folder can be read", str(path), "look at it with detkit data check")
-        sizes = sizes[readable]
-        files = [str(file) for file, _ in kept]
-        xywh = np.concatenate([np.zeros((len(kept), 2)), sizes[:, ::-1]], axis=1)
-        labels = np.asarray([label for _, label in kept])
         base = homes[0] if len(homes) == 1 else path
-        ids: list[int | str] = [file.relative_to(base).as_posix() for file, _ in kept]
-        objects = ObjectTable(np.arange(len(kept)), xywh, labels, files.__getitem__)
-        source = Source("folders", path, split)
-        return assemble(objects, ImageTable(ids, files, sizes), dict(enumerate(classes)), findings, source)
+        ids: list[int | str] = [file.relative_to(base).as_posix() for file in files]
+        found = ImageTable(ids, [str(file) for file in files], np.array(sizes, np.int32))
+        xywh = np.pad(found.sizes[:, ::-1].astype(np.float64), ((0, 0), (2, 0)))
+        objects = ObjectTable(np.arange(len(files)), xywh, np.array(labels), found.files.__getitem__)
+        return assemble(objects, found, dict(enumerate(classes)), findings, Source("folders", path, split))
 
 
 def _classes(path: Path, part: bool = False) -> list[str]:

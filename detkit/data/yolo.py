@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from detkit.data.annotations import Annotations, Findings, Source
-from detkit.data.reading import ImageTable, ObjectTable, assemble, check_part, fill_sizes
+from detkit.data.reading import ImageTable, ObjectTable, assemble, check_part, size_of
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
 from detkit.io.images import IMAGE_SUFFIXES
@@ -56,8 +56,7 @@ class YoloFormat(DatasetFormat):
             raise DetkitError(
                 "this data set has no images", f"{file}: {', '.join(parts)}", "check the folders it names"
             )
-        sizes = np.zeros((len(files), 2), dtype=np.int32)
-        fill_sizes(sizes, files)
+        sizes = np.array([size_of(file) for file in files], dtype=np.int32)
         objects = _read_labels(files, sizes, {number: i for i, number in enumerate(table)}, findings)
         found = ImageTable(_ids(files, root), files, sizes)
         return assemble(objects, found, table, findings, Source("yolo", file, split, root))
