@@ -1,14 +1,19 @@
-"""One HTML file that needs nothing else: no network, no script, images and charts inside."""
+"""One HTML file that needs nothing else: no network, no script, images and charts inside.
+
+What stands where is written in page.html and table.html, templates of jinja2; here are the numbers and the images.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from html import escape
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 import detkit
 from detkit.errors import DetkitError
@@ -19,36 +24,21 @@ from detkit.report.charts import calibration_chart, confusion_chart, curves_char
 from detkit.report.content import Facts, Report
 from detkit.report.text import number
 
-_STYLE = """
-:root { color-scheme: light; }
-body { font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 68rem; margin: 0 auto;
-  padding: 1rem; }
-h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ccc; }
-nav a { margin-right: .9rem; } img { max-width: 100%; height: auto; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; margin: .6rem 0; }
-caption { text-align: left; color: #555; padding-bottom: .2rem; }
-th, td { padding: .15rem .6rem; text-align: right; border-bottom: 1px solid #e5e5e5; white-space: nowrap; }
-th:first-child, td:first-child, .text { text-align: left; } td.text { white-space: normal; }
-.side { display: flex; flex-wrap: wrap; align-items: flex-start; column-gap: 2.5rem; }
-.tiles { display: flex; flex-wrap: wrap; gap: .8rem; padding: 0; }
-.tiles li { list-style: none; border: 1px solid #ddd; border-radius: .4rem; padding: .5rem 1rem; }
-.tiles b { display: block; font-size: 1.4rem; }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1rem; }
-.gallery img { max-height: 22rem; } figure { margin: 0; text-align: left; }
-figcaption { font-size: .85rem; overflow-wrap: anywhere; } .none { color: #777; }
-""".strip()
-_EXAMPLES = {"right": "surest right", "false_positive": "dearest false positive", "missed": "largest missed"}
 GALLERY, EXAMPLE = 520, 200  # pixels of the longer side
 _MARGIN = 0.4  # of the box, around an example
 # Places in the drawing palette: red, orange, green.
 _COLOURS = {"false_positive": 0, "missed": 2, "right": 3}
 _MOST = 10  # rows of a table of what is most frequent
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_UNREADABLE = '<p class="none">no image</p>'
 
-
-class Html(str):
-    """Text that is HTML already."""
+_TEMPLATES = Environment(
+    loader=PackageLoader("detkit.report", "."),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+_TEMPLATES.filters |= {"number": number, "basename": os.path.basename}
 
 
 def write_report(path: str | Path, report: Report, title: str, *, overwrite: bool = False) -> int:
@@ -67,69 +57,54 @@ def write_report(path: str | Path, report: Report, title: str, *, overwrite: boo
         DetkitError: The file exists or cannot be written.
     """
     path, facts = Path(path), report.facts
-    folder = path.resolve().parent
-    sections = {
-        "Summary": _summary(facts),
-        "Rules": html_table(("rule", "in force"), facts["settings"]["rules"].items()),
-        "COCO and VOC": _protocols(facts),
-        "Classes": _classes(facts),
-        "Curves": _image(curves_chart(facts["curves"], facts["settings"]["match_iou"]), "curves"),
-        "Confusion": _image(confusion_chart(facts["confusion"]), "confusion matrix") + _confused(facts["confusion"]),
-        "Calibration": _calibration(facts["calibration"]),
-        "Errors": _image(errors_chart(facts["errors"]), "gain of each kind of error") + _errors(facts),
-        "Worst images": _gallery(facts["worst"], folder),
-        "Examples": _examples(facts["examples"], folder),
-        "Speed and size": _speed(facts),
+    gallery = [_gallery_image(entry) for entry in facts["worst"]]
+    examples = {
+        (name, kind): _example_image(kind, one)
+        for name, found in facts["examples"].items()
+        for kind, one in found.items()
     }
-    anchors = {name: name.lower().replace(" ", "-") for name in sections}
-    links = " ".join(f'<a href="#{anchor}">{name}</a>' for name, anchor in anchors.items())
-    body = "\n".join(
-        f'<section id="{anchors[name]}"><h2>{name}</h2>{text}</section>' for name, text in sections.items()
+    scores = {"all": "all detections", "shown": f"scores from {facts['calibration']['shown']['conf']:.3f}"}
+    calibrations = [(scores[key], table) for key, table in facts["calibration"].items()]
+    text = _TEMPLATES.get_template("page.html").render(
+        title=title,
+        version=detkit.__version__,
+        facts=facts,
+        gallery=gallery,
+        examples=examples,
+        between=partial(_between, facts),
+        href=partial(_href, path.resolve().parent),
+        charts={
+            "curves": curves_chart(facts["curves"], facts["settings"]["match_iou"]),
+            "confusion": confusion_chart(facts["confusion"]),
+            "calibration": calibration_chart(calibrations),
+            "errors": errors_chart(facts["errors"]),
+        },
+        tables={
+            "rules": html_table(("rule", "in force"), facts["settings"]["rules"].items()),
+            "protocols": _protocols(facts),
+            "classes": _classes(facts),
+            "confused": _confused(facts["confusion"]),
+            "calibration": [_calibration(name, table) for name, table in calibrations],
+            "errors": _errors(facts),
+            "speed": _speed(facts),
+        },
     )
-    write_text(
-        path,
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n"
-        f"<body><h1>{escape(title)}</h1><nav>{links}</nav>\n{body}\n<p>detkit {detkit.__version__}</p></body></html>\n",
-        overwrite=overwrite,
-    )
-    return body.count(_UNREADABLE)
+    write_text(path, text, overwrite=overwrite)
+    return [*gallery, *examples.values()].count(None)
 
 
-def html_table(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> str:
+def html_table(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> Markup:
     """An HTML table; the first cell of a row is its name, columns with letters are set as text, others as numbers.
 
     Args:
         head: The columns' names.
-        rows: Cells: text, numbers, None, or ``Html``.
+        rows: Cells: text, numbers or None.
         caption: Stands above.
     """
-    filled = [[_text(cell) for cell in row] for row in rows]
-    words = [any(any(map(str.isalpha, cell)) for cell in column) for column in zip(*filled, strict=True)]
-    kinds = [' class="text"' if word else "" for word in words] or [""] * len(head)
-    top = "".join(f'<th scope="col"{kind}>{escape(name)}</th>' for name, kind in zip(head, kinds, strict=True))
-    body = ""
-    for first, *rest in filled:
-        cells = "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(rest, kinds[1:], strict=True))
-        body += f'<tr><th scope="row">{first}</th>{cells}</tr>'
-    said = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f'<div class="wide"><table>{said}<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _text(cell: object) -> str:
-    if isinstance(cell, Html):
-        return cell
-    return number(cell) if isinstance(cell, (int, float, type(None))) else escape(str(cell))
-
-
-def _side_by_side(tables: Iterable[str]) -> str:
-    return f'<div class="side">{"".join(tables)}</div>'
-
-
-def _image(uri: str | None, what: str) -> str:
-    return f'<img src="{uri}" alt="{escape(what)}">' if uri else _UNREADABLE
+    filled = [[number(cell) if isinstance(cell, (int, float, type(None))) else str(cell) for cell in r] for r in rows]
+    words = [any(map(str.isalpha, "".join(column))) for column in zip(*filled, strict=True)] or [False] * len(head)
+    columns = list(zip(head, words, strict=True))
+    return Markup(_TEMPLATES.get_template("table.html").render(columns=columns, rows=filled, caption=caption))
 
 
 def _between(facts: Facts, name: str) -> str:
@@ -137,32 +112,18 @@ def _between(facts: Facts, name: str) -> str:
     return "" if low != low else f"{low:.3f} .. {high:.3f}"
 
 
-def _summary(facts: Facts) -> str:
-    coco, best = facts["protocols"]["coco"], facts["best_threshold"]
-    tiles = {name: coco[name] for name in ("AP", "AP50", "AP75")}
-    tiles |= {"VOC2010 AP": facts["protocols"]["voc2010"]["AP"], "best F1": best["f1"], "at score": best["score"]}
-    tiles["calibration error"] = facts["calibration"]["all"]["error"]
-    shown = "".join(f"<li>{escape(name)}<b>{number(value)}</b></li>" for name, value in tiles.items())
-    said = ", ".join(f"{value:,} {name}" for name, value in facts["counts"].items())
-    intervals = "; ".join(f"{name} {_between(facts, name)}" for name in facts.get("intervals", {}))
-    draws = facts["settings"]["bootstrap"]
-    drawn = f"<p>95% intervals, {draws:,} draws of the images: {intervals}</p>" if intervals else ""
-    return f'<ul class="tiles">{shown}</ul><p>{said}</p>{drawn}'
-
-
-def _protocols(facts: Facts) -> str:
+def _protocols(facts: Facts) -> list[Markup]:
     tables = []
     for name, metrics in facts["protocols"].items():
+        head, rows = ["number", "value"], [list(item) for item in metrics.items()]
         if name == facts["protocol"] and "intervals" in facts:
-            rows = [(key, value, _between(facts, key)) for key, value in metrics.items()]
-            tables.append(html_table(("number", "value", "95% interval"), rows, name))
-        else:
-            tables.append(html_table(("number", "value"), metrics.items(), name))
+            head, rows = [*head, "95% interval"], [[*row, _between(facts, row[0])] for row in rows]
+        tables.append(html_table(head, rows, name))
     sizes = [(name, row["objects"], row["AP"], row["AR"]) for name, row in facts["by_size"].items()]
-    return _side_by_side([*tables, html_table(("size", "objects", "AP", "AR"), sizes, "by size of the object (COCO)")])
+    return [*tables, html_table(("size", "objects", "AP", "AR"), sizes, "by size of the object (COCO)")]
 
 
-def _classes(facts: Facts) -> str:
+def _classes(facts: Facts) -> Markup:
     rows, curves = facts["per_class"], facts["curves"]["per_class"]
     columns = list(dict.fromkeys(["objects", *(name for row in rows.values() for name in row)]))
     filled = []
@@ -172,36 +133,31 @@ def _classes(facts: Facts) -> str:
     return html_table(("class", *columns, "best F1", "at score"), filled, facts["protocol"])
 
 
-def _confused(confusion: Facts) -> str:
+def _confused(confusion: Facts) -> list[Markup]:
     *names, _ = confusion["classes"]
     counts = confusion["counts"]
     between = [(f"{a} as {b}", counts[i][j]) for i, a in enumerate(names) for j, b in enumerate(names) if i != j]
     kinds = {
         "taken for another class": between,
         "missed": [(name, counts[i][-1]) for i, name in enumerate(names)],
-        "invented": [(name, counts[-1][i]) for i, name in enumerate(names)],
+        "invented": list(zip(names, counts[-1], strict=False)),
     }
     tables = []
     for title, rows in kinds.items():
         most = sorted((row for row in rows if row[1]), key=lambda row: -row[1])[:_MOST]
         if most:
             tables.append(html_table(("class", "times"), most, f"most often {title}"))
-    return _side_by_side(tables)
+    return tables
 
 
-def _calibration(tables: Facts) -> str:
-    names = {"all": "all detections", "shown": f"scores from {tables['shown']['conf']:.3f}"}
-    shown = []
-    for key, one in tables.items():
-        columns = zip(one["edges"], one["edges"][1:], one["count"], one["score"], one["precision"], strict=False)
-        rows = [(f"{low:.1f} .. {high:.1f}", count, *means) for low, high, count, *means in columns if count]
-        caption = f"{names[key]}: expected calibration error {number(one['error'])}"
-        shown.append(html_table(("score", "detections", "mean score", "right"), rows, caption))
-    chart = calibration_chart([(names[key], one) for key, one in tables.items()])
-    return _image(chart, "reliability") + _side_by_side(shown)
+def _calibration(name: str, one: Facts) -> Markup:
+    columns = zip(one["edges"], one["edges"][1:], one["count"], one["score"], one["precision"], strict=False)
+    rows = [(f"{low:.1f} .. {high:.1f}", count, *means) for low, high, count, *means in columns if count]
+    caption = f"{name}: expected calibration error {number(one['error'])}"
+    return html_table(("score", "detections", "mean score", "right"), rows, caption)
 
 
-def _errors(facts: Facts) -> str:
+def _errors(facts: Facts) -> Markup:
     errors, iou = facts["errors"], facts["settings"]["match_iou"]
     rows = [(name, kind["count"], kind["gain"], kind["meaning"]) for name, kind in errors["kinds"].items()]
     rows += [
@@ -213,62 +169,27 @@ def _errors(facts: Facts) -> str:
     return html_table(("error", "number", "AP points", "meaning"), shown, caption)
 
 
-def _link(file: str, folder: Path) -> str:
-    """To the image: relative where it can be, so that data and report can move together."""
-    full = os.path.abspath(file)
-    try:
-        href = quote(Path(os.path.relpath(full, folder)).as_posix())
-    except ValueError:  # another drive
-        href = Path(full).as_uri()
-    return f'<a href="{escape(href, quote=True)}">{escape(Path(file).name)}</a>'
-
-
-def _gallery(worst: Sequence[Facts], folder: Path) -> str:
-    figures = ""
-    for entry in worst:
-        image = _image(_gallery_image(entry), f"errors in {Path(entry['file']).name}")
-        said = [f"{one['label']} {one['score']:.2f} ({one['kind']})" for one in entry["false_positives"]]
-        for one in entry["missed"]:
-            found = "" if one["found_at"] is None else f" (found at {one['found_at']:.3f})"
-            said.append(f"missed {one['label']}{found}")
-        text = f"{_link(entry['file'], folder)}: costs {100 * entry['cost']:.2f} AP points; {escape(', '.join(said))}"
-        figures += f"<figure>{image}<figcaption>{text}</figcaption></figure>"
-    explained = (
-        "<p>Red: false positives from the best-F1 threshold up; orange, dashed: objects that are not found there. The "
-        "cost is what AP at one IoU would gain without that false positive, or with that object found first.</p>"
-    )
-    return explained + (f'<div class="gallery">{figures}</div>' if figures else "<p>None.</p>")
-
-
-def _examples(examples: Facts, folder: Path) -> str:
-    rows = []
-    for name, found in examples.items():
-        cells = []
-        for kind, title in _EXAMPLES.items():
-            one = found.get(kind)
-            if one:
-                image = _image(_example_image(kind, one), f"{name}: {title}")
-                said = f"{one['score']:.2f} {one['kind']}" if "score" in one else "no detection"
-                caption = f"<figcaption>{escape(said)}, {_link(one['file'], folder)}</figcaption>"
-                cells.append(Html(f"<figure>{image}{caption}</figure>"))
-            else:
-                cells.append(Html())
-        rows.append((name, *cells))
-    return html_table(("class", *_EXAMPLES.values()), rows)
-
-
-def _speed(facts: Facts) -> str:
-    text, timings = "", facts.get("timings", {})
+def _speed(facts: Facts) -> list[Markup]:
+    tables, timings = [], facts.get("timings", {})
     if model := facts.get("model"):
-        text += html_table(("model", ""), model.items())
+        tables.append(html_table(("model", ""), model.items()))
     if "ms" in timings:
         names = {"data": "reading and preparing", "model": "model", "post": "post-processing", "total": "together"}
         if not timings["split"]:
             names = {"data": names["data"], "model": "model with post-processing", "total": names["total"]}
         rows = [(said, *(number(timings["ms"][key][s], 1) for s in ("median", "p95"))) for key, said in names.items()]
         caption = f"milliseconds per image, in batches of {timings['batch']} (--batch 1 measures single images)"
-        text += html_table(("part", "median", "95%"), rows, caption)
-    return text or '<p class="none">Detections from a file: no model was run.</p>'
+        tables.append(html_table(("part", "median", "95%"), rows, caption))
+    return tables
+
+
+def _href(folder: Path, file: str) -> str:
+    """To the image: relative where it can be, so that data and report can move together."""
+    full = os.path.abspath(file)
+    try:
+        return quote(Path(os.path.relpath(full, folder)).as_posix())
+    except ValueError:  # another drive
+        return Path(full).as_uri()
 
 
 def _gallery_image(entry: Facts) -> str | None:
