@@ -18,24 +18,13 @@ def is_tensor(value: Any) -> bool:
 
 def convert_kind(value: Any, dtype: str, like: Any) -> Any:
     """``value`` as an array of ``dtype``, of the kind of ``like``; mixing numpy and torch is an error."""
-    if is_tensor(like):
-        torch = sys.modules["torch"]
-        if not is_tensor(value):
-            if isinstance(value, np.ndarray):
-                raise TypeError("a structure holds numpy arrays or torch tensors, never both")
-            value = torch.as_tensor(value, device=like.device)
-        return value.to(getattr(torch, dtype))
-    if is_tensor(value):
+    if is_tensor(value) != is_tensor(like) and (is_tensor(value) or isinstance(value, np.ndarray)):
         raise TypeError("a structure holds numpy arrays or torch tensors, never both")
-    return np.asarray(value, dtype=dtype)
-
-
-def filled(count: int, dtype: str, like: Any, fill: float = 0) -> Any:
-    """``(count,)`` array of ``dtype`` holding ``fill``, of the kind (and on the device) of ``like``."""
-    if is_tensor(like):
-        torch = sys.modules["torch"]
-        return torch.full((count,), fill, dtype=getattr(torch, dtype), device=like.device)
-    return np.full(count, fill, dtype=dtype)
+    if not is_tensor(like):
+        return np.asarray(value, dtype=dtype)
+    torch = sys.modules["torch"]
+    value = value if is_tensor(value) else torch.as_tensor(value, device=like.device)
+    return value.to(getattr(torch, dtype))
 
 
 def row_index(index: Any, like: Any) -> Any:
@@ -53,15 +42,13 @@ def row_index(index: Any, like: Any) -> Any:
     return index
 
 
-def moved(value: Any, device: Any) -> Any:
-    """``value`` as a tensor on ``device``; what is no array stays as it is."""
-    if value is None or isinstance(value, (str, int, float, tuple)):
-        return value
+def moved(value: Any, device: Any, *, non_blocking: bool = False) -> Any:
+    """An array or tensor as a tensor on ``device``."""
     if not is_tensor(value):
         import torch
 
         value = torch.from_numpy(np.ascontiguousarray(value))
-    return value.to(device)
+    return value.to(device, non_blocking=non_blocking)
 
 
 def as_numpy(value: Any) -> Any:

@@ -37,10 +37,7 @@ class Geometry(NamedTuple):
     def to_original(self, boxes: Array) -> Array:
         """Input xyxy (N, 4) to original pixels, clipped to the image; numpy or torch."""
         boxes = self.points_to_original(boxes)
-        limit = self._pairs(boxes, self.width, self.height)
-        if is_tensor(boxes):
-            return boxes.clamp(min=0).minimum(limit)
-        return np.minimum(np.maximum(boxes, 0), limit)
+        return boxes.clip(min=0).clip(max=self._pairs(boxes, self.width, self.height))
 
     def points_to_original(self, points: Array) -> Array:
         """Input points (..., 2) x, y, or (..., 4) two of them, to original pixels, not clipped; numpy or torch."""

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Protocol, TypeVar
 
-import numpy as np
-
 from detkit.errors import DetkitError, nearest
 from detkit.io.images import ImageSource, as_rgb
 from detkit.io.sources import Failure, Frame, Source, open_sources
@@ -103,9 +101,9 @@ class Predictor:
         Raises:
             DetkitError: An image that cannot be read; ``detect_frames`` hands it on instead.
         """
-        several = isinstance(source, Iterable) and not isinstance(source, (str, bytes, np.ndarray))
-        frames = open_sources(list(source) if several else source)  # type: ignore[arg-type]
-        for frame, found in self.detect_frames(frames, self.limits(conf, iou, max_detections, classes), batch):
+        for frame, found in self.detect_frames(
+            open_sources(source), self.limits(conf, iou, max_detections, classes), batch
+        ):
             if isinstance(frame, Failure):
                 raise DetkitError(frame.what, frame.source, frame.do)
             yield found

@@ -11,14 +11,14 @@ Conventions, written once and checked here:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from detkit.arrays import as_numpy, convert_kind, filled, moved, row_index
+from detkit.arrays import as_numpy, convert_kind, moved, row_index
 from detkit.errors import DetkitError, nearest
 
 if TYPE_CHECKING:
@@ -31,24 +31,55 @@ if TYPE_CHECKING:
 Array = Any
 
 
-def _checked_boxes(boxes: Array, owner: str) -> Array:
-    boxes = convert_kind(boxes, "float32", boxes)
-    if boxes.shape == (0,):
-        boxes = boxes.reshape(0, 4)
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"{owner}: boxes must be (N, 4) xyxy, got shape {tuple(boxes.shape)}")
-    return boxes
+@dataclass(slots=True, frozen=True, eq=False)
+class _Rows:
+    """Boxes, and what subclasses know of each: indexed, moved and converted together."""
 
+    boxes: Array
 
-def _checked_column(name: str, value: Array, dtype: str, boxes: Array, owner: str) -> Array:
-    value = convert_kind(value, dtype, boxes)
-    if value.ndim != 1 or len(value) != len(boxes):
-        raise ValueError(f"{owner}: {name} must be ({len(boxes)},), got shape {tuple(value.shape)}")
-    return value
+    def _check_boxes(self) -> None:
+        boxes = convert_kind(self.boxes, "float32", self.boxes)
+        if boxes.shape == (0,):
+            boxes = boxes.reshape(0, 4)
+        if boxes.ndim != 2 or boxes.shape[1] != 4:
+            raise ValueError(f"{type(self).__name__}: boxes must be (N, 4) xyxy, got shape {tuple(boxes.shape)}")
+        object.__setattr__(self, "boxes", boxes)
+
+    def _check_column(self, name: str, dtype: str, default: Array = None) -> None:
+        value = getattr(self, name)
+        value = convert_kind(default if value is None else value, dtype, self.boxes)
+        if value.ndim != 1 or len(value) != len(self):
+            raise ValueError(f"{type(self).__name__}: {name} must be ({len(self)},), got shape {tuple(value.shape)}")
+        object.__setattr__(self, name, value)
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, index: Any) -> Self:
+        """The rows of a mask, a slice, indices or one index; always of the same type."""
+        index = row_index(index, self.boxes)
+        return self._each(lambda column: column[index])
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same as torch tensors on ``device``."""
+        return self._each(lambda column: moved(column, device))
+
+    def numpy(self) -> Self:
+        """The same as numpy arrays."""
+        return self._each(as_numpy)
+
+    def _each(self, change: Callable[[Array], Array]) -> Self:
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        for name, value in values.items():
+            if name == "extra":
+                values[name] = {key: change(column) for key, column in value.items()}
+            elif name not in ("classes", "image_label") and value is not None:
+                values[name] = change(value)
+        return type(self)(**values)
 
 
 @dataclass(slots=True, frozen=True, eq=False)
-class Target:
+class Target(_Rows):
     """The labelled objects of one image.
 
     Attributes:
@@ -67,7 +98,6 @@ class Target:
         TypeError: numpy arrays and torch tensors mixed.
     """
 
-    boxes: Array
     labels: Array
     crowd: Array = None
     difficult: Array = None
@@ -78,19 +108,13 @@ class Target:
     image_label: int | None = None
 
     def __post_init__(self) -> None:
-        boxes = _checked_boxes(self.boxes, "Target")
-        n = len(boxes)
-        object.__setattr__(self, "boxes", boxes)
-        for name, dtype, usual in (
-            ("labels", "int64", None),
-            ("crowd", "bool", filled(n, "bool", boxes)),
-            ("difficult", "bool", filled(n, "bool", boxes)),
-            ("area", "float32", (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])),
-            ("weight", "float32", filled(n, "float32", boxes, 1)),
-        ):
-            value = getattr(self, name)
-            value = usual if value is None else value
-            object.__setattr__(self, name, _checked_column(name, value, dtype, boxes, "Target"))
+        self._check_boxes()
+        n = len(self)
+        self._check_column("labels", "int64")
+        self._check_column("crowd", "bool", [False] * n)
+        self._check_column("difficult", "bool", [False] * n)
+        self._check_column("area", "float32", (self.boxes[:, 2:] - self.boxes[:, :2]).prod(1))
+        self._check_column("weight", "float32", [1.0] * n)
         for name in ("points", "masks"):
             value = getattr(self, name)
             if value is not None and len(value) != n:
@@ -101,28 +125,10 @@ class Target:
         """(N,) bool: objects that are neither to be found nor counted as background."""
         return self.crowd | self.difficult
 
-    def __len__(self) -> int:
-        return len(self.boxes)
-
-    def __getitem__(self, index: Any) -> Target:
-        """The objects of a mask, a slice, indices or one index; always a Target."""
-        index = row_index(index, self.boxes)
-        columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "image_label"}
-        rows = {name: None if column is None else column[index] for name, column in columns.items()}
-        return Target(**rows, image_label=self.image_label)
-
     @classmethod
     def empty(cls) -> Target:
         """A target without objects (numpy)."""
         return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
-
-    def to(self, device: torch.device | str) -> Target:
-        """The same as torch tensors on ``device``."""
-        return Target(**{f.name: moved(getattr(self, f.name), device) for f in fields(self)})
-
-    def numpy(self) -> Target:
-        """The same as numpy arrays."""
-        return Target(**{f.name: as_numpy(getattr(self, f.name)) for f in fields(self)})
 
     def to_torchvision(self) -> dict[str, torch.Tensor]:
         """torchvision's target dict: boxes, labels **with background as 0**, iscrowd, area (torch tensors)."""
@@ -131,7 +137,7 @@ class Target:
 
 
 @dataclass(slots=True, frozen=True, eq=False)
-class Detections:
+class Detections(_Rows):
     """What a detector found in one image, best first.
 
     Attributes:
@@ -146,30 +152,19 @@ class Detections:
         TypeError: numpy arrays and torch tensors mixed.
     """
 
-    boxes: Array
     scores: Array
     labels: Array
     classes: tuple[str, ...] = ()
     extra: Mapping[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        boxes = _checked_boxes(self.boxes, "Detections")
-        object.__setattr__(self, "boxes", boxes)
-        for name, dtype in (("scores", "float32"), ("labels", "int64")):
-            object.__setattr__(self, name, _checked_column(name, getattr(self, name), dtype, boxes, "Detections"))
+        self._check_boxes()
+        self._check_column("scores", "float32")
+        self._check_column("labels", "int64")
         object.__setattr__(self, "classes", tuple(self.classes))
         for name, value in self.extra.items():
-            if len(value) != len(boxes):
-                raise ValueError(f"Detections: extra[{name!r}] must have {len(boxes)} rows, got {len(value)}")
-
-    def __len__(self) -> int:
-        return len(self.boxes)
-
-    def __getitem__(self, index: Any) -> Detections:
-        """The detections of a mask, a slice, indices or one index; always ``Detections``."""
-        index = row_index(index, self.boxes)
-        extra = {name: value[index] for name, value in self.extra.items()}
-        return Detections(self.boxes[index], self.scores[index], self.labels[index], self.classes, extra)
+            if len(value) != len(self):
+                raise ValueError(f"Detections: extra[{name!r}] must have {len(self)} rows, got {len(value)}")
 
     def __iter__(self) -> Iterator[Detections]:
         return (self[i] for i in range(len(self)))
@@ -183,17 +178,6 @@ class Detections:
     def names(self) -> list[str]:
         """The class name of each detection."""
         return [self.classes[int(label)] if self.classes else str(int(label)) for label in self.labels]
-
-    def to(self, device: torch.device | str) -> Detections:
-        """The same as torch tensors on ``device``."""
-        extra = {name: moved(value, device) for name, value in self.extra.items()}
-        boxes, scores, labels = (moved(value, device) for value in (self.boxes, self.scores, self.labels))
-        return Detections(boxes, scores, labels, self.classes, extra)
-
-    def numpy(self) -> Detections:
-        """The same as numpy arrays."""
-        extra = {name: as_numpy(value) for name, value in self.extra.items()}
-        return Detections(as_numpy(self.boxes), as_numpy(self.scores), as_numpy(self.labels), self.classes, extra)
 
     def filter(self, conf: float = 0.0, classes: tuple[int | str, ...] | None = None) -> Detections:
         """Some of them, in the same order.
@@ -223,14 +207,12 @@ class Detections:
         """The form of ``detect --json``: per detection label (name), label_id, score, box [x1, y1, x2, y2], and points
         [[x, y], ...] where it has some."""
         d = self.numpy()
-        records = []
-        for i, name in enumerate(d.names):
-            box = [round(float(v), 2) for v in d.boxes[i]]
-            record = {"label": name, "label_id": int(d.labels[i]), "score": round(float(d.scores[i]), 5), "box": box}
-            if "points" in d.extra:
-                record["points"] = [[round(float(v), 2) for v in point] for point in d.extra["points"][i]]
-            records.append(record)
-        return records
+        columns = {"label": d.names, "label_id": d.labels.tolist()}
+        columns["score"] = d.scores.astype(np.float64).round(5).tolist()
+        columns["box"] = d.boxes.astype(np.float64).round(2).tolist()
+        if "points" in d.extra:
+            columns["points"] = np.asarray(d.extra["points"], np.float64).round(2).tolist()
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def to_supervision(self) -> supervision.Detections:
         """The same as a ``supervision.Detections`` (that package must be installed)."""
@@ -331,10 +313,10 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same on ``device``."""
-        proposals = None if self.proposals is None else [p.to(device) for p in self.proposals]
-        pixels = self.pixels.to(device, non_blocking=non_blocking)
-        cached = self.cached and [maps.to(device, non_blocking=non_blocking) for maps in self.cached]
-        return replace(self, pixels=pixels, sizes=self.sizes.to(device), proposals=proposals, cached=cached)
+        pixels, sizes = moved(self.pixels, device, non_blocking=non_blocking), moved(self.sizes, device)
+        proposals = self.proposals and [moved(boxes, device) for boxes in self.proposals]
+        cached = self.cached and [moved(maps, device, non_blocking=non_blocking) for maps in self.cached]
+        return replace(self, pixels=pixels, sizes=sizes, proposals=proposals, cached=cached)
 
 
 @dataclass(slots=True, frozen=True)

@@ -96,6 +96,4 @@ class Evaluation:
 def image_rank(ids: Sequence[int | str]) -> np.ndarray:
     """(images,) int64: each image's place in ascending order of the ids, numbers before words."""
     order = sorted(range(len(ids)), key=lambda i: (isinstance(ids[i], str), ids[i]))
-    rank = np.empty(len(ids), np.int64)
-    rank[order] = np.arange(len(ids))
-    return rank
+    return np.argsort(order)

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from detkit.arrays import moved
 from detkit.data.augment import Augment
 from detkit.data.dataset import Dataset
 from detkit.data.resize import Resize, moved_target
@@ -42,11 +41,11 @@ def collate(samples: Sequence[Sample], resize: Resize) -> tuple[Batch, list[Targ
 
 
 def _packed(samples: Sequence[Sample], resize: Resize) -> tuple[Batch, list[Target]]:
-    """A batch on its way out of a worker: only the pixels (B, H, W, 3) are a tensor, which travels as shared memory,
-    the small arrays are copied."""
+    """A batch on its way out of a worker: only the pixels are a tensor, which travels as shared memory, the small
+    arrays are copied."""
     pixels = torch.empty((len(samples), *resize.input_size, 3), dtype=torch.uint8)
-    places = pixels.numpy()
-    restore = tuple(resize(sample.image, out=places[i])[1] for i, sample in enumerate(samples))
+    places = zip(samples, pixels.numpy(), strict=True)
+    restore = tuple(resize(sample.image, out=place)[1] for sample, place in places)
     sizes: Any = np.array([resize.content(*s.image.shape[:2]) for s in samples], dtype=np.int64).reshape(-1, 2)
     proposals: Any = None
     if any(sample.proposals is not None for sample in samples):
@@ -55,13 +54,11 @@ def _packed(samples: Sequence[Sample], resize: Resize) -> tuple[Batch, list[Targ
         proposals = [geometry.to_input(found) for geometry, found in zip(restore, boxes, strict=True)]
     ids, paths = tuple(s.image_id for s in samples), tuple(s.path for s in samples)
     targets = [moved_target(sample.target, geometry) for sample, geometry in zip(samples, restore, strict=True)]
-    return Batch(pixels, sizes, restore, ids, paths, proposals), targets
+    return Batch(pixels.permute(0, 3, 1, 2), sizes, restore, ids, paths, proposals), targets
 
 
 def _unpacked(batch: Batch, targets: list[Target]) -> tuple[Batch, list[Target]]:
-    pixels, sizes = batch.pixels.permute(0, 3, 1, 2), moved(batch.sizes, "cpu")
-    proposals = batch.proposals and [moved(boxes, "cpu") for boxes in batch.proposals]
-    return replace(batch, pixels=pixels, sizes=sizes, proposals=proposals), [t.to("cpu") for t in targets]
+    return batch.to("cpu"), [target.to("cpu") for target in targets]
 
 
 class _Task(NamedTuple):
@@ -98,8 +95,7 @@ class _Reader:
         result = _Result()
         dropped = self.augment.dropped if self.augment else 0
         try:
-            slots = zip(task.slots.positions.tolist(), task.slots.indices.tolist(), strict=True)
-            found = [self._sample(task, position, index, result.failures) for position, index in slots]
+            found = [self._sample(task, position, index, result.failures) for position, index in task.slots]
             samples = [sample for sample in found if sample is not None]
             result.packed = _packed(samples, self.resize) if samples else None
             result.dropped = self.augment.dropped - dropped if self.augment else 0
@@ -111,8 +107,6 @@ class _Reader:
         return result
 
     def _sample(self, task: _Task, position: int, index: int, failures: list[DetkitError]) -> Sample | None:
-        if not self.training and self.augment is None:
-            return self._load(index, None, failures)
         rng = np.random.default_rng([self.seed, task.epoch, position])
         reduce_to = None if self.augment is None else self.augment.reduce_to(self.resize)
 
@@ -230,10 +224,11 @@ class Loader:
         if self._loader is None:
             raise ValueError("this loader is closed")
         self._tasks = (_Task(epoch, mosaic, slots) for slots in self.sampler.epoch(epoch, start))
-        results = self._results()
-        while (result := next(results, None)) is not None:
+        for result in self._results():
             for error in result.failures:
-                self._note(error)
+                if error.where not in self.failures and self._on_bad_image is not None:
+                    self._on_bad_image(error)
+                self.failures.setdefault(error.where, error)
             self.dropped += result.dropped
             if result.fatal is not None:
                 raise result.fatal
@@ -255,12 +250,6 @@ class Loader:
             where = f"with {self.workers} workers and batches of {self.sampler.batch}"
             do = "lower train.workers (0 loads in the main process) or train.batch"
             raise DetkitError(what, where, do, code=4) from error
-
-    def _note(self, error: DetkitError) -> None:
-        if error.where not in self.failures:
-            self.failures[error.where] = error
-            if self._on_bad_image is not None:
-                self._on_bad_image(error)
 
     def close(self) -> None:
         """Ends the workers."""

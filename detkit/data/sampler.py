@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
-
-class Slots(NamedTuple):
-    """One batch to be loaded: (B,) positions in the epoch and the (B,) indices of the images that stand there."""
-
-    positions: np.ndarray
-    indices: np.ndarray
+# One batch to be loaded: of each image its position in the epoch and its index.
+Slots = list[tuple[int, int]]
 
 
 def repeat_factors(labels: Sequence[np.ndarray], num_classes: int, threshold: float) -> np.ndarray:
@@ -33,6 +29,7 @@ def repeat_factors(labels: Sequence[np.ndarray], num_classes: int, threshold: fl
     return np.array([factor[row].max() if len(row) else 1.0 for row in present])
 
 
+@dataclass(eq=False)
 class EpochSampler:
     """Batches of an epoch as a function of (seed, epoch), whatever the number of workers and processes.
 
@@ -50,25 +47,23 @@ class EpochSampler:
         weights: (I,) relative frequencies for training; an epoch stays ``count`` positions long. None: all the same.
     """
 
-    def __init__(
-        self,
-        count: int,
-        *,
-        batch: int,
-        seed: int = 0,
-        shuffle: bool = False,
-        rank: int = 0,
-        world: int = 1,
-        weights: np.ndarray | None = None,
-    ) -> None:
-        if batch < 1 or count < 1:
-            raise ValueError(f"a sampler needs at least one image and a batch of at least 1, got {count} and {batch}")
-        if not 0 <= rank < world:
-            raise ValueError(f"rank must lie in 0..{world - 1}, got {rank}")
-        if weights is not None and len(weights) != count:
-            raise ValueError(f"weights must be ({count},), got {len(weights)}")
-        self.count, self.batch, self.seed, self.shuffle = count, batch, seed, shuffle
-        self.rank, self.world, self.weights = rank, world, weights
+    count: int
+    _: KW_ONLY
+    batch: int
+    seed: int = 0
+    shuffle: bool = False
+    rank: int = 0
+    world: int = 1
+    weights: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.count < 1:
+            what = "a sampler needs at least one image and a batch of at least 1"
+            raise ValueError(f"{what}, got {self.count} and {self.batch}")
+        if not 0 <= self.rank < self.world:
+            raise ValueError(f"rank must lie in 0..{self.world - 1}, got {self.rank}")
+        if self.weights is not None and len(self.weights) != self.count:
+            raise ValueError(f"weights must be ({self.count},), got {len(self.weights)}")
 
     def order(self, epoch: int) -> np.ndarray:
         """(L,) int64: the image at each position of this epoch."""
@@ -96,5 +91,4 @@ class EpochSampler:
         order = self.order(epoch)
         for step in range(start, len(self)):
             first = (step * self.world + self.rank) * self.batch
-            positions = np.arange(first, min(first + self.batch, len(order)))
-            yield Slots(positions, order[positions])
+            yield list(enumerate(order[first : first + self.batch].tolist(), first))

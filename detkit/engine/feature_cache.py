@@ -219,7 +219,7 @@ class CachedLoader:
         if not self._images:
             raise next(iter(self._failures.values()), DetkitError("the data set holds no images"))
         for slots in self.sampler.epoch(epoch, start):
-            places = [self._place(epoch, int(p), int(i)) for p, i in zip(*slots, strict=True)]
+            places = [self._place(epoch, position, index) for position, index in slots]
             found = [self._images[place] for place in places if place in self._images]
             if found:
                 yield self._batch(found)

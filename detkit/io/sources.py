@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import glob
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -60,7 +60,7 @@ class Failure:
 
 
 def open_sources(
-    sources: Sequence[Source] | Source,
+    sources: Iterable[Source] | Source,
     *,
     stdin: BinaryIO | None = None,
     camera: Open | None = None,
@@ -74,7 +74,7 @@ def open_sources(
         stdin: In place of the real one.
         camera: Number to a ``cv2.VideoCapture`` or its like, in place of the real one.
     """
-    if isinstance(sources, (str, Path, bytes, np.ndarray)) or not isinstance(sources, Sequence):
+    if isinstance(sources, (str, bytes, np.ndarray)) or not isinstance(sources, Iterable):
         sources = [sources]
     for number, source in enumerate(sources):
         name = str(source) if isinstance(source, (str, Path, int)) else f"array {number}"
