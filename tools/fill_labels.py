@@ -21,7 +21,7 @@ import numpy as np
 
 from detkit import api, ops
 from detkit.data.annotations import Annotations, Findings, Source
-from detkit.data.coco_writer import write_coco_json
+from detkit.data.convert import write_coco_json
 from detkit.data.dataset import Dataset, read
 from detkit.data.reading import ImageTable, ObjectTable, assemble
 from detkit.engine.evaluator import detect_dataset

@@ -28,20 +28,19 @@ from detkit.interfaces import DatasetFormat
 IMAGE_FOLDER = "image_folder"
 
 Id = int | str
-Cleaners = Mapping[str, Callable[[object], object]]  # field to what makes a sound value of anything
 Record = TypeVar("Record", "_Image", "_Category", "_Annotation")
 
 
 class _Image(msgspec.Struct, gc=False):
-    id: Id
+    id: Id | None = None
     file_name: str = ""
     width: float | None = None
     height: float | None = None
 
 
 class _Category(msgspec.Struct, gc=False):
-    id: Id
-    name: str
+    id: Id | None = None
+    name: str = ""
 
 
 class _Annotation(msgspec.Struct, gc=False):
@@ -50,8 +49,8 @@ class _Annotation(msgspec.Struct, gc=False):
     bbox: tuple[float, float, float, float] | None = None
     id: Id | None = None
     area: float | None = None
-    iscrowd: int | bool | None = 0
-    difficult: int | bool | None = 0
+    iscrowd: object = 0
+    difficult: object = 0
     keypoints: list[float] | None = None
 
 
@@ -146,50 +145,34 @@ def load_json(path: Path, data: memoryview) -> dict[str, list[object] | None]:
 
 
 def _tolerant(value: Mapping[str, list[object] | None], path: Path, findings: Findings) -> _File:
-    """Records one by one; what is malformed becomes None or NaN, and is counted."""
+    """Records one by one; what is malformed has its default, or NaN in a box."""
 
-    def records(kind: type[Record], key: str, cleaners: Cleaners) -> list[Record]:
+    def records(kind: type[Record], key: str) -> list[Record]:
         found = []
         for i, row in enumerate(value.get(key) or []):
             if not isinstance(row, dict):
                 findings.add(f"record that is not an object in {key} (dropped)", f"{path}: {key}[{i}]")
                 row = {}  # a place holder keeps the rows aligned with the file
-            fields = {name: clean(row.get(name)) for name, clean in cleaners.items()}
-            found.append(kind(**fields))  # type: ignore[arg-type]
+            found.append(_mended(row, kind))
         return found
 
-    images: Cleaners = {"id": _id, "file_name": _text, "width": _number, "height": _number}
-    annotations: Cleaners = {"id": _id, "image_id": _id, "category_id": _id, "bbox": _box, "area": _number,
-                             "iscrowd": bool, "difficult": bool, "keypoints": _numbers}  # fmt: skip
-    return _File(
-        records(_Image, "images", images),
-        records(_Category, "categories", {"id": _id, "name": _text}),
-        records(_Annotation, "annotations", annotations),
-        value.get("info"),
-    )
+    lists = records(_Image, "images"), records(_Category, "categories"), records(_Annotation, "annotations")
+    return _File(*lists, value.get("info"))
 
 
-def _id(value: object) -> Id | None:
-    return value if isinstance(value, (int, str)) and not isinstance(value, bool) else None
-
-
-def _text(value: object) -> str:
-    return "" if value is None else str(value)
-
-
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, (int, float)) else None
-
-
-def _box(value: object) -> tuple[float, ...] | None:
-    if not isinstance(value, list) or len(value) != 4:
-        return None
-    return tuple(math.nan if (number := _number(v)) is None else number for v in value)
-
-
-def _numbers(value: object) -> list[float] | None:
-    """The list as numbers; what is none becomes 0, which is not visible."""
-    return [_number(v) or 0.0 for v in value] if isinstance(value, list) else None
+def _mended(row: dict[str, object], kind: type[Record]) -> Record:
+    record = kind()
+    # A key point that is no number becomes 0, which is not visible.
+    for name, instead in (("bbox", math.nan), ("keypoints", 0.0)):
+        if isinstance(values := row.get(name), list):
+            row = {**row, name: [v if isinstance(v, (int, float)) else instead for v in values]}
+    for field in msgspec.structs.fields(kind):
+        value = row.get(field.name)
+        if field.type is str and value is not None:
+            value = str(value)
+        with suppress(msgspec.ValidationError):
+            setattr(record, field.name, msgspec.convert(value, field.type))
+    return record
 
 
 def _points(lists: list[list[float] | None]) -> np.ndarray | None:

@@ -1,23 +1,28 @@
-"""Writing data sets: any of the three formats from any other, counting by name what the new one cannot hold."""
+"""Writing data sets: any of the three formats from any other, counting by name what the new one cannot hold.
+
+The records of a COCO source go verbatim into a COCO json; those of other sources are made.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from detkit.data.annotations import Annotations, Finding, Findings
-from detkit.data.coco_writer import records_of, write_coco_json
+from detkit.data.annotations import Annotations, Finding, Findings, Source
+from detkit.data.coco import IMAGE_FOLDER, RawFile, load_json, mapped
 from detkit.errors import DetkitError
 from detkit.io.detections.writers import voc_xml
-from detkit.io.files import atomic_folder, flat_names, write_text
+from detkit.io.files import atomic_folder, atomic_path, flat_names, write_text
 
+Lists = dict[str, Iterable[bytes | msgspec.Raw]]
 _PLAIN = {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "difficult"}
 
 
@@ -108,11 +113,12 @@ def _count_lost(a: Annotations, to: str, lost: Findings) -> None:
         lost.add("difficult flags (the objects are written)", count=int((a.difficult & ~a.crowd).sum()))
     boxes = a.xywh[:, 2] * a.xywh[:, 3]
     lost.add("areas that are not the box's", count=int((np.abs(a.area - boxes) > 1e-3 * np.maximum(boxes, 1)).sum()))
-    if a.source is None or a.source.format != "coco" or not a.source.path.is_file():
+    source = _coco_source(a)
+    if source is None or not source.path.is_file():
         return
     if list(a.class_ids) != list(range(1, len(a.classes) + 1)):
         lost.add("category ids (numbered anew)", count=len(a.classes))
-    records = records_of(a).annotations
+    records = _records_of(source.path).annotations
     kept = (msgspec.json.decode(records[row]).items() for row in a.rows)
     counts = Counter(key for items in kept for key, value in items if key not in _PLAIN and value not in (None, [], {}))
     for key, count in counts.items():
@@ -146,19 +152,16 @@ def copy_images(files: Sequence[str], names: Sequence[str], folder: Path, link: 
 
 
 def _write_single(a: Annotations, out: Path, overwrite: bool) -> None:
-    if a.source is not None and a.source.format == "coco" and a.source.images is not None:
-        folder = str(a.source.images)
-    else:
-        folder = os.path.commonpath([os.path.dirname(os.path.abspath(f)) for f in a.files])
+    source = _coco_source(a)
+    folders = [os.path.dirname(os.path.abspath(file)) for file in a.files]
+    folder = str(source.images) if source else os.path.commonpath(folders)
     write_coco_json(a, out, overwrite=overwrite, image_folder=os.path.relpath(folder, out.parent))
 
 
 def _write_coco(parts: Mapping[str, Annotations], out: Path, link: bool, lost: Findings) -> None:
     for name, a in parts.items():
-        if a.source is not None and a.source.format == "coco" and a.source.images is not None:
-            names = [os.path.relpath(file, a.source.images) for file in a.files]
-        else:
-            names = flat_names(a.files)
+        source = _coco_source(a)
+        names = [os.path.relpath(file, source.images) for file in a.files] if source else flat_names(a.files)
         copy_images(a.files, names, out / name, link)
         write_coco_json(a, out / "annotations" / f"instances_{name}.json")
 
@@ -200,16 +203,14 @@ def _yolo_lines(a: Annotations, i: int, lost: Findings) -> Iterator[str]:
 
 
 def _write_voc(parts: Mapping[str, Annotations], out: Path, link: bool, lost: Findings) -> None:
-    names = flat_names([f for a in parts.values() for f in a.files])
-    copy_images([f for a in parts.values() for f in a.files], names, out / "JPEGImages", link)
-    stems = [os.path.splitext(name)[0] for name in names]
-    done = 0
+    taken: set[str] = set()
     for part, a in parts.items():
-        for i in range(len(a)):
-            write_text(out / "Annotations" / f"{stems[done + i]}.xml", _voc_xml(a, i, names[done + i]))
-        listed = "".join(f"{stem}\n" for stem in stems[done : done + len(a)])
-        write_text(out / "ImageSets" / "Main" / f"{part}.txt", listed)
-        done += len(a)
+        names = flat_names(a.files, taken)
+        copy_images(a.files, names, out / "JPEGImages", link)
+        stems = [os.path.splitext(name)[0] for name in names]
+        for i, stem in enumerate(stems):
+            write_text(out / "Annotations" / f"{stem}.xml", _voc_xml(a, i, names[i]))
+        write_text(out / "ImageSets" / "Main" / f"{part}.txt", "".join(f"{stem}\n" for stem in stems))
     write_text(out / "classes.txt", "".join(f"{name}\n" for name in next(iter(parts.values())).classes))
 
 
@@ -220,12 +221,91 @@ def _voc_xml(a: Annotations, i: int, name: str) -> str:
     for row in range(int(a.offsets[i]), int(a.offsets[i + 1])):
         x, y, w, h = (float(v) for v in a.xywh[row])
         elements = {"name": a.classes[a.labels[row]], "difficult": int(a.difficult[row] or a.crowd[row])}
-        objects.append((elements, [_short(value) for value in (x + 1, y + 1, x + w, y + h)]))
+        objects.append((elements, [np.format_float_positional(v, 6, trim="-") for v in (x + 1, y + 1, x + w, y + h)]))
     return voc_xml(name, width, height, objects)
 
 
-def _short(value: float) -> str:
-    return str(int(value)) if value.is_integer() else repr(round(value, 6))
-
-
 _WRITERS = {"coco": _write_coco, "voc": _write_voc, "yolo": _write_yolo}
+
+
+def _coco_source(a: Annotations) -> Source | None:
+    """Where the labels came from, if that is one COCO json whose records go on as they are."""
+    return a.source if a.source is not None and a.source.format == "coco" else None
+
+
+def _records_of(path: Path) -> RawFile:
+    """The records of a COCO json as bytes."""
+    with mapped(path) as data:
+        try:
+            return msgspec.json.decode(data, type=RawFile)
+        except msgspec.DecodeError:
+            value = load_json(path, data)
+
+    def raw(record: object) -> msgspec.Raw:
+        # NaN, the usual reason to be here, lies in records that the reader dropped.
+        return msgspec.Raw(json.dumps(record, ensure_ascii=False).encode())
+
+    lists = {key: [raw(r) for r in value.get(key) or []] for key in ("images", "categories", "annotations")}
+    return RawFile(**lists, info=raw(value.get("info") or {}), licenses=raw(value.get("licenses") or []))
+
+
+def write_coco_json(
+    annotations: Annotations, path: Path, *, overwrite: bool = False, image_folder: str | None = None
+) -> None:
+    """Writes one COCO json; records that come from one are kept verbatim.
+
+    Args:
+        annotations: The labels.
+        path: File to write.
+        overwrite: Replace it if it exists.
+        image_folder: Relative to ``path``, kept in "info" where the file does not lie where its images are looked for.
+    """
+    info: dict[str, object] = {}
+    licenses = b"[]"
+    if source := _coco_source(annotations):
+        raw = _records_of(source.path)
+        old = msgspec.json.decode(raw.info)
+        info |= old if isinstance(old, dict) else {}
+        licenses, lists = bytes(raw.licenses), _kept(annotations, raw)
+    else:
+        lists = _made(annotations)
+    if image_folder is not None:
+        info[IMAGE_FOLDER] = Path(image_folder).as_posix()
+    with atomic_path(path, overwrite) as temporary, open(temporary, "wb") as file:
+        file.write(b'{"info":' + msgspec.json.encode(info) + b',"licenses":' + licenses)
+        for key, records in lists.items():
+            file.write(b',"' + key.encode() + b'":[')
+            for i, record in enumerate(records):
+                file.write((b",\n" if i else b"\n") + bytes(record))
+            file.write(b"]")
+        file.write(b"}\n")
+
+
+def _kept(a: Annotations, raw: RawFile) -> Lists:
+    by_id = {msgspec.json.decode(record).get("id"): record for record in reversed(raw.categories)}
+    return {
+        "images": (raw.images[row] for row in a.image_rows),
+        "annotations": (raw.annotations[row] for row in np.sort(a.rows)),
+        "categories": [by_id[i] for i in a.class_ids],
+    }
+
+
+def _made(a: Annotations) -> Lists:
+    encode = msgspec.json.Encoder().encode
+    # Names from other formats are not numbers: COCO's ids are made anew, and the name stays in file_name.
+    numbers = [i if isinstance(i, int) else k + 1 for k, i in enumerate(a.image_ids)]
+    if len(set(numbers)) < len(numbers):
+        numbers = list(range(1, len(numbers) + 1))
+    images = zip(numbers, flat_names(a.files), a.sizes.tolist(), strict=True)
+    columns = zip(a.image_index.tolist(), a.labels.tolist(), a.xywh.tolist(), a.area.tolist(), a.crowd.tolist(),
+                  a.difficult.tolist(), strict=True)  # fmt: skip
+    annotations = (
+        {"id": row, "image_id": numbers[image], "category_id": label + 1, "bbox": box, "area": area,
+         "iscrowd": int(crowd), **({"difficult": 1} if difficult else {})}
+        for row, (image, label, box, area, crowd, difficult) in enumerate(columns, 1)
+    )  # fmt: skip
+    return {
+        "images": (encode({"id": i, "file_name": name, "width": w, "height": h}) for i, name, (h, w) in images),
+        "annotations": map(encode, annotations),
+        "categories": [encode({"id": i, "name": name}) for i, name in enumerate(a.classes, 1)],
+    }

@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from detkit.data.annotations import Annotations
-from detkit.data.coco_writer import write_coco_json
-from detkit.data.convert import copy_images, write_yolo_yaml
+from detkit.data.convert import copy_images, write_coco_json, write_yolo_yaml
 from detkit.errors import DetkitError
 from detkit.io.files import atomic_folder, flat_names, refuse_existing, write_text
 

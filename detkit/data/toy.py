@@ -14,7 +14,7 @@ import numpy as np
 
 from detkit.data.annotations import Annotations, Findings, Source
 from detkit.data.coco import CocoFormat
-from detkit.data.coco_writer import write_coco_json
+from detkit.data.convert import write_coco_json
 from detkit.data.reading import ImageTable, ObjectTable, assemble
 from detkit.interfaces import DatasetFormat
 from detkit.io.cache import cache_folder

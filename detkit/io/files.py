@@ -138,10 +138,14 @@ def numbered_folder(parent: str | Path, stem: str) -> Path:
             raise write_error(error, folder) from error
 
 
-def flat_names(files: Sequence[str]) -> list[str]:
-    """File names without folders; a number is added where two would be the same."""
-    taken: set[str] = set()
-    names = []
+def flat_names(files: Sequence[str], taken: set[str] | None = None) -> list[str]:
+    """File names without folders; a number is added where two, or one and one of ``taken``, would be the same.
+
+    Args:
+        files: Paths.
+        taken: Names in lower case, and these without their endings; the new ones are added.
+    """
+    taken, names = set() if taken is None else taken, []
     for file in files:
         stem, suffix = os.path.splitext(os.path.basename(file))
         name, k = stem + suffix, 2
