@@ -10,9 +10,9 @@ import detkit
 from detkit.cli.common import printed
 from detkit.registry import import_from
 
-DETECTION = ("detect", "train", "evaluate", "compare", "compress", "propose")
-ABOUT = ("config", "models", "info", "doctor", "quickstart")
-GROUPS = {"data": "detkit.cli.data", "import": "detkit.cli.import_", "inspect": "detkit.cli.inspect"}
+GROUPS = {"data": "data", "import": "import_", "inspect": "inspect"}  # and their files
+WORK = ("detect:detect", "train:train", "evaluate:evaluate", "evaluate:compare", "compress:compress", "propose:propose")
+ABOUT = ("about:config", "about:models", "about:info", "about:doctor", "quickstart:quickstart")
 
 app = typer.Typer(
     name="detkit",
@@ -43,10 +43,10 @@ def _options(
     """Object detection in one small package: detect, train, evaluate."""
 
 
-for name, module in GROUPS.items():
-    group: typer.Typer = import_from(f"{module}:app")
+for name, file in GROUPS.items():
+    group: typer.Typer = import_from(f"detkit.cli.{file}:app")
     for command in group.registered_commands:
         command.callback = command.callback and printed(command.callback)
     app.add_typer(group, name=name)
-for verb in (*DETECTION, *ABOUT):
-    app.command(verb)(printed(import_from(f"detkit.cli.{verb}:{verb}")))
+for place in (*WORK, *ABOUT):  # a file and a function in it, whose name is the verb's
+    app.command()(printed(import_from(f"detkit.cli.{place}")))

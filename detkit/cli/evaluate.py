@@ -1,4 +1,4 @@
-"""``detkit evaluate``: how good a model's, or a file's, detections are on labelled data."""
+"""``detkit evaluate`` and ``compare``: how good detections of a model, a file or several runs are on labelled data."""
 
 from __future__ import annotations
 
@@ -92,3 +92,49 @@ def _check_words(models: list[str], predictions: Path | None, ensemble: bool, tt
         if Path(name).suffix in (".json", ".jsonl", ".gz", ".txt"):
             do = "detections from a file: detkit evaluate --predictions FILE DATA"
             raise DetkitError("this file is not a model", name, do)
+
+
+def compare(
+    runs: Annotated[list[str], Argument(metavar="RUN RUN...", help="Run folders, or configs that were trained.")],
+    data: Annotated[str | None, Option(help="Measure on this instead; then also model files, shipped names.")] = None,
+    split: options.SplitName = None,
+    images: options.Images = None,
+    timed: Annotated[int, Option(min=1, help="Images to take the time of, one by one.")] = 20,
+    bootstrap: Annotated[int, Option(min=1, metavar="N", help="Draws of the images.")] = 1000,
+    seed: options.Seed = 0,
+    batch: Annotated[int, Option(min=1, help="Images at a time, when not timed.")] = 8,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    out: options.Out = None,
+    overwrite: options.Overwrite = False,
+) -> Printable:
+    """One table of runs on the same data (their validation images, or --split test): size, AP and AP50, time of an
+    image and of training, and which differences are more than noise. --out draws them.
+
+    Runs that were trained or validated on other data are refused.
+    """
+    if out is not None:
+        from detkit.io.figures import image_format
+        from detkit.io.files import refuse_existing
+
+        image_format(out)
+        refuse_existing(out, overwrite)
+    from detkit import comparing
+
+    compared = comparing.compare(
+        runs,
+        data=data,
+        split=split,
+        images=images,
+        timed=timed,
+        bootstrap=bootstrap,
+        seed=seed,
+        batch=batch,
+        device=device,
+        threads=threads,
+        tell=note,
+    )
+    if out is not None:
+        compared.draw(out, overwrite=overwrite)
+        message(f"image: {out}")
+    return compared

