@@ -5,44 +5,64 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+if TYPE_CHECKING:
+    import torch
 
-def is_tensor(value: Any) -> bool:
+Array = TypeVar("Array", np.ndarray, "torch.Tensor")  # the same kind comes back
+Either = Any  # a numpy array or a torch tensor: the type of what serves both in one body
+
+
+def is_tensor(value: object) -> bool:
     """True if ``value`` is a torch tensor; never imports torch."""
     torch_module = sys.modules.get("torch")
     return torch_module is not None and isinstance(value, torch_module.Tensor)
 
 
-def convert_kind(value: Any, dtype: str, like: Any) -> Any:
-    """``value`` as an array of ``dtype``, of the kind of ``like``; mixing numpy and torch is an error."""
+def convert_kind(value: Either, dtype: str, like: Either) -> Either:
+    """``value`` as an array of another type, of the kind of ``like``.
+
+    Args:
+        value: An array, a tensor or a list.
+        dtype: The type's name, one that numpy and torch share.
+        like: A numpy array or a tensor, whose device counts for lists.
+
+    Raises:
+        TypeError: One is a numpy array and the other a tensor.
+    """
     if is_tensor(value) != is_tensor(like) and (is_tensor(value) or isinstance(value, np.ndarray)):
         raise TypeError("a structure holds numpy arrays or torch tensors, never both")
     if not is_tensor(like):
         return np.asarray(value, dtype=dtype)
     torch = sys.modules["torch"]
-    value = value if is_tensor(value) else torch.as_tensor(value, device=like.device)
-    return value.to(getattr(torch, dtype))
+    return torch.as_tensor(value, dtype=getattr(torch, dtype), device=None if is_tensor(value) else like.device)
 
 
-def row_index(index: Any, like: Any) -> Any:
-    """An index that keeps the leading dimension: one int selects a structure of length one."""
+def row_index(index: Either, like: Either) -> Either:
+    """An index that keeps the leading dimension: one int selects a structure of length one.
+
+    Args:
+        index: An int, a slice, a list, or an array or tensor of ints or bools.
+        like: What is indexed.
+
+    Raises:
+        IndexError: An int beyond the rows, which also ends ``for row in structure``.
+    """
     if isinstance(index, (int, np.integer)):
         if not -len(like) <= index < len(like):
-            raise IndexError(f"row {index} of {len(like)}")  # also ends ``for row in structure``
+            raise IndexError(f"row {index} of {len(like)}")
         return slice(int(index), int(index) + 1 or None)
     if isinstance(index, list):
         index = np.asarray(index, dtype=np.int64 if not index else None)
     if is_tensor(like) and isinstance(index, np.ndarray):
         return sys.modules["torch"].as_tensor(index, device=like.device)
-    if not is_tensor(like) and is_tensor(index):
-        return index.cpu().numpy()
-    return index
+    return index if is_tensor(like) else as_numpy(index)
 
 
-def moved(value: Any, device: Any, *, non_blocking: bool = False) -> Any:
+def moved(value: Either, device: torch.device | str, *, non_blocking: bool = False) -> Either:
     """An array or tensor as a tensor on ``device``."""
     if not is_tensor(value):
         import torch
@@ -51,12 +71,12 @@ def moved(value: Any, device: Any, *, non_blocking: bool = False) -> Any:
     return value.to(device, non_blocking=non_blocking)
 
 
-def as_numpy(value: Any) -> Any:
+def as_numpy(value: Either) -> Either:
     """A tensor as a numpy array; anything else as it is."""
     return value.detach().cpu().numpy() if is_tensor(value) else value
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """``value`` as JSON can hold it: lists for tuples and arrays, Python's numbers for numpy's, null for NaN, text for
     the rest."""
     if isinstance(value, Mapping):

@@ -7,21 +7,20 @@ tensors of any device, which go through the CPU. IoU here is that of two boxes w
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from detkit.arrays import as_numpy, is_tensor
-from detkit.ops.inputs import check_same_kind, float_array, label_array
+from detkit.arrays import Array, as_numpy
+from detkit.ops.inputs import as_kind, check_same_kind, float_array, label_array
 
 _SAMPLE = 4096  # sizes on which the restarts are tried where there are many more
 _STEPS = 30  # the last ones change a side by less than a thousandth
 
 
 def kmeans_anchors(
-    wh: Any,
+    wh: Array,
     k: int,
     *,
     distance: Literal["iou", "euclidean"] = "iou",
@@ -29,17 +28,29 @@ def kmeans_anchors(
     seed: int = 0,
     iterations: int = 300,
     restarts: int = 5,
-) -> Any:
-    """The k anchors (k, 2) float64, width and height, sorted by area, that k-means finds for box sizes ``wh`` (N, 2).
+) -> Array:
+    """The anchors that k-means finds for the sizes of boxes.
 
-    Samples go to the centre of smallest 1 - IoU (or Euclidean distance); a centre becomes the median (or mean) of its
-    samples, width and height apart. Seeds are drawn as in k-means++ with the same distance; the best of ``restarts``
-    runs counts, each of at most ``iterations`` rounds or until no sample moves (of many sizes, runs see a drawn part,
-    and the best one goes on with all). ``update="iou"`` goes on from the medians: each side of each centre takes the
-    smaller and smaller steps that raise the average IoU itself, which neither median nor mean does (no effect with the
-    Euclidean distance). The same ``seed`` gives the same anchors. Sizes are taken in float32.
+    Samples go to the centre of smallest distance; a centre becomes the median (or mean) of its samples, width and
+    height apart. Seeds are drawn as in k-means++ with the same distance. Sizes are taken in float32.
 
-    Raises ValueError if there are fewer than k distinct sizes; with exactly k these are the anchors.
+    Args:
+        wh: (N, 2) width and height of the boxes.
+        k: The number of anchors.
+        distance: 1 - IoU, or Euclidean.
+        update: What a centre becomes. "iou" goes on from the medians: each side of each centre takes the smaller and
+            smaller steps that raise the average IoU itself, which neither median nor mean does (no effect with the
+            Euclidean distance).
+        seed: The same one gives the same anchors.
+        iterations: Rounds at most; a run ends when no sample moves.
+        restarts: Runs, the best of which counts (of many sizes, runs see a drawn part, and the best one goes on with
+            all).
+
+    Returns:
+        (k, 2) float64, width and height, sorted by area.
+
+    Raises:
+        ValueError: Fewer than k distinct sizes (with exactly k these are the anchors), or arguments out of range.
     """
     if distance not in ("iou", "euclidean"):
         raise ValueError(f"distance must be iou or euclidean, got {distance!r}")
@@ -57,10 +68,10 @@ def kmeans_anchors(
         anchors = _best_run(sizes, k, distance == "iou", update, seed, iterations, restarts)
     anchors = anchors.astype(np.float64)
     anchors = anchors[np.lexsort((anchors[:, 0], anchors.prod(1)))]
-    return sys.modules["torch"].from_numpy(anchors).to(wh.device) if is_tensor(wh) else anchors
+    return as_kind(anchors, wh)
 
 
-def average_iou(wh: Any, anchors: Any) -> float:
+def average_iou(wh: Array, anchors: Array) -> float:
     """The mean over sizes ``wh`` (N, 2) of the IoU with the best of ``anchors`` (K, 2); NaN without sizes."""
     check_same_kind(wh, anchors)
     sizes = _sizes(wh, "wh")
@@ -68,13 +79,24 @@ def average_iou(wh: Any, anchors: Any) -> float:
     return float(best.mean(dtype=np.float64)) if len(best) else float("nan")
 
 
-def slot_collisions(images: Any, centres: Any, wh: Any, grid: int | tuple[int, int], anchors: Any) -> float:
-    """The share (0..1) of objects that lose their slot on a grid: same image, same cell, same best anchor.
+def slot_collisions(images: Array, centres: Array, wh: Array, grid: int | tuple[int, int], anchors: Array) -> float:
+    """The share of objects that lose their slot on a grid: same image, same cell, same best anchor.
 
-    images (N,) integers, which image an object is of; centres (N, 2) x, y and wh (N, 2) width, height, both as
-    fractions of the image; grid S for S x S cells, or (rows, columns); anchors (K, 2) as fractions too. An object
-    belongs to the cell of its centre (the last one if the centre lies on the far edge) and to the anchor of best IoU;
-    one object keeps each slot, the others are lost. 0 without objects.
+    An object belongs to the cell of its centre (the last one if the centre lies on the far edge) and to the anchor of
+    best IoU; one object keeps each slot, the others are lost.
+
+    Args:
+        images: (N,) integers, which image an object is of.
+        centres: (N, 2) x and y, fractions of the image.
+        wh: (N, 2) width and height, fractions of the image.
+        grid: S for S x S cells, or (rows, columns).
+        anchors: (K, 2), fractions too.
+
+    Returns:
+        0..1; 0 without objects.
+
+    Raises:
+        ValueError: Wrong shapes, sizes, or no cell.
     """
     check_same_kind(images, centres, wh, anchors)
     sizes = _sizes(wh, "wh")
@@ -83,7 +105,7 @@ def slot_collisions(images: Any, centres: Any, wh: Any, grid: int | tuple[int, i
         raise ValueError(f"centres must have shape {sizes.shape}, as wh, got {points.shape}")
     if not np.isfinite(points).all():
         raise ValueError("centres must be finite")
-    pictures = as_numpy(label_array(images, len(sizes), "images"))
+    numbers = as_numpy(label_array(images, len(sizes), "images"))
     rows, columns = (grid, grid) if isinstance(grid, int) else grid
     if rows < 1 or columns < 1:
         raise ValueError(f"grid must have at least one cell, got {grid}")
@@ -92,12 +114,12 @@ def slot_collisions(images: Any, centres: Any, wh: Any, grid: int | tuple[int, i
     anchor, _ = _nearest(sizes, _anchors(anchors))
     column = np.clip(np.floor(points[:, 0] * columns), 0, columns - 1).astype(np.int64)
     row = np.clip(np.floor(points[:, 1] * rows), 0, rows - 1).astype(np.int64)
-    slots = np.unique(np.stack((pictures, row, column, anchor), 1), axis=0)
+    slots = np.unique(np.stack((numbers, row, column, anchor), 1), axis=0)
     return (len(sizes) - len(slots)) / len(sizes)
 
 
-def _sizes(value: Any, name: str) -> np.ndarray:
-    sizes = as_numpy(float_array(value, name))
+def _sizes(value: Array, name: str) -> np.ndarray:
+    sizes: np.ndarray = as_numpy(float_array(value, name))
     if sizes.shape == (0,):
         sizes = sizes.reshape(0, 2)
     if sizes.ndim != 2 or sizes.shape[1] != 2:
@@ -108,7 +130,7 @@ def _sizes(value: Any, name: str) -> np.ndarray:
     return sizes
 
 
-def _anchors(value: Any) -> np.ndarray:
+def _anchors(value: Array) -> np.ndarray:
     anchors = _sizes(value, "anchors")
     if not len(anchors):
         raise ValueError("at least one anchor is needed")
@@ -125,9 +147,9 @@ def _nearness(sizes: np.ndarray, centres: np.ndarray, by_iou: bool = True) -> np
     x, y = centres[:, :1], centres[:, 1:]
     w, h = np.ascontiguousarray(sizes.T)
     if not by_iou:
-        return -((w - x) ** 2) - (h - y) ** 2
+        return np.asarray(-((w - x) ** 2) - (h - y) ** 2)
     shared = np.minimum(w, x) * np.minimum(h, y)
-    return shared / (w * h + x * y - shared)
+    return np.asarray(shared / (w * h + x * y - shared))
 
 
 def _nearest(sizes: np.ndarray, centres: np.ndarray, by_iou: bool = True) -> tuple[np.ndarray, np.ndarray]:

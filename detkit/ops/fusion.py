@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from detkit.arrays import as_numpy, is_tensor
-from detkit.ops.inputs import behaved, box_array, check_same_kind, check_shares, label_array, same_dtype, score_array
+from detkit.arrays import Array, Either, as_numpy
+from detkit.ops.inputs import (
+    as_kind,
+    behaved,
+    box_array,
+    check_same_kind,
+    check_shares,
+    label_array,
+    same_dtype,
+    score_array,
+)
 from detkit.ops.order import descending
 
 
 def weighted_boxes_fusion(
-    boxes_list: Sequence[Any],
-    scores_list: Sequence[Any],
-    labels_list: Sequence[Any],
+    boxes_list: Sequence[Array],
+    scores_list: Sequence[Array],
+    labels_list: Sequence[Array],
     *,
     weights: Sequence[float] | None = None,
     threshold: float = 0.55,
     min_score: float = 0.0,
-) -> tuple[Any, Any, Any]:
+) -> tuple[Array, Array, Array]:
     """Weighted boxes fusion (Solovyev, Wang and Gabruseva 2021, section 3).
 
     One entry a model in each list: boxes (N_i, 4) xyxy in any one unit, scores (N_i,), labels (N_i,); ``weights``: one
@@ -52,14 +59,16 @@ def weighted_boxes_fusion(
     fused = _fuse(boxes.astype(np.float64), scores, labels, models, float(factors.sum()), threshold)
 
     first = boxes_list[0]
-    outputs = [fused[0].astype(boxes.dtype), fused[1].astype(boxes.dtype), fused[2]]
-    if is_tensor(first):
-        torch = sys.modules["torch"]
-        outputs = [torch.from_numpy(output).to(first.device) for output in outputs]
-    return outputs[0], outputs[1], outputs[2]
+    return (
+        as_kind(fused[0].astype(boxes.dtype), first),
+        as_kind(fused[1].astype(boxes.dtype), first),
+        as_kind(fused[2], first),
+    )
 
 
-def _columns(boxes: Any, scores: Any, labels: Any, min_score: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _columns(
+    boxes: Either, scores: Either, labels: Either, min_score: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One model's usable rows: boxes in their own float type, scores float64, labels int64."""
     boxes = box_array(boxes)
     scores = score_array(scores, len(boxes))

@@ -8,32 +8,36 @@ Plain numbers out of their range are a ValueError too, here and in the networks 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import cast
 
 import numpy as np
 
-from detkit.arrays import is_tensor
+from detkit.arrays import Array, Either, is_tensor
 
 
-def float_array(value: Any, name: str) -> Any:
-    """``value`` in float32 or float64, of its own kind."""
+def float_array(value: Array, name: str) -> Array:
+    """``value`` in float32 or float64, of its own kind; ``name``: for errors.
+
+    Raises:
+        TypeError: It holds no real numbers.
+    """
+    found: Either = value if is_tensor(value) else np.asarray(value)
+    kind = _kind(found)
+    if kind in ("float32", "float64"):
+        return cast("Array", found)
+    if not kind.startswith(("f", "bf", "i", "u")):
+        raise TypeError(f"{name} must hold real numbers, got dtype {kind}")
     if is_tensor(value):
-        torch = sys.modules["torch"]
-        if value.dtype in (torch.float32, torch.float64):
-            return value
-        if value.dtype == torch.bool or value.dtype.is_complex:
-            raise TypeError(f"{name} must hold real numbers, got {value.dtype}")
-        return value.float()
-    array = np.asarray(value)
-    if array.dtype in (np.float32, np.float64):
-        return array
-    if array.dtype.kind not in "fiu":
-        raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
-    return array.astype(np.float64 if array.dtype.itemsize > 8 else np.float32)
+        return cast("Array", found.float())
+    return cast("Array", found.astype(np.float64 if found.dtype.itemsize > 8 else np.float32))
 
 
-def box_array(value: Any, name: str = "boxes") -> Any:
-    """``value`` as (N, 4) float32 or float64; an empty list counts as (0, 4)."""
+def box_array(value: Array, name: str = "boxes") -> Array:
+    """``value`` as (N, 4) float32 or float64; an empty list counts as (0, 4).
+
+    Raises:
+        ValueError: Another shape.
+    """
     boxes = float_array(value, name)
     if boxes.shape == (0,):
         return boxes.reshape(0, 4)
@@ -42,62 +46,92 @@ def box_array(value: Any, name: str = "boxes") -> Any:
     return boxes
 
 
-def score_array(value: Any, count: int, name: str = "scores") -> Any:
-    """``value`` as (count,) float32 or float64."""
-    scores = float_array(value, name)
-    if tuple(scores.shape) != (count,):
-        raise ValueError(f"{name} must have shape ({count},), one a box, got {tuple(scores.shape)}")
-    return scores
+def score_array(value: Array, count: int, name: str = "scores") -> Array:
+    """``value`` as (count,) float32 or float64.
+
+    Raises:
+        ValueError: Another shape.
+    """
+    return _of_length(float_array(value, name), count, name)
 
 
-def label_array(value: Any, count: int, name: str = "labels") -> Any:
-    """``value`` as (count,) int64."""
-    if is_tensor(value):
-        torch = sys.modules["torch"]
-        whole = not (value.dtype.is_floating_point or value.dtype.is_complex or value.dtype == torch.bool)
-    else:
-        value = np.asarray(value)
-        whole = value.dtype.kind in "iu" or value.shape == (0,)
-    if not whole:
-        raise TypeError(f"{name} must be integers, got {value.dtype}")
+def label_array(value: Array, count: int, name: str = "labels") -> Array:
+    """``value`` as (count,) int64.
+
+    Raises:
+        TypeError: It holds no integers.
+        ValueError: Another shape.
+    """
+    found: Either = value if is_tensor(value) else np.asarray(value)
+    if not _kind(found).startswith(("i", "u")) and tuple(found.shape) != (0,):
+        raise TypeError(f"{name} must be integers, got {_kind(found)}")
+    labels: Either = _of_length(found, count, name)
+    return cast("Array", labels.long() if is_tensor(value) else labels.astype(np.int64, copy=False))
+
+
+def _kind(array: Either) -> str:
+    """The dtype's name without torch's prefix, numpy's short one (f4) where bytes are in foreign order."""
+    return str(array.dtype).removeprefix("torch.").lstrip("<>")
+
+
+def _of_length(value: Array, count: int, name: str) -> Array:
     if tuple(value.shape) != (count,):
         raise ValueError(f"{name} must have shape ({count},), one a box, got {tuple(value.shape)}")
-    return value.long() if is_tensor(value) else value.astype(np.int64, copy=False)
+    return value
 
 
-def check_same_kind(*values: Any) -> None:
-    """TypeError where numpy and torch meet in one call, ValueError where two devices do."""
-    tensors = [value for value in values if is_tensor(value)]
-    if not tensors:
-        return
-    if len(tensors) != len(values):
+def check_same_kind(*values: object) -> None:
+    """Checks that arrays can meet in one call.
+
+    Raises:
+        TypeError: Numpy and torch are mixed.
+        ValueError: Tensors lie on different devices.
+    """
+    devices = {str(value.device) if is_tensor(value) else "" for value in cast("tuple[Either, ...]", values)}
+    if "" in devices and len(devices) > 1:
         raise TypeError("numpy arrays and torch tensors cannot be mixed in one call: convert one of them")
-    if len({tensor.device for tensor in tensors}) > 1:
-        raise ValueError(f"tensors lie on different devices: {sorted({str(t.device) for t in tensors})}")
+    if len(devices) > 1:
+        raise ValueError(f"tensors lie on different devices: {sorted(devices)}")
 
 
-def same_dtype(a: Any, b: Any) -> tuple[Any, Any]:
+def same_dtype(a: Array, b: Array) -> tuple[Array, Array]:
     """``a`` and ``b`` in the wider of their two float types."""
     if a.dtype == b.dtype:
         return a, b
-    return (a.double(), b.double()) if is_tensor(a) else (a.astype(np.float64), b.astype(np.float64))
+    return double(a), double(b)
 
 
-def host_arrays(*tensors: Any) -> list[np.ndarray] | None:
-    """Numpy views of plain CPU tensors, or None where torch itself has to see the operations.
+def double(array: Array) -> Array:
+    """``array`` in float64."""
+    found: Either = array
+    return cast("Array", found.double() if is_tensor(array) else found.astype(np.float64))
 
-    None for other devices, for tensors that need a gradient, and for traced, compiled, fake or wrapped ones.
+
+def as_kind(values: np.ndarray, like: Array) -> Array:
+    """``values`` as the kind of array that ``like`` is, on its device."""
+    source: Either = like
+    return cast("Array", sys.modules["torch"].from_numpy(values).to(source.device) if is_tensor(like) else values)
+
+
+def host_arrays(*arrays: Either) -> list[np.ndarray] | None:
+    """Numpy arrays, and views of plain CPU tensors, for a compiled kernel.
+
+    Returns:
+        None where torch itself has to see the operations: for other devices, for tensors that need a gradient, and for
+        traced, compiled, fake or wrapped ones.
     """
+    if not is_tensor(arrays[0]):
+        return list(arrays)
     torch = sys.modules["torch"]
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
-    for tensor in tensors:
+    for tensor in arrays:
         if tensor.device.type != "cpu" or (tensor.requires_grad and torch.is_grad_enabled()):
             return None
         if type(tensor) is not torch.Tensor and type(tensor) is not torch.nn.Parameter:
             return None
     try:
-        return [tensor.detach().numpy() for tensor in tensors]
+        return [tensor.detach().numpy() for tensor in arrays]
     except (RuntimeError, TypeError):  # inside vmap, or under a mode that makes every tensor a fake one
         return None
 

@@ -21,10 +21,10 @@ def descending(values: np.ndarray) -> np.ndarray:
         rank = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # integers in the order of the floats
         keys = (rank.astype(np.int64) << 32) | np.arange(count)
         keys.sort()
-        return keys & 0xFFFFFFFF
+        return np.asarray(keys & 0xFFFFFFFF)
     order = np.argsort(negated)
     ordered = values[order]
     run = np.cumsum(np.append(0, ordered[1:] != ordered[:-1])[:count])
     keys = run * count + order
     keys.sort()
-    return keys - np.sort(run) * count
+    return np.asarray(keys - np.sort(run) * count)

@@ -28,13 +28,24 @@ def roi_pool(
 ) -> Tensor:
     """The maximum of the features in each of h x w bins of each region (Girshick 2015, section 2.1).
 
-    features (B, C, H, W); rois: (R, 5) batch index and xyxy, or one (R_i, 4) tensor an image; size: h, w, or one
-    number for both; scale: cells a pixel of the regions. Returns (R, C, h, w) in channels_last strides, float64 for
-    float64, else float32. Bins take whole cells, as torchvision.ops.roi_pool. Wrong types are a TypeError; wrong shapes
-    or an index of no image a ValueError.
+    Bins take whole cells, as in ``torchvision.ops.roi_pool``.
+
+    Args:
+        features: (B, C, H, W).
+        rois: (R, 5) batch index and xyxy, or one (R_i, 4) tensor per image.
+        size: h, w, or one number for both.
+        scale: Cells per pixel of the regions.
+
+    Returns:
+        (R, C, h, w) in channels_last strides, float64 for float64, else float32.
+
+    Raises:
+        TypeError: Not tensors of numbers.
+        ValueError: Wrong shapes, or an index of no image.
     """
     features, table, high, wide = _checked(features, rois, size)
-    return _pool(features, table, high, wide, float(scale))
+    pooled: Tensor = _pool(features, table, high, wide, float(scale))
+    return pooled
 
 
 def roi_align(
@@ -47,20 +58,36 @@ def roi_align(
 ) -> Tensor:
     """The mean of bilinear samples of the features in each of h x w bins of each region (He et al. 2017, section 3).
 
-    sampling: samples along a bin's side, 0 for about one a cell; aligned: cell centres lie at half numbers, as they
-    should (torchvision.ops.roi_align has False as its default). The rest as in ``roi_pool``.
+    Args:
+        features: (B, C, H, W).
+        rois: (R, 5) batch index and xyxy, or one (R_i, 4) tensor per image.
+        size: h, w, or one number for both.
+        scale: Cells per pixel of the regions.
+        sampling: Samples along a bin's side, 0 for about one per cell.
+        aligned: Cell centres lie at half numbers, as they should (``torchvision.ops.roi_align`` has False as its
+            default).
+
+    Returns:
+        (R, C, h, w) in channels_last strides, float64 for float64, else float32.
+
+    Raises:
+        TypeError: Not tensors of numbers.
+        ValueError: Wrong shapes, or an index of no image.
     """
     features, table, high, wide = _checked(features, rois, size)
-    return _align(features, table, high, wide, float(scale), max(int(sampling), 0), bool(aligned))
+    pooled: Tensor = _align(features, table, high, wide, float(scale), max(int(sampling), 0), bool(aligned))
+    return pooled
 
 
 def roi_table(rois: Sequence[Tensor]) -> Tensor:
-    """One (R_i, 4) tensor of boxes an image as (R, 5), batch index and xyxy."""
+    """One (R_i, 4) tensor of boxes per image as (R, 5), batch index and xyxy."""
     parts = [torch.cat((boxes.new_full((len(boxes), 1), i), boxes), dim=1) for i, boxes in enumerate(rois)]
     return torch.cat(parts) if parts else torch.zeros(0, 5)
 
 
-def _checked(features: Tensor, rois: Any, size: Any) -> tuple[Tensor, Tensor, int, int]:
+def _checked(
+    features: Tensor, rois: Tensor | Sequence[Tensor], size: int | tuple[int, int]
+) -> tuple[Tensor, Tensor, int, int]:
     if not isinstance(features, Tensor):
         raise TypeError(f"features must be a tensor, got {type(features).__name__}")
     features = float_array(features, "features")
@@ -131,20 +158,20 @@ def _in_threads(kernel: Kernel, tensors: Sequence[Tensor], backward: bool, optio
 @_align.register_kernel("cuda")
 def _(features: Tensor, rois: Tensor, high: int, wide: int, scale: float, sampling: int, aligned: bool) -> Tensor:
     pooled = _torchvision().roi_align(features, rois, scale, high, wide, sampling or -1, aligned)
-    return pooled.contiguous(memory_format=torch.channels_last)
+    return _channels_last(pooled)
 
 
 @_align_backward.register_kernel("cuda")
 def _(gradient: Tensor, rois: Tensor, features: Tensor, scale: float, sampling: int, aligned: bool) -> Tensor:
     sizes = *gradient.shape[-2:], *features.shape
     out = _torchvision()._roi_align_backward(gradient, rois, scale, *sizes, sampling or -1, aligned)
-    return out.contiguous(memory_format=torch.channels_last)
+    return _channels_last(out)
 
 
 @_pool.register_kernel("cuda")
 def _(features: Tensor, rois: Tensor, high: int, wide: int, scale: float) -> Tensor:
     pooled = _torchvision().roi_pool(features, rois, scale, high, wide)[0]
-    return pooled.contiguous(memory_format=torch.channels_last)
+    return _channels_last(pooled)
 
 
 @_pool_backward.register_kernel("cuda")
@@ -152,7 +179,11 @@ def _(gradient: Tensor, rois: Tensor, features: Tensor, scale: float) -> Tensor:
     size = gradient.shape[-2:]
     places = _torchvision().roi_pool(features, rois, scale, *size)[1]
     out = _torchvision()._roi_pool_backward(gradient, rois, places, scale, *size, *features.shape)
-    return out.contiguous(memory_format=torch.channels_last)
+    return _channels_last(out)
+
+
+def _channels_last(maps: Tensor) -> Tensor:
+    return maps.contiguous(memory_format=torch.channels_last)
 
 
 def _torchvision() -> Any:
@@ -169,7 +200,7 @@ def _fake_backward(gradient: Tensor, rois: Tensor, features: Tensor, *options: f
     return torch.empty_like(features, memory_format=torch.channels_last)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _keep(ctx: Any, inputs: Sequence[Any], output: Tensor) -> None:
     features, rois, _, _, *ctx.options = inputs
     ctx.save_for_backward(rois, features)
 

@@ -11,12 +11,13 @@ suppresses nothing. Wrong types are a TypeError, wrong shapes or a threshold out
 from __future__ import annotations
 
 import sys
-from typing import Any, Literal
+from typing import Literal, cast
 
 import numpy as np
 
-from detkit.arrays import as_numpy, is_tensor
+from detkit.arrays import Array, Either, as_numpy, is_tensor
 from detkit.ops.inputs import (
+    as_kind,
     behaved,
     box_array,
     check_positive,
@@ -30,37 +31,64 @@ from detkit.ops.inputs import (
 from detkit.ops.order import descending
 
 
-def nms(boxes: Any, scores: Any, threshold: float) -> Any:
-    """Kept indices (K,) int64 of greedy NMS over all boxes, by descending score.
+def nms(boxes: Array, scores: Array, threshold: float) -> Array:
+    """Greedy NMS over all boxes.
 
-    The same indices in the same order as ``torchvision.ops.nms`` (NaN apart), which does the work for CUDA tensors.
+    Args:
+        boxes: (N, 4) xyxy.
+        scores: (N,).
+        threshold: A box whose IoU with a better one is above it is dropped, 0..1.
+
+    Returns:
+        Kept indices (K,) int64, by descending score: the same in the same order as ``torchvision.ops.nms`` (NaN apart),
+        which does the work for CUDA tensors.
     """
+    check_same_kind(boxes, scores)
     return _nms(boxes, scores, None, threshold)
 
 
-def batched_nms(boxes: Any, scores: Any, labels: Any, threshold: float) -> Any:
-    """Kept indices (K,) int64 of greedy NMS within each label, by descending score, ties by lower index.
+def batched_nms(boxes: Array, scores: Array, labels: Array, threshold: float) -> Array:
+    """Greedy NMS within each label.
 
-    The same boxes as ``torchvision.ops.batched_nms``, which orders ties of different classes arbitrarily and, for small
-    inputs, moves each class by an offset that can round boxes; here coordinates are used as they are.
+    Args:
+        boxes: (N, 4) xyxy.
+        scores: (N,).
+        labels: (N,) integers.
+        threshold: A box whose IoU with a better one of its label is above it is dropped, 0..1.
+
+    Returns:
+        Kept indices (K,) int64, by descending score, ties by lower index: the same boxes as
+        ``torchvision.ops.batched_nms``, which orders ties of different classes arbitrarily and, for small inputs, moves
+        each class by an offset that can round boxes; here coordinates are used as they are.
     """
-    return _nms(boxes, scores, labels, threshold)
+    check_same_kind(boxes, scores, labels)
+    return _nms(boxes, scores, label_array(labels, len(boxes)), threshold)
 
 
 def soft_nms(
-    boxes: Any,
-    scores: Any,
+    boxes: Array,
+    scores: Array,
     *,
     sigma: float = 0.5,
     method: Literal["gaussian", "linear"] = "gaussian",
     threshold: float = 0.5,
     min_score: float = 0.001,
-) -> tuple[Any, Any]:
-    """Soft-NMS (Bodla et al. 2017, section 3): kept indices (K,) int64 and their lowered scores (K,), best first.
+) -> tuple[Array, Array]:
+    """Soft-NMS (Bodla et al. 2017, section 3): each picked box lowers the scores of those that it overlaps.
 
-    Each picked box multiplies the scores of the others by exp(-IoU^2 / sigma) ("gaussian") or, where IoU > threshold,
-    by 1 - IoU ("linear"); boxes that fall below ``min_score`` leave. Scores must be >= 0. Tensors on other devices go
-    through the CPU; no gradient flows through the new scores.
+    Tensors on other devices go through the CPU; no gradient flows through the new scores.
+
+    Args:
+        boxes: (N, 4) xyxy.
+        scores: (N,), 0 or above.
+        sigma: Of "gaussian".
+        method: What scores are multiplied by: exp(-IoU^2 / sigma) ("gaussian"), or 1 - IoU where IoU > threshold
+            ("linear").
+        threshold: Of "linear".
+        min_score: Boxes that fall below it leave.
+
+    Returns:
+        Kept indices (K,) int64 and their lowered scores (K,), best first.
     """
     from detkit.ops.nms_kernels import soften
 
@@ -70,43 +98,25 @@ def soft_nms(
     check_shares(threshold=threshold)
     check_same_kind(boxes, scores)
     boxes = box_array(boxes)
-    scores = score_array(scores, len(boxes))
-    wide_boxes, wide_scores = same_dtype(as_numpy(boxes), as_numpy(scores))
-    sound = _sound(wide_boxes, wide_scores)
-    gaussian = method == "gaussian"
+    wide, high = same_dtype(as_numpy(boxes), as_numpy(score_array(scores, len(boxes))))
+    sound: np.ndarray = ~(np.isnan(wide).any(1) | np.isnan(high))
     least = max(0.0, float(min_score))
-    kept, lowered = soften(wide_boxes[sound], wide_scores[sound], gaussian, float(sigma), float(threshold), least)
-    kept, lowered = np.flatnonzero(sound)[kept], lowered.astype(wide_scores.dtype, copy=False)
-    if not is_tensor(boxes):
-        return kept, lowered
-    torch = sys.modules["torch"]
-    return torch.from_numpy(kept).to(boxes.device), torch.from_numpy(lowered).to(boxes.device)
+    kept, lowered = soften(wide[sound], high[sound], method == "gaussian", float(sigma), float(threshold), least)
+    return as_kind(np.flatnonzero(sound)[kept], boxes), as_kind(lowered, boxes)
 
 
-def _sound(boxes: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """(N,) bool: no NaN among coordinates and score."""
-    return ~(np.isnan(boxes).any(1) | np.isnan(scores))
-
-
-def _nms(boxes: Any, scores: Any, labels: Any, threshold: float) -> Any:
+def _nms(boxes: Array, scores: Array, labels: Either, threshold: float) -> Array:
     check_shares(threshold=threshold)
-    threshold = float(threshold)
-    check_same_kind(boxes, scores, *(() if labels is None else (labels,)))
     boxes = box_array(boxes)
     scores = score_array(scores, len(boxes))
-    if labels is not None:
-        labels = label_array(labels, len(boxes))
-    if not is_tensor(boxes):
-        return _compiled_nms(boxes, scores, labels, threshold)
-    torch = sys.modules["torch"]
-    columns = [boxes.detach(), scores.detach()] + ([] if labels is None else [labels])
-    hosts = host_arrays(*columns)
+    columns: list[Either] = [boxes, scores] if labels is None else [boxes, scores, labels]
+    hosts = host_arrays(*(column.detach() if is_tensor(column) else column for column in columns))
     if hosts is None:
-        return _torch_nms(*same_dtype(*columns[:2]), labels, threshold)
-    return torch.from_numpy(_compiled_nms(hosts[0], hosts[1], None if labels is None else hosts[2], threshold))
+        return cast("Array", _torch_nms(*same_dtype(columns[0].detach(), columns[1].detach()), labels, threshold))
+    return as_kind(_compiled_nms(hosts[0], hosts[1], hosts[-1] if len(hosts) == 3 else None, float(threshold)), boxes)
 
 
-def _torch_nms(boxes: Any, scores: Any, labels: Any, threshold: float) -> Any:
+def _torch_nms(boxes: Either, scores: Either, labels: Either, threshold: float) -> Either:
     import torchvision
 
     torch = sys.modules["torch"]
@@ -137,5 +147,5 @@ def _compiled_nms(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray | No
     limit = boxes.dtype.type(threshold)
     if float(limit) > threshold:  # no float of the boxes' type lies between
         limit = np.nextafter(limit, limit - 1)
-    keep = suppress(behaved(boxes), behaved(scores), order, labels, classes, limit)
-    return order[keep[order]]
+    keep: np.ndarray = suppress(behaved(boxes), behaved(scores), order, labels, classes, limit)
+    return np.asarray(order[keep[order]])

@@ -136,9 +136,9 @@ def _segments(
         smooth = cv2.GaussianBlur(smooth, (0, 0), sigma).reshape(h, w, c)
     edges, weights = graph_kernels.sorted_edges(smooth)
     thresholds = np.array(ks, np.float32)
-    labels, *common = graph_kernels.common_merges(edges, weights, h, w, thresholds, min_size)
-    finals = np.stack([graph_kernels.own_merges(*common, k, min_size) for k in thresholds])
-    return graph_kernels.atoms_of(labels, finals)
+    common = graph_kernels.common_merges(edges, weights, h, w, thresholds, min_size)
+    finals = np.stack([graph_kernels.own_merges(*common[1:], k, min_size) for k in thresholds])
+    return graph_kernels.atoms_of(common[0], finals)
 
 
 def _hierarchies(channels: Sequence[np.ndarray], plan: Plan) -> list[np.ndarray]:
@@ -151,14 +151,14 @@ def _hierarchies(channels: Sequence[np.ndarray], plan: Plan) -> list[np.ndarray]
         for direction, derivative in enumerate((gx, gy, gx + gy, gx - gy)):
             search_kernels.texture_codes(derivative, codes[4 * number + direction])
     values = np.stack([channel.ravel() for channel in channels])
-    *described, keys = search_kernels.describe(atoms, finals.shape[1], w, values, codes)
-    pairs = search_kernels.distinct_pairs(keys)
+    described = search_kernels.describe(atoms, finals.shape[1], w, values, codes)
+    pairs = search_kernels.distinct_pairs(described[3])
     strategies = np.array(plan.strategies)
     found = []
     for segments in finals:
-        *parts, keys = search_kernels.gather(segments, int(segments.max()) + 1, *described, pairs)
-        near = search_kernels.distinct_pairs(keys)
-        found += list(search_kernels.group(*parts, near, len(channels), h * w, strategies))
+        parts = search_kernels.gather(segments, int(segments.max()) + 1, *described[:3], pairs)
+        near = search_kernels.distinct_pairs(parts[3])
+        found += list(search_kernels.group(*parts[:3], near, len(channels), h * w, strategies))
     return found
 
 
