@@ -53,10 +53,9 @@ def check_annotations(annotations: Annotations, *, decode: bool = True, threads:
         for fault in pool.map(partial(_image_fault, decode=decode), a.files, a.sizes, chunksize=16):
             if fault is not None:
                 findings.add(*fault)
-    twice = [file for file, count in Counter(a.files).items() for _ in range(count - 1)]
-    findings.add("same file listed twice", *twice, count=len(twice))
-    copies = _copies(a)
-    findings.add("same image twice", *copies, count=len(copies))
+    for file, count in Counter(a.files).items():
+        findings.add("same file listed twice", file, count=count - 1)
+    _check_copies(a, findings)
     return CheckReport(len(a), len(a.labels), len(a.classes), findings.as_list())
 
 
@@ -108,17 +107,12 @@ def _image_fault(file: str, size: np.ndarray, *, decode: bool) -> tuple[str, str
     return kind, f"{file}: {width} x {height}, labels say {size[1]} x {size[0]}"
 
 
-def _copies(a: Annotations) -> list[str]:
-    """Images whose bytes are those of an earlier one; only files of equal length are read."""
-    by_length: dict[int, list[str]] = {}
-    for file in dict.fromkeys(a.files):
-        if os.path.isfile(file):
-            by_length.setdefault(os.path.getsize(file), []).append(file)
-    found = []
-    for files in by_length.values():
-        seen: dict[str, str] = {}
-        for file in files if len(files) > 1 else ():
-            first = seen.setdefault(sha256_of(file), file)
-            if first != file:
-                found.append(f"{file} = {first}")
-    return found
+def _check_copies(a: Annotations, findings: Findings) -> None:
+    """Counts images whose bytes are those of an earlier one; only files of equal length are read."""
+    lengths = {file: os.path.getsize(file) for file in a.files if os.path.isfile(file)}
+    alike = Counter(lengths.values())
+    first_of: dict[str, str] = {}
+    for file in (file for file, length in lengths.items() if alike[length] > 1):
+        first = first_of.setdefault(sha256_of(file), file)
+        if first != file:
+            findings.add("same image twice", f"{file} = {first}")

@@ -6,6 +6,7 @@ Iterative stratification: Sechidis, Tsoumakas, Vlahavas, "On the Stratification 
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ def write_split(
     if source is None:
         raise DetkitError("only a data set of one source can be split", do="split each of them by itself")
     if source.format == "folders":
-        return _copy_folders(annotations, parts, out, overwrite)
+        return _copy_folders(annotations, parts, source.path, out, overwrite)
     home = source.path.parent if source.path.is_file() else source.path
     folder = out or (home / "ImageSets" / "Main" if source.format == "voc" else home)
     stem = source.path.stem if source.path.is_file() else source.split or "all"
@@ -127,21 +128,18 @@ def write_split(
 
 
 def _copy_folders(
-    annotations: Annotations, parts: Mapping[str, np.ndarray], out: Path | None, overwrite: bool
+    annotations: Annotations, parts: Mapping[str, np.ndarray], source: Path, out: Path | None, overwrite: bool
 ) -> list[Path]:
-    source = annotations.source.path if annotations.source else Path()
     if out is None or out.resolve().is_relative_to(source.resolve()):
         do = "give --out a new folder outside of it: the images are copied to PART/CLASS/ there"
         raise DetkitError("parts of class folders are folders themselves", str(source), do)
-    part_of = {int(i): part for part, rows in parts.items() for i in rows}
+    # Where parts of the source were joined, a name may come twice in a class.
+    taken = defaultdict[str, set[str]](set)
     with atomic_folder(out, overwrite) as folder:
-        for label in range(len(annotations.classes)):
-            mine = np.flatnonzero(annotations.labels == label).tolist()  # one object per image
-            files = [annotations.files[i] for i in mine]
-            # Where parts of the source were joined, a name may come twice in a class.
-            for i, file, name in zip(mine, files, flat_names(files), strict=True):
-                if i in part_of:
-                    copy_images([file], [name], folder / part_of[i] / Path(file).parent.name)
+        for part, rows in parts.items():
+            for file in annotations.subset(rows).files:
+                home = Path(file).parent.name
+                copy_images([file], flat_names([file], taken[home]), folder / part / home)
     return [out / part for part in parts]
 
 
@@ -194,14 +192,7 @@ def split_annotations(
         DetkitError: As ``stratify`` and ``write_split``.
     """
     parts = stratify(annotations, fractions, seed)
-    boxes = {
-        name: dict(zip(annotations.classes, counts.tolist(), strict=True))
-        for name, counts in balance(annotations, parts).items()
-    }
+    counts = {name: annotations.subset(rows).class_counts().tolist() for name, rows in parts.items()}
+    boxes = {name: dict(zip(annotations.classes, count, strict=True)) for name, count in counts.items()}
     files = write_split(annotations, parts, out, overwrite=overwrite)
     return DataSplit(files, {name: len(rows) for name, rows in parts.items()}, boxes)
-
-
-def balance(annotations: Annotations, parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """(C,) int64 objects of each class in every part."""
-    return {name: annotations.subset(rows).class_counts() for name, rows in parts.items()}
