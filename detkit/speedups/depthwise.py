@@ -8,6 +8,7 @@ computed in float32; everything else stays torch's. Results agree with torch's t
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,8 @@ def speed_up_depthwise(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and _is_depthwise(module):
-            module._conv_forward = _Forward(module)  # type: ignore[method-assign, assignment]
+            # Not a function that knows the module: a copied one would still compute with the first.
+            module._conv_forward = partial(_conv_forward, module)  # type: ignore[method-assign]
 
 
 def _is_depthwise(conv: nn.Conv2d) -> bool:
@@ -45,17 +47,10 @@ def _is_depthwise(conv: nn.Conv2d) -> bool:
     )
 
 
-class _Forward:
-    """Stands for a module's ``_conv_forward``; a class, so that a copied module copies it with itself."""
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        self.conv = conv
-
-    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        stride, padding = self.conv.stride, self.conv.padding
-        if x.device.type == "cpu" and weight.requires_grad and torch.is_grad_enabled():
-            return _Depthwise.apply(x, weight, stride, padding)
-        return F.conv2d(x, weight, bias, stride, padding, groups=len(weight))
+def _conv_forward(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if x.device.type == "cpu" and weight.requires_grad and torch.is_grad_enabled():
+        return _Depthwise.apply(x, weight, conv.stride, conv.padding)
+    return F.conv2d(x, weight, bias, conv.stride, conv.padding, groups=len(weight))
 
 
 class _Depthwise(torch.autograd.Function):
@@ -97,30 +92,26 @@ def filter_gradient(
     Returns:
         (C, 1, kh, kw) float32.
     """
-    inputs, outputs = _bits(x), _bits(gradient)
+    inputs, outputs = _cells(x), _cells(gradient)
     sums = np.zeros((len(inputs), *size, inputs.shape[3]), np.float32)
 
     def work(start: int, stop: int) -> None:
         for image in range(start, stop):
-            _filter_sums(inputs[image], outputs[image], sums[image], *stride, *padding)
+            _filter_sums(_widened(inputs[image]), _widened(outputs[image]), sums[image], *stride, *padding)
 
     run_chunks(work, len(inputs), min(thread_count(), len(inputs)))
     return torch.from_numpy(sums.sum(0)).permute(2, 0, 1).unsqueeze(1)
 
 
-def _bits(maps: Tensor) -> np.ndarray:
-    """(B, H, W, C) of the numbers' bits; bfloat16, which numpy lacks, is the upper half of a float32."""
+def _cells(maps: Tensor) -> np.ndarray:
+    """(B, H, W, C) float32, or the bits of bfloat16, which numpy lacks."""
     maps = maps.detach().permute(0, 2, 3, 1).contiguous()
-    if maps.dtype == torch.bfloat16:
-        return maps.view(torch.uint16).numpy()
-    return maps.float().view(torch.uint32).numpy()
+    return (maps.view(torch.uint16) if maps.dtype == torch.bfloat16 else maps.float()).numpy()
 
 
-@kernel
-def _widened(bits: np.ndarray, shift: int, into: np.ndarray) -> None:
-    for j in range(bits.shape[0]):
-        for i in range(bits.shape[1]):
-            into[j, i] = np.uint32(bits[j, i]) << np.uint32(shift)
+def _widened(cells: np.ndarray) -> np.ndarray:
+    """As float32: bfloat16 is its upper half."""
+    return cells if cells.dtype == np.float32 else (cells.astype(np.uint32) << 16).view(np.float32)
 
 
 @kernel
@@ -129,21 +120,18 @@ def _filter_sums(
 ) -> None:
     """Adds x (H, W, C) * gradient (h, w, C), moved by each place of the filter, into sums (kh, kw, C).
 
-    x, gradient: the bits of bfloat16 (two bytes) or float32. Four neighbouring cells at a time: their products are
-    added before the sum is loaded and stored. The innermost loop runs over channels, side by side.
+    Four neighbouring cells at a time: their products are added before the sum is loaded and stored. The innermost loop
+    runs over channels, side by side.
     """
     height, width, channels = x.shape
     rows, columns = gradient.shape[:2]
-    shift = 32 - 8 * x.itemsize
-    line_bits, cell_bits = np.empty((width, channels), np.uint32), np.empty((columns, channels), np.uint32)
-    line, cells = line_bits.view(np.float32), cell_bits.view(np.float32)
     for row in range(rows):
-        _widened(gradient[row], shift, cell_bits)
+        cells = gradient[row]
         for ky in range(sums.shape[0]):
             y = row * down + ky - pad_top
             if y < 0 or y >= height:
                 continue
-            _widened(x[y], shift, line_bits)
+            line = x[y]
             for kx in range(sums.shape[1]):
                 left = kx - pad_left
                 column = max(0, -(left // right))

@@ -88,7 +88,7 @@ def test_only_wide_depthwise_layers_change_and_copies_are_independent():
     twin(x).sum().backward()
     assert net[1].weight.grad is None
     assert twin[1].weight.grad is not None
-    assert twin[1]._conv_forward.conv is twin[1]
+    assert twin[1]._conv_forward.args[0] is twin[1]
 
 
 def test_without_gradients_it_is_the_plain_convolution():
