@@ -54,7 +54,7 @@ def fuse_batchnorms(detector: Detector) -> int:
         return 0
     plain = _answers(detector)
     for pair in pairs:
-        vars(pair.conv)["forward"], vars(pair.norm)["forward"] = pair, _Passing(pair.norm)
+        vars(pair.conv)["forward"], vars(pair.norm)["forward"] = pair.convolve, pair.normalise
     both = zip(plain, _answers(detector), strict=True)
     if all(torch.allclose(a, b, rtol=0, atol=_NEARLY * float(a.abs().max())) for a, b in both):
         return len(pairs)
@@ -85,7 +85,7 @@ def _answers(detector: Detector) -> list[Tensor]:
 
 
 class _Folded:
-    """Stands for a convolution's ``forward``; a class, so that a copied layer copies it with itself."""
+    """Stands for the ``forward`` of a convolution and its BatchNorm; copied layers copy it with themselves."""
 
     def __init__(self, detector: Detector, parent: nn.Module, name: str, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
         self.parent, self.name, self.conv, self.norm, self.trainings = parent, name, conv, norm, detector.trainings
@@ -94,7 +94,8 @@ class _Folded:
     def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "made": None}
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def convolve(self, x: Tensor) -> Tensor:
+        """With the BatchNorm's part, where nobody looks at what is between them."""
         conv, norm = self.conv, self.norm
         learning = torch.is_grad_enabled() or norm.training or torch.compiler.is_compiling()
         watched = conv._forward_hooks or norm._forward_hooks or norm._forward_pre_hooks
@@ -105,6 +106,11 @@ class _Folded:
         result = type(conv).forward(self.layer(), x)
         result.normalised_by = norm  # type: ignore[attr-defined]
         return result
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """What the convolution has normalised passes."""
+        normalised = vars(x).pop("normalised_by", None) is self.norm
+        return x if normalised else type(self.norm).forward(self.norm, x)
 
     def layer(self) -> nn.Conv2d:
         """The convolution with folded weights, made anew if what it was made of has changed."""
@@ -124,14 +130,3 @@ class _Folded:
             layer._parameters = {"weight": weight, "bias": bias}
             self.made = made = (tensors, numbers, layer)
         return made[2]
-
-
-class _Passing:
-    """Stands for a BatchNorm's ``forward``: what its convolution has normalised passes."""
-
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
-        self.norm = norm
-
-    def __call__(self, x: Tensor) -> Tensor:
-        normalised = vars(x).pop("normalised_by", None) is self.norm
-        return x if normalised else type(self.norm).forward(self.norm, x)
