@@ -127,10 +127,13 @@ class Augment:
     @classmethod
     def off(cls, **strengths: Any) -> Augment:
         """Everything off but ``strengths``."""
-        kept = (*strengths, "crop_area", "min_visible", "warp_grid", "covariance", "chance")
-        names = [field.name for field in fields(cls) if field.name not in kept]
-        off: dict[str, Any] = {name: None if name == "scale" else 0 for name in names}
-        return cls(**off, **strengths)
+        off: dict[str, Any] = {name: None if name == "scale" else 0 for name in cls._strengths()}
+        return cls(**(off | strengths))
+
+    @classmethod
+    def _strengths(cls) -> list[str]:
+        settings = ("crop_area", "min_visible", "warp_grid", "covariance", "chance")  # of what others switch on
+        return [field.name for field in fields(cls) if field.name not in settings]
 
     def reduce_to(self, resize: Resize) -> int | None:
         """A JPEG may be decoded smaller, down to this many pixels of its longer side; None: not."""
@@ -139,9 +142,7 @@ class Augment:
     @property
     def changes(self) -> bool:
         """False if every image stays as evaluation sees it."""
-        colours = (self.shift, self.brightness, self.contrast, self.saturation, self.hue, self.pca)
-        more = (self.noise, self.blur, self.grey, self.mosaic, self.mixup)
-        return any((self.mirror, self.flip, self.crop, self._moves, *colours, *more))
+        return any(getattr(self, name) for name in self._strengths())
 
     def prepare(self) -> None:
         """Imports albumentations if it will be needed, so that forked workers share it."""
@@ -174,7 +175,9 @@ class Augment:
         sample = self._cropped(sample, rng)
         if self._moves:
             warp = self._place(resize, sample, (resize.height, resize.width), rng)
-            return warp.drawn(sample, resize.fill, self.min_visible)
+            image = np.empty((resize.height, resize.width, 3), np.uint8)
+            warp.image(sample.image, image, resize.fill)
+            return warp.sample(sample, image, self.min_visible)
         # Resampled exactly as in evaluation.
         mirror, flip = rng.random(2) < (self.mirror, self.flip)
         sample = turned(sample, bool(mirror), bool(flip), self.flip_pairs)

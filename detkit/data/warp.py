@@ -123,12 +123,6 @@ class Warp:
         moved = replace(target, area=target.area * np.float32(abs(scale)), points=points, masks=None)
         return visible(moved, self.boxes(target.boxes), self.size, min_visible)
 
-    def drawn(self, sample: Sample, fill: int, min_visible: float) -> Sample:
-        """``sample`` resampled; see ``image`` and ``sample``."""
-        image = np.empty((*self.size, 3), np.uint8)
-        self.image(sample.image, image, fill)
-        return self.sample(sample, image, min_visible)
-
     def sample(self, sample: Sample, image: np.ndarray, min_visible: float, *, clip: bool = True) -> Sample:
         """``sample`` with target and proposals moved (masks are not carried).
 

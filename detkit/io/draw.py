@@ -258,11 +258,9 @@ def _tab(text: str, size: int, colour: Colour) -> np.ndarray:
 def _base_font(size: int) -> Font:
     """DejaVu Sans from matplotlib's files (found without importing it), else Pillow's own font."""
     spec = importlib.util.find_spec("matplotlib")
-    if spec is not None and spec.origin:
-        file = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
-        if file.is_file():
-            return ImageFont.truetype(str(file), size)
-    return ImageFont.load_default(size)  # type: ignore[return-value]
+    file = Path(str(spec and spec.origin)).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+    font = ImageFont.truetype(str(file), size) if file.is_file() else ImageFont.load_default(size)
+    return font  # type: ignore[return-value]
 
 
 @lru_cache(maxsize=256)

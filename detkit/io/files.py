@@ -148,10 +148,9 @@ def flat_names(files: Sequence[str], taken: set[str] | None = None) -> list[str]
     taken, names = set() if taken is None else taken, []
     for file in files:
         stem, suffix = os.path.splitext(os.path.basename(file))
-        name, k = stem + suffix, 2
-        while name.lower() in taken or os.path.splitext(name)[0].lower() in taken:
-            name, k = f"{stem}_{k}{suffix}", k + 1
-        # Label files are named by the stem, so stems must differ too.
-        taken |= {name.lower(), os.path.splitext(name)[0].lower()}
-        names.append(name)
+        own, k = stem, 2
+        while own.lower() in taken:  # label files are named by the stem, so stems must differ
+            own, k = f"{stem}_{k}", k + 1
+        taken.add(own.lower())
+        names.append(own + suffix)
     return names

@@ -16,6 +16,7 @@ from typing import BinaryIO, NamedTuple
 import cv2
 import numpy as np
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from detkit.errors import DetkitError
@@ -36,13 +37,15 @@ ImageSource = str | Path | bytes | np.ndarray | Image.Image
 
 
 class Header(NamedTuple):
-    """What an image's header tells: format, width and height as stored (pixels), EXIF orientation 1..8, alpha."""
+    """What an image's header tells: format, width and height as stored (pixels), EXIF orientation 1..8, alpha, and its
+    own length in bytes (of a JPEG: all before the coded pixels)."""
 
     format: str
     width: int
     height: int
     orientation: int
     alpha: bool
+    length: int
 
     @property
     def size(self) -> tuple[int, int]:
@@ -71,7 +74,9 @@ def read_image(
         raise read_error(error, where) from error
     head = _read_header(io.BytesIO(data), where)
     _refuse_large(head.width, head.height, where, max_pixels)
-    if not _is_complete(data, head.format):
+    # Some versions of OpenCV fill what is missing with grey and call it an image.
+    end = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}.get(head.format)
+    if end is not None and data.find(end, head.length) < 0:
         raise DetkitError("the image is cut off: its end is missing", where, "fetch or copy it again")
     image = _decode(data, head, reduce_to)
     if image is None or 0 in image.shape or image.dtype not in (np.uint8, np.uint16):
@@ -248,31 +253,31 @@ def _read_header(file: BinaryIO, where: str) -> Header:
     if prefix[4:8] == b"ftyp" and prefix[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"hevc"):
         raise DetkitError("HEIC images are not read", where, "save it as JPEG or PNG")
     image = _open_header(file, prefix, where)
-    name = "JPEG" if image.format == "MPO" else str(image.format)
+    length = file.tell()  # a preview inside EXIF has an end marker of its own
     (width, height), orientation = image.size, _exif_orientation(image)
     if isinstance(image, TiffImageFile):
         # Pillow tells the size of some turned TIFFs as stored, of others as shown.
         tags = image.tag_v2
         width, height, orientation = int(tags[256]), int(tags[257]), tags.get(_ORIENTATION, 1)
-    return Header(name, width, height, orientation if orientation in range(1, 9) else 1, image.has_transparency_data)
+    orientation = orientation if orientation in range(1, 9) else 1
+    return Header(str(image.format), width, height, orientation, image.has_transparency_data, length)
 
 
 def _open_header(file: BinaryIO, prefix: bytes, where: str) -> Image.Image:
     # Image.open would warn and fail by its own, global limit of pixels and would try dozens of rare formats.
     Image.preinit()
     for name in _FORMATS:
-        if name not in Image.OPEN and not Image.init():
-            continue
+        if name not in Image.OPEN:
+            Image.init()
         factory, accept = Image.OPEN.get(name, (None, None))
         if factory is None or (accept is not None and accept(prefix) is not True):
             continue
         file.seek(0)
         try:
-            return factory(file, "")
+            return JpegImageFile(file) if name == "JPEG" else factory(file, "")  # "JPEG" gives MPO, too
         except Exception as error:  # plugins raise a dozen kinds on damaged headers
-            raise DetkitError(
-                f"the header of this {name} image is damaged or cut off", where, "fetch or copy it again"
-            ) from error
+            what = f"the header of this {name} image is damaged or cut off"
+            raise DetkitError(what, where, "fetch or copy it again") from error
     text = all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in prefix)
     what = "this is a text file, not an image" if text else "the file is not an image of a known format"
     raise DetkitError(what, where, "known: JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, JPEG 2000, PNM")
@@ -283,30 +288,6 @@ def _exif_orientation(image: Image.Image) -> int:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged EXIF must not cost the image; viewers ignore it too
         return 1
-
-
-def _is_complete(data: bytes, name: str) -> bool:
-    """False if a JPEG or PNG lacks its end: some versions of OpenCV fill the rest with grey and call it an image."""
-    if name == "PNG":
-        return data.rfind(b"IEND") > 0
-    if name != "JPEG":
-        return True
-    scan = _first_scan(data)
-    return scan > 0 and data.find(b"\xff\xd9", scan) > 0
-
-
-def _first_scan(data: bytes) -> int:
-    """Offset of a JPEG's first start-of-scan marker; a preview inside EXIF has an end marker of its own. 0 if none."""
-    at = 2
-    while at + 4 <= len(data):
-        if data[at] != 0xFF:
-            return 0
-        marker = data[at + 1]
-        if marker == 0xDA:
-            return at
-        padding = marker == 0xFF
-        at += 1 if padding else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return 0
 
 
 def _decode(data: bytes, head: Header, reduce_to: int | None) -> np.ndarray | None:

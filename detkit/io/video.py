@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -38,7 +37,8 @@ _CODECS: dict[str, tuple[Codec, ...]] = {
     ".avi": (Codec("MJPG", "Motion JPEG", False),),
 }
 Open = Callable[[int | str], cv2.VideoCapture]
-_environment_lock = threading.Lock()
+# Keeps FFmpeg's own messages off stderr; OpenCV takes their level from the environment only.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 
 class VideoReader:
@@ -67,7 +67,7 @@ class VideoReader:
         self._last_second = 0.0
         if not isinstance(source, int) and capture is None:
             _refuse_empty(Path(source))
-        with quiet_opencv, _quiet_ffmpeg():
+        with quiet_opencv:
             self._capture = (capture or cv2.VideoCapture)(source if isinstance(source, int) else str(source))
         if not self._capture.isOpened():
             self._capture.release()
@@ -175,7 +175,7 @@ class VideoWriter:
     def _open(self, size: tuple[int, int]) -> cv2.VideoWriter:
         for codec in _CODECS[self.path.suffix.lower()]:
             fourcc = cv2.VideoWriter.fourcc(*codec.fourcc)
-            with quiet_opencv, _quiet_ffmpeg():
+            with quiet_opencv:
                 writer = cv2.VideoWriter(str(self._temporary), cv2.CAP_FFMPEG, fourcc, self.fps, size)
             if writer.isOpened():
                 self._writer, self.codec, self._size = writer, codec, size
@@ -220,17 +220,3 @@ def _refuse_empty(path: Path) -> None:
                 raise DetkitError("the file is empty", str(path), "fetch or copy it again")
     except OSError as error:
         raise read_error(error, str(path)) from error
-
-
-@contextmanager
-def _quiet_ffmpeg() -> Iterator[None]:
-    """Keeps FFmpeg's own messages off stderr; OpenCV takes their level from the environment only."""
-    key = "OPENCV_FFMPEG_LOGLEVEL"
-    with _environment_lock:
-        ours = key not in os.environ
-        os.environ.setdefault(key, "-8")
-        try:
-            yield
-        finally:
-            if ours:
-                del os.environ[key]
