@@ -5,14 +5,12 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure  # without pyplot: no window system, no global state
 
 from detkit.report.content import Facts
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _MANY = 20  # classes that a chart tells apart
 _LETTERS = 24  # of a class name along an axis
@@ -23,15 +21,7 @@ def data_uri(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure  # without pyplot: no window system, no global state
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 def _uri(figure: Figure) -> str:
-    import matplotlib
-
     file = io.BytesIO()
     # The same page from the same numbers: no date, no random names.
     with matplotlib.rc_context({"svg.hashsalt": "detkit", "svg.fonttype": "path"}):
@@ -46,7 +36,7 @@ def curves_chart(curves: Facts, iou: float) -> str:
         curves: As in a report.
         iou: The threshold of matching.
     """
-    figure = _figure(10, 4.2)
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     classes = sorted(curves["per_class"].items(), key=lambda item: -item[1]["objects"])[:_MANY]
     for number, (name, curve) in enumerate([*classes, ("all together", curves["overall"])]):
@@ -77,7 +67,7 @@ def confusion_chart(confusion: Facts) -> str:
     total = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
     side = min(max(4.0, 0.42 * len(names) + 1.6), 16.0)
-    figure = _figure(side + 1, side)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     small = max(4.0, min(9.0, 560 / len(names)))
@@ -95,7 +85,7 @@ def confusion_chart(confusion: Facts) -> str:
 
 def calibration_chart(tables: Sequence[tuple[str, Facts]]) -> str:
     """Precision against mean score per bin, and how many detections a bin holds, for each of these tables."""
-    figure = _figure(10, 3.8)
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot([0, 1], [0, 1], color="grey", linestyle=":", label="scores that mean what they say")
     for number, (name, table) in enumerate(tables):
@@ -115,7 +105,7 @@ def calibration_chart(tables: Sequence[tuple[str, Facts]]) -> str:
 def errors_chart(errors: Facts) -> str:
     """What AP would gain if one kind of error were put right."""
     kinds = errors["kinds"]
-    figure = _figure(8, 3)
+    figure = Figure(figsize=(8, 3), layout="constrained")
     axes = figure.subplots()
     gains = [100 * kind["gain"] for kind in kinds.values()]
     bars = axes.barh([f"{name} ({kind['count']:,})" for name, kind in kinds.items()], gains, color="C3")

@@ -14,7 +14,7 @@ import numpy as np
 from detkit.io.figures import written_figure
 from detkit.metrics.bootstrap import draws
 from detkit.metrics.coco import Coco
-from detkit.report.text import aligned
+from detkit.report.content import aligned
 from detkit.tables import GroundTruth, Results
 
 if TYPE_CHECKING:

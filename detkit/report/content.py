@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,6 @@ from detkit.metrics.curves import Curve, curves
 from detkit.metrics.errors import KINDS, MISSED, error_breakdown
 from detkit.metrics.matching import positives
 from detkit.report.impact import ap_impact
-from detkit.report.text import aligned, number
 
 if TYPE_CHECKING:
     from detkit.data.annotations import Annotations
@@ -27,6 +26,23 @@ Facts = dict[str, Any]  # plain values by name, as JSON holds them
 WORST = 24  # images that are listed
 _MANY = 100_000  # detections, on which a draw takes a tenth of a second
 _NAMED = 8  # errors of an image that are listed
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for people: a dash where there is nothing to measure (None, NaN, COCO's -1)."""
+    if value is None or (isinstance(value, float) and (value != value or value == -1)):
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of a table as lines of equal length: the first column begins, the others end at one place."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *cells in rows:
+        padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *padded]))
+    return lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,28 +267,25 @@ class _Chosen:
         for i in images[cost[images] > 0].tolist():
             wrong = _highest(false[dt.image[false] == i], impact.false_positive)
             gone = _highest(missed[gt.image[missed] == i], impact.object)
-            entry = {"image": i, "file": self.files[i], "cost": float(cost[i])}
-            entry["false_positives"] = [self._detection(row) for row in wrong]
-            found.append(entry | {"missed": [self._object(row) for row in gone]})
+            errors = {"false_positives": list(map(self._detection, wrong)), "missed": list(map(self._object, gone))}
+            found.append({"image": i, "file": self.files[i], "cost": float(cost[i]), **errors})
         return found
 
     def examples(self) -> Facts:
         """Of each class the surest right detection, the most costly false positive and the largest missed object."""
         gt, dt, impact = self.gt, self.dt, self.impact
+        # Missed objects cost the same: the largest is the one that should have been seen.
+        kinds = {
+            "right": (dt.label, impact.true, dt.score, self._detection),
+            "false_positive": (dt.label, impact.false_positive > 0, impact.false_positive, self._detection),
+            "missed": (gt.label, self.wanted & np.isnan(impact.score), gt.area, self._object),
+        }
         table: Facts = {}
         for k, name in enumerate(gt.classes):
-            found = {}
-            if len(right := np.flatnonzero((dt.label == k) & impact.true)):
-                found["right"] = self._detection(right[np.argmax(dt.score[right])])
-            if len(wrong := np.flatnonzero((dt.label == k) & (impact.false_positive > 0))):
-                found["false_positive"] = self._detection(wrong[np.argmax(impact.false_positive[wrong])])
-            if len(missed := np.flatnonzero((gt.label == k) & self.wanted & np.isnan(impact.score))):
-                # They cost the same: the largest is the one that should have been seen.
-                found["missed"] = self._object(missed[np.argmax(gt.area[missed])])
-            for one in found.values():
-                one["file"] = self.files[one["image"]]
-            if found:
-                table[name] = found
+            for kind, (label, mask, most, described) in kinds.items():
+                if len(rows := np.flatnonzero(mask & (label == k))):
+                    one = described(rows[np.argmax(most[rows])])
+                    table.setdefault(name, {})[kind] = one | {"file": self.files[one["image"]]}
         return table
 
     def _detection(self, row: int) -> Facts:
@@ -304,9 +317,9 @@ def latency(timings: Mapping[str, Any]) -> Facts:
         return whole
     batches = batches[min(1, len(batches) - 1) :]
     each = 1000 * np.repeat(batches[:, 1:] / batches[:, :1], batches[:, 0].astype(int), axis=0)
-    columns = {"data": each[:, 0], "model": each[:, 1], "post": each[:, 2], "total": each.sum(axis=1)}
+    columns = np.quantile(np.column_stack([each, each.sum(axis=1)]), [0.5, 0.95], axis=0).T.tolist()
     spread = {
-        name: {"median": float(np.median(values)), "p95": float(np.quantile(values, 0.95))}
-        for name, values in columns.items()
+        name: {"median": median, "p95": p95}
+        for name, (median, p95) in zip(("data", "model", "post", "total"), columns, strict=True)
     }
     return {**whole, "batch": int(batches[:, 0].max()), "split": bool(each[:, 2].any()), "ms": spread}

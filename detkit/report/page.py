@@ -20,9 +20,8 @@ from detkit.errors import DetkitError
 from detkit.io.draw import draw_marked
 from detkit.io.files import write_text
 from detkit.io.images import jpeg_bytes, read_image, scaled_to
-from detkit.report.charts import calibration_chart, confusion_chart, curves_chart, data_uri, errors_chart
-from detkit.report.content import Facts, Report
-from detkit.report.text import number
+from detkit.report import charts
+from detkit.report.content import Facts, Report, number
 
 GALLERY, EXAMPLE = 520, 200  # pixels of the longer side
 _MARGIN = 0.4  # of the box, around an example
@@ -30,14 +29,7 @@ _MARGIN = 0.4  # of the box, around an example
 _COLOURS = {"false_positive": 0, "missed": 2, "right": 3}
 _MOST = 10  # rows of a table of what is most frequent
 
-_TEMPLATES = Environment(
-    loader=PackageLoader("detkit.report", "."),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-)
+_TEMPLATES = Environment(loader=PackageLoader("detkit.report", "."), autoescape=True, undefined=StrictUndefined)
 _TEMPLATES.filters |= {"number": number, "basename": os.path.basename}
 
 
@@ -59,12 +51,12 @@ def write_report(path: str | Path, report: Report, title: str, *, overwrite: boo
     path, facts = Path(path), report.facts
     gallery = [_gallery_image(entry) for entry in facts["worst"]]
     examples = {
-        (name, kind): _example_image(kind, one)
+        (name, kind): _drawn(one["file"], [one["box"]], [""], [kind], example=True)
         for name, found in facts["examples"].items()
         for kind, one in found.items()
     }
-    scores = {"all": "all detections", "shown": f"scores from {facts['calibration']['shown']['conf']:.3f}"}
-    calibrations = [(scores[key], table) for key, table in facts["calibration"].items()]
+    shown = f"scores from {facts['best_threshold']['score']:.3f}"
+    calibrations = [("all detections", facts["calibration"]["all"]), (shown, facts["calibration"]["shown"])]
     text = _TEMPLATES.get_template("page.html").render(
         title=title,
         version=detkit.__version__,
@@ -73,12 +65,8 @@ def write_report(path: str | Path, report: Report, title: str, *, overwrite: boo
         examples=examples,
         between=partial(_between, facts),
         href=partial(_href, path.resolve().parent),
-        charts={
-            "curves": curves_chart(facts["curves"], facts["settings"]["match_iou"]),
-            "confusion": confusion_chart(facts["confusion"]),
-            "calibration": calibration_chart(calibrations),
-            "errors": errors_chart(facts["errors"]),
-        },
+        charts=charts,
+        calibrations=calibrations,
         tables={
             "rules": html_table(("rule", "in force"), facts["settings"]["rules"].items()),
             "protocols": _protocols(facts),
@@ -195,31 +183,28 @@ def _href(folder: Path, file: str) -> str:
 def _gallery_image(entry: Facts) -> str | None:
     """The image of an entry of ``worst``: false positives red, missed objects orange and dashed; None if unreadable."""
     wrong, missed = entry["false_positives"], entry["missed"]
-    boxes = np.array([one["box"] for one in (*wrong, *missed)], float).reshape(-1, 4)
     captions = [f"{one['label']} {one['score']:.2f}, {one['kind']}" for one in wrong]
     captions += [f"missed: {one['label']}" for one in missed]
     kinds = ["false_positive"] * len(wrong) + ["missed"] * len(missed)
+    return _drawn(entry["file"], [one["box"] for one in (*wrong, *missed)], captions, kinds)
+
+
+def _drawn(
+    file: str, places: list[list[float]], captions: list[str], kinds: list[str], example: bool = False
+) -> str | None:
+    """An image with these boxes, an example cut out with some of its surroundings; None if it cannot be read."""
     try:
-        return _drawn(read_image(entry["file"]), boxes, captions, kinds, GALLERY)
+        image = read_image(file)
     except DetkitError:
         return None
-
-
-def _example_image(kind: str, one: Facts) -> str | None:
-    """One of ``examples``, cut out with some of its surroundings; None if its image cannot be read."""
-    box = np.array(one["box"], float)
-    try:
-        image = read_image(one["file"])
-    except DetkitError:
-        return None
-    margin = _MARGIN * max(*(box[2:] - box[:2]), 20)
-    size = np.array(image.shape[1::-1])
-    left, top = np.clip(box[:2] - margin, 0, size - 1).astype(int)
-    right, bottom = np.clip(box[2:] + margin, (left + 1, top + 1), size).astype(int)
-    return _drawn(image[top:bottom, left:right], box[None] - np.array([left, top] * 2), [""], [kind], EXAMPLE)
-
-
-def _drawn(image: np.ndarray, boxes: np.ndarray, captions: list[str], kinds: list[str], side: int) -> str:
+    boxes = np.array(places, float).reshape(-1, 4)
+    side = EXAMPLE if example else GALLERY
+    if example:
+        margin = _MARGIN * max(*(boxes[0, 2:] - boxes[0, :2]), 20)
+        size = np.array(image.shape[1::-1])
+        left, top = np.clip(boxes[0, :2] - margin, 0, size - 1).astype(int)
+        right, bottom = np.clip(boxes[0, 2:] + margin, (left + 1, top + 1), size).astype(int)
+        image, boxes = image[top:bottom, left:right], boxes - (left, top, left, top)
     colours, dashed = [_COLOURS[kind] for kind in kinds], [kind == "missed" for kind in kinds]
     marked = draw_marked(scaled_to(image, side), boxes * (side / max(image.shape[:2])), captions, colours, dashed)
-    return data_uri("image/jpeg", jpeg_bytes(marked))
+    return charts.data_uri("image/jpeg", jpeg_bytes(marked))
