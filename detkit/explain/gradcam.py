@@ -16,8 +16,8 @@ from detkit.detector import Detector
 from detkit.errors import DetkitError
 from detkit.explain.features import stages_of
 from detkit.heads.dense import DenseHead
-from detkit.heads.pooling import with_context
 from detkit.heads.roi import RoIHead
+from detkit.heads.trunk import with_context
 from detkit.interfaces import Raw
 from detkit.ops.roi import roi_table
 from detkit.structures import Sample

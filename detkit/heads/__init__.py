@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 HEADS = {
-    "classify": "detkit.heads.classify:Classify",
-    "localize": "detkit.heads.localize:Localize",
+    "classify": "detkit.heads.image:Classify",
+    "localize": "detkit.heads.image:Localize",
     "roi": "detkit.heads.roi:RoIHead",
     "sliding_window": "detkit.heads.sliding_window:SlidingWindow",
     "yolo": "detkit.heads.yolo:YOLO",

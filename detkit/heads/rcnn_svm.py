@@ -67,7 +67,7 @@ class Embedded(NamedTuple):
     target: Target
 
 
-class Stages(NamedTuple):
+class FittedStages(NamedTuple):
     """What was learned, float32.
 
     Attributes:
@@ -105,7 +105,7 @@ def fit_stages(
     options: LaterStages,
     positive: float,
     weights: tuple[float, float, float, float],
-) -> Stages:
+) -> FittedStages:
     """Trains the stages of ``classes`` classes.
 
     Section 2.3 and appendix B: an SVM per class, its positives the labelled objects, its negatives the regions that
@@ -137,7 +137,7 @@ def fit_stages(
         if one.near:
             boxes[label], boxes_bias[label] = fit.ridge(one, options.ridge)
     regressed, rounds = np.array([bool(one.near) for one in fit.classes]), np.array([one.rounds for one in fit.classes])
-    return Stages(svm.astype(np.float32), svm_bias.astype(np.float32), boxes, boxes_bias, regressed, rounds)
+    return FittedStages(svm.astype(np.float32), svm_bias.astype(np.float32), boxes, boxes_bias, regressed, rounds)
 
 
 def _picks(image: int, rows: np.ndarray) -> np.ndarray:

@@ -19,9 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 from detkit.heads.dense import exact_output, full_precision, gather_objects, of_wanted_classes, select_detections
 from detkit.heads.points import Landmarks
-from detkit.heads.pooling import RegionPooling
 from detkit.heads.rcnn_svm import Embedded, LaterStages, fit_stages
-from detkit.heads.trunk import TrunkHead, output_width, region_trunk, trunk_for
+from detkit.heads.trunk import RegionPooling, TrunkHead, output_width, region_trunk, trunk_for
 from detkit.ops.assign import Objects, Regions, draw, label_regions
 from detkit.ops.coder import decode_deltas, encode_deltas
 from detkit.ops.inputs import check_positive, check_shares

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from detkit.heads import rcnn_svm
-from detkit.heads.rcnn_svm import Embedded, LaterStages, Stages, fit_stages
+from detkit.heads.rcnn_svm import Embedded, FittedStages, LaterStages, fit_stages
 from detkit.heads.roi import RoIHead
 from detkit.ops.coder import encode_deltas
 from detkit.ops.svm_kernels import descend
@@ -66,12 +66,12 @@ def image(seed: int, labels: tuple[int, ...] = (0, 1), background: int = 30, **k
     return Embedded(features.astype(np.float16), torch.tensor(boxes), target)
 
 
-def fit(data: list[Embedded], classes: int = 3, **changes: Any) -> Stages:
+def fit(data: list[Embedded], classes: int = 3, **changes: Any) -> FittedStages:
     options = LaterStages(classifier="svm", svm_cost=0.01, ridge=changes.get("ridge", 1.0))
     return fit_stages(data, classes, options, 0.5, WEIGHTS)
 
 
-def probabilities(found: Stages, item: Embedded) -> np.ndarray:
+def probabilities(found: FittedStages, item: Embedded) -> np.ndarray:
     logits = item.features.astype(np.float32) @ found.svm.T + found.svm_bias
     return 1 / (1 + np.exp(-logits))
 

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 
 from detkit.errors import DetkitError
-from detkit.heads.pooling import RegionPooling, level_of, with_context
 from detkit.heads.roi import RoIHead
-from detkit.heads.trunk import compress_detector, split_layers
+from detkit.heads.trunk import RegionPooling, compress_detector, level_of, split_layers, with_context
 from detkit.ops.coder import encode_deltas
 from detkit.structures import Limits, Target
 

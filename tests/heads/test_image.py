@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from detkit.errors import DetkitError
-from detkit.heads.classify import Classify
-from detkit.heads.localize import Localize, chosen_object, localization_target
+from detkit.heads.image import Classify, Localize, chosen_object, localization_target
 from detkit.ops.losses import localization_loss
 from detkit.structures import Limits, Target
 
