@@ -9,57 +9,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import wraps
 from inspect import Parameter, signature
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from detkit.cli import options
-from detkit.errors import DetkitError
-
-if TYPE_CHECKING:
-    from detkit.predictor import Predictor
-
-
-def load_predictor(
-    models: Sequence[str] | None,
-    *,
-    ensemble: bool,
-    tta: str | None,
-    device: str | None,
-    threads: int | None,
-    size: int | None = None,
-    precision: str = "fp32",
-) -> Predictor:
-    """What ``--model``, ``--ensemble``, ``--tta`` and their kind ask for.
-
-    Args:
-        models: Files, run folders or names; none: the shipped default.
-        ensemble: Fuse two or more.
-        tta: Views by name, several by commas.
-        device: As ``detkit.load``.
-        threads: As ``detkit.load``.
-        size: As ``detkit.load``.
-        precision: As ``detkit.load``.
-
-    Raises:
-        DetkitError: Several models without ``--ensemble`` or one with it, and all that ``detkit.load`` raises.
-    """
-    models = list(models or ())
-    if len(models) > 1 and not ensemble:
-        what = f"{len(models)} models without --ensemble: {', '.join(models)}"
-        raise DetkitError(what, do="add --ensemble to fuse their answers, or name one model at a time")
-    if ensemble and len(models) < 2:
-        raise DetkitError("an ensemble needs two or more models", "--ensemble", "name another one")
-    from detkit import api
-
-    views = [] if tta is None else names_in(tta) or [tta]
-    return api.load(models or None, device=device, threads=threads, size=size, precision=precision, tta=views)
-
-
-def names_in(text: str) -> list[str]:
-    """The names of a list such as ``cat, dog``."""
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def progress(done: int, total: int, unit: str = "batches") -> None:
@@ -106,12 +61,24 @@ Result = Printable | tuple[Printable, int] | int
 
 
 def printed(verb: Callable[..., Result]) -> Callable[..., int]:
-    """``verb`` as a command that also has ``--plugin`` and ``--json``, and returns an exit code; a verb that prints
-    as it goes is told ``as_json``."""
+    """``verb`` as a command that also has ``--plugin`` and ``--json``, and returns an exit code.
+
+    A verb that prints as it goes is told ``as_json``. An argument that is a dataclass stands for options of its fields.
+    """
     own = signature(verb, eval_str=True)
+    groups: dict[str, type] = {}
+    known: list[Parameter] = []
+    for name, argument in own.parameters.items():
+        if isinstance(argument.annotation, type) and is_dataclass(argument.annotation):
+            groups[name] = argument.annotation
+            known += signature(argument.annotation, eval_str=True).parameters.values()
+        elif name != "as_json":
+            known.append(argument)
 
     @wraps(verb)
-    def command(*, as_json: bool, plugin: None, **given: object) -> int:
+    def command(*, plugin: None, as_json: bool, **given: object) -> int:
+        for name, group in groups.items():
+            given[name] = group(**{key: given.pop(key) for key in signature(group).parameters})
         result = verb(**given, as_json=as_json) if "as_json" in own.parameters else verb(**given)
         if isinstance(result, int):
             return result
@@ -119,12 +86,12 @@ def printed(verb: Callable[..., Result]) -> Callable[..., int]:
         emit(shown, as_json)
         return code
 
-    added = [
+    known += [
         Parameter("plugin", Parameter.KEYWORD_ONLY, default=None, annotation=options.Plugins),
         Parameter("as_json", Parameter.KEYWORD_ONLY, default=False, annotation=options.Json),
     ]
-    mine = [one for name, one in own.parameters.items() if name != "as_json"]
-    vars(command)["__signature__"] = own.replace(parameters=[*mine, *added])
+    everything = [one.replace(kind=Parameter.KEYWORD_ONLY) for one in known]
+    vars(command)["__signature__"] = own.replace(parameters=everything)
     return command
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from typer import Option, Typer
 
 from detkit.cli import options
-from detkit.cli.common import Printable, Printed, message, names_in
+from detkit.cli.common import Printable, Printed, message
+from detkit.cli.options import names_in
 from detkit.errors import DetkitError
 
 if TYPE_CHECKING:
@@ -17,52 +18,30 @@ if TYPE_CHECKING:
 app = Typer(help="Check, describe, show, convert and split labelled images.", no_args_is_help=True)
 
 
-def _read(data: str, split: str | None, images: Path | None, form: str | None) -> Annotations:
-    from detkit.data.dataset import read
-
-    annotations = read(data, split=split, images=images, format=form)
-    if annotations.findings:
-        total = sum(f.count for f in annotations.findings)
-        message(f"{total} findings while reading ({annotations.findings[0].name}, ...): see detkit data check {data}")
+def _read(labelled: options.LabelledData) -> Annotations:
+    """The labels; says what was found while reading."""
+    annotations = labelled.read()
+    if found := annotations.findings:
+        total = sum(one.count for one in found)
+        message(f"{total} findings while reading ({found[0].name}, ...): see detkit data check {labelled.data}")
     return annotations
-
-
-def _read_parts(
-    data: str, split: str | None, images: Path | None, form: str | None, whole: str
-) -> dict[str, Annotations]:
-    """Each part of the data set, or the one asked for, by name; one that is one piece is called ``whole``."""
-    from detkit.data.dataset import splits
-
-    names = [split] if split is not None else splits(data, format=form)
-    if {"train", "val", "trainval"} <= set(names):
-        names.remove("trainval")  # the two others joined
-    parts = {Path(name).stem: _read(data, name, images, form) for name in names}
-    return parts or {whole: _read(data, None, images, form)}
 
 
 @app.command()
 def check(
-    data: options.Data,
-    split: options.SplitName = None,
-    images: options.Images = None,
-    form: options.DataFormat = None,
+    labelled: options.LabelledData,
     headers: Annotated[bool, Option("--headers", help="Read only the images' headers: quick.")] = False,
 ) -> tuple[Printable, int]:
     """Look for mistakes in labels and images; exit code 3 if there are any."""
     from detkit.data.check import check_annotations
-    from detkit.data.dataset import read
 
-    annotations = read(data, split=split, images=images, format=form, refuse=False)
-    report = check_annotations(annotations, decode=not headers)
+    report = check_annotations(labelled.read(refuse=False), decode=not headers)
     return report, 3 if report.findings else 0
 
 
 @app.command()
 def stats(
-    data: options.Data,
-    split: options.SplitName = None,
-    images: options.Images = None,
-    form: options.DataFormat = None,
+    labelled: options.LabelledData,
     out: options.Out = None,
     sample: Annotated[int, Option(min=0, help="Images to read for the colour statistics (0: none).")] = 300,
     seed: options.Seed = 0,
@@ -71,7 +50,7 @@ def stats(
     """Count and measure the boxes; colour mean and covariance of the images; plots to --out."""
     from detkit.data.stats import colour_statistics, describe_annotations, description_lines, plot_annotations
 
-    annotations = _read(data, split, images, form)
+    annotations = _read(labelled)
     numbers = describe_annotations(annotations)
     if sample:
         try:
@@ -86,10 +65,7 @@ def stats(
 
 @app.command()
 def show(
-    data: options.Data,
-    split: options.SplitName = None,
-    images: options.Images = None,
-    form: options.DataFormat = None,
+    labelled: options.LabelledData,
     out: Annotated[Path, Option("--out", "-o", help="Write to exactly this path.")] = Path("labels.jpg"),
     count: Annotated[int, Option("--count", "-n", min=1, help="Images to show.")] = 12,
     augment: Annotated[int, Option(min=0, help="Augmented versions of each image.")] = 0,
@@ -104,7 +80,7 @@ def show(
     from detkit.io.images import write_image
 
     refuse_existing(out, overwrite)
-    dataset = Dataset(_read(data, split, images, form))
+    dataset = Dataset(_read(labelled))
     samples, failed = labelled_samples(dataset, count, seed)
     for line in failed:
         message(f"left out: {line}")
@@ -117,30 +93,24 @@ def show(
 
 @app.command()
 def convert(
-    data: options.Data,
+    labelled: options.LabelledData,
     to: Annotated[Literal["coco", "voc", "yolo"], Option("--to", help="The format to write.")],
     out: Annotated[Path, Option("--out", "-o", help="Folder to write (COCO: or one .json, without images).")],
-    split: options.SplitName = None,
-    images: options.Images = None,
-    form: options.DataFormat = None,
     link: Annotated[bool, Option("--link", help="Link the images instead of copying them.")] = False,
     overwrite: options.Overwrite = False,
 ) -> Printable:
     """Write the data set in another format, every part of it or one --split; what is lost is counted."""
     from detkit.data.convert import convert_annotations
 
-    parts = _read_parts(data, split, images, form, "train")
+    parts = {name: _read(part) for name, part in labelled.parts("train").items()}
     return convert_annotations(parts, to, out, overwrite=overwrite, link=link)
 
 
 @app.command()
 def split(
-    data: options.Data,
+    labelled: options.LabelledData,
     val: Annotated[float, Option(min=0, max=1, help="Share of the validation part.")] = 0.2,
     test: Annotated[float, Option(min=0, max=1, help="Share of the test part.")] = 0.0,
-    part: Annotated[str | None, Option("--split", help="Split this part of DATA (default: all of it).")] = None,
-    images: options.Images = None,
-    form: options.DataFormat = None,
     out: options.Out = None,
     seed: options.Seed = 0,
     overwrite: options.Overwrite = False,
@@ -155,27 +125,23 @@ def split(
         raise DetkitError(f"--val {val:g} and --test {test:g} leave nothing to train on", do="give smaller shares")
     shares = {"train": 1 - val - test, "val": val, "test": test}
     shares = {name: share for name, share in shares.items() if share > 0}
-    return split_annotations(_read(data, part, images, form), shares, out, seed=seed, overwrite=overwrite)
+    return split_annotations(_read(labelled), shares, out, seed=seed, overwrite=overwrite)
 
 
 @app.command()
 def crops(
-    data: options.Data,
+    labelled: options.LabelledData,
     out: Annotated[Path, Option("--out", "-o", help="Folder to write: PART/CLASS/*.jpg.")],
     background: Annotated[int, Option(min=0, help="So many crops of each part that touch no object.")] = 0,
     min_size: Annotated[int, Option(min=1, help="Leave out objects with a shorter side, in pixels.")] = 48,
     classes: options.Classes = None,
-    split: options.SplitName = None,
-    images: options.Images = None,
-    form: options.DataFormat = None,
     seed: options.Seed = 0,
     overwrite: options.Overwrite = False,
 ) -> tuple[Printable, int]:
     """Cut the objects out: a folder of class folders, to train a classifier on."""
     from detkit.data.crops import write_crops
 
-    parts = _read_parts(data, split, images, form, "")
-    parts = {"": parts[next(iter(parts))]} if split else parts
+    parts = {"" if labelled.split else name: _read(part) for name, part in labelled.parts("").items()}
     chosen = None if classes is None else names_in(classes)
     done = write_crops(
         parts, out, classes=chosen, background=background, min_size=min_size, seed=seed, overwrite=overwrite
@@ -185,22 +151,18 @@ def crops(
 
 @app.command()
 def anchors(
-    data: options.Data,
+    labelled: options.LabelledData,
     k: Annotated[int, Option("-k", "--anchors", min=1, help="How many.")] = 9,
     size: Annotated[int | None, Option(min=1, help="Letterbox to this input size (default: pixels).")] = None,
     distance: Annotated[Literal["iou", "euclidean"], Option(help="What k-means makes small (iou: 1 - IoU).")] = "iou",
     grid: Annotated[int | None, Option(min=1, help="Share of objects losing their slot on S x S cells.")] = None,
     plot: Annotated[Path | None, Option(help="Plot average IoU for 1 to 12 anchors, both distances.")] = None,
-    split: options.SplitName = None,
-    images: options.Images = None,
-    form: options.DataFormat = None,
     seed: options.Seed = 0,
     overwrite: options.Overwrite = False,
 ) -> Printable:
     """Choose anchor boxes by k-means; say what average IoU they reach."""
     from detkit.data.anchors import choose_anchors
 
-    annotations = _read(data, split, images, form)
     return choose_anchors(
-        annotations, k, size=size, distance=distance, grid=grid, plot=plot, seed=seed, overwrite=overwrite
+        _read(labelled), k, size=size, distance=distance, grid=grid, plot=plot, seed=seed, overwrite=overwrite
     )

@@ -15,7 +15,8 @@ from typer import Argument, Option
 
 from detkit import registry
 from detkit.cli import options
-from detkit.cli.common import load_predictor, message, names_in
+from detkit.cli.common import message
+from detkit.cli.options import names_in
 from detkit.errors import DetkitError
 
 if TYPE_CHECKING:
@@ -35,12 +36,8 @@ def detect(
     max_detections: Annotated[int, Option(help="Most boxes per image.")] = 100,
     classes: options.Classes = None,
     size: options.Size = None,
-    tta: options.Tta = None,
-    ensemble: options.FuseModels = False,
+    answers: options.Answers = options.Answers(),
     batch: options.BatchSize = 1,
-    device: options.Device = None,
-    precision: options.PrecisionName = "fp32",
-    threads: options.Threads = None,
     out: options.Out = None,
     form: Annotated[
         str | None, Option("--format", help="Of --out: jsonl, coco, csv (by its ending), yolo or voc (a folder).")
@@ -57,9 +54,7 @@ def detect(
     frames = _frames(source, failures)
     done, first = 0, next(frames, None)
     if first is not None:  # else a model would be loaded for nothing
-        detector = load_predictor(
-            model, ensemble=ensemble, tta=tta, device=device, precision=precision, threads=threads, size=size
-        )
+        detector = answers.predictor(model or [], size)
         limits = detector.limits(conf, iou, max_detections, None if classes is None else names_in(classes) or [classes])
         with ExitStack() as stack:
             sinks: list[Sink] = [_print_json if as_json else _print]

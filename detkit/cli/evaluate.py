@@ -8,7 +8,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from detkit.cli import options
-from detkit.cli.common import Printable, load_predictor, message, note, progress
+from detkit.cli.common import Printable, message, note, progress
 from detkit.errors import DetkitError
 from detkit.metrics import METRICS
 
@@ -35,12 +35,8 @@ def evaluate(
     check: Annotated[str | None, Option(metavar="pycocotools", help="Its own numbers beside detkit's.")] = None,
     overwrite: options.Overwrite = False,
     iou: options.Iou = 0.5,
-    tta: options.Tta = None,
-    ensemble: options.FuseModels = False,
+    answers: options.Answers = options.Answers(),
     batch: options.BatchSize = 8,
-    device: options.Device = None,
-    precision: options.PrecisionName = "fp32",
-    threads: options.Threads = None,
     as_json: bool = False,
 ) -> Printable:
     """AP of a model, or of a file of detections, on labelled data: all classes together and each by itself.
@@ -55,13 +51,10 @@ def evaluate(
     from detkit.report.content import Settings
 
     *models, data = arguments
-    _check_words(models, predictions, ensemble, tta)
+    _check_words(models, predictions, answers)
     name = ", ".join(models) or "the default model"
-    predictor = predictions or load_predictor(
-        models, ensemble=ensemble, tta=tta, device=device, precision=precision, threads=threads
-    )
     done = evaluating.full_report(
-        predictor,
+        predictions or answers.predictor(models),
         data,
         Settings(protocol, match_iou, max_detections, bootstrap, seed),
         name=name,
@@ -83,9 +76,9 @@ def evaluate(
     return done
 
 
-def _check_words(models: list[str], predictions: Path | None, ensemble: bool, tta: str | None) -> None:
-    if predictions is not None and (models or ensemble or tta):
-        extra = models[0] if models else "--ensemble" if ensemble else "--tta"
+def _check_words(models: list[str], predictions: Path | None, answers: options.Answers) -> None:
+    if predictions is not None and (models or answers.ensemble or answers.tta):
+        extra = models[0] if models else "--ensemble" if answers.ensemble else "--tta"
         what = f"give a model or --predictions, not both ({extra})"
         raise DetkitError(what, do="detkit evaluate --predictions FILE DATA, or detkit evaluate MODEL DATA")
     for name in models:

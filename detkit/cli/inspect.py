@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option, Typer
 
 from detkit.cli import options
-from detkit.cli.common import Printed, message, names_in
+from detkit.cli.common import Printed, message
+from detkit.cli.options import names_in
 from detkit.errors import DetkitError
 
 if TYPE_CHECKING:

@@ -1,29 +1,29 @@
-"""The options and arguments that several verbs have, each with one name and one meaning everywhere."""
+"""The options and arguments that several verbs have, each with one name and one meaning everywhere.
+
+A dataclass holds options that go together: a verb has one argument of it, see ``detkit.cli.common.printed``.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
 from detkit import registry
+from detkit.errors import DetkitError
+
+if TYPE_CHECKING:
+    from detkit.data.annotations import Annotations
+    from detkit.predictor import Predictor
 
 Data = Annotated[str, Argument(metavar="DATA", help="COCO json, VOC folder, data.yaml or class folders.")]
 SplitName = Annotated[str | None, Option("--split", help="Which part of DATA (train, val, ...).")]
 Images = Annotated[Path | None, Option(help="Folder of the images of a COCO json.")]
-DataFormat = Annotated[
-    str | None, Option("--format", metavar="NAME", help="Format of DATA, or module:Name (default: recognised).")
-]
 ModelNames = Annotated[
     list[str] | None,
     Option("--model", "-m", help="Weights file, run folder, shipped name or torchvision/NAME; see --ensemble."),
-]
-FuseModels = Annotated[
-    bool, Option("--ensemble", help="Fuse the answers of two or more models (their weights are never averaged).")
-]
-Tta = Annotated[
-    str | None, Option(help="Look again: flip (mirrored), scales (resized); a classifier: crops. Several by commas.")
 ]
 Plugins = Annotated[
     list[str] | None,
@@ -39,9 +39,74 @@ Iou = Annotated[float, Option(help="The model's NMS drops boxes that overlap mor
 Classes = Annotated[str | None, Option(help="Only these, by name: cat,dog.")]
 BatchSize = Annotated[int, Option(min=1, help="Images at a time.")]
 Device = Annotated[str | None, Option(help="cpu, cuda, cuda:1, mps (default: the best).")]
-PrecisionName = Annotated[str, Option(help="fp32, bf16 (faster where the hardware has it, coarser) or auto.")]
 Threads = Annotated[int | None, Option(help="CPU threads (default: torch's choice).")]
 Seed = Annotated[int, Option(min=0, help="Seed of every random choice.")]
 Out = Annotated[Path | None, Option("--out", "-o", help="Write to exactly this path.")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace outputs that exist.")]
 Json = Annotated[bool, Option("--json", help="Print the result as JSON on stdout.")]
+
+
+@dataclass(frozen=True)
+class LabelledData:
+    """DATA, and which part of it."""
+
+    data: Data
+    split: SplitName = None
+    images: Images = None
+    form: Annotated[
+        str | None, Option("--format", metavar="NAME", help="Format of DATA, or module:Name (default: recognised).")
+    ] = None
+
+    def read(self, *, refuse: bool = True) -> Annotations:
+        """The labels; see ``detkit.data.dataset.read``."""
+        from detkit.data.dataset import read
+
+        return read(self.data, split=self.split, images=self.images, format=self.form, refuse=refuse)
+
+    def parts(self, whole: str) -> dict[str, LabelledData]:
+        """Each part of the data set, or the one asked for, by name; one that is one piece is called ``whole``."""
+        from detkit.data.dataset import splits
+
+        names = [self.split] if self.split is not None else splits(self.data, format=self.form)
+        if {"train", "val", "trainval"} <= set(names):
+            names.remove("trainval")  # the two others joined
+        return {Path(name).stem: replace(self, split=name) for name in names} or {whole: self}
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How models, together or one alone, are asked."""
+
+    tta: Annotated[
+        str | None,
+        Option(help="Look again: flip (mirrored), scales (resized); a classifier: crops; by commas."),
+    ] = None
+    ensemble: Annotated[
+        bool, Option("--ensemble", help="Fuse the answers of two or more models (their weights are never averaged).")
+    ] = False
+    device: Device = None
+    precision: Annotated[str, Option(help="fp32, bf16 (faster where the hardware has it, coarser) or auto.")] = "fp32"
+    threads: Threads = None
+
+    def predictor(self, models: list[str], size: int | None = None) -> Predictor:
+        """What these options make of models (files, run folders or names; none: the shipped default).
+
+        Raises:
+            DetkitError: Several models without ``--ensemble`` or one with it, and all that ``detkit.load`` raises.
+        """
+        if len(models) > 1 and not self.ensemble:
+            what = f"{len(models)} models without --ensemble: {', '.join(models)}"
+            raise DetkitError(what, do="add --ensemble to fuse their answers, or name one model at a time")
+        if self.ensemble and len(models) < 2:
+            raise DetkitError("an ensemble needs two or more models", "--ensemble", "name another one")
+        from detkit import api
+
+        views = [] if self.tta is None else names_in(self.tta) or [self.tta]
+        return api.load(
+            models or None, device=self.device, threads=self.threads, size=size, precision=self.precision, tta=views
+        )
+
+
+def names_in(text: str) -> list[str]:
+    """The names of a list such as ``cat, dog``."""
+    return [name.strip() for name in text.split(",") if name.strip()]
