@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -106,7 +106,6 @@ class Augment:
                 what = f"{name} must be two rising numbers above 0 and up to {high}, got {list(value)}"
                 raise DetkitError(what, f"augment.{name}")
         self._axes = principal_axes(IMAGENET_COVARIANCE if self.covariance is None else self.covariance)
-        self._pixels: Compose | None = None
         self.flip_pairs: Sequence[tuple[int, int]] = ()
         self.dropped = 0
 
@@ -146,11 +145,10 @@ class Augment:
 
     def prepare(self) -> None:
         """Imports albumentations if it will be needed, so that forked workers share it."""
-        if self._pixels is None:
-            self._pixels = self._pixel_pipeline()
+        _ = self._pixels
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pixels": None}
+        return {name: value for name, value in vars(self).items() if name != "_pixels"}
 
     # Geometry
 
@@ -220,13 +218,13 @@ class Augment:
         if self.pca:
             added = added + self._axes @ rng.normal(0, self.pca, 3)
         image = colour_shift(image, np.rint(added))
-        self.prepare()
         if self._pixels is None:
             return image
         self._pixels.set_random_seed(int(rng.integers(2**31)))
         return self._pixels(image=image)["image"]
 
-    def _pixel_pipeline(self) -> Compose | None:
+    @cached_property
+    def _pixels(self) -> Compose | None:
         jitter = self.brightness or self.contrast or self.saturation or self.hue
         if not (jitter or self.grey or self.blur or self.noise):
             return None

@@ -115,8 +115,7 @@ class Resize:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Resize:
         """The inverse of ``to_dict``."""
-        height, width = values["size"]
-        return cls(**{**values, "size": (height, width)})
+        return cls(**values)
 
 
 def moved_target(target: Target, geometry: Geometry) -> Target:

@@ -227,9 +227,8 @@ def _place(canvas: np.ndarray, corners: Corners, tab: np.ndarray, taken: list[Co
     height, width = tab.shape[:2]
     x, lowest = min(left, canvas.shape[1] - width), canvas.shape[0] - height
     wishes = (top - height, top, bottom + 1, *range(top + height, bottom + 1 - height, height), bottom + 1 - height)
-    places = [(x, y, x + width, y + height) for y in wishes if 0 <= y <= lowest]
-    y = min(top, lowest)
-    places = places or [(x, y, x + width, y + height)]
+    rows = [y for y in wishes if 0 <= y <= lowest] or [min(top, lowest)]
+    places = [(x, y, x + width, y + height) for y in rows]
     return next((place for place in places if not any(overlap(place, other) for other in taken)), places[0])
 
 

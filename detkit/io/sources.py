@@ -143,17 +143,13 @@ def _is_video(path: Path) -> bool:
 
 def _video(source: Path | int, capture: Open | None) -> Iterator[Frame | Failure]:
     with VideoReader(source, capture=capture) as reader:
-        index = 0
-        while (image := reader.read()) is not None:
-            frame = Frame(image, reader.where, index, reader.fps, reader.frames_total)
-            del image
-            yield frame
-            del frame  # the consumer's reference is the only one while the next frame is decoded
-            index += 1
+        for image in reader:
+            yield Frame(image, reader.where, reader.frames_read - 1, reader.fps, reader.frames_total)
+            del image  # the consumer's reference is the only one while the next frame is decoded
         if isinstance(source, int):
-            yield Failure(reader.where, f"the camera stopped after {index} frames", "check its cable")
-        elif index == 0:
+            yield Failure(reader.where, f"the camera stopped after {reader.frames_read} frames", "check its cable")
+        elif reader.frames_read == 0:
             yield Failure(reader.where, "no frame of the video can be decoded", "convert it to mp4")
         elif reader.cut_short:
-            what = f"the video is cut short: {index} of {reader.frames_total} frames could be read"
+            what = f"the video is cut short: {reader.frames_read} of {reader.frames_total} frames could be read"
             yield Failure(reader.where, what, "fetch or copy it again; the frames before that were used")

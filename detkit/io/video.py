@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -92,12 +92,10 @@ class VideoReader:
 
     def read(self) -> np.ndarray | None:
         """The next frame, or None after the last."""
-        with quiet_opencv:
-            try:
-                good, frame = self._capture.read()
-            except cv2.error:
-                good, frame = False, None
-        if not good or frame is None:
+        frame = None
+        with quiet_opencv, suppress(cv2.error):
+            _, frame = self._capture.read()
+        if frame is None:
             return None
         self.frames_read += 1
         self._last_second = max(self._last_second, float(self._capture.get(cv2.CAP_PROP_POS_MSEC) or 0) / 1000)
