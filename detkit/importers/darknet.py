@@ -109,11 +109,10 @@ def _anchors(section: Section, stride: int) -> list[list[float]]:
     if len(numbers) < 2 * total:
         raise section.error(f"{total} anchors are {2 * total} numbers, got {len(numbers)}", key="anchors")
     unit = stride if section.kind == "region" else 1
-    pairs = [[numbers[2 * i] * unit, numbers[2 * i + 1] * unit] for i in range(total)]
-    chosen = [int(i) for i in section.list_of("mask")] or list(range(total))
+    chosen = [int(i) for i in section.list_of("mask")] or range(total)
     if any(not 0 <= i < total for i in chosen):
         raise section.error(f"the mask {section.options['mask']} is not within 0..{total - 1}", key="mask")
-    return [pairs[i] for i in chosen]
+    return [[numbers[2 * i] * unit, numbers[2 * i + 1] * unit] for i in chosen]
 
 
 def _head(sections: list[Section]) -> dict[str, object]:

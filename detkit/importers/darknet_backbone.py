@@ -295,12 +295,12 @@ class Darknet(StagedBackbone):
 
     def convolutions(self) -> dict[int, Convolution]:
         """The convolution and batch norm of each layer that has them, by its number."""
-        layers = [layer for stage in self._graph() for layer in stage.items()]
         found = {}
-        for number, layer in layers:
-            parts = dict(layer.named_children())
-            if "conv" in parts:
-                found[int(number)] = parts["conv"], parts.get("norm")
+        for stage in self._graph():
+            for number, layer in stage.items():
+                parts = dict(layer.named_children())
+                if "conv" in parts:
+                    found[int(number)] = parts["conv"], parts.get("norm")
         return cast(dict[int, Convolution], found)
 
 
@@ -345,16 +345,15 @@ def _classifier(body: Darknet, num_classes: int) -> Classifier:
 
 def _stages(layers: Sequence[Layer]) -> list[list[Layer]]:
     """The layers in groups: a new one where the stride exceeds all before, and where it first falls back."""
-    groups: list[list[Layer]] = [[]]
+    groups: list[list[Layer]] = []
     largest, neck = 1, False
     for layer in layers:
-        stride = layer.stride
-        falls = 0 < stride < largest and not neck
-        if groups[-1] and (falls or stride > largest > 1):
+        falls = 0 < layer.stride < largest and not neck
+        if not groups or falls or layer.stride > largest > 1:
             groups.append([])
-        neck |= falls
-        largest = max(largest, stride)
         groups[-1].append(layer)
+        neck |= falls
+        largest = max(largest, layer.stride)
     return groups
 
 
