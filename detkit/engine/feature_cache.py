@@ -226,12 +226,9 @@ class CachedLoader:
 
     def _place(self, epoch: int, position: int, index: int) -> tuple[int, int]:
         """View and index of the image at this position; training takes another for one that cannot be read."""
-        place = (epoch + index) % self.views, index
-        if place not in self._images and self.sampler.shuffle:
-            rng = np.random.default_rng([self.sampler.seed, epoch, position])
-            while place not in self._images:
-                index = int(rng.integers(len(self._names)))
-                place = (epoch + index) % self.views, index
+        rng = np.random.default_rng([self.sampler.seed, epoch, position])
+        while (place := ((epoch + index) % self.views, index)) not in self._images and self.sampler.shuffle:
+            index = int(rng.integers(len(self._names)))
         return place
 
     def _batch(self, images: list[View]) -> tuple[Batch, list[Target]]:

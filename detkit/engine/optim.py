@@ -148,16 +148,11 @@ class Average(Generic[Network]):
         """Takes one step towards ``model``."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        averages: list[Tensor] = []
-        values: list[Tensor] = []
-        state = model.state_dict()
-        for name, average in self.model.state_dict().items():
-            if average.is_floating_point():
-                averages.append(average)
-                values.append(state[name])
-            else:
-                average.copy_(state[name])
-        torch._foreach_lerp_(averages, values, 1 - decay)
+        averages, values = self.model.state_dict(), model.state_dict()
+        moving = [name for name, average in averages.items() if average.is_floating_point()]
+        torch._foreach_lerp_([averages[name] for name in moving], [values[name] for name in moving], 1 - decay)
+        for name in averages.keys() - moving:
+            averages[name].copy_(values[name])
 
 
 def begin_averages(model: nn.Module) -> None:

@@ -58,9 +58,8 @@ class RunFolder:
                 self._draw()
         elif isinstance(event, TrainFinished):
             self._draw()
-            best = None if event.best_epoch is None else event.best_epoch + 1
-            end = {"minutes": round(event.minutes, 2), "best_epoch": best, "threshold": event.threshold}
-            self._write_record({**end, "metrics": event.row})
+            end = event.to_dict()
+            self._write_record({name: end[name] for name in ("minutes", "best_epoch", "threshold", "metrics")})
 
     def _write_metrics(self) -> None:
         columns = list(dict.fromkeys(name for row in self.rows for name in row))

@@ -105,13 +105,9 @@ def draws(
         raise ValueError(f"bootstrap needs samples >= 1, got {samples}")
     value = find_metric(protocol).resampler(gt, dt, metric, iou=iou, max_detections=max_detections)
     rng = np.random.default_rng(seed)
-    drawn = [value(_drawn_once(rng, gt.images)) for _ in range(samples)]
-    return Draws(value(np.ones(gt.images, np.int64)), np.array(drawn, float))
-
-
-def _drawn_once(rng: np.random.Generator, images: int) -> np.ndarray:
-    """How many times each image is drawn: (images,) int64."""
-    return np.bincount(rng.integers(0, images, images), minlength=images) if images else np.zeros(0, np.int64)
+    images = gt.images
+    drawn = [value(np.bincount(rng.integers(0, max(images, 1), images), minlength=images)) for _ in range(samples)]
+    return Draws(value(np.ones(images, np.int64)), np.array(drawn, float))
 
 
 def interval(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from detkit.metrics.coco import accumulate
-from detkit.metrics.matching import ALL_AREAS, Matches, match, positives
+from detkit.metrics.matching import ALL_AREAS, Matches, group_by_class, match, positives
 from detkit.ops.boxes import iou as box_iou
 from detkit.tables import GroundTruth, Results
 
@@ -86,7 +86,7 @@ def error_breakdown(
     found = np.zeros(len(gt.image), bool)
     found[matches.taken[matches.true]] = True
     wrong = np.flatnonzero(matches.counted & ~matches.true)
-    own, other, target_own, target_other = _nearest(gt, np.flatnonzero(wanted), dt, matches.row[wrong])
+    (own, other), (target_own, target_other) = _nearest(gt, wanted, dt[matches.row[wrong]])
     rules = {
         "localization": (own >= background) & (own < iou),
         "classification": other >= iou,
@@ -121,26 +121,18 @@ def error_breakdown(
     )
 
 
-def _nearest(
-    gt: GroundTruth, objects: np.ndarray, dt: Results, rows: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Of each of these detections the highest IoU with these objects of its own class, of other classes, and whose."""
-    own, other = np.zeros(len(rows)), np.zeros(len(rows))
-    own_object, other_object = np.full(len(rows), -1, np.int64), np.full(len(rows), -1, np.int64)
-    objects = objects[np.argsort(gt.image[objects], kind="stable")]
-    order = np.argsort(dt.image[rows], kind="stable")
-    images, first = np.unique(dt.image[rows[order]], return_index=True)
-    bounds = np.append(first, len(rows))
-    start = np.searchsorted(gt.image[objects], images)
-    stop = np.searchsorted(gt.image[objects], images, side="right")
-    boxes, truths = _corners(dt.xywh[rows]), _corners(gt.xywh)
-    for i in np.flatnonzero(stop > start):
-        d, g = order[bounds[i] : bounds[i + 1]], objects[start[i] : stop[i]]
-        overlap = box_iou(boxes[d], truths[g])
-        same = dt.label[rows[d], None] == gt.label[g]
-        for value, whose, of in ((own, own_object, overlap * same), (other, other_object, overlap * ~same)):
-            value[d], whose[d] = of.max(axis=1), g[of.argmax(axis=1)]
-    return own, other, own_object, other_object
+def _nearest(gt: GroundTruth, wanted: np.ndarray, dt: Results) -> tuple[np.ndarray, np.ndarray]:
+    """(2, E) of each detection the highest IoU with wanted objects of its own class and of other classes, and whose."""
+    best, target = np.zeros((2, len(dt))), np.full((2, len(dt)), -1, np.int64)
+    grouped = group_by_class(gt, dt, by_class=False)
+    boxes, truths = _corners(dt.xywh), _corners(gt.xywh)
+    for d0, d1, g0, g1 in grouped.groups:
+        d, g = grouped.members[d0:d1], grouped.g_rows[g0:g1]
+        overlap = box_iou(boxes[d], truths[g]) * wanted[g]
+        same = dt.label[d, None] == gt.label[g]
+        for side, of in enumerate((overlap * same, overlap * ~same)):
+            best[side, d], target[side, d] = of.max(axis=1), g[of.argmax(axis=1)]
+    return best, target
 
 
 def _corners(xywh: np.ndarray) -> np.ndarray:

@@ -33,19 +33,16 @@ def pycocotools_metrics(gt: GroundTruth, dt: Results) -> dict[str, float]:
     ids = np.arange(gt.images) if gt.rank is None else gt.rank
     names = {"area": gt.area, "iscrowd": gt.crowd.astype(int), "difficult": gt.difficult, "id": gt.ids}
     found = {"score": dt.score, "area": dt.xywh[:, 2] * dt.xywh[:, 3], "id": np.arange(1, len(dt) + 1)}
-    tables = []
-    for table, columns in ((gt, names), (dt, found)):
-        columns = {"image_id": ids[table.image], "category_id": table.label, "bbox": table.xywh, **columns}
-        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
-        tables.append([{"iscrowd": 0, **dict(zip(columns, row, strict=True))} for row in rows])
     with contextlib.redirect_stdout(io.StringIO()):
         sides = []
-        for annotations in tables:
+        for table, columns in ((gt, names), (dt, found)):
+            columns = {"image_id": ids[table.image], "category_id": table.label, "bbox": table.xywh, **columns}
+            rows = zip(*(column.tolist() for column in columns.values()), strict=True)
             side = COCO()
             side.dataset = {
                 "images": [{"id": i} for i in range(gt.images)],
                 "categories": [{"id": k} for k in range(len(gt.classes))],
-                "annotations": annotations,
+                "annotations": [{"iscrowd": 0, **dict(zip(columns, row, strict=True))} for row in rows],
             }
             side.createIndex()
             sides.append(side)
