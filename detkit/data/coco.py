@@ -203,8 +203,8 @@ def _read_file(path: Path, split: str | None, images: Path | None) -> Annotation
     folder = image_folder(path, [image.file_name for image in kept[:20]], images, file.info)
     files = [os.path.join(folder, image.file_name) for image in kept]
     sizes = np.asarray([(_length(p.height), _length(p.width)) for p in kept], dtype=np.int32).reshape(-1, 2)
-    unsized = "image without width and height (read from the image)"
-    fill_sizes(sizes, files, lambda i: findings.add(unsized, f"{path}: image {kept[i].id}"))
+    for i in fill_sizes(sizes, files):
+        findings.add("image without width and height (read from the image)", f"{path}: image {kept[i].id}")
     names = _class_names([file.categories[row] for row in category_rows.values()], path, findings)
     image_index, label_of = ({number: i for i, number in enumerate(rows)} for rows in (image_rows, category_rows))
     found = ImageTable(list(image_rows), files, sizes, np.asarray(list(image_rows.values()), dtype=np.int64))

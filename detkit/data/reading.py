@@ -133,12 +133,12 @@ def size_of(file: str) -> tuple[int, int]:
     return height, width
 
 
-def fill_sizes(sizes: np.ndarray, files: Sequence[str], missing: Callable[[int], None] | None = None) -> None:
-    """Reads the headers of images whose row of ``sizes`` (I, 2) holds a 0; ``missing`` is told each of them."""
-    for i in np.flatnonzero((sizes == 0).any(axis=1)).tolist():
-        if missing is not None:
-            missing(i)
+def fill_sizes(sizes: np.ndarray, files: Sequence[str]) -> list[int]:
+    """Reads the headers of images whose row of ``sizes`` (I, 2) holds a 0; returns which these were."""
+    unknown = np.flatnonzero((sizes == 0).any(axis=1)).tolist()
+    for i in unknown:
         sizes[i] = size_of(files[i])
+    return unknown
 
 
 def check_part(split: str | None, parts: Collection[str], where: str | Path) -> None:

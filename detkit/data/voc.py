@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from detkit.data.annotations import Annotations, Findings, Source
-from detkit.data.reading import UNSAFE, ImageTable, ObjectTable, assemble, check_part, fill_sizes
+from detkit.data.reading import UNSAFE, ImageTable, ObjectTable, assemble, check_part, size_of
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
 from detkit.io.images import IMAGE_SUFFIXES
@@ -27,22 +27,15 @@ CLASSES = (
 )  # fmt: skip
 _PARTS = ("head", "hand", "foot")  # VOC's person layout names these inside <part>
 _NEEDED = ("name", "bndbox/xmin", "bndbox/ymin", "bndbox/xmax", "bndbox/ymax")
-_FIELDS = (*_NEEDED, "difficult")
 
 
 class _Object(NamedTuple):
     image: int
     file: Path
     number: int  # among the objects of the file
-    values: dict[str, str]  # the texts of ``_FIELDS``
-
-    @property
-    def where(self) -> str:
-        """The file and the line where the object starts."""
-        data = self.file.read_bytes()
-        starts = [match.start() for match in re.finditer(rb"<object[\s>]", data)]
-        line = data.count(b"\n", 0, starts[self.number]) + 1 if self.number < len(starts) else 1
-        return f"{self.file}:{line}"
+    name: str
+    corners: list[float]  # xmin, ymin, xmax, ymax
+    difficult: bool
 
 
 class VocFormat(DatasetFormat):
@@ -61,8 +54,8 @@ class VocFormat(DatasetFormat):
 
     def read(self, path: Path, split: str | None, images: Path | None) -> Annotations:
         """Reads the folder, or one list of it; ``split`` may also be the path of a list. See ``DatasetFormat.read``."""
-        findings = Findings()
-        stems = sorted(p.stem for p in (path / "Annotations").glob("*.xml"))
+        findings, xml = Findings(), path / "Annotations"
+        stems = sorted(p.stem for p in xml.glob("*.xml"))
         if split is not None:
             lists = path / "ImageSets" / "Main"
             file = next((f for f in (lists / f"{split}.txt", Path(split)) if f.is_file()), None)
@@ -71,28 +64,32 @@ class VocFormat(DatasetFormat):
         folder = images or next((f for f in (path / "JPEGImages", path / "images") if f.is_dir()), path / "JPEGImages")
         present = folder.iterdir() if folder.is_dir() else ()
         by_stem = {p.stem: p.name for p in present if p.suffix.lower() in IMAGE_SUFFIXES}
-        found, objects = ImageTable([], [], np.zeros((len(stems), 2), np.int32)), []
+        ids: list[int | str] = []
+        files, sizes, objects = list[str](), list[tuple[int, int]](), list[_Object]()
         for stem in stems:
-            file = path / "Annotations" / f"{stem}.xml"
+            file = xml / f"{stem}.xml"
             if (tree := _parse(file, findings)) is None:
                 continue
-            i = len(found.ids)
-            size = [_whole(_text(tree, f"size/{key}")) for key in ("height", "width")]
-            found.sizes[i] = size if all(size) else 0
-            found.ids.append(stem)
-            found.files.append(str(folder / by_stem.get(stem, _text(tree, "filename") or f"{stem}.jpg")))
+            ids.append(stem)
+            files.append(str(folder / by_stem.get(stem, _text(tree, "filename") or f"{stem}.jpg")))
+            size = _whole(_text(tree, "size/height")), _whole(_text(tree, "size/width"))
+            if not all(size):
+                findings.add("size missing (read from the image)", str(file))
+            sizes.append(size if all(size) else size_of(files[-1]))
             for number, element in enumerate(tree.findall("object")):
-                values = {field: _text(element, field) for field in _FIELDS}
-                objects.append(_Object(i, file, number, values))
-        if not found.ids:
+                texts = {field.removeprefix("bndbox/"): _text(element, field) for field in _NEEDED}
+                if missing := " or ".join(field for field, text in texts.items() if not text):
+                    findings.add(f"object without {missing} (dropped)", _where(file, number))
+                    continue
+                name, *corners = texts.values()
+                difficult = _text(element, "difficult") in ("1", "true", "True")
+                objects.append(_Object(len(ids) - 1, file, number, name, list(map(_number, corners)), difficult))
+        if not ids:
             faults = [f"{one.name}: {one.examples[0]}" for one in findings.as_list()]
             do = faults[0] if faults else "the list of images is empty"
-            raise DetkitError("no annotation of this data set could be read", str(path / "Annotations"), do)
-        found = found._replace(sizes=found.sizes[: len(found.ids)])
-        xml = path / "Annotations"
-        unsized = "size missing (read from the image)"
-        fill_sizes(found.sizes, found.files, lambda i: findings.add(unsized, str(xml / f"{found.ids[i]}.xml")))
-        classes = _classes(path, {one.values["name"] for one in objects} - {""})
+            raise DetkitError("no annotation of this data set could be read", str(xml), do)
+        classes = _classes(path, {one.name for one in objects})
+        found = ImageTable(ids, files, np.array(sizes, np.int32))
         columns = _columns(objects, classes, findings)
         return assemble(columns, found, dict(enumerate(classes, 1)), findings, Source("voc", path, split, folder))
 
@@ -155,26 +152,28 @@ def _number(text: str) -> float:
         return float("nan")
 
 
+def _where(file: Path, number: int) -> str:
+    """The file and the line where its object of this number starts."""
+    data = file.read_bytes()
+    starts = [match.start() for match in re.finditer(rb"<object[\s>]", data)]
+    line = data.count(b"\n", 0, starts[number]) + 1 if number < len(starts) else 1
+    return f"{file}:{line}"
+
+
 def _columns(objects: list[_Object], classes: tuple[str, ...], findings: Findings) -> ObjectTable:
+    def where(row: int) -> str:
+        return _where(objects[row].file, objects[row].number)
+
     index = {name: i for i, name in enumerate(classes)}
-    labels = np.full(len(objects), -1, dtype=np.int64)
-    corners = np.zeros((len(objects), 4))
-    difficult = np.zeros(len(objects), dtype=bool)
-    for row, one in enumerate(objects):
-        name = one.values["name"]
-        missing = [field.removeprefix("bndbox/") for field in _NEEDED if not one.values[field]]
-        if missing:
-            findings.add("object without " + " or ".join(missing) + " (dropped)", one.where)
-        elif name not in index:
-            findings.add("object of a class that classes.txt does not name (dropped)", f"{one.where}: {name}")
-        else:
-            labels[row] = index[name]
-            corners[row] = [_number(one.values[field]) for field in _NEEDED[1:]]
-            difficult[row] = one.values["difficult"] in ("1", "true", "True")
-    low = corners[:, :2] - 1
-    xywh = np.concatenate([low, corners[:, 2:] - low], axis=1)
+    labels = np.asarray([index.get(one.name, -1) for one in objects], dtype=np.int64)
+    unnamed = "object of a class that classes.txt does not name (dropped)"
+    findings.add_rows(unnamed, labels < 0, lambda row: f"{where(row)}: {objects[row].name}")
+    xywh = np.asarray([one.corners for one in objects], dtype=np.float64).reshape(-1, 4)
+    xywh[:, :2] -= 1
+    xywh[:, 2:] -= xywh[:, :2]
     image = np.asarray([one.image for one in objects], dtype=np.int64)
-    return ObjectTable(image, xywh, labels, lambda row: objects[row].where, difficult=difficult)
+    difficult = np.asarray([one.difficult for one in objects], dtype=bool)
+    return ObjectTable(image, xywh, labels, where, difficult=difficult)
 
 
 def _classes(path: Path, found: set[str]) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ polygon, whose bounding box is taken.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -57,7 +56,7 @@ class YoloFormat(DatasetFormat):
                 "this data set has no images", f"{file}: {', '.join(parts)}", "check the folders it names"
             )
         sizes = np.array([size_of(file) for file in files], dtype=np.int32)
-        objects = _read_labels(files, sizes, {number: i for i, number in enumerate(table)}, findings)
+        objects = _read_labels(files, sizes, {float(number): i for i, number in enumerate(table)}, findings)
         found = ImageTable(_ids(files, root), files, sizes)
         return assemble(objects, found, table, findings, Source("yolo", file, split, root))
 
@@ -145,16 +144,13 @@ def label_file(image: str) -> str:
     return (os.path.join(before, "labels", after) if found else stem) + ".txt"
 
 
-def _read_labels(
-    files: list[str], sizes: np.ndarray, classes: Mapping[int | str, int], findings: Findings
-) -> ObjectTable:
+def _read_labels(files: list[str], sizes: np.ndarray, classes: Mapping[float, int], findings: Findings) -> ObjectTable:
     rows: list[tuple[float, ...]] = []
     places: list[str] = []
     for i, image in enumerate(files):
         name = label_file(image)
         try:
-            with open(name, encoding="utf-8-sig") as file:
-                lines = file.read().splitlines()
+            lines = Path(name).read_text(encoding="utf-8-sig").splitlines()
         except FileNotFoundError:
             findings.add("image without a label file (taken as without objects)", image)
             continue
@@ -175,7 +171,7 @@ def _read_labels(
     return ObjectTable(index, xywh, labels, places.__getitem__)
 
 
-def _parse(line: str, classes: Mapping[int | str, int], where: str, findings: Findings) -> tuple[float, ...] | None:
+def _parse(line: str, classes: Mapping[float, int], where: str, findings: Findings) -> tuple[float, ...] | None:
     """(label, x, y, w, h), the corner and size as fractions; None, counted, if the line makes no sense."""
     try:
         values = [float(word) for word in line.split()]
@@ -187,7 +183,7 @@ def _parse(line: str, classes: Mapping[int | str, int], where: str, findings: Fi
     if n != 5 and not polygon:
         findings.add("wrong number of columns (line dropped)", f"{where}: {n} columns, expected 5")
         return None
-    label = classes.get(int(values[0])) if math.isfinite(values[0]) and values[0].is_integer() else None
+    label = classes.get(values[0])
     if label is None:
         findings.add("unknown class number (line dropped)", f"{where}: {line.split()[0]}")
         return None
@@ -195,7 +191,5 @@ def _parse(line: str, classes: Mapping[int | str, int], where: str, findings: Fi
         x, y, w, h = values[1:]
         return label, x - w / 2, y - h / 2, w, h
     findings.add("polygon made into a box", where)
-    if not all(map(math.isfinite, values)):
-        return label, math.nan, math.nan, math.nan, math.nan
-    xs, ys = values[1::2], values[2::2]
-    return label, min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
+    corners = np.array(values[1:]).reshape(-1, 2)
+    return label, *corners.min(axis=0), *np.ptp(corners, axis=0)
