@@ -9,16 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
-from detkit.data.mosaic import mixup_of, mosaic_of
-from detkit.data.resize import Resize
+from detkit.data.resize import Resize, moved_target
 from detkit.data.warp import Displacement, Warp, cropped, turned
 from detkit.errors import DetkitError
+from detkit.geometry import Geometry
 from detkit.structures import Sample, Target
 
 if TYPE_CHECKING:
@@ -115,8 +115,7 @@ class Augment:
         """A changed sample of ``resize.size`` (height, width); ``more()`` returns another random sample."""
         if more is not None and self.mosaic and rng.random() < self.mosaic:
             parts = [self._cropped(s, rng) for s in (sample, more(), more(), more())]
-            place, size = partial(self._place, resize), (resize.height, resize.width)
-            changed = mosaic_of(parts, size, rng, place, fill=resize.fill, min_visible=self.min_visible)
+            changed = self._mosaic(parts, resize, rng)
         else:
             changed = self._placed(sample, rng, resize)
         if more is not None and self.mixup and rng.random() < self.mixup:
@@ -168,6 +167,25 @@ class Augment:
             if not len(centres) or ((centres > (x, y)) & (centres < (x + w, y + h))).all(axis=1).any():
                 return cropped(sample, (x, y, x + w, y + h), self.min_visible)
         return sample
+
+    def _mosaic(self, samples: Sequence[Sample], resize: Resize, rng: np.random.Generator) -> Sample:
+        """Four images around a random point of one (Bochkovskiy et al., "YOLOv4", 2020, section 3.4).
+
+        Each is resampled once, straight into its place. Image id and path are those of the first.
+        """
+        if any(sample.proposals is not None for sample in samples):
+            raise ValueError("a mosaic cannot carry proposals: switch augment.mosaic off for this family")
+        height, width = resize.height, resize.width
+        x, y = (int(side * rng.uniform(0.3, 0.7)) for side in (width, height))
+        quadrants = [(0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height)]
+        image = np.empty((height, width, 3), np.uint8)
+        targets = []
+        for sample, (x1, y1, x2, y2) in zip(samples, quadrants, strict=True):
+            warp = self._place(resize, sample, (y2 - y1, x2 - x1), rng)
+            warp.image(sample.image, image[y1:y2, x1:x2], resize.fill)
+            place = Geometry(x2 - x1, y2 - y1, left=x1, top=y1)
+            targets.append(moved_target(warp.target(sample.target, self.min_visible), place))
+        return samples[0].replace(image=image, target=joined(targets))
 
     def _placed(self, sample: Sample, rng: np.random.Generator, resize: Resize) -> Sample:
         sample = self._cropped(sample, rng)
@@ -239,6 +257,31 @@ class Augment:
             (self.noise, A.GaussNoise(std_range=(0, self.noise / 255), p=self.chance)),
         )
         return A.Compose([step for strength, step in steps if strength])
+
+
+def joined(targets: Sequence[Target]) -> Target:
+    """The objects of several targets (numpy) as those of one image; points only where all of them have some."""
+    names = ["boxes", "labels", "crowd", "difficult", "area", "weight"]
+    if all(t.points is not None for t in targets):
+        names.append("points")
+    columns: dict[str, Any] = {name: np.concatenate([getattr(t, name) for t in targets]) for name in names}
+    return Target(**columns)
+
+
+def mixup_of(first: Sample, second: Sample, rng: np.random.Generator) -> Sample:
+    """Two images of one size blended, with the objects of both (Zhang et al., Bag of Freebies, 2019, section 3.1).
+
+    The share of each is drawn from Beta(1.5, 1.5) and is the weight of its objects in the loss.
+    """
+    if first.proposals is not None or second.proposals is not None:
+        raise ValueError("mixup cannot carry proposals: switch augment.mixup off for this family")
+    share = float(rng.beta(1.5, 1.5))
+    image = cv2.addWeighted(first.image, share, second.image, 1 - share, 0)
+    parts = [
+        replace(sample.target, weight=sample.target.weight * np.float32(weight))
+        for sample, weight in ((first, share), (second, 1 - share))
+    ]
+    return first.replace(image=image, target=joined(parts))
 
 
 def usable(target: Target, size: tuple[int, int]) -> Target:

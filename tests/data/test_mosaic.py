@@ -3,8 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from detkit.data.augment import Augment
-from detkit.data.mosaic import mixup_of, mosaic_of
+from detkit.data.augment import Augment, mixup_of
 from detkit.data.resize import Resize
 from detkit.data.warp import Warp
 from detkit.structures import Sample, Target
@@ -59,12 +58,14 @@ def test_points_follow_the_pixels_and_masks_are_left_out() -> None:
             assert abs(ys[near].mean() + 0.5 - y) < 1.5
 
 
-def test_boxes_do_not_leave_their_quadrant() -> None:
-    def place(sample: Sample, size: tuple[int, int], rng: np.random.Generator) -> Warp:
+def test_boxes_do_not_leave_their_quadrant(monkeypatch: pytest.MonkeyPatch) -> None:
+    def place(resize: Resize, sample: Sample, size: tuple[int, int], rng: np.random.Generator) -> Warp:
         return Warp(np.array([[4.0, 0, -40], [0, 4, -60]]), size)
 
     samples = [filled(50, label) for label in (0, 1, 2, 0)]
-    out = mosaic_of(samples, (200, 200), np.random.default_rng(0), place, fill=0, min_visible=0.5)
+    augment = Augment.off(min_visible=0.5)
+    monkeypatch.setattr(augment, "_place", place)
+    out = augment._mosaic(samples, RESIZE, np.random.default_rng(0))
     draws = np.random.default_rng(0)
     x, y = int(200 * draws.uniform(0.3, 0.7)), int(200 * draws.uniform(0.3, 0.7))
     # The object covers 40..280 and 60..180 of each quadrant, before that cuts it.
