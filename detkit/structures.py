@@ -191,17 +191,13 @@ class Detections(_Rows):
         """
         keep = self.scores >= conf
         if classes is not None:
-            wanted = {self._label(c) for c in classes}
-            chosen = [int(label) in wanted for label in self.labels]
+            unknown = [one for one in classes if isinstance(one, str) and one not in self.classes]
+            if unknown:
+                raise ValueError(f"no class {unknown[0]!r}: {nearest(unknown[0], self.classes)}")
+            labels = zip(self.names, self.labels, strict=True)
+            chosen = [name in classes or int(label) in classes for name, label in labels]
             keep = keep & convert_kind(chosen, "bool", self.boxes)
         return self[keep]
-
-    def _label(self, name: int | str) -> int:
-        if isinstance(name, str):
-            if name not in self.classes:
-                raise ValueError(f"no class {name!r}: {nearest(name, self.classes)}")
-            return self.classes.index(name)
-        return int(name)
 
     def to_records(self) -> list[dict[str, Any]]:
         """The form of ``detect --json``: per detection label (name), label_id, score, box [x1, y1, x2, y2], and points

@@ -84,31 +84,34 @@ class Cache:
         """The array kept under ``key``; None where there is none that is sound."""
         path = self.path(key)
         try:
-            return self._read(path)
+            array = self._read(path)
+            if array is None and not self._outdated:  # all of them are, as a rule
+                self._outdated = True
+                self._tell(f"{self.folder}: cached entries are stale, of another version; they are computed again")
+            return array
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except _Stale:
-            if not self._outdated:  # all of them are, as a rule
-                self._tell(f"{self.folder}: cached entries are stale, of another version; they are computed again")
-            self._outdated = True
         except OSError as error:
             self._tell(f"{path}: the cached entry is {error}; it is computed again")
         except ValueError:
             self._tell(f"{path}: the cached entry is damaged; it is computed again")
         return None
 
-    def _read(self, path: Path) -> np.ndarray:
-        """Raises ValueError for what this cache did not write, ``_Stale`` for what other code wrote."""
+    def _read(self, path: Path) -> np.ndarray | None:
+        """None for what other code wrote.
+
+        Raises:
+            ValueError: What this cache did not write.
+        """
         data = np.memmap(path, np.uint8, "r")
         version, total = struct.unpack("<QI", data[-_END:].tobytes().rjust(_END, b"\0"))
         if path not in self._sound and zlib.crc32(data[:-4]) != total:
             raise ValueError
         if version != self._version:
-            raise _Stale
+            return None
         if self._mapped:
             self._sound.add(path)
-        array = np.load(path, mmap_mode="r" if self._mapped else None, allow_pickle=False)
-        return np.asarray(array)
+        return np.asarray(np.load(path, mmap_mode="r" if self._mapped else None, allow_pickle=False))
 
     def put(self, key: str, array: np.ndarray) -> np.ndarray:
         """Keeps ``array`` under ``key`` and returns it, if mapped as the map of its file."""
@@ -124,7 +127,8 @@ class Cache:
             self._writes = False
             self._tell(f"{error.where}: nothing is cached: {error.what}")
             return array
-        return self._read(path) if self._mapped else array
+        kept = self._read(path) if self._mapped else None
+        return array if kept is None else kept
 
     def count(self) -> int:
         """The number of entries of these parameters."""
@@ -140,10 +144,6 @@ class Cache:
 
 def _warn(text: str) -> None:
     warnings.warn(text, RuntimeWarning, stacklevel=4)  # whoever called ``Cache.get``
-
-
-class _Stale(Exception):
-    """An entry of other code."""
 
 
 def cache_size(folder: str | Path | None = None) -> tuple[int, int]:

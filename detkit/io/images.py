@@ -37,20 +37,14 @@ ImageSource = str | Path | bytes | np.ndarray | Image.Image
 
 
 class Header(NamedTuple):
-    """What an image's header tells: format, width and height as stored (pixels), EXIF orientation 1..8, alpha, and its
-    own length in bytes (of a JPEG: all before the coded pixels)."""
+    """What an image's header tells: format, (width, height) after the EXIF orientation, that orientation, alpha, and
+    its own length in bytes (of a JPEG: all before the coded pixels)."""
 
     format: str
-    width: int
-    height: int
+    size: tuple[int, int]
     orientation: int
     alpha: bool
     length: int
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) after the EXIF orientation."""
-        return (self.height, self.width) if self.orientation in _SWAPPED else (self.width, self.height)
 
 
 def read_image(
@@ -73,7 +67,7 @@ def read_image(
     except OSError as error:
         raise read_error(error, where) from error
     head = _read_header(io.BytesIO(data), where)
-    _refuse_large(head.width, head.height, where, max_pixels)
+    _refuse_large(*head.size, where, max_pixels)
     # Some versions of OpenCV fill what is missing with grey and call it an image.
     end = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}.get(head.format)
     if end is not None and data.find(end, head.length) < 0:
@@ -259,8 +253,8 @@ def _read_header(file: BinaryIO, where: str) -> Header:
         # Pillow tells the size of some turned TIFFs as stored, of others as shown.
         tags = image.tag_v2
         width, height, orientation = int(tags[256]), int(tags[257]), tags.get(_ORIENTATION, 1)
-    orientation = orientation if orientation in range(1, 9) else 1
-    return Header(str(image.format), width, height, orientation, image.has_transparency_data, length)
+    size = (height, width) if orientation in _SWAPPED else (width, height)
+    return Header(str(image.format), size, orientation, image.has_transparency_data, length)
 
 
 def _open_header(file: BinaryIO, prefix: bytes, where: str) -> Image.Image:
@@ -294,7 +288,7 @@ def _decode(data: bytes, head: Header, reduce_to: int | None) -> np.ndarray | No
     flags = cv2.IMREAD_UNCHANGED if head.alpha else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     if head.format == "JPEG" and reduce_to is not None:
         reduced = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
-        fits = [k for k in reduced if max(head.width, head.height) >= k * reduce_to]
+        fits = [k for k in reduced if max(head.size) >= k * reduce_to]
         if fits:
             flags = reduced[fits[0]] | cv2.IMREAD_IGNORE_ORIENTATION
     with quiet_opencv:

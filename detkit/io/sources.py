@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -101,8 +102,7 @@ def _items(source: Source, name: str, stdin: BinaryIO | None) -> list[tuple[str,
     if name == "-":
         data = (stdin or sys.stdin.buffer).read()
         if not data:
-            what, do = "nothing came in on stdin", "pipe the bytes of one image in: detkit detect - < a.jpg"
-            raise DetkitError(what, do=do)
+            raise DetkitError("nothing came in on stdin", do="pipe the bytes of one image in: detkit detect - < a.jpg")
         return [(name, data)]
     path = Path(name)
     if isinstance(source, int) or (name.isascii() and name.isdecimal() and not path.exists()):
@@ -131,14 +131,10 @@ def _is_video(path: Path) -> bool:
         return suffix in VIDEO_SUFFIXES
     try:
         read_header(path)
-        return False
     except DetkitError:
-        pass
-    try:
-        VideoReader(path).close()
-        return True
-    except DetkitError:
-        return False
+        with suppress(DetkitError), VideoReader(path):
+            return True
+    return False
 
 
 def _video(source: Path | int, capture: Open | None) -> Iterator[Frame | Failure]:
