@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from detkit.data.annotations import Annotations, Findings, Source, concat_annotations
-from detkit.data.reading import ImageTable, ObjectTable, assemble, check_part, fill_sizes
+from detkit.data.reading import ImageTable, ObjectTable, assemble, check_part, fill_sizes, pixels
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
 
@@ -114,14 +114,6 @@ def mapped(path: Path) -> Iterator[memoryview]:
         yield view[3:] if view[:3] == b"\xef\xbb\xbf" else view
 
 
-def _decode(path: Path, findings: Findings) -> _File:
-    with mapped(path) as data:
-        try:
-            return msgspec.json.decode(data, type=_File)
-        except msgspec.DecodeError:
-            return _tolerant(load_json(path, data), path, findings)
-
-
 def load_json(path: Path, data: memoryview) -> dict[str, list[object] | None]:
     """The file by the standard library, which takes NaN; slow, and only for files that the typed decoder refuses."""
     try:
@@ -194,7 +186,11 @@ def _points(lists: list[list[float] | None]) -> np.ndarray | None:
 def _read_file(path: Path, split: str | None, images: Path | None) -> Annotations:
     findings = Findings()
     try:
-        file = _decode(path, findings)
+        with mapped(path) as data:
+            try:
+                file = msgspec.json.decode(data, type=_File)
+            except msgspec.DecodeError:
+                file = _tolerant(load_json(path, data), path, findings)
     except OSError as error:
         raise DetkitError(f"cannot read this file: {error.strerror}", str(path), "check the path") from error
     category_rows = _by_id(file.categories, "category", lambda c: c.name, path, findings)
@@ -202,14 +198,19 @@ def _read_file(path: Path, split: str | None, images: Path | None) -> Annotation
     kept = [file.images[row] for row in image_rows.values()]
     folder = image_folder(path, [image.file_name for image in kept[:20]], images, file.info)
     files = [os.path.join(folder, image.file_name) for image in kept]
-    sizes = np.asarray([(_length(p.height), _length(p.width)) for p in kept], dtype=np.int32).reshape(-1, 2)
+    sizes = np.asarray([(pixels(p.height), pixels(p.width)) for p in kept], dtype=np.int32).reshape(-1, 2)
     for i in fill_sizes(sizes, files):
         findings.add("image without width and height (read from the image)", f"{path}: image {kept[i].id}")
-    names = _class_names([file.categories[row] for row in category_rows.values()], path, findings)
+    classes: dict[Id, str] = {}  # names made unique: classes are told apart by name everywhere else
+    for number, row in category_rows.items():
+        name = file.categories[row].name or str(number)
+        if name in classes.values():
+            findings.add("category name used twice (its id added)", f"{path}: category {number} ({name})")
+            name = f"{name} ({number})"
+        classes[number] = name
     image_index, label_of = ({number: i for i, number in enumerate(rows)} for rows in (image_rows, category_rows))
     found = ImageTable(list(image_rows), files, sizes, np.asarray(list(image_rows.values()), dtype=np.int64))
     objects = _objects(file.annotations, image_index, label_of, path, findings)
-    classes = dict(zip(category_rows, names, strict=True))
     return assemble(objects, found, classes, findings, Source("coco", path, split, Path(folder)))
 
 
@@ -267,22 +268,6 @@ def _whole(values: list[Id | None]) -> np.ndarray:
         with suppress(OverflowError):
             return np.asarray(values, dtype=np.int64)
     return np.arange(1, len(values) + 1, dtype=np.int64)
-
-
-def _length(value: float | None) -> int:
-    return int(value) if value is not None and 0 < value < 1 << 31 else 0
-
-
-def _class_names(categories: list[_Category], path: Path, findings: Findings) -> tuple[str, ...]:
-    """Names, made unique: classes are told apart by name everywhere else."""
-    names: list[str] = []
-    for category in categories:
-        name = category.name or str(category.id)
-        if name in names:
-            name = f"{name} ({category.id})"
-            findings.add("category name used twice (its id added)", f"{path}: category {category.id} ({category.name})")
-        names.append(name)
-    return tuple(names)
 
 
 def image_folder(path: Path, names: list[str], images: Path | None, info: object = None) -> str:

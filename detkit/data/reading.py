@@ -124,6 +124,11 @@ def _usable(objects: ObjectTable, xywh: np.ndarray, sizes: np.ndarray, findings:
     return np.flatnonzero(good)
 
 
+def pixels(value: float | None) -> int:
+    """A height or width that a file gives; 0, unknown, where it makes no sense."""
+    return int(value) if value is not None and 0 < value < 1 << 31 else 0
+
+
 def size_of(file: str) -> tuple[int, int]:
     """(height, width) from the image's header; zeros if it cannot be read, which ``data check`` reports."""
     try:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from detkit.data.annotations import Annotations, Findings, Source
-from detkit.data.reading import UNSAFE, ImageTable, ObjectTable, assemble, check_part, size_of
+from detkit.data.reading import UNSAFE, ImageTable, ObjectTable, assemble, check_part, pixels, size_of
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
 from detkit.io.images import IMAGE_SUFFIXES
@@ -72,7 +72,7 @@ class VocFormat(DatasetFormat):
                 continue
             ids.append(stem)
             files.append(str(folder / by_stem.get(stem, _text(tree, "filename") or f"{stem}.jpg")))
-            size = _whole(_text(tree, "size/height")), _whole(_text(tree, "size/width"))
+            size = pixels(_number(_text(tree, "size/height"))), pixels(_number(_text(tree, "size/width")))
             if not all(size):
                 findings.add("size missing (read from the image)", str(file))
             sizes.append(size if all(size) else size_of(files[-1]))
@@ -138,11 +138,6 @@ def _parse(file: Path, findings: Findings) -> Element | None:
 
 def _text(element: Element, path: str) -> str:
     return (element.findtext(path) or "").strip()
-
-
-def _whole(text: str) -> int:
-    number = _number(text)
-    return int(number) if 0 < number < 1 << 31 else 0
 
 
 def _number(text: str) -> float:

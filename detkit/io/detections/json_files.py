@@ -52,9 +52,8 @@ class _Line(msgspec.Struct, gc=False):
 def read_json(path: Path, data: Annotations) -> Found:
     """The detections of a JSON file; see ``read_detections``."""
     raw = _content(path)
-    start = bom = 3 if raw[:3] == b"\xef\xbb\xbf" else 0
-    while raw[start : start + 1].isspace():
-        start += 1
+    bom = 3 if raw[:3] == b"\xef\xbb\xbf" else 0
+    start = len(raw) - len(raw[bom:].lstrip())
     first = raw[start : start + 1]
     if not first:
         raise DetkitError("the detections file is empty", str(path), "if nothing was found, COCO's form is []")
