@@ -317,7 +317,7 @@ def read_predictions(
     """
     from detkit.data.dataset import read
     from detkit.io.detections import read_detections
-    from detkit.metrics.label_warnings import swapped_classes
+    from detkit.metrics.confusion import swapped_classes
 
     annotations = read(data, split=split, images=images)
     results, notes = read_detections(path, annotations)

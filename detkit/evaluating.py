@@ -80,7 +80,7 @@ def full_report(
     if not report.facts["counts"]["objects"]:
         tell("the data has no object to find, so nothing can be measured")
     if check is not None:
-        from detkit.metrics.reference import pycocotools_metrics
+        from detkit.metrics.coco import pycocotools_metrics
 
         report.facts["check"] = {check: pycocotools_metrics(annotations.ground_truth(), results)}
     return report

@@ -10,13 +10,11 @@ import numpy as np
 
 from detkit.metrics import evaluate, find_metric
 from detkit.metrics.bootstrap import interval
-from detkit.metrics.calibration import calibration
 from detkit.metrics.coco import AREAS, iou_name
 from detkit.metrics.confusion import confusion_matrix
-from detkit.metrics.curves import Curve, curves
-from detkit.metrics.errors import KINDS, MISSED, error_breakdown
+from detkit.metrics.curves import Curve, calibration, curves
+from detkit.metrics.errors import KINDS, MISSED, ap_impact, error_breakdown
 from detkit.metrics.matching import positives
-from detkit.report.impact import ap_impact
 
 if TYPE_CHECKING:
     from detkit.data.annotations import Annotations

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from detkit.metrics.calibration import calibration
+from detkit.metrics.curves import calibration
 
 BOX = [0.0, 0.0, 10.0, 10.0]
 FAR = [50.0, 50.0, 10.0, 10.0]

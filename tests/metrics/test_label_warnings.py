@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from detkit.metrics.label_warnings import swapped_classes
+from detkit.metrics.confusion import swapped_classes
 from detkit.tables import GroundTruth, Results
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from detkit.metrics import evaluate
-from detkit.metrics.reference import pycocotools_metrics
+from detkit.metrics.coco import pycocotools_metrics
 from detkit.tables import GroundTruth, Results
 
 

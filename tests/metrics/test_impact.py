@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from detkit.report.impact import ap_impact
+from detkit.metrics.errors import ap_impact
 from detkit.tables import GroundTruth, Results
 
 
