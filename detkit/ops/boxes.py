@@ -184,7 +184,7 @@ def crowd_iou(detections: Array, crowds: Array) -> Array:
 
 
 def _iou_matrix(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    from detkit.ops.iou_kernels import iou_rows
+    from detkit.ops.box_kernels import iou_rows
 
     a, b = behaved(a), behaved(b)
     out = np.empty((len(a), len(b)), a.dtype)

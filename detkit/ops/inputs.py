@@ -22,11 +22,11 @@ def float_array(value: Array, name: str) -> Array:
         TypeError: It holds no real numbers.
     """
     found: Either = value if is_tensor(value) else np.asarray(value)
-    kind = _kind(found)
-    if kind in ("float32", "float64"):
+    xp = sys.modules["torch"] if is_tensor(value) else np
+    if found.dtype in (xp.float32, xp.float64):
         return cast("Array", found)
-    if not kind.startswith(("f", "bf", "i", "u")):
-        raise TypeError(f"{name} must hold real numbers, got dtype {kind}")
+    if not _kind(found).startswith(("f", "bf", "i", "u")):
+        raise TypeError(f"{name} must hold real numbers, got dtype {found.dtype}")
     if is_tensor(value):
         return cast("Array", found.float())
     return cast("Array", found.astype(np.float64 if found.dtype.itemsize > 8 else np.float32))
@@ -64,14 +64,14 @@ def label_array(value: Array, count: int, name: str = "labels") -> Array:
     """
     found: Either = value if is_tensor(value) else np.asarray(value)
     if not _kind(found).startswith(("i", "u")) and tuple(found.shape) != (0,):
-        raise TypeError(f"{name} must be integers, got {_kind(found)}")
+        raise TypeError(f"{name} must be integers, got {found.dtype}")
     labels: Either = _of_length(found, count, name)
     return cast("Array", labels.long() if is_tensor(value) else labels.astype(np.int64, copy=False))
 
 
 def _kind(array: Either) -> str:
-    """The dtype's name without torch's prefix, numpy's short one (f4) where bytes are in foreign order."""
-    return str(array.dtype).removeprefix("torch.").lstrip("<>")
+    """What the dtype is: f, i, u and others for numpy; float32, bfloat16, int64, bool for torch."""
+    return str(array.dtype).removeprefix("torch.") if is_tensor(array) else str(array.dtype.kind)
 
 
 def _of_length(value: Array, count: int, name: str) -> Array:

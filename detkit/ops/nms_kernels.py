@@ -77,7 +77,9 @@ def _covered_near(
 ) -> bool:
     """``_covered``, and if not, box i enters the grid; only kept boxes of its neighbourhood are looked at.
 
-    heads (a power of two,): the kept box entered last in each bucket, or -1; following (n,): the one before it.
+    rows (n, 4), columns (4, n): the kept boxes; slack, reach: the ratio of areas and, in sides, the distance of centres
+    beyond which boxes are too unlike; heads (a power of two,): the kept box entered last in each bucket, or -1;
+    following (n,): the one before it.
     """
     width = np.float64(boxes[i, 2]) - np.float64(boxes[i, 0])
     height = np.float64(boxes[i, 3]) - np.float64(boxes[i, 1])

@@ -149,10 +149,10 @@ def _backward(kernel: Kernel, gradient: Tensor, rois: Tensor, features: Tensor, 
 
 def _in_threads(kernel: Kernel, tensors: Sequence[Tensor], backward: bool, options: Sequence[float]) -> None:
     """Calls a kernel on parts of the regions, or backward of the channels, so that no two write the same number."""
-    values, rois, pooled, into = (tensor.detach().contiguous().numpy() for tensor in tensors)
-    count = values.shape[3] if backward else len(rois)
-    threads = max(1, min(thread_count(), count // 16 if backward else count)) if pooled.size > _THREADED else 1
-    run_chunks(lambda *part: kernel(values, rois, pooled, into, backward, *part, *options), count, threads)
+    arrays = tuple(tensor.detach().contiguous().numpy() for tensor in tensors)
+    count = arrays[0].shape[3] if backward else len(arrays[1])
+    threads = max(1, min(thread_count(), count // 16 if backward else count)) if arrays[2].size > _THREADED else 1
+    run_chunks(lambda start, stop: kernel(arrays, backward, start, stop, options), count, threads)
 
 
 @_align.register_kernel("cuda")

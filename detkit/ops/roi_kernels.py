@@ -18,23 +18,17 @@ _MOST_SAMPLES = 1e6  # along one side of a bin; a region that wants more is brok
 
 @kernel
 def _taps(
-    rois: np.ndarray,
-    i: int,
-    axis: int,
-    scale: float,
-    sampling: int,
-    aligned: bool,
-    size: int,
-    cells: np.ndarray,
-    weights: np.ndarray,
-    counts: np.ndarray,
+    rois: np.ndarray, i: int, axis: int, options: tuple[float, int, bool], size: int, taps: tuple[np.ndarray, ...]
 ) -> int:
     """Bilinear sampling along one axis (0: x, 1: y) of region i: the cells that each bin reads and their weights.
 
-    size: of the map in cells; cells, weights (bins, most), counts (bins,) are filled. Returns the samples a bin.
+    options: scale, sampling, aligned; size: of the map in cells; taps: cells and weights (bins, most), and counts
+    (bins,), are filled. Returns the samples per bin.
     The weights of a grid of samples are products of those of its two axes, and neighbouring samples share cells, so
     summed up here each cell of a bin is read once, however many samples it has.
     """
+    scale, sampling, aligned = options
+    cells, weights, counts = taps
     kind = rois.dtype.type
     bins = len(counts)
     zero, one, half = kind(0), kind(1), kind(0.5)
@@ -80,32 +74,26 @@ def _taps(
 
 @kernel
 def align(
-    values: np.ndarray,
-    rois: np.ndarray,
-    pooled: np.ndarray,
-    into: np.ndarray,
-    backward: bool,
-    start: int,
-    stop: int,
-    scale: float,
-    sampling: int,
-    aligned: bool,
+    tensors: tuple[np.ndarray, ...], backward: bool, start: int, stop: int, options: tuple[float, int, bool]
 ) -> None:
-    """RoI align (He et al. 2017, section 3); sampling 0: about one sample per cell.
+    """RoI align (He et al. 2017, section 3).
+
+    tensors: values, rois, pooled, into; options: scale, sampling (0: about one sample per cell), aligned.
 
     Forward: writes ``pooled`` of regions start..stop from ``values``. Backward: adds to channels start..stop of
     ``into`` the gradient that ``pooled`` holds.
     """
+    values, rois, pooled, into = tensors
     kind = values.dtype.type
     _, height, width, channels = values.shape
     rows, columns = pooled.shape[1:3]
-    most = max(2 * sampling, max(height, width)) + 2
+    most = max(2 * options[1], max(height, width)) + 2
     ys, yw, yn = np.empty((rows, most), np.int64), np.empty((rows, most), rois.dtype), np.empty(rows, np.int64)
     xs, xw, xn = np.empty((columns, most), np.int64), np.empty((columns, most), rois.dtype), np.empty(columns, np.int64)
     first, last, low, high = (0, len(rois), start, stop) if backward else (start, stop, 0, channels)
     for i in range(first, last):
-        tall = _taps(rois, i, 1, scale, sampling, aligned, height, ys, yw, yn)
-        wide = _taps(rois, i, 0, scale, sampling, aligned, width, xs, xw, xn)
+        tall = _taps(rois, i, 1, options, height, (ys, yw, yn))
+        wide = _taps(rois, i, 0, options, width, (xs, xw, xn))
         share = kind(1) / kind(max(tall * wide, 1))
         image = into[int(rois[i, 0])] if backward else values[int(rois[i, 0])]
         for py in range(rows):
@@ -150,22 +138,16 @@ def _bins(rois: np.ndarray, i: int, axis: int, scale: float, size: int, firsts: 
 
 
 @kernel
-def pool(
-    values: np.ndarray,
-    rois: np.ndarray,
-    pooled: np.ndarray,
-    into: np.ndarray,
-    backward: bool,
-    start: int,
-    stop: int,
-    scale: float,
-) -> None:
+def pool(tensors: tuple[np.ndarray, ...], backward: bool, start: int, stop: int, options: tuple[float]) -> None:
     """RoI max pooling (Girshick 2015, section 2.1); a bin outside the map gives 0.
+
+    tensors: values, rois, pooled, into; options: scale.
 
     Forward: writes ``pooled`` of regions start..stop from ``values``. Backward: adds to channels start..stop of
     ``into`` the gradient that ``pooled`` holds; of equal maxima the first in reading order gets it. The maxima are
     looked for again: that is cheaper than keeping their places, which take as much memory as the result.
     """
+    values, rois, pooled, into = tensors
     _, height, width, channels = values.shape
     rows, columns = pooled.shape[1:3]
     y1, y2 = np.empty(rows, np.int64), np.empty(rows, np.int64)
@@ -173,8 +155,8 @@ def pool(
     first, last, low, high = (0, len(rois), start, stop) if backward else (start, stop, 0, channels)
     maxima, place = np.empty(high - low, values.dtype), np.empty(high - low, np.int32)
     for i in range(first, last):
-        _bins(rois, i, 1, scale, height, y1, y2)
-        _bins(rois, i, 0, scale, width, x1, x2)
+        _bins(rois, i, 1, options[0], height, y1, y2)
+        _bins(rois, i, 0, options[0], width, x1, x2)
         image = values[int(rois[i, 0])]
         for py in range(rows):
             for px in range(columns):

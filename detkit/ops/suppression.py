@@ -16,18 +16,7 @@ from typing import Literal, cast
 import numpy as np
 
 from detkit.arrays import Array, Either, as_numpy, is_tensor
-from detkit.ops.inputs import (
-    as_kind,
-    behaved,
-    box_array,
-    check_positive,
-    check_same_kind,
-    check_shares,
-    host_arrays,
-    label_array,
-    same_dtype,
-    score_array,
-)
+from detkit.ops import inputs
 from detkit.ops.order import descending
 
 
@@ -43,7 +32,7 @@ def nms(boxes: Array, scores: Array, threshold: float) -> Array:
         Kept indices (K,) int64, by descending score: the same in the same order as ``torchvision.ops.nms`` (NaN apart),
         which does the work for CUDA tensors.
     """
-    check_same_kind(boxes, scores)
+    inputs.check_same_kind(boxes, scores)
     return _nms(boxes, scores, None, threshold)
 
 
@@ -61,8 +50,8 @@ def batched_nms(boxes: Array, scores: Array, labels: Array, threshold: float) ->
         ``torchvision.ops.batched_nms``, which orders ties of different classes arbitrarily and, for small inputs, moves
         each class by an offset that can round boxes; here coordinates are used as they are.
     """
-    check_same_kind(boxes, scores, labels)
-    return _nms(boxes, scores, label_array(labels, len(boxes)), threshold)
+    inputs.check_same_kind(boxes, scores, labels)
+    return _nms(boxes, scores, inputs.label_array(labels, len(boxes)), threshold)
 
 
 def soft_nms(
@@ -94,26 +83,27 @@ def soft_nms(
 
     if method not in ("gaussian", "linear"):
         raise ValueError(f"method must be gaussian or linear, got {method!r}")
-    check_positive(sigma=sigma)
-    check_shares(threshold=threshold)
-    check_same_kind(boxes, scores)
-    boxes = box_array(boxes)
-    wide, high = same_dtype(as_numpy(boxes), as_numpy(score_array(scores, len(boxes))))
+    inputs.check_positive(sigma=sigma)
+    inputs.check_shares(threshold=threshold)
+    inputs.check_same_kind(boxes, scores)
+    boxes = inputs.box_array(boxes)
+    wide, high = inputs.same_dtype(as_numpy(boxes), as_numpy(inputs.score_array(scores, len(boxes))))
     sound: np.ndarray = ~(np.isnan(wide).any(1) | np.isnan(high))
     least = max(0.0, float(min_score))
     kept, lowered = soften(wide[sound], high[sound], method == "gaussian", float(sigma), float(threshold), least)
-    return as_kind(np.flatnonzero(sound)[kept], boxes), as_kind(lowered, boxes)
+    return inputs.as_kind(np.flatnonzero(sound)[kept], boxes), inputs.as_kind(lowered, boxes)
 
 
 def _nms(boxes: Array, scores: Array, labels: Either, threshold: float) -> Array:
-    check_shares(threshold=threshold)
-    boxes = box_array(boxes)
-    scores = score_array(scores, len(boxes))
-    columns: list[Either] = [boxes, scores] if labels is None else [boxes, scores, labels]
-    hosts = host_arrays(*(column.detach() if is_tensor(column) else column for column in columns))
+    inputs.check_shares(threshold=threshold)
+    boxes = inputs.box_array(boxes)
+    found: Either = [boxes, inputs.score_array(scores, len(boxes))]
+    found = [column.detach() if is_tensor(column) else column for column in found]
+    found += [] if labels is None else [labels]
+    hosts = inputs.host_arrays(*found)
     if hosts is None:
-        return cast("Array", _torch_nms(*same_dtype(columns[0].detach(), columns[1].detach()), labels, threshold))
-    return as_kind(_compiled_nms(hosts[0], hosts[1], hosts[-1] if len(hosts) == 3 else None, float(threshold)), boxes)
+        return cast("Array", _torch_nms(*inputs.same_dtype(*found[:2]), labels, threshold))
+    return inputs.as_kind(_compiled_nms(*hosts, threshold=float(threshold)), boxes)
 
 
 def _torch_nms(boxes: Either, scores: Either, labels: Either, threshold: float) -> Either:
@@ -130,22 +120,24 @@ def _torch_nms(boxes: Either, scores: Either, labels: Either, threshold: float) 
     return kept[sound[kept]]
 
 
-def _compiled_nms(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray | None, threshold: float) -> np.ndarray:
+_ONE_CLASS = np.empty(0, np.int64)
+
+
+def _compiled_nms(
+    boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray = _ONE_CLASS, *, threshold: float
+) -> np.ndarray:
     from detkit.ops.nms_kernels import suppress
 
     classes = 1
-    if labels is None or not len(labels):
-        labels = np.empty(0, np.int64)
-    else:
-        lowest, highest = labels.min(), labels.max()
-        if highest - lowest >= 2 * len(labels) + 1024:  # far apart: numbered anew
+    if len(labels):
+        labels = labels - labels.min()
+        classes = int(labels.max()) + 1
+        if not 0 < classes <= 2 * len(labels) + 1024:  # far apart: numbered anew
             distinct, labels = np.unique(labels, return_inverse=True)
-            lowest, highest = 0, len(distinct) - 1
-        labels = labels - lowest
-        classes = int(highest - lowest) + 1
+            classes = len(distinct)
     order = descending(scores)
     limit = boxes.dtype.type(threshold)
     if float(limit) > threshold:  # no float of the boxes' type lies between
         limit = np.nextafter(limit, limit - 1)
-    keep: np.ndarray = suppress(behaved(boxes), behaved(scores), order, labels, classes, limit)
+    keep: np.ndarray = suppress(inputs.behaved(boxes), inputs.behaved(scores), order, labels, classes, limit)
     return np.asarray(order[keep[order]])

@@ -169,18 +169,12 @@ def _similarity(
 
 @kernel
 def group(
-    size: np.ndarray,
-    box: np.ndarray,
-    sums: np.ndarray,
-    pairs: np.ndarray,
-    channels: int,
-    pixels: int,
-    strategies: np.ndarray,
+    size: np.ndarray, box: np.ndarray, sums: np.ndarray, pairs: np.ndarray, channels: int, pixels: int, uses: np.ndarray
 ) -> np.ndarray:
     """Joins the two most similar segments that touch until one is left (algorithm 1), once a strategy.
 
-    size, box, sums, pairs: from ``gather``; pixels: of the image; strategies (S, 4) bool: colour, texture, size, fill
-    in use. Returns (S, R, 4) int32, the boxes in order of their making: the segments', then the groups'.
+    size, box, sums: from ``gather``; pixels: of the image; uses (S, 4) bool, of colour, texture, size, fill by each
+    strategy. Returns (S, R, 4) int32, the boxes in order of their making: the segments', then the groups'.
     """
     count = size.shape[0]
     edges = pairs.shape[0]
@@ -188,9 +182,9 @@ def group(
     start = np.empty((count, colours + channels * 8 * TEXTURES), np.int32)
     for s in range(count):
         _normalise(sums[s], size[s], channels, start[s])
-    found = np.empty((strategies.shape[0], 2 * count - 1, 4), np.int32)
-    for number in range(strategies.shape[0]):
-        use = strategies[number]
+    found = np.empty((uses.shape[0], 2 * count - 1, 4), np.int32)
+    for number in range(uses.shape[0]):
+        use = uses[number]
         looks, counts, sizes, boxes = start.copy(), sums.copy(), size.copy(), box.copy()
         first, second = pairs[:, 0].copy(), pairs[:, 1].copy()
         near = np.empty(edges, np.float32)
