@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
@@ -59,6 +59,8 @@ def grad_cam(detector: Detector, image: np.ndarray, label: int | None = None, st
     """
     stages = stages_of(detector, stage)
     batch = detector.batch_of([Sample(image)])
+    height, width = batch.pixels.shape[-2:]
+    seen = batch.sizes.new_tensor([0, 0, width, height])  # what the stages are shown
     with _noted(stages, stage) as outputs, torch.enable_grad():  # weights may be frozen: gradients start at the pixels
         features = detector.features(batch.pixels.float().requires_grad_())
     boxes = detector.propose(batch, features)[0]
@@ -72,10 +74,9 @@ def grad_cam(detector: Detector, image: np.ndarray, label: int | None = None, st
         boxes, place = [boxes[0][place : place + 1]], 0
     with _noted(stages, stage) as in_region, torch.enable_grad():
         logit = _answers(detector, detector.head.raw(features, boxes))[1][place, label]
-    window = None
     if boxes is not None and in_region and isinstance(detector.head, RoIHead):
         pooling = detector.head.pooling
-        window = with_context(roi_table(boxes), pooling.size, pooling.padding)[0, 1:]
+        seen = with_context(roi_table(boxes), pooling.size, pooling.padding)[0, 1:]
     outputs += in_region
     gradients = torch.autograd.grad(logit, [output for _, output in outputs], allow_unused=True)
     pairs = [(number, x, g) for (number, x), g in zip(outputs, gradients, strict=True) if g is not None and g.any()]
@@ -85,13 +86,12 @@ def grad_cam(detector: Detector, image: np.ndarray, label: int | None = None, st
             what, do = "does not depend on what this image shows", "name another class"
         raise DetkitError(f"the answer for {detector.classes[label]} {what}", do=do)
     chosen = max(number for number, _, _ in pairs)
-    heat = torch.zeros(batch.pixels.shape[-2:], device=detector.device)
+    heat = torch.zeros((height, width), device=detector.device)
     for number, x, gradient in pairs:
         if number == chosen:
-            weighted = (x.detach() * gradient.mean((2, 3), keepdim=True)).sum(1, keepdim=True).relu()
-            heat += _spread(weighted, heat.shape, window)
-    height, width = batch.sizes[0].tolist()
-    heat = F.interpolate(heat[None, None, :height, :width], image.shape[:2], mode="bilinear")[0, 0]
+            heat += _spread((x.detach() * gradient.mean((2, 3), keepdim=True)).sum(1, keepdim=True).relu(), heat, seen)
+    rows, columns = batch.sizes[0].tolist()
+    heat = F.interpolate(heat[None, None, :rows, :columns], image.shape[:2], mode="bilinear")[0, 0]
     return Cam((heat / heat.max().clamp(min=1e-12)).cpu().numpy(), label, score, chosen)
 
 
@@ -113,15 +113,13 @@ def _noted(stages: list[nn.Module], stage: int | None) -> Iterator[Outputs]:
             handle.remove()
 
 
-def _spread(cells: Tensor, shape: Sequence[int], window: Tensor | None) -> Tensor:
-    """``cells`` (1, 1, h, w), which saw the whole input or its part ``window`` (xyxy), as ``shape`` (H, W) pixels."""
-    if window is None:
-        return F.interpolate(cells, tuple(shape), mode="bilinear")[0, 0]
-    pixels = (torch.arange(side, device=cells.device) + 0.5 for side in shape)
-    ends = zip(pixels, window[:2].flip(0), window[2:].flip(0), strict=True)
-    grid = torch.meshgrid(*((2 * at - low - high) / (high - low) for at, low, high in ends), indexing="ij")
-    spread = F.grid_sample(cells, torch.stack(grid[::-1], -1)[None], padding_mode="border", align_corners=False)[0, 0]
-    return spread * (grid[0].abs() <= 1) * (grid[1].abs() <= 1)
+def _spread(cells: Tensor, image: Tensor, window: Tensor) -> Tensor:
+    """``cells`` (1, 1, h, w), which saw the part ``window`` (xyxy) of an ``image`` (H, W), over it; 0 around."""
+    scale = image.new_tensor(image.shape[::-1]) / (window[2:] - window[:2])
+    shift = (image.new_tensor(image.shape[::-1]) - window[:2] - window[2:]) / (window[2:] - window[:2])
+    grid = F.affine_grid(torch.cat((scale.diag(), shift[:, None]), 1)[None], [1, 1, *image.shape], align_corners=False)
+    spread = F.grid_sample(cells, grid, padding_mode="border", align_corners=False)[0, 0]
+    return spread * (grid[0].abs() <= 1).all(-1)
 
 
 def _answers(detector: Detector, raw: Raw) -> tuple[Tensor, Tensor]:

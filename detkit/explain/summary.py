@@ -18,7 +18,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from detkit import registry
 from detkit.detector import Detector
 from detkit.errors import DetkitError
-from detkit.interfaces import ProposalSource
 from detkit.prediction.torchvision import TorchvisionDetector
 from detkit.predictor import Predictor
 
@@ -77,17 +76,15 @@ class Summary:
     def lines(self) -> list[str]:
         """A table, then the totals."""
         rows = [("layer", "kind", "output", "size", "parameters", "multiply-adds", "field", "stride")]
-        rows.append(("input", "", _shape(self.input), f"{math.prod(self.input):,}", "", "", "1", "1"))
+        rows.append(("input", "", "x".join(map(str, self.input)), f"{math.prod(self.input):,}", "", "", "1", "1"))
         for layer in self.layers:
-            size, parameters = f"{math.prod(layer.output):,}", f"{layer.parameters:,}"
-            numbers = f"{layer.multiply_adds:,}", f"{layer.receptive_field:g}", f"{layer.stride:g}"
-            rows.append((layer.name, layer.kind, _shape(layer.output), size, parameters, *numbers))
+            shape, counts = "x".join(map(str, layer.output)), (layer.parameters, layer.multiply_adds)
+            numbers = [f"{count:,}" for count in (math.prod(layer.output), *counts)]
+            field = f"{layer.receptive_field:g}", f"{layer.stride:g}"
+            rows.append((layer.name, layer.kind, shape, *numbers, *field))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = []
-        for row in rows:
-            words = [text.ljust(width) for text, width in zip(row[:3], widths, strict=False)]
-            words += [text.rjust(width) for text, width in zip(row[3:], widths[3:], strict=True)]
-            lines.append("  ".join(words).rstrip())
+        padded = ([*map(str.ljust, row[:3], widths), *map(str.rjust, row[3:], widths[3:])] for row in rows)
+        lines = ["  ".join(words).rstrip() for words in padded]
         total = self.total
         lines += ["", f"{total['parameters']:,} parameters, {total['multiply_adds']:,} multiply-adds"]
         if "regions" in total:
@@ -96,10 +93,6 @@ class Summary:
             lines.append(f"of which {each} for each of {count} regions; the table shows one")
         depth = "convolutions and matrix products on the longest path"
         return [*lines, f"{total['layers']} layers with weights, {total['depth']} {depth}"]
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))
 
 
 class Field(NamedTuple):
@@ -199,7 +192,7 @@ def summarise_config(path_or_name: str, size: tuple[int, int] | None = None, num
             model[part]["weights"] = "none"
     classes = [str(k) for k in range(num_classes or len(named or range(80)))]
     count = model["head"].get("anchors_per_level", 1) * len(model["backbone"]["taps"])
-    with torch.device(_device(model["proposals"])):
+    with torch.device("cpu" if model["proposals"] else "meta"):  # regions are cut out of real maps
         detector = build_detector(config, classes, anchors=[[8.0, 8.0]] * count)
     return summarise_detector(detector, size)
 
@@ -213,7 +206,7 @@ def summarise_file(path: str, size: tuple[int, int] | None = None) -> Summary:
     from detkit.config.build import load_detector
 
     detector = load_detector(path)
-    return summarise_detector(detector.to(_device(detector.proposals)), size)
+    return summarise_detector(detector.to("cpu" if detector.proposals else "meta"), size)
 
 
 def summarise_detector(detector: Detector, size: tuple[int, int] | None = None) -> Summary:
@@ -253,11 +246,6 @@ def predictor_facts(predictor: Predictor) -> dict[str, int | str]:
         total = summarise_detector(predictor).total
         found |= {"input": f"{width} x {height}", "multiply_adds": total["multiply_adds"]}
     return found
-
-
-def _device(proposals: ProposalSource | dict[str, object] | None) -> str:
-    """Regions are cut out of real maps; everything else is only counted."""
-    return "cpu" if proposals else "meta"
 
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)

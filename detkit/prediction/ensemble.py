@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from detkit.data.names import match_classes
-from detkit.data.warp import swapped
+from detkit.data.warp import cropped, swapped, turned
 from detkit.errors import DetkitError
 from detkit.ops.boxes import iou
 from detkit.ops.fusion import weighted_boxes_fusion
@@ -42,16 +42,12 @@ class _View(NamedTuple):
     labels: np.ndarray  # (C,) the ensemble's label by the model's own
 
     def of(self, sample: Sample) -> Sample:
-        image, proposals = sample.image, sample.proposals
         if self.corner is not None:
-            height, width = (max(round(side * CROP), 1) for side in image.shape[:2])
-            spare = np.subtract(image.shape[:2], (height, width))
-            top, left = np.rint(np.multiply(self.corner, spare)).astype(int)
-            image = image[top : top + height, left : left + width]
-        if self.mirrored:
-            image = image[:, ::-1]
-            proposals = None if proposals is None else _mirrored_boxes(proposals, image.shape[1])
-        return sample.replace(image=np.ascontiguousarray(image), proposals=proposals)
+            whole = np.array(sample.image.shape[:2])
+            height, width = kept = np.maximum(np.rint(whole * CROP), 1).astype(int)
+            top, left = np.rint(self.corner * (whole - kept)).astype(int)
+            sample = cropped(sample, (left, top, left + width, top + height), 0)
+        return turned(sample, self.mirrored, False)
 
     def put_back(self, found: Detections, image: np.ndarray, classes: tuple[str, ...]) -> Detections:
         """Detections in the view as such in the image, with the ensemble's labels."""
@@ -62,7 +58,7 @@ class _View(NamedTuple):
         if self.corner is not None:  # a classifier's answer is for the whole image
             boxes = np.tile(np.array([0, 0, width, height], np.float32), (len(found), 1))
         elif self.mirrored:
-            boxes = _mirrored_boxes(boxes, width)
+            boxes = boxes[:, [2, 1, 0, 3]] * (-1, 1, -1, 1) + (width, 0, width, 0)
             if "points" in extra:
                 extra["points"] = swapped(extra["points"], self.predictor.flip_pairs)
                 extra["points"][..., 0] = width - extra["points"][..., 0]
@@ -127,15 +123,12 @@ class Ensemble(Predictor):
         usual = Limits.evaluation()
         conf, many = min(limits.conf, usual.conf), max(limits.max_detections, usual.max_detections)
         found: list[list[Detections]] = [[] for _ in samples]
-        shown: dict[tuple[object, ...], list[Sample]] = {}  # models and scales are shown the same ones
         for view in self._views:
             own = None
             if limits.classes is not None:
                 own = tuple(np.flatnonzero(np.isin(view.labels, limits.classes)).tolist())
-            key = view.corner, view.mirrored
-            if key not in shown:
-                shown[key] = [view.of(sample) for sample in samples]
-            seen = view.predictor.predict_samples(shown[key], Limits(conf, limits.iou, many, own))
+            shown = [view.of(sample) for sample in samples]
+            seen = view.predictor.predict_samples(shown, Limits(conf, limits.iou, many, own))
             for sample, detections, views in zip(samples, seen, found, strict=True):
                 views.append(view.put_back(detections, sample.image, self.classes))
         return [_fused(views, limits) for views in found]
@@ -161,10 +154,6 @@ def _fused_points(boxes: np.ndarray, labels: np.ndarray, views: list[Detections]
     part = overlap >= np.minimum(_SAME, overlap.max(axis=1))[:, None]
     weight = part * np.maximum(every[2], 1e-6)
     return np.einsum("nm,mkc->nkc", weight / weight.sum(axis=1, keepdims=True), points).astype(np.float32)
-
-
-def _mirrored_boxes(boxes: np.ndarray, width: int) -> np.ndarray:
-    return np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
 
 
 def _labels_by_name(first: Predictor, other: Predictor) -> np.ndarray:
