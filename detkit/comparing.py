@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -157,15 +158,9 @@ def _times(models: Mapping[str, Predictor], dataset: Dataset, count: int) -> dic
     The models take turns, so that what else the machine does meets all of them. The first image only warms up.
     """
     spent: dict[str, list[float]] = {name: [] for name in models}
-    images = 0
-    for i in range(len(dataset)):
-        if images > count:
-            break
-        try:
-            sample = Sample(dataset.load(i).image)
-        except DetkitError:  # the evaluation names those that cannot be read
-            continue
-        images += 1
+    readable = dataset.readable(range(len(dataset)), [])  # the evaluation names the others
+    for _, labelled in islice(readable, count + 1):
+        sample = Sample(labelled.image)
         for name, model in models.items():
             if len(spent[name]) <= 3 or sum(spent[name]) <= _SECONDS:
                 started = time.perf_counter()

@@ -162,15 +162,11 @@ def proposal_recall(
     from detkit.metrics.proposals import RecallMeter
 
     find = _boxes_of(method, options, cache)
-    dataset, meter, failures = Dataset(read(data, split=split, images=images)), RecallMeter(), []
+    dataset, meter = Dataset(read(data, split=split, images=images)), RecallMeter()
+    failures: list[DetkitError] = []
     total = min(limit or len(dataset), len(dataset))
-    for i in range(total):
+    for i, sample in dataset.readable(range(total), failures):
         on_progress(i, total)
-        try:
-            sample = dataset.load(i)
-        except DetkitError as error:
-            failures.append(error)
-            continue
         target = sample.target[~sample.target.ignore]
         meter.add(target.boxes, target.labels, find(sample.image, sample.path)[: max or None])
     on_progress(total, total)

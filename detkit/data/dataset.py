@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +149,27 @@ class Dataset:
         if (height, width) != image.shape[:2]:
             target = moved_target(target, Geometry(width, height, image.shape[1] / width, image.shape[0] / height))
         return Sample(image, target, proposals, self.annotations.image_ids[i], path)
+
+    def readable(self, order: Iterable[int], failures: list[DetkitError]) -> Iterator[tuple[int, Sample]]:
+        """Index and sample of each image that can be read.
+
+        Args:
+            order: Indices of images.
+            failures: Why the others cannot is added to it.
+
+        Raises:
+            DetkitError: None can be.
+        """
+        found = False
+        for i in order:
+            try:
+                yield i, self.load(i)
+                found = True
+            except DetkitError as error:
+                failures.append(error)
+        if not found:
+            where = f"{failures[0].where}: {failures[0].what}" if failures else "the data set is empty"
+            raise DetkitError("none of the images could be read", where, "give --images the folder of the images")
 
     def target(self, i: int, size: tuple[int, int] | None = None) -> Target:
         """The objects of image ``i``; an image whose only object fills it is labelled as a whole too.

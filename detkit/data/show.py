@@ -37,16 +37,10 @@ def labelled_samples(dataset: Dataset, count: int, seed: int = 0) -> tuple[list[
     """
     order = np.random.default_rng(seed).permutation(len(dataset))
     empty = np.asarray([len(dataset.labels_of(int(i))) == 0 for i in order], dtype=bool)
-    samples, failed = [], []
-    for i in order[np.argsort(empty, kind="stable")][:count].tolist():
-        try:
-            samples.append(dataset.load(i))
-        except DetkitError as error:
-            failed.append(f"{error.where}: {error.what}")
-    if not samples:
-        where = failed[0] if failed else "the data set is empty"
-        raise DetkitError("none of the images could be read", where, "give --images the folder of the images")
-    return samples, failed
+    failures: list[DetkitError] = []
+    readable = dataset.readable(order[np.argsort(empty, kind="stable")][:count].tolist(), failures)
+    samples = [sample for _, sample in readable]
+    return samples, [f"{failure.where}: {failure.what}" for failure in failures]
 
 
 def augmented_samples(samples: list[Sample], times: int, size: int, seed: int = 0) -> list[Sample]:

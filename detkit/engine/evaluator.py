@@ -93,7 +93,8 @@ def detect_dataset(
     limits = limits or Limits.evaluation()
     failures: list[DetkitError] = []
     if not isinstance(predictor, Detector):
-        samples, total = _readable(dataset, failures), -(-len(dataset) // batch)
+        samples = (sample for _, sample in dataset.readable(range(len(dataset)), failures))
+        total = -(-len(dataset) // batch)
         batches = (list(itertools.islice(samples, batch)) for _ in range(total))
         done = infer(predictor, dataset, filter(None, batches), total, limits, on_batch=on_batch)
     else:
@@ -237,11 +238,3 @@ def _with_labels_of(wanted: tuple[str, ...], classes: tuple[str, ...], results: 
         what = f"the model knows {', '.join(classes[:5])}..., the data {', '.join(wanted[:5])}...: no class in common"
         raise DetkitError(what, "classes", "rename the data's classes, or choose another model")
     return replace(results, label=table[results.label])[table[results.label] >= 0]
-
-
-def _readable(dataset: Dataset, failures: list[DetkitError]) -> Iterator[Sample]:
-    for i in range(len(dataset)):
-        try:
-            yield dataset.load(i)
-        except DetkitError as error:
-            failures.append(error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from inspect import signature
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import NamedTuple
 
 import numpy as np
@@ -156,23 +156,16 @@ def find_peaks(
         DetkitError: No such stage, or no image could be read.
     """
     order = np.random.default_rng(seed).permutation(len(dataset))[:images].tolist()
-    field, failed = _field(detector, stage), list[str]()
+    field, failures = _field(detector, stage), list[DetkitError]()
     used, values, cells = list[int](), list[np.ndarray](), list[np.ndarray]()
-    for start in range(0, len(order), batch):
-        samples = []
-        for index in order[start : start + batch]:
-            try:
-                samples.append(dataset.load(index))
-                used.append(index)
-            except DetkitError as error:
-                failed.append(f"{error.where}: {error.what}")
-        for maps in _maps(detector, samples, stage):
+    readable = dataset.readable(order, failures)
+    while group := list(islice(readable, batch)):
+        used += [index for index, _ in group]
+        for maps in _maps(detector, [sample for _, sample in group], stage):
             value, place = maps.flatten(1).max(1)
             values.append(value.cpu().numpy())
             cells.append(torch.stack((place % maps.shape[2], place // maps.shape[2]), 1).cpu().numpy())
-    if not values:
-        where = failed[0] if failed else "the data set is empty"
-        raise DetkitError("none of the images could be read", where, "give --images the folder of the images")
+    failed = [f"{failure.where}: {failure.what}" for failure in failures]
     return Peaks(np.stack(values), np.stack(cells), np.array(used), field, failed)
 
 
@@ -248,8 +241,6 @@ def _after(detector: Detector, pixels: Tensor, stage: int) -> Tensor:
 
 def _maps(detector: Detector, samples: list[Sample], stage: int) -> list[Tensor]:
     """Each image's (C, h, w) of a stage, without the cells that see only padding."""
-    if not samples:
-        return []
     batch = collate(samples, detector.resize)[0].to(detector.device)
     with torch.no_grad():
         maps = _after(detector, batch.pixels, stage)

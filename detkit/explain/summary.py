@@ -75,13 +75,13 @@ class Summary:
 
     def lines(self) -> list[str]:
         """A table, then the totals."""
-        rows = [("layer", "kind", "output", "size", "parameters", "multiply-adds", "field", "stride")]
-        rows.append(("input", "", "x".join(map(str, self.input)), f"{math.prod(self.input):,}", "", "", "1", "1"))
+        rows = [["layer", "kind", "output", "size", "parameters", "multiply-adds", "field", "stride"]]
+        rows.append(["input", "", "x".join(map(str, self.input)), f"{math.prod(self.input):,}", "", "", "1", "1"])
         for layer in self.layers:
             shape, counts = "x".join(map(str, layer.output)), (layer.parameters, layer.multiply_adds)
             numbers = [f"{count:,}" for count in (math.prod(layer.output), *counts)]
             field = f"{layer.receptive_field:g}", f"{layer.stride:g}"
-            rows.append((layer.name, layer.kind, shape, *numbers, *field))
+            rows.append([layer.name, layer.kind, shape, *numbers, *field])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         padded = ([*map(str.ljust, row[:3], widths), *map(str.rjust, row[3:], widths[3:])] for row in rows)
         lines = ["  ".join(words).rstrip() for words in padded]
