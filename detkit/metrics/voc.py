@@ -23,9 +23,10 @@ ALL_SIZES = np.array([[-np.inf, np.inf]])
 
 
 class _Matched(NamedTuple):
-    """Detections by class, then best first: label, row in their table, true, counted (not on difficult objects)."""
+    """Detections by class, then best first: where each class starts, row in their table, true, counted (not on
+    difficult objects)."""
 
-    label: np.ndarray
+    starts: np.ndarray
     rows: np.ndarray
     true: np.ndarray
     counted: np.ndarray
@@ -84,9 +85,8 @@ class Voc2010(Metric):
         """AP and highest recall of each class, NaN without objects; weight (D,): how many times each row counts."""
         ap, reached = [np.nan] * len(counts), [np.nan] * len(counts)
         weight = np.ones(len(matched.rows)) if weight is None else weight
-        starts = np.searchsorted(matched.label, np.arange(len(counts) + 1))
         for k in np.flatnonzero(counts):
-            part = slice(starts[k], starts[k + 1])
+            part = slice(matched.starts[k], matched.starts[k + 1])
             times = weight[part] * matched.counted[part]
             kept = times > 0
             hits, seen = np.cumsum((times * matched.true[part])[kept]), np.cumsum(times[kept])
@@ -123,10 +123,11 @@ def _matched(gt: GroundTruth, dt: Results, iou: float) -> _Matched:
     boxes, objects = (np.ascontiguousarray(xywh, np.float64) for xywh in (dt.xywh[members], gt.xywh[g_rows]))
     kernels.best_objects(grouped.groups, boxes, objects, best, overlap)
     taken = np.full(len(dt), -1, np.int64)
-    taken[members] = np.where(overlap >= iou, g_rows[best], -1)
+    near = overlap >= iou
+    taken[members[near]] = g_rows[best[near]]
     taken = taken[rows]
     on_object = np.flatnonzero(taken >= 0)
     skipped, first = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
     skipped[on_object] = (gt.difficult | gt.crowd)[taken[on_object]]
     first[on_object[np.unique(taken[on_object], return_index=True)[1]]] = True
-    return _Matched(dt.label[rows], rows, first & ~skipped, ~skipped)
+    return _Matched(grouped.starts, rows, first & ~skipped, ~skipped)

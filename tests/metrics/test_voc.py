@@ -127,6 +127,9 @@ def test_classes_without_objects_and_empty_tables() -> None:
     assert np.isnan(got.per_class["b"]["AP"])
     nothing = evaluate(table(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, int), np.zeros(0), 0), dt, "voc2010")
     assert np.isnan(nothing.metrics["AP"])
+    _, found = one_image([[0, 0, 10, 10]], [0.9])
+    empty = table(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, int), np.zeros(0), 1)
+    assert np.isnan(evaluate(empty, found, "voc2010").metrics["AP"])
 
 
 def test_protocols_by_name_and_unknown_ones() -> None:
