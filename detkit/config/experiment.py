@@ -240,12 +240,12 @@ def part_at(kind: str, name: Any, place: Place, path: Path_) -> Any:
 
 def shipped_configs() -> list[str]:
     """Names of the experiments that come with detkit."""
-    return sorted(path.stem for folder in _folders() for path in folder.glob("*.yaml"))
+    return sorted(_shipped_files())
 
 
 def is_config(name: str) -> bool:
     """Whether a word means a config: a YAML file, or a shipped one's name."""
-    return registry.RENAMED.get(name, name) in shipped_configs() or Path(name).suffix in (".yaml", ".yml")
+    return registry.RENAMED.get(name, name) in _shipped_files() or Path(name).suffix in (".yaml", ".yml")
 
 
 def shipped(name: str) -> Path:
@@ -254,19 +254,15 @@ def shipped(name: str) -> Path:
     Raises:
         DetkitError: no such name, with the nearest one; or a path to a file that is not there.
     """
-    stem = registry.renamed(Path(name).stem if name.endswith((".yaml", ".yml")) else name)
-    for folder in _folders():
-        if (folder / f"{stem}.yaml").is_file() and Path(name).name == name:
-            return folder / f"{stem}.yaml"
-    raise DetkitError(
-        "there is no such config file, nor a shipped config of this name", name, nearest(stem, shipped_configs())
-    )
+    stem, files = registry.renamed(Path(name).stem if name.endswith((".yaml", ".yml")) else name), _shipped_files()
+    if stem in files and Path(name).name == name:
+        return files[stem]
+    raise DetkitError("there is no such config file or shipped config", name, nearest(stem, sorted(files)))
 
 
-def _folders() -> list[Path]:
-    """The wheel's folder of configs, then the checkout's; only one of them exists."""
-    package = Path(__file__).resolve().parents[1]
-    return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
+def _shipped_files() -> dict[str, Path]:
+    package = Path(__file__).resolve().parents[1]  # of the wheel's folder and the checkout's only one exists
+    return {path.stem: path for folder in (package, package.parent) for path in folder.glob("configs/*.yaml")}
 
 
 def _override(values: dict[str, Any], override: str) -> Path_:
@@ -278,15 +274,13 @@ def _override(values: dict[str, Any], override: str) -> Path_:
     value = parse(text, f"override {override}")[0]
     inner: Any = values
     for depth, key in enumerate(path[:-1]):
-        following = inner.get(key)
-        if isinstance(following, str):  # a part given by its name alone, or a source by its path
-            following = {"path" if path[0] == "data" else "name": following}
-        if following is None:
-            following = {}
-        if not isinstance(following, dict):
+        if isinstance(inner.get(key), str):  # a part given by its name alone, or a source by its path
+            inner[key] = {"path" if path[0] == "data" else "name": inner[key]}
+        if inner.get(key) is None:
+            inner[key] = {}
+        inner = inner[key]
+        if not isinstance(inner, dict):
             what = f"{dotted(path[: depth + 1])} holds no keys"
             raise DetkitError(what, f"override {override}", f"give {dotted(path[: depth + 1])}=VALUE whole")
-        inner[key] = following
-        inner = following
     inner[path[-1]] = value
     return path
