@@ -101,7 +101,7 @@ class YOLO(DenseHead):
         if self.assign_rule == "ratio":
             return assign_ratio(levels, objects, images, ratio=self.ratio, neighbours=self.neighbours)
         predicted = None if self.ignore_above is None else self.decode(raw["boxes"].detach(), priors)
-        return assign_midpoint(levels, objects, images, ignore_above=self.ignore_above, predicted=predicted)
+        return assign_midpoint(levels, objects, images, ignore_above=self.ignore_above, pred=predicted)
 
     def box_terms(self, code: Tensor, priors: Priors, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Adds the squared loss in fractions of a cell, the textbook's, to ``DenseHead``'s."""

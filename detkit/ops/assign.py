@@ -1,7 +1,7 @@
 """Which prior answers for which object: three-state assignment (positive, ignored, negative) for a whole batch.
 
 There is no loop over images. Objects of all images stand in one table (``Objects``), and pairs of objects and priors
-are compared in chunks that stay below 256 MB, so 5000 boxes in an image are slow, never too many.
+are compared in chunks that stay below 256 MB, so 5000 boxes per image are slow, never too many.
 
 **Collisions.** A slot (an image's prior) holds one object. Where several claim it, the smallest in area gets it, for it
 has the fewest other slots to go to; of equal ones the first in the target. ``Assignment.lost`` counts the objects that
@@ -30,8 +30,13 @@ _IGNORED_OVERLAP = 0.5
 class Objects(NamedTuple):
     """All labelled objects of a batch, one row each, in the order of the images.
 
-    boxes (T, 4) float32 xyxy; labels (T,) int64; image (T,) int64, the place in the batch; weight (T,) float32;
-    crowd, difficult (T,) bool.
+    Attributes:
+        boxes: (T, 4) float32 xyxy, input pixels.
+        labels: (T,) int64.
+        image: (T,) int64, the place in the batch.
+        weight: (T,) float32.
+        crowd: (T,) bool.
+        difficult: (T,) bool.
     """
 
     boxes: Tensor
@@ -57,8 +62,13 @@ class Objects(NamedTuple):
 
 
 class Assignment(NamedTuple):
-    """positive (P, 3) int64: image, prior, object (a row of ``Objects``), sorted by image and prior, every slot once;
-    ignore (B, A) bool: priors that are neither positive nor negative; lost: 0-d int64, objects left without a slot."""
+    """Which priors answer for which objects.
+
+    Attributes:
+        positive: (P, 3) int64: image, prior, object (a row of ``Objects``), sorted by image and prior, every slot once.
+        ignore: (B, A) bool: priors that are neither positive nor negative.
+        lost: 0-d int64, objects left without a slot.
+    """
 
     positive: Tensor
     ignore: Tensor
@@ -66,8 +76,13 @@ class Assignment(NamedTuple):
 
 
 class Regions(NamedTuple):
-    """What regions (R, 4) of one image show. iou (R,): the highest with an object; row (R,) int64: that object, of
-    those it was looked for among; ignore (R,) bool: it shows a crowd or a difficult object, and no other."""
+    """What regions (R, 4) of one image show.
+
+    Attributes:
+        iou: (R,), the highest with an object.
+        row: (R,) int64, that object, of those it was looked for among.
+        ignore: (R,) bool: it shows a crowd or a difficult object, and no other.
+    """
 
     iou: Tensor
     row: Tensor
@@ -80,21 +95,30 @@ def assign_midpoint(
     images: int,
     *,
     ignore_above: float | None = None,
-    predicted: Tensor | None = None,
+    pred: Tensor | None = None,
 ) -> Assignment:
     """Each object belongs to the cell of its midpoint and the anchor (of all levels) of best shape IoU.
 
-    Every other prior is negative (YOLO as textbooks tell it); with ``ignore_above`` those whose ``predicted`` box
-    (B, A, 4) overlaps any object by more than this IoU are ignored (Darknet's rule, YOLOv3 section 2.1). Equal anchors:
-    the first. Raises ValueError if ``ignore_above`` comes without boxes.
+    Every other prior is negative (YOLO as textbooks tell it). Equal anchors: the first.
+
+    Args:
+        levels: The grids.
+        objects: Of the batch.
+        images: How many.
+        ignore_above: Priors whose predicted box overlaps any object by more than this IoU are ignored (Darknet's rule,
+            YOLOv3 section 2.1).
+        pred: (B, A, 4) xyxy, the predicted boxes.
+
+    Raises:
+        ValueError: ``ignore_above`` comes without boxes.
     """
     claims = _grid_claims(levels, objects, ratio=None, neighbours=False)
     assignment = _settle(claims, levels, objects, images)
     if ignore_above is None:
         return assignment
-    if predicted is None:
-        raise ValueError("ignore_above compares predicted boxes with the objects: give predicted (B, A, 4)")
-    near = _overlapping(predicted.detach(), objects.rows(objects.areas > 0), images, ignore_above, crowd_rule=False)
+    if pred is None:
+        raise ValueError("ignore_above compares predicted boxes with the objects: give pred (B, A, 4)")
+    near = _overlapping(pred.detach(), objects.rows(objects.areas > 0), images, ignore_above, crowd_rule=False)
     return assignment._replace(ignore=_except_positive(assignment.ignore | near, assignment.positive))
 
 
@@ -104,8 +128,15 @@ def assign_ratio(
     """Each object claims, for every anchor whose width and height are within a factor ``ratio`` of its own, the cell of
     its midpoint and (``neighbours``) the nearest cell on the left or right and the nearest above or below.
 
-    An object that no anchor fits goes to the anchor of best shape IoU, so none is dropped. This gives many positives an
-    object and trains fast (the rule of YOLOv5 and its successors in spirit).
+    An object that no anchor fits goes to the anchor of best shape IoU, so none is dropped. This gives many positives
+    per object and trains fast (the rule of YOLOv5 and its successors in spirit).
+
+    Args:
+        levels: The grids.
+        objects: Of the batch.
+        images: How many.
+        ratio: The factor.
+        neighbours: Claim the two neighbouring cells too.
     """
     return _settle(_grid_claims(levels, objects, ratio=ratio, neighbours=neighbours), levels, objects, images)
 
@@ -122,7 +153,13 @@ def assign_iou(
     """Priors (A, 4) xyxy by IoU with the objects: positive from ``positive`` up (for the object of highest IoU),
     negative below ``negative``, ignored between (Faster R-CNN, section 3.1.2).
 
-    best: an object's best priors are positive at any IoU above 0, so that no object goes unanswered.
+    Args:
+        priors: (A, 4) xyxy.
+        objects: Of the batch.
+        images: How many.
+        positive: An IoU.
+        negative: An IoU.
+        best: An object's best priors are positive at any IoU above 0, so that no object goes unanswered.
     """
     real = objects.real
     wanted = objects.rows(real)
@@ -147,9 +184,12 @@ def assign_iou(
 
 
 def label_regions(boxes: Tensor, objects: Objects, positive: float = 0.5) -> Regions:
-    """What the boxes (R, 4) xyxy of one image show of its ``objects`` (Fast R-CNN, section 2.3).
+    """What boxes of one image show of its objects (Fast R-CNN, section 2.3).
 
-    positive: the IoU from which a box shows an object. Of objects of equal IoU the first counts.
+    Args:
+        boxes: (R, 4) xyxy.
+        objects: Of that image; of several of equal IoU the first counts.
+        positive: The IoU from which a box shows an object.
     """
     iou, row = boxes.new_zeros(len(boxes)), torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
     real = objects.real.nonzero().squeeze(1)
@@ -164,7 +204,16 @@ def label_regions(boxes: Tensor, objects: Objects, positive: float = 0.5) -> Reg
 
 
 def draw(among: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Indices of at most ``count`` of the rows that are true, drawn without replacement; ``generator``: on the CPU."""
+    """Rows that are true, drawn without replacement.
+
+    Args:
+        among: (N,) bool.
+        count: At most so many.
+        generator: On the CPU, whatever ``among`` is on.
+
+    Returns:
+        Indices (K,) int64.
+    """
     places = among.nonzero().squeeze(1)
     return places[torch.randperm(len(places), generator=generator)[:count].to(places.device)]
 
@@ -261,7 +310,7 @@ def _except_positive(ignore: Tensor, positive: Tensor) -> Tensor:
 
 
 def _overlapping(boxes: Tensor, objects: Objects, images: int, threshold: float, crowd_rule: bool) -> Tensor:
-    """(B, A) bool: boxes (A, 4), or (B, A, 4) one set an image, that some object of the image overlaps by more.
+    """(B, A) bool: boxes (A, 4), or (B, A, 4) one set per image, that some object of the image overlaps by more.
 
     Overlap is IoU; with ``crowd_rule``, for crowds, the share of the box that lies inside the crowd's.
     """

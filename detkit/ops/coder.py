@@ -33,9 +33,14 @@ _SIGMOID_MARGIN = 1e-6
 
 
 class Priors(NamedTuple):
-    """Reference boxes: centres (A, 2) x, y; sizes (A, 2) width, height; strides (A, 1); all float32 input pixels.
+    """Reference boxes, in float32 input pixels.
 
     A row index (``rows``) may have any shape; the codes broadcast over leading dimensions.
+
+    Attributes:
+        centres: (A, 2) x and y.
+        sizes: (A, 2) width and height.
+        strides: (A, 1) of the cells that they belong to.
     """
 
     centres: Tensor
@@ -53,10 +58,14 @@ class Priors(NamedTuple):
 
 
 class Level(NamedTuple):
-    """One grid of priors: height and width in cells, stride in pixels, anchors (k, 2) width, height in pixels, and the
-    centre of the first cell in pixels, which is half a stride unless the network has no padding.
+    """One grid of priors, ordered row by row, cell by cell, then anchor by anchor.
 
-    Its priors are ordered row by row, cell by cell, then anchor by anchor.
+    Attributes:
+        height: In cells.
+        width: In cells.
+        stride: In input pixels.
+        anchors: (k, 2) width and height in input pixels.
+        first_centre: Of the first cell in pixels; half a stride unless the network has no padding.
     """
 
     height: int
@@ -94,10 +103,15 @@ def grid_priors(levels: Sequence[Level]) -> Priors:
 
 
 def encode_deltas(boxes: Tensor, priors: Tensor, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
-    """R-CNN's deltas (t_x, t_y, t_w, t_h) of ``boxes`` (..., 4) seen from ``priors`` (..., 4), both xyxy.
+    """R-CNN's deltas: t_x = (x - x_a) / w_a, t_w = log(w / w_a) (Girshick et al. 2014, appendix C).
 
-    t_x = (x - x_a) / w_a, t_w = log(w / w_a), times ``weights`` (Girshick et al. 2014, appendix C).
-    Boxes and priors must have positive width and height.
+    Args:
+        boxes: (..., 4) xyxy, of positive width and height.
+        priors: (..., 4) xyxy, of positive width and height.
+        weights: What the four are multiplied by.
+
+    Returns:
+        (..., 4): t_x, t_y, t_w, t_h.
     """
     centres, sizes = _centre_form(boxes)
     prior_centres, prior_sizes = _centre_form(priors)
@@ -106,8 +120,16 @@ def encode_deltas(boxes: Tensor, priors: Tensor, weights: Sequence[float] = (1.0
 
 
 def decode_deltas(deltas: Tensor, priors: Tensor, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
-    """The boxes (..., 4) xyxy that ``encode_deltas`` turned into ``deltas`` (..., 4), at most 62.5 times their priors'
-    sizes, so that an untrained network cannot overflow."""
+    """The boxes that ``encode_deltas`` turned into deltas.
+
+    Args:
+        deltas: (..., 4).
+        priors: (..., 4) xyxy.
+        weights: As for ``encode_deltas``.
+
+    Returns:
+        (..., 4) xyxy, at most 62.5 times their priors' sizes, so that an untrained network cannot overflow.
+    """
     deltas = deltas / deltas.new_tensor(weights)
     centres, sizes = _centre_form(priors)
     centres = centres + deltas[..., :2] * sizes
@@ -128,12 +150,20 @@ def decode_fractions(fractions: Tensor, priors: Priors) -> Tensor:
 
 
 def to_fractions(code: Tensor, priors: Priors, kind: GridCode, xy_scale: float | Tensor | None = None) -> Tensor:
-    """A network's grid code (..., 4) as fractions of the cells of ``priors``.
+    """A network's grid code as fractions of cells.
 
-    kind: ``textbook``, ``darknet`` or ``bounded``; xy_scale: the midpoint's range around the cell's centre, 1 for
-    YOLOv3, YOLOv4's ``scale_x_y``, 2 for ``bounded`` (these are the defaults), or a tensor (..., 1) with one for each
-    prior.
-    Raises ValueError for another kind.
+    Args:
+        code: (..., 4).
+        priors: Of the cells.
+        kind: ``textbook``, ``darknet`` or ``bounded``.
+        xy_scale: The midpoint's range around the cell's centre: YOLOv4's ``scale_x_y``, or a tensor (..., 1) with one
+            for each prior; by default 1 (YOLOv3) for ``darknet``, 2 for ``bounded``.
+
+    Returns:
+        (..., 4): b_x, b_y, b_w, b_h.
+
+    Raises:
+        ValueError: Another kind.
     """
     if kind == "textbook":
         return code
@@ -148,9 +178,19 @@ def to_fractions(code: Tensor, priors: Priors, kind: GridCode, xy_scale: float |
 
 
 def from_fractions(fractions: Tensor, priors: Priors, kind: GridCode, xy_scale: float | Tensor | None = None) -> Tensor:
-    """The grid code (..., 4) that ``to_fractions`` turns into ``fractions``; what it cannot reach becomes the nearest.
+    """The grid code that ``to_fractions`` turns into fractions; what it cannot reach becomes the nearest.
 
-    Raises ValueError for an unknown kind.
+    Args:
+        fractions: (..., 4).
+        priors: As for ``to_fractions``.
+        kind: As for ``to_fractions``.
+        xy_scale: As for ``to_fractions``.
+
+    Returns:
+        (..., 4).
+
+    Raises:
+        ValueError: An unknown kind.
     """
     if kind == "textbook":
         return fractions

@@ -45,7 +45,7 @@ def weighted_boxes_fusion(
     models = len(boxes_list)
     if not models or len(scores_list) != models or len(labels_list) != models:
         raise ValueError(
-            "boxes, scores and labels need one entry a model, at least one: "
+            "boxes, scores and labels need one entry per model, at least one: "
             f"got {models}, {len(scores_list)} and {len(labels_list)}"
         )
     factors = np.ones(models) if weights is None else np.asarray(weights, np.float64)

@@ -76,7 +76,7 @@ def _kind(array: Either) -> str:
 
 def _of_length(value: Array, count: int, name: str) -> Array:
     if tuple(value.shape) != (count,):
-        raise ValueError(f"{name} must have shape ({count},), one a box, got {tuple(value.shape)}")
+        raise ValueError(f"{name} must have shape ({count},), one per box, got {tuple(value.shape)}")
     return value
 
 

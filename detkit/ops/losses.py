@@ -1,4 +1,4 @@
-"""Loss terms of dense heads, one value an example, so that the caller weights, sums and counts them.
+"""Loss terms of dense heads, one value per example, so that the caller weights, sums and counts them.
 
 Everything is computed in the dtype given (heads hand in float32, under mixed precision too) and is differentiable.
 """
@@ -17,36 +17,51 @@ BoxLoss = Literal["iou", "giou", "diou", "ciou"]
 Activation = Literal["sigmoid", "softmax"]
 
 
-def iou_loss(predicted: Tensor, boxes: Tensor, kind: BoxLoss = "ciou") -> Tensor:
-    """1 - IoU of pairs of boxes, (N, 4) and (N, 4) xyxy -> (N,); GIoU, DIoU or CIoU add their penalty.
+def iou_loss(pred: Tensor, boxes: Tensor, kind: BoxLoss = "ciou") -> Tensor:
+    """1 - IoU of pairs of boxes; GIoU, DIoU or CIoU add their penalty.
 
     GIoU: Rezatofighi et al. 2019; DIoU and CIoU: Zheng et al. 2020, eq. 7 and 10.
+
+    Args:
+        pred: (N, 4) xyxy.
+        boxes: (N, 4) xyxy.
+        kind: The measure.
+
+    Returns:
+        (N,).
     """
-    return 1 - box_ops.paired_iou(predicted, boxes, kind)
+    return 1 - box_ops.paired_iou(pred, boxes, kind)
 
 
-def squared_loss(predicted: Tensor, wanted: Tensor) -> Tensor:
+def squared_loss(pred: Tensor, target: Tensor) -> Tensor:
     """Sum of squared differences over the last dimension: (N, D) -> (N,)."""
-    return (predicted - wanted).square().sum(-1)
+    return (pred - target).square().sum(-1)
 
 
 def class_loss(
     logits: Tensor, labels: Tensor, activation: Activation = "sigmoid", *, squared: bool = False, smoothing: float = 0.0
 ) -> Tensor:
-    """Loss of class logits (N, C) against labels (N,) int64 -> (N,), summed over the classes.
+    """Loss of class logits, summed over the classes.
 
-    activation ``softmax``: one class out of C, minus log-likelihood; ``sigmoid``: C independent yes/no questions,
-    binary cross-entropy each. ``squared``: the squared error of the probabilities instead. smoothing: share of the
-    target's mass that is spread evenly over all classes.
+    Args:
+        logits: (N, C).
+        labels: (N,) int64.
+        activation: "softmax": one class out of C, minus log-likelihood; "sigmoid": C independent yes/no questions,
+            binary cross-entropy each.
+        squared: The squared error of the probabilities instead.
+        smoothing: Share of the target's mass that is spread evenly over all classes.
+
+    Returns:
+        (N,).
     """
-    wanted = F.one_hot(labels, logits.shape[-1]).to(logits.dtype)
+    target = F.one_hot(labels, logits.shape[-1]).to(logits.dtype)
     if smoothing:
-        wanted = wanted * (1 - smoothing) + smoothing / logits.shape[-1]
+        target = target * (1 - smoothing) + smoothing / logits.shape[-1]
     if squared:
-        return squared_loss(class_probabilities(logits, activation), wanted)
+        return squared_loss(class_probabilities(logits, activation), target)
     if activation == "softmax":
-        return -(logits.log_softmax(-1) * wanted).sum(-1)
-    return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(-1)
+        return -(logits.log_softmax(-1) * target).sum(-1)
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
 
 
 def class_probabilities(logits: Tensor, activation: Activation = "sigmoid") -> Tensor:
@@ -54,24 +69,40 @@ def class_probabilities(logits: Tensor, activation: Activation = "sigmoid") -> T
     return logits.softmax(-1) if activation == "softmax" else logits.sigmoid()
 
 
-def objectness_loss(logits: Tensor, wanted: Tensor, *, squared: bool = False) -> Tensor:
-    """Loss of objectness logits against probabilities of the same shape, element by element.
+def objectness_loss(logits: Tensor, target: Tensor, *, squared: bool = False) -> Tensor:
+    """Loss of objectness logits, element by element.
 
-    Binary cross-entropy, or the squared error of the sigmoid.
+    Args:
+        logits: Any shape.
+        target: Probabilities of that shape.
+        squared: The squared error of the sigmoid instead of binary cross-entropy.
+
+    Returns:
+        That shape.
     """
     if squared:
-        return (logits.sigmoid() - wanted).square()
-    return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+        return (logits.sigmoid() - target).square()
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="none")
 
 
-def localization_loss(predicted: Tensor, wanted: Tensor) -> Tensor:
-    """The textbook's squared loss of (..., 5 + C) outputs (P_c, b_x, b_y, b_h, b_w, c_1 .. c_C) -> (...).
+def localization_loss(pred: Tensor, target: Tensor) -> Tensor:
+    """The textbook's squared loss of outputs P_c, b_x, b_y, b_h, b_w, c_1 .. c_C.
 
-    With an object (wanted P_c is 1) the squares of all outputs are summed; without one only P_c counts, and the
-    gradient of the other outputs is exactly 0 whatever they are. Raises ValueError for different shapes.
+    With an object (the target's P_c is 1) the squares of all outputs are summed; without one only P_c counts, and the
+    gradient of the other outputs is exactly 0 whatever they are.
+
+    Args:
+        pred: (..., 5 + C).
+        target: (..., 5 + C).
+
+    Returns:
+        (...).
+
+    Raises:
+        ValueError: Different shapes.
     """
-    if predicted.shape != wanted.shape:
-        raise ValueError(f"outputs and targets differ in shape: {tuple(predicted.shape)} and {tuple(wanted.shape)}")
-    squares = (predicted - wanted).square()
+    if pred.shape != target.shape:
+        raise ValueError(f"outputs and targets differ in shape: {tuple(pred.shape)} and {tuple(target.shape)}")
+    squares = (pred - target).square()
     rest = squares[..., 1:].sum(-1)
-    return squares[..., 0] + torch.where(wanted[..., 0] > 0, rest, torch.zeros_like(rest))
+    return squares[..., 0] + torch.where(target[..., 0] > 0, rest, torch.zeros_like(rest))

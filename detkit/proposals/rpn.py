@@ -19,16 +19,25 @@ from detkit.structures import Batch, Limits
 class RPN(DenseHead, ProposalSource):
     """Objectness and deltas for anchors of several scales and ratios at every cell; the best become proposals.
 
-    channels, strides: of the feature maps. scales: the anchors' sides in input pixels, sorted and dealt evenly to the
-    maps, the smallest to the finest (one each with a pyramid, section 4.1 of Lin et al. 2017); ratios: height / width.
-
-    positive, negative: IoU from which an anchor is an object's and below which it is background; samples: anchors an
-    image that take part in the loss, at most half of them positive; beta: where smooth L1 turns from square to line;
-    box_gain, objectness_gain: weights of the terms, both divided by ``samples``.
-    before, after: proposals an image of each level before NMS and of all after it, for training and prediction;
-    iou: NMS drops boxes that overlap more.
-    stem, share_stem, objectness_prior: ``DenseHead``'s; plain: the paper's own stem, a 3 x 3 convolution with ReLU, one
-    for all maps.
+    Args:
+        channels: Of the feature maps.
+        strides: Theirs.
+        scales: The anchors' sides in input pixels, sorted and dealt evenly to the maps, the smallest to the finest (one
+            each with a pyramid, section 4.1 of Lin et al. 2017).
+        ratios: Height / width.
+        positive: IoU from which an anchor is an object's.
+        negative: IoU below which it is background.
+        samples: Anchors per image that take part in the loss, at most half of them positive.
+        before: Proposals per level before NMS, for training and prediction.
+        after: Proposals per image after it, for training and prediction.
+        iou: NMS drops boxes that overlap more.
+        beta: Where smooth L1 turns from square to line.
+        box_gain: Weight of the term, which is divided by ``samples``.
+        objectness_gain: Weight of the term, which is divided by ``samples``.
+        objectness_prior: As for ``DenseHead``.
+        stem: As for ``DenseHead``.
+        share_stem: As for ``DenseHead``.
+        plain: The paper's own stem, a 3 x 3 convolution with ReLU, one for all maps.
     """
 
     def __init__(
@@ -104,7 +113,7 @@ class RPN(DenseHead, ProposalSource):
         return loss, box_ops.paired_iou(self.decode(code.detach(), priors), boxes)
 
     def propose(self, batch: Batch, features: list[Tensor], training: bool) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """The best boxes of each image, (R_i, 4) in input pixels, best first, and ``raw``, which ``loss`` reads."""
+        """The best boxes per image, (R_i, 4) in input pixels, best first, and ``raw``, which ``loss`` reads."""
         raw = self.raw(features)
         before, after = (pair[0 if training else 1] for pair in (self.before, self.after))
         with torch.no_grad():
@@ -129,10 +138,18 @@ class RPN(DenseHead, ProposalSource):
 
 
 def anchors(scales: list[float], ratios: list[float], strides: list[int]) -> list[list[tuple[float, float]]]:
-    """For each stride the (width, height) of its anchors: sides ``scales`` (of the square of equal area), all ratios.
+    """The anchors of each feature map.
+
+    Args:
+        scales: Sides of the squares of equal area, in input pixels.
+        ratios: Height / width.
+        strides: Of the maps.
+
+    Returns:
+        Per stride, (width, height) of every scale in every ratio.
 
     Raises:
-        DetkitError: no scales or ratios, or scales that the levels cannot share evenly.
+        DetkitError: No scales or ratios, or scales that the levels cannot share evenly.
     """
     for name, values, say in (("scales", scales, "[32, 64]"), ("ratios", ratios, "[0.5, 1, 2]")):
         if not values or min(values) <= 0:

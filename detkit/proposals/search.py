@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import cv2
 import numpy as np
@@ -35,7 +35,13 @@ VERSION = 3  # of the code: a higher one makes cached boxes stale, as other numb
 
 @dataclass(frozen=True)
 class Plan:
-    """What is tried: every colour space x threshold k x set of similarities (colour, texture, size, fill)."""
+    """What is tried: every colour space x threshold x set of similarities.
+
+    Attributes:
+        spaces: Names of colour spaces.
+        ks: Thresholds of the segmentation, rising.
+        strategies: Which of colour, texture, size and fill are summed.
+    """
 
     spaces: tuple[str, ...]
     ks: tuple[float, ...]
@@ -56,18 +62,25 @@ PLANS = {
 def selective_search(
     image_rgb: np.ndarray, plan: PlanName = "fast", *, max: int = 0, seed: int = 0, threads: int | None = None
 ) -> np.ndarray:
-    """(N, 4) float32 xyxy: boxes that may hold an object, the likelier ones first, no two the same or nearly so.
-
-    image_rgb: uint8 (H, W, 3) RGB or (H, W); plan: ``fast`` (2 colour spaces x 3 thresholds x 2 sets of similarities,
-    some 900 boxes in a photo) or ``quality`` (5 x 5 x 4, some 3000); max: boxes at most (0: all); threads: None as
-    many as torch or the machine has, one in a worker process. The same image and seed give the same boxes with any
-    number of threads.
+    """Boxes that may hold an object, the likelier ones first, no two the same or nearly so.
 
     Order (section 3.3 of the paper): a box made as the i-th from the end of its grouping is ranked by i times a random
     number, so large ones tend to come first, without one grouping ahead of the others.
 
+    Args:
+        image_rgb: uint8 (H, W, 3) RGB or (H, W).
+        plan: ``fast`` (2 colour spaces x 3 thresholds x 2 sets of similarities, some 900 boxes in a photo) or
+            ``quality`` (5 x 5 x 4, some 3000).
+        max: Boxes at most (0: all).
+        seed: The same image and seed give the same boxes with any number of threads.
+        threads: None: as many as torch or the machine has, one in a worker process.
+
+    Returns:
+        (N, 4) float32 xyxy, whole pixels.
+
     Raises:
-        TypeError, ValueError: not such an image, an unknown plan, a negative max, no threads.
+        TypeError: Not a uint8 array.
+        ValueError: Another shape, an unknown plan, a negative max, no threads.
     """
     if plan not in PLANS:
         raise ValueError(f"there is no plan {plan!r}: choose one of {', '.join(PLANS)}")
@@ -94,17 +107,23 @@ def selective_search(
 
 
 def graph_segments(image: np.ndarray, k: float, *, sigma: float = SIGMA, min_size: int = MIN_SIZE) -> np.ndarray:
-    """(H, W) int32: the segment of each pixel, numbered from 0 by first pixels (Felzenszwalb & Huttenlocher 2004).
+    """The segment of each pixel (Felzenszwalb & Huttenlocher 2004).
 
-    image: uint8 (H, W) or (H, W, c), 4-connected, edges weighted by the distance of values; k: the larger, the larger
-    the segments; sigma: of the blur before, in pixels (0: none); min_size: smaller segments are joined to a neighbour.
+    Args:
+        image: uint8 (H, W) or (H, W, c), 4-connected, edges weighted by the distance of values.
+        k: The larger, the larger the segments.
+        sigma: Of the blur before, in pixels (0: none).
+        min_size: Segments of fewer pixels are joined to a neighbour.
+
+    Returns:
+        (H, W) int32, numbered from 0 by first pixels.
     """
     channels = cv2.split(image)
     atoms, finals = _segments(channels, (k,), sigma, min_size)
     return finals[0][atoms].reshape(image.shape[:2])
 
 
-def _checked(image: Any) -> np.ndarray:
+def _checked(image: object) -> np.ndarray:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         raise TypeError(f"image must be a uint8 numpy array, got {getattr(image, 'dtype', type(image).__name__)}")
     if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)) or not image.size:
@@ -165,9 +184,15 @@ def _hierarchies(channels: Sequence[np.ndarray], plan: Plan) -> list[np.ndarray]
 class SelectiveSearch(ProposalSource):
     """Selective search as a source of proposals, found in the original image by whoever loads it.
 
-    plan, seed: as for ``selective_search``; max: boxes kept, the likelier ones (0: all); cache: keep the boxes of the
-    images of data sets on disk (some 10 KB each, see ``detkit.io.cache``), so that they are searched once; folder:
-    where, by default the user's cache.
+    Args:
+        channels: Not used.
+        strides: Not used.
+        folder: Of the cache, by default the user's.
+        plan: As for ``selective_search``.
+        max: Boxes kept per image, the likelier ones (0: all).
+        seed: As for ``selective_search``.
+        cache: Keep the boxes of the images of data sets on disk (some 10 KB each, see ``detkit.io.cache``), so that
+            they are searched once.
     """
 
     def __init__(
@@ -193,9 +218,14 @@ class SelectiveSearch(ProposalSource):
         return Cache("selective-search", parameters, VERSION, folder=self.folder)
 
     def proposals_for_image(self, image: np.ndarray, path: str = "") -> np.ndarray:
-        """(R, 4) float32 xyxy in the pixels of ``image`` (uint8 (H, W, 3) RGB).
+        """The boxes of one image.
 
-        path: of a data set's image, whose boxes are cached; "": not, as a camera's frames would fill the disk.
+        Args:
+            image: uint8 (H, W, 3) RGB.
+            path: Of a data set's image, whose boxes are cached; "": not, as a camera's frames would fill the disk.
+
+        Returns:
+            (R, 4) float32 xyxy in the image's pixels.
         """
 
         def search() -> np.ndarray:

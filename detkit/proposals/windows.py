@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,15 +26,22 @@ def sliding_windows(
     aspects: Sequence[float] = ASPECTS,
     stride: float = 0.25,
 ) -> np.ndarray:
-    """(N, 4) float32 xyxy: all windows that lie inside an image of ``size`` (height, width) in pixels.
+    """All windows that lie inside an image.
 
-    windows: side in pixels of the square of the same area; aspects: width / height; stride: steps as a share of the
-    window's own width and height, at least one pixel. Windows start at the upper left corner, so one of width w has
-    floor((W - w) / step) + 1 places in a row; one that is larger than the image has none. Sides and steps are whole
-    pixels. Order: windows, aspects, rows, columns.
+    Windows start at the upper left corner, so one of width w has floor((W - w) / step) + 1 places in a row; one that is
+    larger than the image has none. Sides and steps are whole pixels.
+
+    Args:
+        size: Height and width of the image in pixels.
+        windows: Side in pixels of the square of the same area.
+        aspects: Width / height.
+        stride: Steps as a share of the window's own width and height, at least one pixel.
+
+    Returns:
+        (N, 4) float32 xyxy, in the order windows, aspects, rows, columns.
 
     Raises:
-        ValueError: a size, window, aspect or stride that is not above 0, or a stride above 1 (it would leave gaps).
+        ValueError: A size, window, aspect or stride that is not above 0, or a stride above 1 (it would leave gaps).
     """
     if len(size) != 2 or any(side < 1 for side in size):
         raise ValueError(f"size must be (height, width), both at least 1, got {tuple(size)}")
@@ -54,9 +62,15 @@ def sliding_windows(
 
 
 class Windows(ProposalSource):
-    """Sliding windows of each image's part of the input as proposals; arguments as for ``sliding_windows``.
+    """Sliding windows of each image's part of the input as proposals.
 
-    max: windows kept at most, evenly chosen from all (0: all of them).
+    Args:
+        channels: Not used.
+        strides: Not used.
+        windows: As for ``sliding_windows``.
+        aspects: As for ``sliding_windows``.
+        stride: As for ``sliding_windows``.
+        max: Windows kept per image, evenly chosen from all (0: all of them).
     """
 
     def __init__(
@@ -71,13 +85,13 @@ class Windows(ProposalSource):
     ) -> None:
         if max < 0:
             raise ValueError(f"max must be 0 or more, got {max}")
-        self.arguments: dict[str, Any] = {"windows": windows, "aspects": aspects, "stride": stride}
+        self.windows = partial(sliding_windows, windows=windows, aspects=aspects, stride=stride)
         self.max_proposals = max
         self.of_size(1, 1)  # checks the arguments
 
     def of_size(self, height: int, width: int) -> np.ndarray:
         """(N, 4) float32: the windows of an image of ``height`` x ``width`` pixels."""
-        boxes = sliding_windows((height, width), **self.arguments)
+        boxes = self.windows((height, width))
         if not self.max_proposals or len(boxes) <= self.max_proposals:
             return boxes
         return boxes[np.arange(self.max_proposals) * len(boxes) // self.max_proposals]

@@ -98,9 +98,9 @@ def test_ignore_band_compares_predicted_boxes() -> None:
     predicted[:, 3] = torch.tensor([38.0, 38, 58, 56])  # IoU 0.9
     predicted[:, 4] = torch.tensor([38.0, 38, 58, 50])  # IoU 0.6
     predicted[:, 8] = torch.tensor([38.0, 38, 58, 58])  # the positive itself
-    assignment = assign_midpoint(levels, objects, 2, ignore_above=0.7, predicted=predicted)
+    assignment = assign_midpoint(levels, objects, 2, ignore_above=0.7, pred=predicted)
     assert assignment.ignore.nonzero().tolist() == [[1, 3]]
-    with pytest.raises(ValueError, match="predicted"):
+    with pytest.raises(ValueError, match="pred"):
         assign_midpoint(levels, objects, 2, ignore_above=0.7)
 
 
@@ -194,9 +194,9 @@ def test_five_thousand_objects_in_small_chunks(monkeypatch: pytest.MonkeyPatch) 
     levels = [Level(20, 20, 16.0, torch.tensor([[16.0, 16.0], [40.0, 60.0], [100.0, 80.0]]))]
     objects = random_objects(5000, 1, 320)
     predicted = levels[0].priors().boxes[None]
-    one = assign_midpoint(levels, objects, 1, ignore_above=0.6, predicted=predicted)
+    one = assign_midpoint(levels, objects, 1, ignore_above=0.6, pred=predicted)
     monkeypatch.setattr(module, "CHUNK_BYTES", 2**22)
-    two = assign_midpoint(levels, objects, 1, ignore_above=0.6, predicted=predicted)
+    two = assign_midpoint(levels, objects, 1, ignore_above=0.6, pred=predicted)
     assert torch.equal(one.positive, two.positive)
     assert torch.equal(one.ignore, two.ignore)
     assert len(one.positive) + int(one.lost) == 5000

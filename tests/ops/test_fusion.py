@@ -98,8 +98,8 @@ def test_tensors_give_tensors_and_nothing_is_changed() -> None:
     ("arguments", "options", "error", "text"),
     [
         (([], [], []), {}, ValueError, "at least one"),
-        (([A], [[0.5, 0.5]], []), {}, ValueError, "one entry a model"),
-        (([A], [[0.5]], [[0, 0]]), {}, ValueError, "one a box"),
+        (([A], [[0.5, 0.5]], []), {}, ValueError, "one entry per model"),
+        (([A], [[0.5]], [[0, 0]]), {}, ValueError, "one per box"),
         (([A], [[0.5, 0.5]], [[0.5, 0.5]]), {}, TypeError, "integers"),
         (([A], [[0.5, 0.5]], [[0, 0]]), {"weights": [0]}, ValueError, "weights"),
         (([A], [[0.5, 0.5]], [[0, 0]]), {"weights": [1, 1]}, ValueError, "weights"),

@@ -253,7 +253,7 @@ BOXES, SCORES = np.zeros((2, 4), np.float32), np.zeros(2, np.float32)
         ((BOXES, SCORES, 1.5), ValueError, "between 0 and 1"),
         ((BOXES, SCORES, -0.1), ValueError, "between 0 and 1"),
         ((BOXES, SCORES, float("nan")), ValueError, "between 0 and 1"),
-        ((BOXES, SCORES[:1], 0.5), ValueError, "one a box"),
+        ((BOXES, SCORES[:1], 0.5), ValueError, "one per box"),
         ((BOXES[:, :3], SCORES, 0.5), ValueError, r"\(N, 4\)"),
         ((BOXES.astype(bool), SCORES, 0.5), TypeError, "real numbers"),
         ((BOXES, torch.zeros(2), 0.5), TypeError, "mixed"),
@@ -267,7 +267,7 @@ def test_nms_errors(arguments: tuple, error: type[Exception], text: str) -> None
 def test_other_errors() -> None:
     with pytest.raises(TypeError, match="integers"):
         batched_nms(BOXES, SCORES, SCORES, 0.5)
-    with pytest.raises(ValueError, match="one a box"):
+    with pytest.raises(ValueError, match="one per box"):
         batched_nms(BOXES, SCORES, np.zeros(3, int), 0.5)
     with pytest.raises(ValueError, match="gaussian or linear"):
         soft_nms(BOXES, SCORES, method="cubic")  # type: ignore[arg-type]
