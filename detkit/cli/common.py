@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import is_dataclass
 from functools import wraps
 from inspect import Parameter, signature
 from typing import Protocol
@@ -41,20 +41,6 @@ class Printable(Protocol):
 
     def lines(self) -> Sequence[str]:
         """For a person."""
-
-
-@dataclass(frozen=True, slots=True)
-class Printed:
-    """A ``Printable`` of what is at hand, for results that have no class of their own."""
-
-    facts: Mapping[str, object]
-    text: Sequence[str]
-
-    def to_dict(self) -> Mapping[str, object]:
-        return self.facts
-
-    def lines(self) -> Sequence[str]:
-        return self.text
 
 
 Result = Printable | tuple[Printable, int] | int

@@ -8,8 +8,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from detkit.cli import options
-from detkit.cli.common import Printed
-from detkit.errors import DetkitError
+from detkit.errors import DetkitError, Printed
 
 
 def compress(

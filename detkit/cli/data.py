@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from typer import Option, Typer
 
 from detkit.cli import options
-from detkit.cli.common import Printable, Printed, message
+from detkit.cli.common import Printable, message
 from detkit.cli.options import names_in
-from detkit.errors import DetkitError
+from detkit.errors import DetkitError, Printed
 
 if TYPE_CHECKING:
     from detkit.data.annotations import Annotations
@@ -36,7 +36,7 @@ def check(
     from detkit.data.check import check_annotations
 
     report = check_annotations(labelled.read(refuse=False), decode=not headers)
-    return report, 3 if report.findings else 0
+    return report, 3 if report.facts["findings"] else 0
 
 
 @app.command()
@@ -146,7 +146,7 @@ def crops(
     done = write_crops(
         parts, out, classes=chosen, background=background, min_size=min_size, seed=seed, overwrite=overwrite
     )
-    return done, 3 if done.unreadable else 0
+    return done, 3 if done.facts["failed"] else 0
 
 
 @app.command()

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option, Typer
 
 from detkit.cli import options
-from detkit.cli.common import Printed, message
+from detkit.cli.common import message
 from detkit.cli.options import names_in
-from detkit.errors import DetkitError
+from detkit.errors import DetkitError, Printed
 
 if TYPE_CHECKING:
     from detkit.detector import Detector

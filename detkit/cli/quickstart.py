@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from detkit.cli import options
-from detkit.cli.common import Printed, message
+from detkit.cli.common import message
+from detkit.errors import Printed
 
 if TYPE_CHECKING:
     import numpy as np

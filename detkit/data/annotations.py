@@ -53,6 +53,10 @@ class Findings(dict[str, Finding]):
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
         self.add(name, *(where(int(row)) for row in rows[:EXAMPLES]), count=len(rows))
 
+    def lines(self) -> list[str]:
+        """All of them as text for a person."""
+        return [line for finding in self.values() for line in finding.lines()]
+
     def as_list(self) -> list[Finding]:
         """The findings in the order in which they first turned up."""
         return list(self.values())

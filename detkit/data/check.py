@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from functools import partial
 
 import numpy as np
 
-from detkit.data.annotations import Annotations, Finding, Findings
-from detkit.errors import DetkitError
+from detkit.data.annotations import Annotations, Findings
+from detkit.errors import DetkitError, Printed
 from detkit.io.download import sha256_of
 from detkit.io.images import image_size, read_image
 
@@ -19,32 +18,16 @@ TINY = 2.0  # pixels: the shorter side of a box that no detector can learn from
 WHOLE = 0.98  # share of the image in both directions
 
 
-@dataclass(slots=True, frozen=True)
-class CheckReport:
-    """How large a data set is and what is wrong in it."""
-
-    images: int
-    boxes: int
-    classes: int
-    findings: list[Finding]
-
-    def to_dict(self) -> dict[str, object]:
-        """For JSON."""
-        return {"images": self.images, "boxes": self.boxes, "findings": [asdict(f) for f in self.findings]}
-
-    def lines(self) -> list[str]:
-        """For a person."""
-        found = [line for finding in self.findings for line in finding.lines()] or ["nothing to complain of"]
-        return [f"{self.images} images, {self.boxes} boxes, {self.classes} classes", *found]
-
-
-def check_annotations(annotations: Annotations, *, decode: bool = True, threads: int = 2) -> CheckReport:
+def check_annotations(annotations: Annotations, *, decode: bool = True, threads: int = 2) -> Printed:
     """The findings of the reader, then of the labels, then of the images.
 
     Args:
         annotations: The labels.
         decode: Read every image whole, which also finds those that are cut off; else only their headers.
         threads: That read images.
+
+    Returns:
+        As facts: images and boxes, counted, and findings.
     """
     a = annotations
     findings = Findings(a.findings)
@@ -56,7 +39,9 @@ def check_annotations(annotations: Annotations, *, decode: bool = True, threads:
     for file, count in Counter(a.files).items():
         findings.add("same file listed twice", file, count=count - 1)
     _check_copies(a, findings)
-    return CheckReport(len(a), len(a.labels), len(a.classes), findings.as_list())
+    size = f"{len(a)} images, {len(a.labels)} boxes, {len(a.classes)} classes"
+    facts = {"images": len(a), "boxes": len(a.labels), "findings": findings.as_list()}
+    return Printed(facts, [size, *(findings.lines() or ["nothing to complain of"])])
 
 
 def _check_labels(a: Annotations, findings: Findings) -> None:

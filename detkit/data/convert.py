@@ -10,15 +10,14 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from detkit.data.annotations import Annotations, Finding, Findings, Source
+from detkit.data.annotations import Annotations, Findings, Source
 from detkit.data.coco import IMAGE_FOLDER, RawFile, load_json, mapped
-from detkit.errors import DetkitError
+from detkit.errors import DetkitError, Printed
 from detkit.io.detections.writers import voc_xml
 from detkit.io.files import atomic_folder, atomic_path, flat_names, write_text
 
@@ -26,38 +25,9 @@ Lists = dict[str, Iterable[bytes | msgspec.Raw]]
 _PLAIN = {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "difficult"}
 
 
-@dataclass(slots=True, frozen=True)
-class Converted:
-    """What was written.
-
-    Args:
-        out: File or folder.
-        format: Its format.
-        images: How many.
-        boxes: How many.
-        lost: By name, what the new format could not hold.
-    """
-
-    out: Path
-    format: str
-    images: int
-    boxes: int
-    lost: list[Finding] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, object]:
-        """For JSON."""
-        return {"out": self.out, "images": self.images, "boxes": self.boxes, "lost": [asdict(f) for f in self.lost]}
-
-    def lines(self) -> list[str]:
-        """For a person."""
-        lost = [f"{self.format} cannot hold:"] if self.lost else []
-        lost += [line for finding in self.lost for line in finding.lines()]
-        return [f"{self.images} images and {self.boxes} boxes written to {self.out}", *lost]
-
-
 def convert_annotations(
     parts: Mapping[str, Annotations], to: str, out: Path, *, overwrite: bool = False, link: bool = False
-) -> Converted:
+) -> Printed:
     """Writes the parts as one data set of another format.
 
     Args:
@@ -67,6 +37,9 @@ def convert_annotations(
             images stay where they are.
         overwrite: Replace files of the same names.
         link: Symbolic links in place of copies.
+
+    Returns:
+        As facts: out, images and boxes, counted, and lost: findings of what the new format could not hold.
 
     Raises:
         DetkitError: An output exists without ``overwrite``, an image cannot be copied or lies outside the data's image
@@ -93,7 +66,10 @@ def convert_annotations(
         with atomic_folder(out, overwrite) as folder:
             _WRITERS[to](parts, folder, link, lost)
     boxes = sum(len(a.labels) - (int(a.crowd.sum()) if to == "yolo" else 0) for a in parts.values())
-    return Converted(out, to, sum(map(len, parts.values())), boxes, lost.as_list())
+    images = sum(map(len, parts.values()))
+    facts = {"out": out, "images": images, "boxes": boxes, "lost": lost.as_list()}
+    held = [f"{to} cannot hold:", *lost.lines()] if lost else []
+    return Printed(facts, [f"{images} images and {boxes} boxes written to {out}", *held])
 
 
 def _refuse_outside(a: Annotations) -> None:

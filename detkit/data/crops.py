@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from detkit.data.annotations import Annotations, Finding, Findings
-from detkit.errors import DetkitError
+from detkit.data.annotations import Annotations, Findings
+from detkit.errors import DetkitError, Printed
 from detkit.io.files import atomic_folder
 from detkit.io.images import read_image, write_image
 
@@ -17,38 +16,6 @@ BACKGROUND = "background"
 UNREADABLE = "image that cannot be read (its objects are left out)"
 _QUALITY = 95  # of the JPEGs
 _TRIES = 100  # draws of an image and a window for a crop without objects
-
-
-@dataclass(slots=True, frozen=True)
-class Crops:
-    """What was written.
-
-    Attributes:
-        out: The folder.
-        parts: By part and class, how many.
-        left_out: What was not cut out.
-    """
-
-    out: Path
-    parts: dict[str, dict[str, int]]
-    left_out: list[Finding]
-
-    @property
-    def unreadable(self) -> bool:
-        """True if an image could not be read."""
-        return any(finding.name == UNREADABLE for finding in self.left_out)
-
-    def to_dict(self) -> dict[str, object]:
-        """For JSON."""
-        return {"out": self.out, "parts": self.parts, "left_out": [asdict(f) for f in self.left_out]}
-
-    def lines(self) -> list[str]:
-        """For a person."""
-        said = []
-        for part, table in self.parts.items():
-            said.append(f"{self.out / part}: {sum(table.values())} crops")
-            said += [f"  {name}: {count}" for name, count in table.items()]
-        return said + [line for finding in self.left_out for line in finding.lines()]
 
 
 def write_crops(
@@ -60,7 +27,7 @@ def write_crops(
     min_size: int = 48,
     seed: int = 0,
     overwrite: bool = False,
-) -> Crops:
+) -> Printed:
     """Writes each object of the parts as OUT/PART/CLASS/IMAGE_N.jpg.
 
     Left out, and counted, are small objects, crowds and difficult ones.
@@ -74,6 +41,9 @@ def write_crops(
         min_size: ObjectTable with a side below so many pixels are left out.
         seed: Of the background's places.
         overwrite: Replace files of the same names.
+
+    Returns:
+        As facts: out, parts (by part and class, how many), left_out (findings), failed (images that cannot be read).
 
     Raises:
         DetkitError: A part without an object of these classes that is large enough, no image that can be read, the
@@ -89,12 +59,16 @@ def write_crops(
             names = annotations.select_classes(classes).classes  # an unknown one is an error
             _refuse_one_folder_for_two(names)
             counts[part] = _cut(annotations, names, folder / part, background, min_size, rng, findings)
-        left_out = findings.as_list()
-        if not any(sum(table.values()) for table in counts.values()):
-            unread = next(found.examples[0] for found in left_out if found.name == UNREADABLE)
+        failed = findings.get(UNREADABLE)
+        if failed and not any(sum(table.values()) for table in counts.values()):
             do = "give --images the folder of the images"
-            raise DetkitError("none of the images could be read", unread, do)
-    return Crops(out, counts, left_out)
+            raise DetkitError("none of the images could be read", failed.examples[0], do)
+    said = []
+    for part, table in counts.items():
+        said.append(f"{out / part}: {sum(table.values())} crops")
+        said += [f"  {name}: {count}" for name, count in table.items()]
+    facts = {"out": out, "parts": counts, "left_out": findings.as_list(), "failed": failed.count if failed else 0}
+    return Printed(facts, said + findings.lines())
 
 
 def _cut(

@@ -8,14 +8,13 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from detkit.data.annotations import Annotations
 from detkit.data.convert import copy_images, write_coco_json, write_yolo_yaml
-from detkit.errors import DetkitError
+from detkit.errors import DetkitError, Printed
 from detkit.io.files import atomic_folder, flat_names, refuse_existing, write_text
 
 
@@ -143,34 +142,6 @@ def _copy_folders(
     return [out / part for part in parts]
 
 
-@dataclass(slots=True, frozen=True)
-class DataSplit:
-    """What was written.
-
-    Attributes:
-        files: Or folders.
-        images: By part, how many.
-        boxes: By part and class, how many.
-    """
-
-    files: list[Path]
-    images: dict[str, int]
-    boxes: dict[str, dict[str, int]]
-
-    def to_dict(self) -> dict[str, object]:
-        """For JSON."""
-        parts = {name: {"images": count, "classes": self.boxes[name]} for name, count in self.images.items()}
-        return {"files": self.files, "parts": parts}
-
-    def lines(self) -> list[str]:
-        """For a person."""
-        parts = self.boxes.items()
-        said = [f"{name}: {self.images[name]} images, {sum(table.values())} boxes" for name, table in parts]
-        for label in next(iter(self.boxes.values())):
-            said.append(f"  {label}: " + ", ".join(f"{name} {table[label]}" for name, table in parts))
-        return said + [str(file) for file in self.files]
-
-
 def split_annotations(
     annotations: Annotations,
     fractions: Mapping[str, float],
@@ -178,7 +149,7 @@ def split_annotations(
     *,
     seed: int = 0,
     overwrite: bool = False,
-) -> DataSplit:
+) -> Printed:
     """Draws parts with balanced classes and writes them.
 
     Args:
@@ -188,11 +159,18 @@ def split_annotations(
         seed: Of the draws.
         overwrite: Replace files that exist.
 
+    Returns:
+        As facts: files (or folders), and of each part its images, counted, and its classes, how many boxes of each.
+
     Raises:
         DetkitError: As ``stratify`` and ``write_split``.
     """
     parts = stratify(annotations, fractions, seed)
-    counts = {name: annotations.subset(rows).class_counts().tolist() for name, rows in parts.items()}
-    boxes = {name: dict(zip(annotations.classes, count, strict=True)) for name, count in counts.items()}
+    drawn = {name: annotations.subset(rows) for name, rows in parts.items()}
+    boxes = {name: dict(zip(a.classes, a.class_counts().tolist(), strict=True)) for name, a in drawn.items()}
     files = write_split(annotations, parts, out, overwrite=overwrite)
-    return DataSplit(files, {name: len(rows) for name, rows in parts.items()}, boxes)
+    said = [f"{name}: {len(a)} images, {len(a.labels)} boxes" for name, a in drawn.items()]
+    for label in annotations.classes:
+        said.append(f"  {label}: " + ", ".join(f"{name} {table[label]}" for name, table in boxes.items()))
+    facts = {name: {"images": len(a), "classes": boxes[name]} for name, a in drawn.items()}
+    return Printed({"files": files, "parts": facts}, [*said, *map(str, files)])

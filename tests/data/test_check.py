@@ -11,7 +11,7 @@ from detkit.data.dataset import read
 
 
 def names(path: Path, **options: bool) -> dict[str, int]:
-    return {f.name: f.count for f in check_annotations(read(path), **options).findings}
+    return {f.name: f.count for f in check_annotations(read(path), **options).facts["findings"]}
 
 
 def test_labels(coco_file: Path) -> None:

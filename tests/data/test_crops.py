@@ -27,8 +27,10 @@ def test_crops_are_the_objects_pixels(toys: Path, tmp_path: Path) -> None:
     done = write_crops({"": a}, tmp_path / "out", min_size=20)
     large = (a.xywh[:, 2:] >= 20).all(axis=1)
     expected = {name: int(((a.labels == k) & large).sum()) for k, name in enumerate(a.classes)}
-    assert done.parts == {"": expected}
-    assert {f.name: f.count for f in done.left_out} == {"a side below 20 pixels (left out)": int((~large).sum())}
+    assert done.facts["parts"] == {"": expected}
+    assert {f.name: f.count for f in done.facts["left_out"]} == {
+        "a side below 20 pixels (left out)": int((~large).sum())
+    }
     made = read(tmp_path / "out")
     assert made.labelled
     assert made.classes == tuple(sorted(name for name, count in expected.items() if count))
@@ -45,7 +47,7 @@ def test_background_touches_no_object_and_is_a_function_of_the_seed(toys: Path, 
     a = read(toys, split="train")
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         done = write_crops({"": a}, tmp_path / name, background=5, min_size=10, seed=seed)
-        assert done.parts[""]["background"] == 5
+        assert done.facts["parts"][""]["background"] == 5
     first, again, other = (
         sorted((p.name, p.read_bytes()) for p in (tmp_path / name / "background").iterdir()) for name in "abc"
     )
@@ -56,8 +58,8 @@ def test_no_room_for_background_is_counted(toys: Path, tmp_path: Path) -> None:
     a = read(toys, split="train")
     whole = replace(a, xywh=np.tile([0.0, 0, 96, 96], (len(a.labels), 1)))
     done = write_crops({"": whole}, tmp_path / "out", background=2)
-    assert done.parts[""]["background"] == 0
-    assert [(f.name, f.count) for f in done.left_out] == [("background crops that found no room", 2)]
+    assert done.facts["parts"][""]["background"] == 0
+    assert [(f.name, f.count) for f in done.facts["left_out"]] == [("background crops that found no room", 2)]
 
 
 def test_crowds_difficult_ones_and_other_classes_stay_out(toys: Path, tmp_path: Path) -> None:
@@ -66,8 +68,8 @@ def test_crowds_difficult_ones_and_other_classes_stay_out(toys: Path, tmp_path: 
     difficult = np.zeros(len(a.labels), bool)
     difficult[only[0]] = True
     done = write_crops({"": replace(a, difficult=difficult)}, tmp_path / "out", classes=["circle"], min_size=1)
-    assert done.parts == {"": {"circle": len(only) - 1}}
-    assert [(f.name, f.count) for f in done.left_out] == [("crowd or difficult (left out)", 1)]
+    assert done.facts["parts"] == {"": {"circle": len(only) - 1}}
+    assert [(f.name, f.count) for f in done.facts["left_out"]] == [("crowd or difficult (left out)", 1)]
 
 
 def test_the_command(toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
