@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from detkit.data.resize import Resize, moved_target
-from detkit.data.warp import Displacement, Warp, cropped, turned
+from detkit.data.warp import Warp, cropped, turned
 from detkit.errors import DetkitError
 from detkit.geometry import Geometry
 from detkit.structures import Sample, Target
@@ -226,7 +226,7 @@ class Augment:
         if self.warp:
             cell = np.array([size[1], size[0]]) / self.warp_grid
             nodes = rng.uniform(-1, 1, (self.warp_grid + 1, self.warp_grid + 1, 2)) * self.warp * cell
-            displacement = Displacement(nodes.astype(np.float32))
+            displacement = nodes.astype(np.float32)
         return Warp(np.column_stack([linear, offset]), size, displacement, self.flip_pairs)
 
     # Colour

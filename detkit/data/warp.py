@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -17,27 +16,19 @@ from detkit.structures import Sample, Target
 _OUTLINE = np.stack([f(np.linspace(0, 2 * np.pi, 64, endpoint=False)) for f in (np.cos, np.sin)], axis=1)
 
 
-class Displacement(NamedTuple):
-    """A smooth field: the output pixel at q shows what the affine map puts at q + field(q).
+def _dense(nodes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(height, width, 2) float32: the field of ``nodes`` (see ``Warp``) at the centres of all pixels."""
+    cells = len(nodes) - 1
+    rows, columns = (_weights((np.arange(side) + 0.5) * cells / side, cells) for side in (height, width))
+    return np.stack([rows @ nodes[..., axis] @ columns.T for axis in range(2)], axis=-1)
 
-    Attributes:
-        nodes: (g + 1, g + 1, 2) float32, x and y in output pixels at the corners of a grid of g x g cells.
-    """
 
-    nodes: np.ndarray
-
-    def dense(self, height: int, width: int) -> np.ndarray:
-        """(height, width, 2) float32: the field at the centres of all pixels."""
-        cells = self.nodes.shape[0] - 1
-        rows, columns = (_weights((np.arange(side) + 0.5) * cells / side, cells) for side in (height, width))
-        return np.stack([rows @ self.nodes[..., axis] @ columns.T for axis in range(2)], axis=-1)
-
-    def at(self, points: np.ndarray, height: int, width: int) -> np.ndarray:
-        """(..., 2) float64: the field at ``points`` (..., 2) in output pixels."""
-        cells = self.nodes.shape[0] - 1
-        columns = _weights(points[..., 0] * cells / width, cells)
-        rows = _weights(points[..., 1] * cells / height, cells)
-        return np.einsum("...i,ijc,...j->...c", rows, self.nodes, columns, optimize=True)
+def _at(nodes: np.ndarray, points: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(..., 2) float64: the field of ``nodes`` at ``points`` (..., 2) in output pixels."""
+    cells = len(nodes) - 1
+    columns = _weights(points[..., 0] * cells / width, cells)
+    rows = _weights(points[..., 1] * cells / height, cells)
+    return np.einsum("...i,ijc,...j->...c", rows, nodes, columns, optimize=True)
 
 
 def _weights(places: np.ndarray, cells: int) -> np.ndarray:
@@ -53,13 +44,14 @@ class Warp:
     Args:
         matrix: (2, 3) float64 from its pixels to the output's.
         size: (height, width) of the output.
-        displacement: What happens after the matrix; None: nothing.
+        displacement: (g + 1, g + 1, 2) float32, x and y in output pixels at the corners of a grid of g x g cells, and
+            smooth between them: the output pixel at q shows what the matrix puts at q + field(q). None: nothing.
         flip_pairs: Points that change places where the image is mirrored.
     """
 
     matrix: np.ndarray
     size: tuple[int, int]
-    displacement: Displacement | None = None
+    displacement: np.ndarray | None = None
     flip_pairs: Sequence[tuple[int, int]] = ()
 
     def image(self, image: np.ndarray, out: np.ndarray, fill: int) -> None:
@@ -80,7 +72,7 @@ class Warp:
             out[:] = cv2.warpAffine(image, centred, (width, height), borderValue=border)
             return
         inverse = cv2.invertAffineTransform(centred).astype(np.float32)
-        field = self.displacement.dense(height, width)
+        field = _dense(self.displacement, height, width)
         field[..., 0] += np.arange(width, dtype=np.float32)
         field[..., 1] += np.arange(height, dtype=np.float32)[:, None]
         source = cv2.transform(field, inverse)
@@ -110,7 +102,7 @@ class Warp:
             return landed
         place = landed
         for _ in range(8):  # the field is a contraction (Augment limits its strength), so this converges
-            place = landed - self.displacement.at(place, *self.size)
+            place = landed - _at(self.displacement, place, *self.size)
         return place
 
     def target(self, target: Target, min_visible: float) -> Target:

@@ -23,6 +23,7 @@ PALETTE = (
 Colour = tuple[int, int, int]
 Corners = tuple[int, int, int, int]
 Font = ImageFont.FreeTypeFont
+_NOWHERE: Corners = (0, 0, -1, -1)
 GAP = 6  # pixels between the images of a sheet
 # Fonts with the scripts that DejaVu lacks, as the common systems name them.
 _WIDE_FONTS = (
@@ -101,10 +102,9 @@ def draw_marked(
 def draw_boxes(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """A copy of ``image`` (uint8 (H, W, 3) RGB) with thin frames of ``boxes`` (N, 4), the first ones on top."""
     canvas = _copy(image)
+    width = max(1, _line_width(canvas) // 2)
     for i in range(len(boxes) - 1, -1, -1):
-        corners = _corners(canvas, boxes[i])
-        if corners is not None:
-            _frame(canvas, corners, max(1, _line_width(canvas) // 2), colour_of(i), dashed=False)
+        _frame(canvas, _corners(canvas, boxes[i]), width, colour_of(i), dashed=False)
     return canvas
 
 
@@ -144,21 +144,19 @@ def _font_size(canvas: np.ndarray) -> int:
     return max(10, round(sum(canvas.shape[:2]) / 2 * 0.024))
 
 
-def _corners(canvas: np.ndarray, box: np.ndarray) -> Corners | None:
-    """First and last pixel of the box inside the image; None if it has none or is not finite."""
+def _corners(canvas: np.ndarray, box: np.ndarray) -> Corners:
+    """First and last pixel of the box inside the image; the last before the first if it has none or is not finite."""
     if not np.isfinite(box).all():
-        return None
+        return _NOWHERE
     height, width = canvas.shape[:2]
     x1, y1, x2, y2 = (float(v) for v in box)
     left, top = max(0, round(x1)), max(0, round(y1))
     right, bottom = min(width, max(round(x2), left + 1)) - 1, min(height, max(round(y2), top + 1)) - 1
-    return (left, top, right, bottom) if right >= left and bottom >= top and x2 > 0 and y2 > 0 else None
+    return (left, top, right, bottom) if right >= left and bottom >= top and x2 > 0 and y2 > 0 else _NOWHERE
 
 
 def _box(canvas: np.ndarray, box: np.ndarray, colour: Colour, dashed: bool) -> None:
-    if (corners := _corners(canvas, box)) is None:
-        return
-    left, top, right, bottom = corners
+    left, top, right, bottom = corners = _corners(canvas, box)
     width = _line_width(canvas)
     if min(right - left, bottom - top) < 6 * width:
         width = max(1, width // 2)
@@ -186,9 +184,7 @@ def _frame(canvas: np.ndarray, corners: Corners, width: int, colour: Colour, das
 
 
 def _hatch(canvas: np.ndarray, box: np.ndarray, colour: Colour) -> None:
-    if (corners := _corners(canvas, box)) is None:
-        return
-    left, top, right, bottom = corners
+    left, top, right, bottom = _corners(canvas, box)
     region = canvas[top : bottom + 1, left : right + 1]
     width = _line_width(canvas)
     rows, columns = np.ogrid[: region.shape[0], : region.shape[1]]
@@ -213,7 +209,7 @@ def _captions(canvas: np.ndarray, boxes: np.ndarray, texts: Sequence[str], colou
     tabs = []
     for box, text, colour in zip(boxes, texts, colours, strict=True):
         corners = _corners(canvas, box)
-        if text and corners is not None:
+        if text and corners != _NOWHERE:
             tabs.append(_tab(text, size, colour)[: canvas.shape[0], : canvas.shape[1]])
             taken.append(_place(canvas, corners, tabs[-1], taken))
     for (x1, y1, x2, y2), tab in reversed(list(zip(taken, tabs, strict=True))):

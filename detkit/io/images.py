@@ -154,20 +154,19 @@ def write_image(path: str | Path, rgb: np.ndarray, *, overwrite: bool = False, q
     if rgb.dtype != np.uint8 or not (rgb.ndim == 2 or (rgb.ndim == 3 and rgb.shape[2] == 3)):
         raise ValueError(f"write_image: image must be uint8 (H, W, 3) RGB or (H, W), got {rgb.dtype} {rgb.shape}")
     try:
-        data = _encoded(rgb, suffix, quality)
+        data = image_bytes(rgb, suffix, quality)
     except cv2.error:
         what = f"an image of {rgb.shape[1]} x {rgb.shape[0]} pixels cannot be stored as {suffix}"
         raise DetkitError(what, str(path), "use .png, say") from None
     write_bytes(path, data, overwrite=overwrite)
 
 
-def jpeg_bytes(rgb: np.ndarray, quality: int = 82) -> bytes:
-    """uint8 (H, W, 3) RGB as a JPEG file's bytes; quality 1..100."""
-    return _encoded(rgb, ".jpg", quality)
+def image_bytes(rgb: np.ndarray, suffix: str, quality: int) -> bytes:
+    """uint8 (H, W, 3) RGB or (H, W) as the bytes of a file with this suffix (see ``write_image``).
 
-
-def _encoded(rgb: np.ndarray, suffix: str, quality: int) -> bytes:
-    """Raises cv2.error for a size that the format cannot have."""
+    Raises:
+        cv2.error: A size that the format cannot have.
+    """
     pixels = rgb if rgb.ndim == 2 else cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
     done, data = cv2.imencode(suffix, pixels, [_QUALITY[suffix], quality] if suffix in _QUALITY else [])
     if not done:

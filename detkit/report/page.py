@@ -19,7 +19,7 @@ import detkit
 from detkit.errors import DetkitError
 from detkit.io.draw import draw_marked
 from detkit.io.files import write_text
-from detkit.io.images import jpeg_bytes, read_image, scaled_to
+from detkit.io.images import image_bytes, read_image, scaled_to
 from detkit.report import charts
 from detkit.report.content import Facts, Report, number
 
@@ -207,4 +207,4 @@ def _drawn(
         image, boxes = image[top:bottom, left:right], boxes - (left, top, left, top)
     colours, dashed = [_COLOURS[kind] for kind in kinds], [kind == "missed" for kind in kinds]
     marked = draw_marked(scaled_to(image, side), boxes * (side / max(image.shape[:2])), captions, colours, dashed)
-    return charts.data_uri("image/jpeg", jpeg_bytes(marked))
+    return charts.data_uri("image/jpeg", image_bytes(marked, ".jpg", 82))
