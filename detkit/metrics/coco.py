@@ -97,12 +97,16 @@ class Coco(Metric):
         self, gt: GroundTruth, dt: Results, *, iou: float | None = None, max_detections: int = 100
     ) -> CocoResult:
         """COCO's twelve numbers and the same per class."""
-        names, limits = metric_table(max_detections, iou), limits_up_to(max_detections)
+        limits = limits_up_to(max_detections)
         thresholds = THRESHOLDS if iou is None else np.union1d(THRESHOLDS, [iou])
         matches = match(gt, dt, thresholds=thresholds, areas=_RANGES, max_detections=max_detections)
         counts = positives(gt, _RANGES)
         precision, recall = accumulate(matches, counts, limits)
-        tables = {name: _select(precision, recall, thresholds, number, limits) for name, number in names.items()}
+        tables = {}  # the entries that each number averages, the last axis being the class
+        for name, number in metric_table(max_detections, iou).items():
+            area = _AREA_NAMES.index(number.area)
+            table = recall[..., area, limits.index(number.limit)] if number.recall else precision[..., area]
+            tables[name] = table[np.isin(thresholds, THRESHOLDS) if number.iou is None else thresholds == number.iou]
         columns = {
             name: _class_means(table)
             for name, table in tables.items()
@@ -132,16 +136,6 @@ class Coco(Metric):
             return _mean(recall if wanted.recall else precision, np.nan)
 
         return value
-
-
-def _select(
-    precision: np.ndarray, recall: np.ndarray, thresholds: np.ndarray, number: _Number, limits: tuple[int, ...]
-) -> np.ndarray:
-    """The entries that a number averages, the last axis being the class."""
-    area = _AREA_NAMES.index(number.area)
-    table = recall[..., area, limits.index(number.limit)] if number.recall else precision[..., area]
-    wanted = np.isin(thresholds, THRESHOLDS) if number.iou is None else thresholds == number.iou
-    return table[wanted]
 
 
 def _class_means(table: np.ndarray) -> list[float]:
