@@ -75,7 +75,7 @@ def average_iou(wh: Array, anchors: Array) -> float:
     """The mean over sizes ``wh`` (N, 2) of the IoU with the best of ``anchors`` (K, 2); NaN without sizes."""
     check_same_kind(wh, anchors)
     sizes = _sizes(wh, "wh")
-    _, best = _nearest(sizes, _anchors(anchors))
+    _, best = _nearest(sizes, _sizes(anchors, "anchors"))
     return float(best.mean(dtype=np.float64)) if len(best) else float("nan")
 
 
@@ -111,7 +111,7 @@ def slot_collisions(images: Array, centres: Array, wh: Array, grid: int | tuple[
         raise ValueError(f"grid must have at least one cell, got {grid}")
     if not len(sizes):
         return 0.0
-    anchor, _ = _nearest(sizes, _anchors(anchors))
+    anchor, _ = _nearest(sizes, _sizes(anchors, "anchors"))
     column = np.clip(np.floor(points[:, 0] * columns), 0, columns - 1).astype(np.int64)
     row = np.clip(np.floor(points[:, 1] * rows), 0, rows - 1).astype(np.int64)
     slots = np.unique(np.stack((numbers, row, column, anchor), 1), axis=0)
@@ -128,13 +128,6 @@ def _sizes(value: Array, name: str) -> np.ndarray:
     if unusable:
         raise ValueError(f"{name} must be finite and above 0, {unusable} of {len(sizes)} rows are not")
     return sizes
-
-
-def _anchors(value: Array) -> np.ndarray:
-    anchors = _sizes(value, "anchors")
-    if not len(anchors):
-        raise ValueError("at least one anchor is needed")
-    return anchors
 
 
 def _distinct(sizes: np.ndarray) -> np.ndarray:
@@ -154,6 +147,8 @@ def _nearness(sizes: np.ndarray, centres: np.ndarray, by_iou: bool = True) -> np
 
 def _nearest(sizes: np.ndarray, centres: np.ndarray, by_iou: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """(N,) the best centre of each size (ties: the lower index), and how near that is."""
+    if not len(centres):
+        raise ValueError("at least one anchor is needed")
     near = _nearness(np.asarray(sizes, np.float32), np.asarray(centres, np.float32), by_iou)
     return near.argmax(0), near.max(0)
 

@@ -190,23 +190,14 @@ def own_merges(
     size = sizes.copy()
     scale = np.float32(k)
     limit = heaviest + scale / size.astype(np.float32)
-    waiting = np.empty(pairs.shape[0], np.int32)
-    n = 0
     for q in range(pairs.shape[0]):
-        a = find(parent, pairs[q, 0])
-        b = find(parent, pairs[q, 1])
-        if a == b:
-            continue
+        a, b = find(parent, pairs[q, 0]), find(parent, pairs[q, 1])
         weight = weights[q]
-        if weight <= limit[a] and weight <= limit[b]:
+        if a != b and weight <= limit[a] and weight <= limit[b]:
             a = _joined(parent, size, a, b)
             limit[a] = weight + scale / np.float32(size[a])
-        elif size[a] < min_size or size[b] < min_size:
-            waiting[n] = q
-            n += 1
-    for z in range(n):
-        a = find(parent, pairs[waiting[z], 0])
-        b = find(parent, pairs[waiting[z], 1])
+    for q in range(pairs.shape[0]):
+        a, b = find(parent, pairs[q, 0]), find(parent, pairs[q, 1])
         if a != b and (size[a] < min_size or size[b] < min_size):
             _joined(parent, size, a, b)
     return _numbered(parent)[0]
