@@ -10,20 +10,22 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from detkit.errors import DetkitError
 from detkit.interfaces import Head
 from detkit.ops import boxes as box_ops
 from detkit.ops.assign import Assignment, Objects
-from detkit.ops.coder import Level, Priors, grid_priors
+from detkit.ops.coder import Level, Priors, decode_deltas, grid_priors
 from detkit.ops.losses import Activation, class_loss, class_probabilities, iou_loss, objectness_loss
 from detkit.ops.suppression import batched_nms
 from detkit.options import split, takes
 from detkit.structures import Detections, Limits, Loss, Target
 
+Item = TypeVar("Item")
 RegressionLoss = Literal["ciou", "diou", "giou", "iou", "squared"]
 
 
@@ -77,7 +79,7 @@ class DenseOptions(WindowOptions):
 class DenseHead(Head, nn.Module):
     """k priors per cell on every level; each prior predicts a box code, an objectness and class scores.
 
-    Subclasses write ``assign`` and ``decode`` (and ``box_terms`` for losses that are no IoU).
+    Subclasses write ``assign``; ``decode`` for other codes than R-CNN's deltas; ``box_terms`` for losses that are no IoU.
 
     Args:
         channels: Of the feature maps.
@@ -145,8 +147,8 @@ class DenseHead(Head, nn.Module):
         raise NotImplementedError
 
     def decode(self, code: Tensor, priors: Priors) -> Tensor:
-        """Box codes (..., 4) of these priors as boxes (..., 4) xyxy in input pixels."""
-        raise NotImplementedError
+        """Box codes (..., 4) of these priors as boxes (..., 4) xyxy in input pixels: here of R-CNN's deltas."""
+        return decode_deltas(code, priors.boxes)
 
     def box_terms(self, code: Tensor, priors: Priors, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Loss (P,) and IoU (P,) of the codes (P, 4) of positive priors, whose objects are ``boxes`` (P, 4)."""
@@ -235,8 +237,7 @@ class DenseHead(Head, nn.Module):
         presence = objectness_loss(logits, wanted, squared=squared) * slot_weight
 
         images, positives = float(len(logits)), float(len(row))
-        each = images if options.normalise == "images" else positives
-        all_slots = images if options.normalise == "images" else positives + images
+        each, all_slots = (images, images) if options.normalise == "images" else (positives, positives + images)
         terms = {
             "box": ((box * weight).sum() * options.box_gain, each),
             "objectness": (presence.sum() * options.objectness_gain, all_slots),
@@ -335,6 +336,27 @@ def gather_objects(targets: Sequence[Target], device: torch.device | str) -> Obj
     rows = [(t.boxes, t.labels, t.weight, t.crowd, t.difficult) for t in targets]
     boxes, labels, weight, crowd, difficult = (torch.cat(column).to(device) for column in zip(*rows, strict=True))
     return Objects(boxes, labels, image.to(device), weight, crowd, difficult)
+
+
+def deal(items: Sequence[Item], strides: Sequence[float], name: str, key: str) -> list[Sequence[Item]]:
+    """For each stride its share of ``items``: equally many to each, the first to the finest.
+
+    Args:
+        items: Sorted.
+        strides: Of the levels.
+        name: What the items are, for the error.
+        key: Where they stand in a config file.
+
+    Raises:
+        DetkitError: They cannot be shared evenly.
+    """
+    each, rest = divmod(len(items), len(strides))
+    if rest:
+        what = f"{len(items)} {name} cannot be dealt evenly to {len(strides)} levels"
+        raise DetkitError(what, key, f"give a multiple of {len(strides)}, or other backbone taps")
+    finest_first = sorted(range(len(strides)), key=lambda i: strides[i])
+    starts = [finest_first.index(i) * each for i in range(len(strides))]
+    return [items[start : start + each] for start in starts]
 
 
 def _stem(channels: int, blocks: int) -> nn.Sequential:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from detkit.backbones.base import set_logits
 from detkit.heads.dense import RegressionLoss, exact_output, of_wanted_classes
 from detkit.heads.points import Landmarks
-from detkit.heads.trunk import TrunkHead, output_width, trunk_for
+from detkit.heads.trunk import TrunkHead, output_shape, trunk_for
 from detkit.ops.losses import class_loss, iou_loss, objectness_loss, squared_loss
 from detkit.options import split, takes
 from detkit.structures import Detections, Limits, Loss, Target
@@ -55,7 +55,8 @@ class ImageHead(TrunkHead):
         given = trunk_for(layers, trunk, "pool")
         self.trunk = nn.AdaptiveAvgPool2d(cells) if given is None else given
         # A trunk that begins early may pool before it looks at as many cells as the last map has.
-        width = output_width(self.trunk, channels[-1], max(_CELLS, math.ceil(_IMAGE / strides[-1])))
+        size = max(_CELLS, math.ceil(_IMAGE / strides[-1]))
+        width = math.prod(output_shape(self.trunk, (channels[-1], size, size), "the trunk"))
         parts: list[nn.Module] = []
         for size in hidden:
             parts += [nn.Linear(width, size), nn.ReLU(inplace=True)]

@@ -7,6 +7,7 @@ CNN, and linear SVMs may follow it. Sections named here are those of Fast R-CNN 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -20,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from detkit.heads.dense import exact_output, full_precision, gather_objects, of_wanted_classes, select_detections
 from detkit.heads.points import Landmarks
 from detkit.heads.rcnn_svm import Embedded, LaterStages, fit_stages
-from detkit.heads.trunk import RegionPooling, TrunkHead, output_width, region_trunk, trunk_for
+from detkit.heads.trunk import RegionPooling, TrunkHead, output_shape, region_trunk, trunk_for
 from detkit.ops.assign import Objects, Regions, draw, label_regions
 from detkit.ops.coder import decode_deltas, encode_deltas
 from detkit.ops.inputs import check_positive, check_shares
@@ -134,7 +135,7 @@ class RoIHead(TrunkHead):
         self.trunk = region_trunk(trunk_for(layers, trunk, "mlp"), channels[0], size, **trunks)
         self.sampler, self.later, self.marks = Sampler(**sampler), LaterStages(**later), Landmarks(point_beta, **marks)
         self.protocol, self.flip_pairs = self.marks.protocol, self.marks.flip_pairs
-        features = output_width(self.trunk, channels[0], size)
+        features = math.prod(output_shape(self.trunk, (channels[0], size, size), "the trunk"))
         self.classes, self.boxes = nn.Linear(features, num_classes + 1), nn.Linear(features, 4 * num_classes)
         self.class_rows = {"classes.": (0, 1, 1), "boxes.": (0, 4, 0)}
         linear = [(self.classes, 0.01), (self.boxes, 0.001)]  # section 2.3
@@ -188,9 +189,7 @@ class RoIHead(TrunkHead):
         for layer in self.trunk.modules():
             if isinstance(layer, _BatchNorm):
                 layer.train(trained)
-        if trained:
-            return self._embed(features, rois)  # the statistics are those of all
-        parts = rois.split(self.chunk)
+        parts = [rois] if trained else rois.split(self.chunk)  # statistics are those of all
         if torch.is_grad_enabled() and len(parts) > 1:
             return torch.cat([checkpoint(self._embed, features, part, use_reentrant=False) for part in parts])
         return torch.cat([self._embed(features, part) for part in parts])
@@ -239,10 +238,9 @@ class RoIHead(TrunkHead):
         """``label_regions`` of a batch; rows are those of ``objects``."""
         found = []
         for i in range(images):
-            mine = objects.image == i
-            shown = label_regions(raw["rois"][raw["image"] == i], objects.rows(mine), self.sampler.positive)
-            rows = mine.nonzero().squeeze(1)
-            found.append(shown._replace(row=rows[shown.row] if len(rows) else shown.row))
+            mine = objects.rows(objects.image == i)
+            shown = label_regions(raw["rois"][raw["image"] == i], mine, self.sampler.positive)
+            found.append(shown._replace(row=shown.row + (objects.image < i).sum()))
         return Regions(*(torch.cat(column) for column in zip(*found, strict=True)))
 
     def predict(self, raw: dict[str, Tensor], sizes: Tensor, limits: Limits) -> list[Detections]:

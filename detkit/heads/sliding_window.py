@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from detkit.backbones.base import Classifier
 from detkit.errors import DetkitError
 from detkit.heads.dense import DenseHead, WindowOptions, exact_output
-from detkit.heads.trunk import TrunkHead, trunk_for
+from detkit.heads.trunk import TrunkHead, output_shape, trunk_for
 from detkit.ops.assign import Assignment, Objects, assign_iou
-from detkit.ops.coder import Level, Priors, decode_deltas
+from detkit.ops.coder import Level, Priors
 from detkit.ops.inputs import check_positive, check_shares
 from detkit.ops.losses import BoxLoss
 from detkit.options import takes
@@ -92,8 +92,8 @@ class SlidingWindow(TrunkHead, DenseHead):
         self.regresses = boxes  # ``outputs`` asks for it
         options |= {"box_loss": box_loss, "box_gain": box_gain, "classes": "softmax", "objectness": "one"}
         # ``levels`` knows the windows, so that the anchors do not matter.
-        width = _meta(network, torch.zeros(2, *shape, device="meta")).shape[1]
-        super().__init__([width], strides[:1], num_classes, anchors=[[(1.0, 1.0)]], class_scores=True, **options)
+        channels = [output_shape(network, shape)[0]]
+        super().__init__(channels, strides[:1], num_classes, anchors=[[(1.0, 1.0)]], **options)
         self.strides, self.cells, self.from_backbone = tuple(strides), cells, trunk is not None
         self.trunk, self.step = network, _step(network, shape)
         self.sides = [float(cells if span is None else span) * stride for stride in strides]
@@ -140,10 +140,6 @@ class SlidingWindow(TrunkHead, DenseHead):
         """By IoU of window and object."""
         images = len(raw["objectness"])
         return assign_iou(priors.boxes, objects, images, positive=self.positive, negative=self.negative, best=self.best)
-
-    def decode(self, code: Tensor, priors: Priors) -> Tensor:
-        """Deltas (..., 4) as boxes (..., 4) xyxy in input pixels."""
-        return decode_deltas(code, priors.boxes)
 
     def loss(self, raw: dict[str, Tensor], targets: list[Target], sizes: Tensor) -> dict[str, Loss]:
         """As ``DenseHead.loss``; without ``boxes`` there is no term ``box``.
@@ -194,14 +190,15 @@ def convolutionalize(model: nn.Module, size: int | None = None) -> nn.Sequential
 
 def _convolutions(layers: Iterable[nn.Module], shape: tuple[int, int, int]) -> nn.Sequential:
     """Layers that take (B, *shape) to one vector as layers that take it to (B, D, 1, 1), and larger maps to more."""
-    x, made = torch.zeros(2, *shape, device="meta"), list[nn.Module]()
+    after: tuple[int, ...] = shape
+    made: list[nn.Module] = []
     flat: tuple[int, ...] = ()  # the (C, h, w) that the next fully connected layer sees, once they are flattened
     for layer in _leaves(layers):
-        before, x = x, _meta(layer, x)
+        before, after = after, output_shape(layer, after)
         if isinstance(layer, nn.AdaptiveAvgPool2d):
-            made += _fixed_pooling(layer, before.shape[-2:])
+            made += _fixed_pooling(before[-2:], after[-2:])
         elif isinstance(layer, nn.Flatten):
-            flat = flat or tuple(before.shape[1:])
+            flat = flat or before
         elif isinstance(layer, nn.Linear) and flat:
             made.append(_convolution(layer, flat))
             flat = layer.out_features, 1, 1
@@ -212,19 +209,16 @@ def _convolutions(layers: Iterable[nn.Module], shape: tuple[int, int, int]) -> n
         else:
             made.append(layer)
     network = nn.Sequential(*made)
-    found = tuple(_meta(network, torch.zeros(2, *shape, device="meta")).shape[-2:])
-    if found != (1, 1):
-        raise ValueError(f"a window of {shape[1]} cells leaves {found[0]} x {found[1]} cells, not one")
+    high, wide = output_shape(network, shape)[-2:]
+    if (high, wide) != (1, 1):
+        raise ValueError(f"a window of {shape[1]} cells leaves {high} x {wide} cells, not one")
     return network
 
 
 def _leaves(layers: Iterable[nn.Module]) -> Iterator[nn.Module]:
     """The layers in order, out of plain Sequentials; blocks stay whole."""
     for layer in layers:
-        if type(layer) is nn.Sequential:
-            yield from _leaves(layer)
-        else:
-            yield layer
+        yield from _leaves(layer) if type(layer) is nn.Sequential else (layer,)
 
 
 def _convolution(layer: nn.Linear, cells: tuple[int, ...]) -> nn.Conv2d:
@@ -236,18 +230,16 @@ def _convolution(layer: nn.Linear, cells: tuple[int, ...]) -> nn.Conv2d:
     return made
 
 
-def _fixed_pooling(layer: nn.AdaptiveAvgPool2d, cells: torch.Size) -> list[nn.Module]:
-    """The pooling of windows of ``cells`` (h, w) that the adaptive one is for a single window, if any."""
-    size = layer.output_size
-    sides = size if isinstance(size, tuple) else (size, size)
-    high, wide = (side or whole for side, whole in zip(sides, cells, strict=True))
-    if (high, wide) == tuple(cells):
+def _fixed_pooling(cells: tuple[int, ...], pooled: tuple[int, ...]) -> list[nn.Module]:
+    """The pooling of windows that an adaptive one from ``cells`` (h, w) to ``pooled`` is for a single one, if any."""
+    high, wide = pooled
+    if pooled == cells:
         return []
     if cells[0] % high or cells[1] % wide:
         what = f"a window of these cells leaves {cells[0]} x {cells[1]}, and the classifier pools to {high} x {wide}"
         raise ValueError(what)
     kernel = cells[0] // high, cells[1] // wide
-    return [nn.AvgPool2d(kernel, 1 if (high, wide) == (1, 1) else kernel)]
+    return [nn.AvgPool2d(kernel, 1 if pooled == (1, 1) else kernel)]
 
 
 def _step(network: nn.Module, shape: tuple[int, int, int]) -> int:
@@ -257,22 +249,7 @@ def _step(network: nn.Module, shape: tuple[int, int, int]) -> int:
         ValueError: the network sees the whole map at once.
     """
     more = 4096  # so many that the cells that are left over at the end do not count
-    windows = _meta(network, torch.zeros(2, shape[0], shape[1] + more, shape[2] + more, device="meta")).shape[-1]
+    windows = output_shape(network, (shape[0], shape[1] + more, shape[2] + more))[-1]
     if windows < 2:
         raise ValueError("this classifier pools the whole image, so it has no windows")
     return round(more / (windows - 1))
-
-
-def _meta(layer: nn.Module, x: Tensor) -> Tensor:
-    """``layer(x)`` in shapes only.
-
-    Raises:
-        ValueError: the layer does not take this shape.
-    """
-    state = {name: t.detach().to("meta") for name, t in (*layer.named_parameters(), *layer.named_buffers())}
-    try:
-        with torch.no_grad():
-            return torch.func.functional_call(layer, state, (x,))
-    except RuntimeError as error:
-        shape, reason = " x ".join(str(side) for side in x.shape[1:]), str(error).splitlines()[0]
-        raise ValueError(f"{type(layer).__name__} does not take windows of {shape} cells: {reason}") from None

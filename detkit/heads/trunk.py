@@ -195,26 +195,25 @@ def region_trunk(
     return trunk
 
 
-def output_width(trunk: nn.Module, channels: int, size: int) -> int:
-    """The numbers that ``trunk`` gives for one region (channels, size, size).
+def output_shape(layer: nn.Module, shape: Sequence[int], name: str | None = None) -> tuple[int, ...]:
+    """What ``layer`` makes of (B, *shape), without the B; nothing is computed.
 
     Args:
-        trunk: Any module.
-        channels: Of the region.
-        size: Of the region in cells.
+        layer: Any module.
+        shape: Channels, mostly with height and width in cells.
+        name: For the error; None: its class's.
 
     Raises:
-        ValueError: It does not take this size or these channels.
+        ValueError: It does not take this shape.
     """
-    like, was = next(trunk.parameters(), torch.zeros(0)), trunk.training
+    state = {key: t.detach().to("meta") for key, t in (*layer.named_parameters(), *layer.named_buffers())}
     try:
         with torch.no_grad():
-            return trunk.eval()(like.new_zeros(1, channels, size, size)).flatten(1).shape[1]
+            return torch.func.functional_call(layer, state, (torch.zeros(2, *shape, device="meta"),)).shape[1:]
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"the trunk does not take {channels} channels at size {size} x {size}: {reason}") from None
-    finally:
-        trunk.train(was)
+        size, reason = " x ".join(str(side) for side in shape[1:]) or "1", str(error).splitlines()[0]
+        what = f"{name or type(layer).__name__} does not take {shape[0]} channels at size {size}: {reason}"
+        raise ValueError(what) from None
 
 
 class Split(NamedTuple):

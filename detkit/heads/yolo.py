@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from detkit.errors import DetkitError
-from detkit.heads.dense import DenseHead, DenseOptions, gather_objects
+from detkit.heads.dense import DenseHead, DenseOptions, deal, gather_objects
 from detkit.ops import boxes as box_ops
 from detkit.ops.assign import Assignment, Objects, assign_midpoint, assign_ratio
 from detkit.ops.coder import Level, Priors, decode_fractions, decode_grid, encode_fractions, grid_priors, to_fractions
@@ -77,8 +77,7 @@ class YOLO(DenseHead):
         if neighbours and assign == "ratio" and coder == "darknet" and min(scales) < 2:
             what = "coder: darknet keeps midpoints inside their cell and cannot answer from neighbouring ones"
             raise DetkitError(what, "head.coder", "take coder: bounded, or neighbours: false")
-        anchors = split_anchors(anchors, strides)
-        super().__init__(channels, strides, num_classes, anchors=anchors, class_scores=True, **options)
+        super().__init__(channels, strides, num_classes, anchors=split_anchors(anchors, strides), **options)
         self.assign_rule, self.ratio, self.neighbours, self.ignore_above = assign, ratio, neighbours, ignore_above
         self.coder, self.xy_scale = coder, xy_scale
 
@@ -112,7 +111,7 @@ class YOLO(DenseHead):
         return squared_loss(fractions, encode_fractions(boxes, priors)), iou
 
 
-def split_anchors(anchors: Sequence[Sequence[Any]], strides: Sequence[float]) -> list[list[tuple[float, float]]]:
+def split_anchors(anchors: Sequence[Sequence[Any]], strides: Sequence[float]) -> Sequence[Sequence[Sequence[float]]]:
     """Anchors (width, height) sorted by area and dealt to the levels, the smallest to the finest stride.
 
     Args:
@@ -131,20 +130,13 @@ def split_anchors(anchors: Sequence[Sequence[Any]], strides: Sequence[float]) ->
     if not pairs or any(len(pair) != 2 or min(pair) <= 0 for pair in pairs):
         do = "[[width, height], ...] in pixels"
         raise DetkitError("anchors must be pairs of positive numbers", "head.anchors", do)
-    each, rest = divmod(len(pairs), len(strides))
-    if dealt:
-        if len(levels) != len(strides) or not all(levels):
-            what = f"anchors are given for {len(levels)} levels, the head has {len(strides)}"
-            raise DetkitError(what, "head.anchors", "give a list of [width, height] for each level")
-    elif rest:
-        what = f"{len(pairs)} anchors cannot be dealt evenly to {len(strides)} levels"
-        raise DetkitError(what, "head.anchors", f"give a multiple of {len(strides)}, or other backbone taps")
-    else:
+    if not dealt:
         pairs.sort(key=lambda pair: pair[0] * pair[1])
-        finest_first = sorted(range(len(strides)), key=lambda i: strides[i])
-        starts = [finest_first.index(i) * each for i in range(len(strides))]
-        levels = [pairs[start : start + each] for start in starts]
-    return [[(w, h) for w, h in level] for level in levels]
+        return deal(pairs, strides, "anchors", "head.anchors")
+    if len(levels) != len(strides) or not all(levels):
+        what = f"anchors are given for {len(levels)} levels, the head has {len(strides)}"
+        raise DetkitError(what, "head.anchors", "give a list of [width, height] for each level")
+    return levels
 
 
 def textbook_target(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkit.errors import DetkitError
-from detkit.heads.dense import DenseHead, select_detections
+from detkit.heads.dense import DenseHead, deal, select_detections
 from detkit.interfaces import ProposalSource
 from detkit.ops import boxes as box_ops
 from detkit.ops.assign import Assignment, Objects, assign_iou, draw
-from detkit.ops.coder import Priors, decode_deltas, encode_deltas
+from detkit.ops.coder import Priors, encode_deltas
 from detkit.ops.inputs import check_positive, check_shares
 from detkit.structures import Batch, Limits
 
@@ -103,10 +105,6 @@ class RPN(DenseHead, ProposalSource):
         ignore[rows[:, 0], rows[:, 1]] = False
         return Assignment(rows, ignore, found.lost)
 
-    def decode(self, code: Tensor, priors: Priors) -> Tensor:
-        """Deltas (..., 4) as boxes (..., 4) xyxy in input pixels."""
-        return decode_deltas(code, priors.boxes)
-
     def box_terms(self, code: Tensor, priors: Priors, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Smooth L1 of the deltas, summed over the four."""
         loss = F.smooth_l1_loss(code, encode_deltas(boxes, priors.boxes), reduction="none", beta=self.beta).sum(1)
@@ -118,22 +116,18 @@ class RPN(DenseHead, ProposalSource):
         before, after = (pair[0 if training else 1] for pair in (self.before, self.after))
         with torch.no_grad():
             scores = raw["objectness"].nan_to_num(-torch.inf)
-            images, levels = len(scores), self.levels(raw)
-            start, chosen = 0, []
-            for level in levels:
-                best = scores[:, start : start + level.total].topk(min(before, level.total), dim=1)
-                chosen.append(best.indices + start)
-                start += level.total
-            prior = torch.cat(chosen, dim=1)
-            label = torch.cat([torch.full_like(part, number) for number, part in enumerate(chosen)], dim=1)
-            boxes = self.decode(
-                raw["boxes"].detach().gather(1, prior[..., None].expand(-1, -1, 4)), self.priors(raw).rows(prior)
-            )
-            image = torch.arange(images, device=prior.device)[:, None].expand_as(prior)
-            score = scores.gather(1, prior).sigmoid()
-            score, label, image = score.flatten(), label.flatten(), image.flatten()
-            limits = Limits(0.0, self.iou, after)
-            found = select_detections(boxes.flatten(0, 1), score, label, image, batch.sizes, len(levels), limits)
+            totals = [level.total for level in self.levels(raw)]
+            parts = [part.topk(min(before, part.shape[1]), dim=1).indices for part in scores.split(totals, dim=1)]
+            starts = [0, *accumulate(totals[:-1])]
+            rows = torch.cat([part + start for part, start in zip(parts, starts, strict=True)], dim=1)
+            image = torch.arange(len(rows), device=rows.device).repeat_interleave(rows.shape[1])
+            prior = rows.flatten()
+            level = torch.bucketize(
+                prior, prior.new_tensor(starts[1:]), right=True
+            )  # levels do not suppress each other
+            boxes = self.decode(raw["boxes"][image, prior], self.priors(raw).rows(prior))
+            score, limits = scores[image, prior].sigmoid(), Limits(0.0, self.iou, after)
+            found = select_detections(boxes, score, level, image, batch.sizes, len(totals), limits)
         return [f.boxes for f in found], raw
 
 
@@ -154,12 +148,5 @@ def anchors(scales: list[float], ratios: list[float], strides: list[int]) -> lis
     for name, values, say in (("scales", scales, "[32, 64]"), ("ratios", ratios, "[0.5, 1, 2]")):
         if not values or min(values) <= 0:
             raise DetkitError(f"the RPN needs {name} above 0, got {values}", f"proposals.{name}", f"give {say}, say")
-    each, rest = divmod(len(scales), len(strides))
-    if rest:
-        what = f"{len(scales)} scales cannot be dealt evenly to {len(strides)} feature maps"
-        raise DetkitError(what, "proposals.scales", f"give a multiple of {len(strides)}")
-    levels = []
-    for rank in (sorted(strides).index(stride) for stride in strides):
-        sides = sorted(scales)[rank * each : (rank + 1) * each]
-        levels.append([(side / ratio**0.5, side * ratio**0.5) for side in sides for ratio in ratios])
-    return levels
+    dealt = deal(sorted(scales), strides, "scales", "proposals.scales")
+    return [[(side / ratio**0.5, side * ratio**0.5) for side in sides for ratio in ratios] for sides in dealt]
