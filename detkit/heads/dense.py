@@ -79,19 +79,23 @@ class DenseOptions(WindowOptions):
 class DenseHead(Head, nn.Module):
     """k priors per cell on every level; each prior predicts a box code, an objectness and class scores.
 
-    Subclasses write ``assign``; ``decode`` for other codes than R-CNN's deltas; ``box_terms`` for losses that are no IoU.
+    Subclasses write ``assign``; ``decode`` for codes but R-CNN's deltas; ``box_terms`` for losses that are no IoU.
 
     Args:
         channels: Of the feature maps.
         strides: Of the feature maps.
         num_classes: C.
         anchors: For each level a list of (width, height) in input pixels.
-        class_scores: Without them the objectness is the score of label 0 (a proposal network).
         options: ``DenseOptions``.
 
     Raises:
         ValueError: Numbers of maps, strides, anchors and options that do not fit together.
+
+    Attributes:
+        class_scores: Without them the objectness is the score of label 0 (a proposal network).
     """
+
+    class_scores = True
 
     @takes(DenseOptions)
     def __init__(
@@ -101,7 +105,6 @@ class DenseHead(Head, nn.Module):
         num_classes: int,
         *,
         anchors: Sequence[Sequence[Sequence[float]]],
-        class_scores: bool = True,
         **options: object,
     ) -> None:
         super().__init__()
@@ -113,10 +116,10 @@ class DenseHead(Head, nn.Module):
             raise ValueError(f"level_gains needs one number per level: {len(channels)}, not {len(level_gains)}")
         if share_stem and len(set(channels)) > 1:
             raise ValueError(f"share_stem needs equal channels on all levels, they are {list(channels)}")
-        self.strides, self.num_classes, self.class_scores = tuple(strides), num_classes, class_scores
+        self.strides, self.num_classes = tuple(strides), num_classes
         self.anchors = [torch.tensor(level, dtype=torch.float32, device="cpu").reshape(-1, 2) for level in anchors]
         outputs = self.outputs
-        self.class_rows = {"layers.": (outputs - num_classes, 1, 0)} if class_scores else {}
+        self.class_rows = {"layers.": (outputs - num_classes, 1, 0)} if self.class_scores else {}
         layers = [nn.Conv2d(c, len(level) * outputs, 1) for c, level in zip(channels, self.anchors, strict=True)]
         self.layers = nn.ModuleList(layers)
         stems = [_stem(c, self.options.stem) for c in (channels[:1] if share_stem else channels)]

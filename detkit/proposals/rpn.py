@@ -42,6 +42,8 @@ class RPN(DenseHead, ProposalSource):
         plain: The paper's own stem, a 3 x 3 convolution with ReLU, one for all maps.
     """
 
+    class_scores = False
+
     def __init__(
         self,
         channels: list[int],
@@ -70,7 +72,6 @@ class RPN(DenseHead, ProposalSource):
             strides,
             1,
             anchors=anchors(scales, ratios or [0.5, 1.0, 2.0], strides),
-            class_scores=False,
             box_loss="squared",
             objectness="one",
             normalise="images",

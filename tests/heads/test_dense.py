@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from detkit.heads import HEADS
 from detkit.heads.dense import DenseHead, gather_objects
 from detkit.ops.assign import Assignment, Objects, assign_iou
-from detkit.ops.coder import Priors, decode_deltas
+from detkit.ops.coder import Priors
 from detkit.structures import Limits, Target
 
 CHANNELS, STRIDES, CLASSES = [8, 16], [16, 32], 3
@@ -114,22 +114,20 @@ def test_mixed_precision_ends_before_boxes_and_scores(name: str) -> None:
 class Proposer(DenseHead):
     """The smallest region proposal network: objectness only, R-CNN's deltas, assignment by IoU."""
 
+    class_scores = False
+
     def __init__(self) -> None:
         super().__init__(
             CHANNELS,
             STRIDES,
             1,
             anchors=[[(16, 16)], [(40, 40)]],
-            class_scores=False,
             objectness="one",
             box_loss="giou",
         )
 
     def assign(self, priors: Priors, objects: Objects, raw: dict[str, Tensor]) -> Assignment:
         return assign_iou(priors.boxes, objects, len(raw["boxes"]))
-
-    def decode(self, code: Tensor, priors: Priors) -> Tensor:
-        return decode_deltas(code, priors.boxes)
 
 
 def test_a_proposal_network_is_a_small_subclass() -> None:
