@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -87,17 +88,24 @@ def _check_words(models: list[str], predictions: Path | None, answers: options.A
             raise DetkitError("this file is not a model", name, do)
 
 
+@dataclass(frozen=True)
+class _Comparing:
+    """Arguments of ``detkit.compare``."""
+
+    data: Annotated[str | None, Option(help="Measure on this instead; then also model files, shipped names.")] = None
+    split: options.SplitName = None
+    images: options.Images = None
+    timed: Annotated[int, Option(min=1, help="Images to take the time of, one by one.")] = 20
+    bootstrap: Annotated[int, Option(min=1, metavar="N", help="Draws of the images.")] = 1000
+    seed: options.Seed = 0
+    batch: Annotated[int, Option(min=1, help="Images at a time, when not timed.")] = 8
+    device: options.Device = None
+    threads: options.Threads = None
+
+
 def compare(
     runs: Annotated[list[str], Argument(metavar="RUN RUN...", help="Run folders, or configs that were trained.")],
-    data: Annotated[str | None, Option(help="Measure on this instead; then also model files, shipped names.")] = None,
-    split: options.SplitName = None,
-    images: options.Images = None,
-    timed: Annotated[int, Option(min=1, help="Images to take the time of, one by one.")] = 20,
-    bootstrap: Annotated[int, Option(min=1, metavar="N", help="Draws of the images.")] = 1000,
-    seed: options.Seed = 0,
-    batch: Annotated[int, Option(min=1, help="Images at a time, when not timed.")] = 8,
-    device: options.Device = None,
-    threads: options.Threads = None,
+    how: _Comparing = _Comparing(),
     out: options.Out = None,
     overwrite: options.Overwrite = False,
 ) -> Printable:
@@ -114,19 +122,7 @@ def compare(
         refuse_existing(out, overwrite)
     from detkit import comparing
 
-    compared = comparing.compare(
-        runs,
-        data=data,
-        split=split,
-        images=images,
-        timed=timed,
-        bootstrap=bootstrap,
-        seed=seed,
-        batch=batch,
-        device=device,
-        threads=threads,
-        tell=note,
-    )
+    compared = comparing.compare(runs, tell=note, **vars(how))
     if out is not None:
         compared.draw(out, overwrite=overwrite)
         message(f"image: {out}")

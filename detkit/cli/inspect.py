@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,36 +20,63 @@ if TYPE_CHECKING:
 
 app = Typer(help="Show what a network looks at, as images.", no_args_is_help=True)
 
-_Model = Annotated[str, Argument(metavar="MODEL|BACKBONE", help="Model file, run folder, shipped or backbone's name.")]
 _Image = Annotated[str, Argument(help="An image.")]
-_Weights = Annotated[str | None, Option(help="Of a backbone: imagenet (the default), none or a file.")]
 _Folder = Annotated[Path | None, Option("--out", "-o", help="Folder for the images (default: a new one in runs/).")]
 
 
+@dataclass(frozen=True)
+class _Network:
+    """What is looked into."""
+
+    model: Annotated[str, Argument(metavar="MODEL|BACKBONE", help="Model file, run folder, shipped name or backbone.")]
+    weights: Annotated[str | None, Option(help="Of a backbone: imagenet (the default), none or a file.")] = None
+    size: options.Size = None
+
+    def load(self) -> Detector:
+        from detkit.backbones import BACKBONES
+        from detkit.registry import renamed
+
+        name = renamed(self.model)
+        if name in BACKBONES:
+            from detkit.explain.features import published_network
+
+            try:
+                return published_network(name, self.weights or "imagenet", self.size)
+            except DetkitError as error:  # which may speak of a config's keys
+                key = r"(model\.)?backbone\.weights:?"
+                where, do = (re.sub(key, "--weights", text) for text in (error.where, error.do))
+                raise DetkitError(error.what, where, do, code=error.code) from None
+        if self.weights is not None:
+            raise DetkitError("--weights is for a backbone; a model has its own", name, "leave it out")
+        if name.startswith("torchvision/") and not Path(name).exists():
+            from detkit.importers.torchvision import NAME, import_torchvision
+
+            if name != f"torchvision/{NAME}":
+                do = f"give torchvision/{NAME}, a model file or a backbone's name"
+                raise DetkitError(f"of torchvision's detectors only {NAME} can be looked into", name, do)
+            return import_torchvision(name, size=(self.size, self.size)) if self.size else import_torchvision(name)
+        from detkit import api
+
+        return api.load(name, size=self.size)
+
+
 @app.command()
-def filters(
-    model: _Model,
-    weights: _Weights = None,
-    out: _Folder = None,
-    overwrite: options.Overwrite = False,
-) -> Printed:
+def filters(network: _Network, out: _Folder = None, overwrite: options.Overwrite = False) -> Printed:
     """Draw the filters of the first layer.
 
     Grey is 0, and each filter's largest weight is as bright as can be.
     """
     from detkit.explain.drawings import draw_filters
 
-    return _save(draw_filters(_load(model, weights)), out, overwrite)
+    return _save(draw_filters(network.load()), out, overwrite)
 
 
 @app.command()
 def maps(
-    model: _Model,
+    network: _Network,
     image: _Image,
     stage: Annotated[int | None, Option(help="Only this stage, from 0 (default: each).")] = None,
     count: Annotated[int, Option("--count", "-n", min=1, help="Maps of a stage: those that vary most.")] = 35,
-    weights: _Weights = None,
-    size: options.Size = None,
     out: _Folder = None,
     overwrite: options.Overwrite = False,
 ) -> Printed:
@@ -60,19 +88,17 @@ def maps(
     from detkit.io.images import read_image
 
     pixels = read_image(image)
-    return _save(draw_maps(_load(model, weights, size), pixels, stage, count), out, overwrite)
+    return _save(draw_maps(network.load(), pixels, stage, count), out, overwrite)
 
 
 @app.command()
 def patches(
-    model: _Model,
+    network: _Network,
     data: options.Data,
     stage: Annotated[int, Option(help="Stage of the backbone, from 0.")] = 2,
     channels: Annotated[str | None, Option(help="0,5,17 (default: eight that stand out most).")] = None,
     count: Annotated[int, Option("--count", "-n", "--pictures", min=1, help="Images to look at.")] = 300,
     window: Annotated[int | None, Option(min=1, help="Input pixels to cut out (default: what a cell sees).")] = None,
-    weights: _Weights = None,
-    size: options.Size = None,
     split: options.SplitName = None,
     images: options.Images = None,
     seed: options.Seed = 0,
@@ -95,19 +121,17 @@ def patches(
         refuse_existing(out / f"stage{stage}-patches.jpg", overwrite)
     dataset = Dataset(read(data, split=split, images=images))
     chosen = [int(word) for word in words]
-    detector = _load(model, weights, size)
+    detector = network.load()
     drawn = draw_patches(detector, dataset, stage, channels=chosen, images=count, window=window, seed=seed)
     return _save(drawn, out, overwrite), 3 if drawn.facts["failed"] else 0
 
 
 @app.command()
 def cam(
-    model: _Model,
+    network: _Network,
     image: _Image,
     classes: Annotated[str | None, Option(help="Which, by name: cat,dog (default: that of highest score).")] = None,
     stage: Annotated[int | None, Option(help="From 0 (default: the deepest that the answer comes through).")] = None,
-    weights: _Weights = None,
-    size: options.Size = None,
     out: _Folder = None,
     overwrite: options.Overwrite = False,
 ) -> Printed:
@@ -117,7 +141,7 @@ def cam(
     """
     from detkit.explain.drawings import draw_cam
 
-    drawn = draw_cam(_load(model, weights, size), image, names_in(classes or ""), stage)
+    drawn = draw_cam(network.load(), image, names_in(classes or ""), stage)
     return _save(drawn, out, overwrite)
 
 
@@ -136,34 +160,6 @@ def edges(
     from detkit.explain.drawings import draw_edges
 
     return _save(draw_edges(image, learn, seed), out, overwrite)
-
-
-def _load(name: str, weights: str | None, size: int | None = None) -> Detector:
-    from detkit.backbones import BACKBONES
-    from detkit.registry import renamed
-
-    name = renamed(name)
-    if name in BACKBONES:
-        from detkit.explain.features import published_network
-
-        try:
-            return published_network(name, weights or "imagenet", size)
-        except DetkitError as error:  # which may speak of a config's keys
-            key = r"(model\.)?backbone\.weights:?"
-            where, do = (re.sub(key, "--weights", text) for text in (error.where, error.do))
-            raise DetkitError(error.what, where, do, code=error.code) from None
-    if weights is not None:
-        raise DetkitError("--weights is for a backbone; a model has its own", name, "leave it out")
-    if name.startswith("torchvision/") and not Path(name).exists():
-        from detkit.importers.torchvision import NAME, import_torchvision
-
-        if name != f"torchvision/{NAME}":
-            do = f"give torchvision/{NAME}, a model file or a backbone's name"
-            raise DetkitError(f"of torchvision's detectors only {NAME} can be looked into", name, do)
-        return import_torchvision(name, size=(size, size)) if size else import_torchvision(name)
-    from detkit import api
-
-    return api.load(name, size=size)
 
 
 def _save(drawn: Drawing, out: Path | None, overwrite: bool) -> Printed:
