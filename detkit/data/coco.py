@@ -119,20 +119,15 @@ def load_json(path: Path, data: memoryview) -> dict[str, list[object] | None]:
     try:
         value = json.loads(bytes(data))
     except json.JSONDecodeError as error:
-        raise DetkitError(
-            f"this is not JSON: {error.msg}",
-            f"{path}, line {error.lineno}, column {error.colno}",
-            "the file may be cut short: download or export it again",
-        ) from None
+        where = f"{path}, line {error.lineno}, column {error.colno}"
+        do = "the file may be cut short: download or export it again"
+        raise DetkitError(f"this is not JSON: {error.msg}", where, do) from None
     except (UnicodeDecodeError, RecursionError) as error:
         raise DetkitError(f"this is not JSON: {error}", str(path), "download or export it again") from None
     if not isinstance(value, dict) or not all(isinstance(value.get(key), list) for key in ("images", "categories")):
         kind = "a list (of detections?)" if isinstance(value, list) else "no images and categories"
-        raise DetkitError(
-            f"this JSON is not a COCO data set: it holds {kind}",
-            str(path),
-            'a data set has the lists "images", "annotations" and "categories"',
-        )
+        do = 'a data set has the lists "images", "annotations" and "categories"'
+        raise DetkitError(f"this JSON is not a COCO data set: it holds {kind}", str(path), do)
     return value
 
 

@@ -43,10 +43,8 @@ def format_of(path: str | Path, name: str | None = None) -> DatasetFormat:
         chosen: DatasetFormat = registry.find_part("format", name, where=f"format of {path}")()
         return chosen
     asked: list[DatasetFormat] = []
-    for known in (
-        *FORMATS,
-        *registry.installed_parts("format"),
-    ):  # mostly the first: the rest stay unimported
+    for known in (*FORMATS, *registry.installed_parts("format")):
+        # Mostly one of the first is it, and the rest stay unimported.
         asked.append(registry.find_part("format", known)())
         if asked[-1].recognises(path):
             return asked[-1]
@@ -198,10 +196,6 @@ class Dataset:
         """Labels of the objects of image ``i`` without reading the image."""
         a = self.annotations
         return a.labels[a.offsets[i] : a.offsets[i + 1]]
-
-    def wh(self) -> np.ndarray:
-        """(N, 2) float64 widths and heights in pixels of all objects that are not crowds."""
-        return self.annotations.xywh[~self.annotations.crowd, 2:]
 
     def with_proposals(self, proposals: Callable[[np.ndarray, str], np.ndarray]) -> Dataset:
         """The same images with this source of proposals."""

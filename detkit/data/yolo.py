@@ -52,9 +52,8 @@ class YoloFormat(DatasetFormat):
                 listed.update(dict.fromkeys(_images(where, root, findings)))
         files = list(listed)
         if not files:
-            raise DetkitError(
-                "this data set has no images", f"{file}: {', '.join(parts)}", "check the folders it names"
-            )
+            named = f"{file}: {', '.join(parts)}"
+            raise DetkitError("this data set has no images", named, "check the folders it names")
         sizes = np.array([size_of(file) for file in files], dtype=np.int32)
         objects = _read_labels(files, sizes, {float(number): i for i, number in enumerate(table)}, findings)
         found = ImageTable(_ids(files, root), files, sizes)
@@ -109,9 +108,8 @@ def _place(root: Path, text: str, file: Path, part: str) -> Path:
     for name in (text, text.removeprefix("../")):
         if (root / name).exists():
             return Path(os.path.normpath(root / name))
-    raise DetkitError(
-        f"{part} of this data.yaml is not there", f"{file}: looked for {root / text}", "correct path or that entry"
-    )
+    where = f"{file}: looked for {root / text}"
+    raise DetkitError(f"{part} of this data.yaml is not there", where, "correct path or that entry")
 
 
 def _images(place: Path, root: Path, findings: Findings) -> Iterator[str]:

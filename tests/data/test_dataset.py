@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from detkit.config.datasets import build_dataset
+from detkit.data.anchors import object_sizes
 from detkit.data.dataset import Dataset, concat, read, splits
 from detkit.errors import DetkitError
 from detkit.io.images import write_image
@@ -104,7 +105,7 @@ def test_ground_truth_is_exact(coco_file: Path) -> None:
     assert gt.crowd.tolist() == [False, True, False]
     assert gt.difficult.tolist() == [False, False, True]
     assert gt.image.tolist() == [0, 0, 1]
-    assert Dataset(read(coco_file)).wh().tolist() == [[20, 10], [30, 50]], "crowds are no objects for anchors"
+    assert object_sizes(read(coco_file)).wh.tolist() == [[20, 10], [30, 50]], "crowds are no objects for anchors"
 
 
 def test_reduced_images_bring_their_boxes(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
+from operator import eq
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,8 @@ class Lookup:
             do = "is it the part (--split) of the data that was detected on?"
             what = f"image {parts[0]} is not in the data"
             raise DetkitError(what, where, nearest(parts[0], self._by_name, otherwise=do))
-        shared = [_common(parts[1:], other[1:]) for other, _ in found]
+        # Of each, how many folders are the same up to the first that differs.
+        shared = [[*map(eq, parts[1:], other[1:]), False].index(False) for other, _ in found]
         if shared.count(max(shared)) > 1:
             what = f"{shared.count(max(shared))} images of the data are called {source}"
             do = "let the folders tell them apart (run detect on the data's folder), or give COCO results with ids"
@@ -82,11 +84,3 @@ def some(values: Sequence[int | str]) -> str:
 
 def _stem(name: str) -> str:
     return re.sub(r"\.\w{1,5}$", "", name)
-
-
-def _common(first: tuple[str, ...], second: tuple[str, ...]) -> int:
-    """How many parts are the same from the start on."""
-    for count, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return count
-    return min(len(first), len(second))

@@ -59,14 +59,11 @@ def read_detections(path: str | Path, data: Annotations) -> tuple[Results, list[
 def _check(results: Results, where: Callable[[int], str]) -> None:
     """Raises DetkitError for numbers that make no sense, with the first place and how many there are."""
     finite = np.isfinite(results.score) & np.isfinite(results.xywh).all(axis=1)
+    negative = (results.xywh[:, 2:] < 0).any(axis=1)
     rules = (
         (~finite, "a box or score is not a finite number", "the model's output holds NaN or infinity: repair it first"),
         ((results.score < 0) | (results.score > 1), "a score lies outside 0..1", "write probabilities, not logits"),
-        (
-            (results.xywh[:, 2:] < 0).any(axis=1),
-            "a box of negative size",
-            "COCO's bbox is x, y, width, height; box is x1, y1, x2, y2",
-        ),
+        (negative, "a box of negative size", "COCO's bbox is x, y, width, height; box is x1, y1, x2, y2"),
     )
     for bad, what, do in rules:
         if bad.any():
