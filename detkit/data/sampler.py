@@ -83,8 +83,7 @@ class EpochSampler:
         together = self.batch * self.world
         if self.shuffle:
             return max(self.count // together, 1)
-        full, rest = divmod(self.count, together)
-        return full + (rest > self.rank * self.batch)
+        return len(range(self.rank * self.batch, self.count, together))
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Slots]:
         """This process's batches from number ``start`` on."""

@@ -17,6 +17,28 @@ _ANOTHER = "choose another name, or allow overwriting (--overwrite)"
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
+@contextmanager
+def reading(where: str) -> Iterator[None]:
+    """Explains what goes wrong in the block when a file is opened and read.
+
+    Args:
+        where: The file, as a person knows it.
+
+    Raises:
+        DetkitError: In place of every OSError.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DetkitError("no such file", where, "check the path") from error
+    except IsADirectoryError as error:
+        raise DetkitError("this is a folder, a file was expected", where, "name a file in it") from error
+    except PermissionError as error:
+        raise DetkitError("the file may not be read", where, "check its permissions") from error
+    except OSError as error:
+        raise DetkitError(f"the file cannot be read ({error.strerror or error})", where, "check the disk") from error
+
+
 def write_error(error: OSError, path: str | Path) -> DetkitError:
     """The error to show when writing ``path`` failed: code 4 if there is no room, else 2."""
     if error.errno in _FULL:

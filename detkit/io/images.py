@@ -20,7 +20,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from detkit.errors import DetkitError
-from detkit.io.files import write_bytes
+from detkit.io.files import reading, write_bytes
 
 IMAGE_SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif", ".avif", ".jp2",
@@ -62,10 +62,8 @@ def read_image(
         DetkitError: Missing, empty, not an image, cut off, too large.
     """
     where = _where(source)
-    try:
+    with reading(where):
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    except OSError as error:
-        raise read_error(error, where) from error
     head = _read_header(io.BytesIO(data), where)
     _refuse_large(*head.size, where, max_pixels)
     # Some versions of OpenCV fill what is missing with grey and call it an image.
@@ -127,11 +125,8 @@ def image_size(path: str | Path | bytes) -> tuple[int, int]:
 def read_header(source: str | Path | bytes) -> Header:
     """What the header of an image says, without decoding it; DetkitError as ``read_image``."""
     where = _where(source)
-    try:
-        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
-            return _read_header(file, where)
-    except OSError as error:
-        raise read_error(error, where) from error
+    with reading(where), io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        return _read_header(file, where)
 
 
 def write_image(path: str | Path, rgb: np.ndarray, *, overwrite: bool = False, quality: int = 92) -> None:
@@ -215,17 +210,6 @@ class _Quiet:
 
 
 quiet_opencv = _Quiet()  # keeps OpenCV's own log lines off stderr; what matters is said in detkit's errors
-
-
-def read_error(error: OSError, where: str) -> DetkitError:
-    """The error to show when a file cannot be opened for reading."""
-    if isinstance(error, FileNotFoundError):
-        return DetkitError("no such file", where, "check the path")
-    if isinstance(error, IsADirectoryError):
-        return DetkitError("this is a folder, a file was expected", where, "name a file in it")
-    if isinstance(error, PermissionError):
-        return DetkitError("the file may not be read", where, "check its permissions")
-    return DetkitError(f"the file cannot be read ({error.strerror or error})", where, "check the disk")
 
 
 def _where(source: str | Path | bytes) -> str:

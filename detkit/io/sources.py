@@ -16,7 +16,8 @@ from typing import BinaryIO
 import numpy as np
 
 from detkit.errors import DetkitError
-from detkit.io.images import IMAGE_SUFFIXES, ImageSource, as_rgb, paths_in, read_error, read_header
+from detkit.io.files import reading
+from detkit.io.images import IMAGE_SUFFIXES, ImageSource, as_rgb, paths_in, read_header
 from detkit.io.video import VIDEO_SUFFIXES, Open, VideoReader
 
 Source = ImageSource | int
@@ -107,7 +108,7 @@ def _items(source: Source, name: str, stdin: BinaryIO | None) -> list[tuple[str,
     path = Path(name)
     if isinstance(source, int) or (name.isascii() and name.isdecimal() and not path.exists()):
         return [(f"camera {int(name)}", int(name))]
-    try:
+    with reading(name):
         if path.is_dir():
             do = f"for those in its sub-folders give '{path / '**' / '*.jpg'}'"
             paths, empty = paths_in(path), ("no image lies in this folder", do)
@@ -117,8 +118,6 @@ def _items(source: Source, name: str, stdin: BinaryIO | None) -> list[tuple[str,
             found = map(Path, sorted(glob.glob(name, recursive=True)))
             paths = [match for match in found if not match.is_dir()]
             empty = ("no file matches this pattern", "check it; quote it so that the shell leaves it")
-    except OSError as error:
-        raise read_error(error, name) from error
     if not paths:
         raise DetkitError(empty[0], do=empty[1])
     return [(str(file), file) for file in paths]

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 
 from detkit.errors import DetkitError
-from detkit.io.files import atomic_path
-from detkit.io.images import quiet_opencv, read_error
+from detkit.io.files import atomic_path, reading
+from detkit.io.images import quiet_opencv
 
 VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ts"))
 _COUNTED = (".mp4", ".m4v", ".mov")  # containers that store the exact number of frames
@@ -212,9 +212,6 @@ class VideoWriter:
 
 
 def _refuse_empty(path: Path) -> None:
-    try:
-        with open(path, "rb") as file:
-            if not file.read(1):
-                raise DetkitError("the file is empty", str(path), "fetch or copy it again")
-    except OSError as error:
-        raise read_error(error, str(path)) from error
+    with reading(str(path)), open(path, "rb") as file:
+        if not file.read(1):
+            raise DetkitError("the file is empty", str(path), "fetch or copy it again")
