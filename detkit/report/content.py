@@ -183,10 +183,8 @@ def build_report(
         "rules": settings.words(),
     }
     if details and metric.answers != "labels":
-        facts["protocols"] = {protocol: facts["metrics"]}
-        for name in ("coco", "voc2007", "voc2010"):
-            if name != protocol:
-                facts["protocols"][name] = evaluate(gt, dt, name, **how).metrics
+        others = {name: evaluate(gt, dt, name, **how) for name in ("coco", "voc2007", "voc2010") if name != protocol}
+        facts["protocols"] = {protocol: facts["metrics"], **{name: other.metrics for name, other in others.items()}}
         facts["curves"] = {
             "overall": _thinned(shape.overall),
             "per_class": {name: _thinned(curve) for name, curve in shape.per_class.items() if curve.objects},
@@ -204,7 +202,7 @@ def _details(annotations: Annotations, gt: GroundTruth, dt: Results, settings: S
     matching, sizes = settings.matching(), positives(gt, np.array(list(AREAS.values()))).sum(axis=0)
     confusion = confusion_matrix(gt, dt, conf=threshold, **matching)
     errors = error_breakdown(gt, dt, background=min(0.1, settings.match_iou / 2), **matching)
-    tables = {name: calibration(gt, dt, conf=conf, **matching) for name, conf in (("all", 0.0), ("shown", threshold))}
+    lowest = {"all": 0.0, "shown": threshold}
     chosen = _Chosen(annotations, gt, dt, errors.kinds_by_row(), settings)
     return {
         "by_size": {name: {"objects": int(n)} for name, n in zip(AREAS, sizes, strict=True) if name != "all"},
@@ -213,7 +211,7 @@ def _details(annotations: Annotations, gt: GroundTruth, dt: Results, settings: S
             "classes": [*confusion.classes, "background"],
             "counts": confusion.counts.tolist(),
         },
-        "calibration": {name: table.to_dict() for name, table in tables.items()},
+        "calibration": {name: calibration(gt, dt, conf=conf, **matching).to_dict() for name, conf in lowest.items()},
         "errors": {
             "AP": errors.ap,
             "kinds": {

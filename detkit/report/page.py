@@ -66,9 +66,9 @@ def write_report(path: str | Path, report: Report, title: str, *, overwrite: boo
         between=partial(_between, facts),
         href=partial(_href, path.resolve().parent),
         charts=charts,
+        table=html_table,
         calibrations=calibrations,
         tables={
-            "rules": html_table(("rule", "in force"), facts["settings"]["rules"].items()),
             "protocols": _protocols(facts),
             "classes": _classes(facts),
             "confused": _confused(facts["confusion"]),
@@ -158,9 +158,8 @@ def _errors(facts: Facts) -> Markup:
 
 
 def _speed(facts: Facts) -> list[Markup]:
-    tables, timings = [], facts.get("timings", {})
-    if model := facts.get("model"):
-        tables.append(html_table(("model", ""), model.items()))
+    timings = facts.get("timings", {})
+    tables = [html_table(("model", ""), facts["model"].items())] if "model" in facts else []
     if "ms" in timings:
         names = {"data": "reading and preparing", "model": "model", "post": "post-processing", "total": "together"}
         if not timings["split"]:
