@@ -128,11 +128,10 @@ class Detector(nn.Module, Predictor):
             limits = Limits(conf=self.threshold) if targets is None else Limits.evaluation()
         found = []
         for inside, restore in zip(self.head.predict(raw, batch.sizes, limits), batch.restore, strict=True):
-            extra = dict(inside.extra)
+            extra, boxes_there = dict(inside.extra), restore.to_original(inside.boxes)
             if "points" in extra:
                 extra["points"] = restore.points_to_original(extra["points"])
-            boxes_there = restore.to_original(inside.boxes)
-            found.append(Detections(boxes_there, inside.scores, inside.labels, self.classes, extra))
+            found.append(replace(inside, boxes=boxes_there, classes=self.classes, extra=extra))
         return found if targets is None else (losses, found)
 
     def features(self, pixels: Tensor, cached: list[Tensor] | None = None) -> list[Tensor]:

@@ -250,7 +250,6 @@ def _maps(detector: Detector, samples: list[Sample], stage: int) -> list[Tensor]
 
 
 def _field(detector: Detector, stage: int) -> Field:
-    pixels, tracer = torch.zeros((1, 3, *detector.resize.input_size), device=detector.device), Tracer()
-    tracer.fields[pixels] = Field()
-    with torch.no_grad(), tracer:
+    pixels = torch.zeros((1, 3, *detector.resize.input_size), device=detector.device)
+    with torch.no_grad(), Tracer(pixels) as tracer:
         return tracer.fields[_after(detector, pixels, stage)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -97,20 +97,18 @@ def grad_cam(detector: Detector, image: np.ndarray, label: int | None = None, st
 
 @contextmanager
 def _noted(stages: list[nn.Module], stage: int | None) -> Iterator[Outputs]:
-    """Number and output of each of the stages (of ``stage`` alone) that is called in the block."""
+    """Number and output of each of the stages (of ``stage`` alone) that is called in the block; a pyramid calls its
+    stages once per scale."""
     outputs: Outputs = []
 
     def note(number: int, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         outputs.append((number, output))
 
-    # A pyramid calls its stages once a scale.
-    wanted = [(k, module) for k, module in enumerate(stages) if stage in (None, k)]
-    handles = [module.register_forward_hook(partial(note, k)) for k, module in wanted]
-    try:
+    with ExitStack() as hooks:
+        for k, module in enumerate(stages):
+            if stage in (None, k):
+                hooks.enter_context(module.register_forward_hook(partial(note, k)))
         yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _spread(cells: Tensor, image: Tensor, window: Tensor) -> Tensor:

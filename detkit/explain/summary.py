@@ -131,10 +131,9 @@ def summarise_network(network: nn.Module, size: tuple[int, int], run: Run | None
         DetkitError: An image too small for it.
     """
     network.eval()
-    tracer = Tracer()
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     pixels = torch.zeros((1, 3, *size), device=device)
-    tracer.fields[pixels] = Field()
+    tracer = Tracer(pixels)
     leaves = [(name, module) for name, module in network.named_modules() if not any(True for _ in module.children())]
     handles = [module.register_forward_hook(partial(tracer.after, name)) for name, module in leaves]
     handles += [module.register_forward_pre_hook(tracer.before) for _, module in leaves]
@@ -256,11 +255,12 @@ def _own(module: nn.Module) -> int:
 
 
 class Tracer(TorchDispatchMode):
-    """Follows every operation: counts its multiply-adds, and carries the field of its inputs to its outputs."""
+    """Follows every operation: counts its multiply-adds, and carries the field of its inputs to its outputs,
+    beginning at an image (1, 3, H, W)."""
 
-    def __init__(self) -> None:
+    def __init__(self, image: Tensor) -> None:
         super().__init__()
-        self.fields = WeakTensorKeyDictionary()
+        self.fields = WeakTensorKeyDictionary({image: Field()})
         self.layers: list[LayerSummary] = []
         self.multiply_adds = self.depth = 0
         self._began: list[tuple[int, Field, int]] = []

@@ -122,19 +122,19 @@ class Ensemble(Predictor):
         # as evaluation takes them, and conf is asked of the mean.
         usual = Limits.evaluation()
         conf, many = min(limits.conf, usual.conf), max(limits.max_detections, usual.max_detections)
-        found: list[list[Detections]] = [[] for _ in samples]
+        found = []
         for view in self._views:
             own = None
             if limits.classes is not None:
                 own = tuple(np.flatnonzero(np.isin(view.labels, limits.classes)).tolist())
             shown = [view.of(sample) for sample in samples]
             seen = view.predictor.predict_samples(shown, Limits(conf, limits.iou, many, own))
-            for sample, detections, views in zip(samples, seen, found, strict=True):
-                views.append(view.put_back(detections, sample.image, self.classes))
-        return [_fused(views, limits) for views in found]
+            pairs = zip(samples, seen, strict=True)
+            found.append([view.put_back(detections, sample.image, self.classes) for sample, detections in pairs])
+        return [_fused(views, limits) for views in zip(*found, strict=True)]
 
 
-def _fused(views: list[Detections], limits: Limits) -> Detections:
+def _fused(views: Sequence[Detections], limits: Limits) -> Detections:
     columns = ([getattr(view, name) for view in views] for name in ("boxes", "scores", "labels"))
     boxes, scores, labels = weighted_boxes_fusion(*columns, threshold=_SAME)
     keep = np.flatnonzero(scores >= limits.conf)[: limits.max_detections]
@@ -144,7 +144,7 @@ def _fused(views: list[Detections], limits: Limits) -> Detections:
     return Detections(boxes[keep], np.minimum(scores[keep], 1), labels[keep], views[0].classes, extra)
 
 
-def _fused_points(boxes: np.ndarray, labels: np.ndarray, views: list[Detections]) -> np.ndarray:
+def _fused_points(boxes: np.ndarray, labels: np.ndarray, views: Sequence[Detections]) -> np.ndarray:
     """(N, K, 2): of each fused box the mean points of the views' boxes that it was made of, or else of the nearest."""
     every = [np.concatenate([getattr(view, name) for view in views]) for name in ("boxes", "labels", "scores")]
     points = np.concatenate([view.extra["points"] for view in views])

@@ -14,7 +14,7 @@ import torch
 from detkit.backbones import BACKBONES, pretrained
 from detkit.backbones.base import Classifier, StagedBackbone, set_logits
 from detkit.errors import DetkitError
-from detkit.explain.summary import Field, Tracer
+from detkit.explain.summary import Tracer
 
 # The cheapest of each family; the variants are cheap too.
 SMALL = (
@@ -64,9 +64,7 @@ def test_channels_strides_and_offsets_are_those_of_the_outputs(name):
     with torch.device("meta"):
         net = whole(name).eval()
         pixels = torch.zeros(1, 3, 96, 64)
-    tracer = Tracer()
-    tracer.fields[pixels] = Field()
-    with torch.no_grad(), tracer:
+    with torch.no_grad(), Tracer(pixels) as tracer:
         outputs = net(pixels)
     assert [o.shape[1] for o in outputs] == net.channels
     assert [tracer.fields[o].stride for o in outputs] == net.strides
@@ -82,9 +80,7 @@ def test_shifting_the_image_by_the_stride_shifts_the_map(name):
     net = small(name).eval()
     torch.manual_seed(0)
     image = torch.randn(1, 3, 192, 192)
-    tracer = Tracer()
-    tracer.fields[image] = Field()
-    with torch.no_grad(), tracer:
+    with torch.no_grad(), Tracer(image) as tracer:
         maps = net(image)
     compared = 0
     for tap, (a, stride) in enumerate(zip(maps, net.strides, strict=True)):
