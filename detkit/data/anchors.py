@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -11,7 +11,7 @@ import numpy as np
 from detkit.data.annotations import Annotations
 from detkit.data.reading import fill_sizes
 from detkit.data.resize import Resize
-from detkit.errors import DetkitError
+from detkit.errors import DetkitError, Printed
 from detkit.io.figures import written_figure
 from detkit.ops.anchors import average_iou, kmeans_anchors, slot_collisions
 
@@ -61,44 +61,6 @@ def collisions(sizes: ObjectSizes, grid: int, anchors: np.ndarray) -> float:
     return slot_collisions(sizes.image, sizes.centres, sizes.wh / sizes.side, grid, fractions)
 
 
-@dataclass(slots=True, frozen=True)
-class ChosenAnchors:
-    """Anchors for a data set.
-
-    Attributes:
-        anchors: (w, h) each, by area.
-        average_iou: Mean over the objects of the IoU with their best anchor.
-        boxes: How many objects.
-        grid: Cells along each side for ``collisions``.
-        collisions: Share of the objects that lose their slot.
-        curve: By distance, the average IoU with 1, 2, 3, ... anchors; empty if it was not asked for.
-    """
-
-    anchors: list[list[float]]
-    average_iou: float
-    boxes: int
-    grid: int | None = None
-    collisions: float | None = None
-    curve: dict[str, list[float]] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, object]:
-        """For JSON."""
-        found: dict[str, object] = {"anchors": self.anchors, "average_iou": self.average_iou}
-        found |= {} if self.collisions is None else {"collisions": self.collisions}
-        return found | ({"curve": self.curve} if self.curve else {})
-
-    def lines(self) -> list[str]:
-        """For a person."""
-        said = ["anchors: [" + ", ".join(f"[{w:.1f}, {h:.1f}]" for w, h in self.anchors) + "]"]
-        said.append(f"average IoU {self.average_iou:.4f} of {self.boxes} boxes")
-        if self.collisions is not None:
-            share, grid = 100 * self.collisions, self.grid
-            said.append(f"{share:.2f}% of the objects lose their slot on a {grid} x {grid} grid")
-        for name, values in self.curve.items():
-            said.append(f"{name:10s} " + "  ".join(f"{n}: {value:.3f}" for n, value in enumerate(values, 1)))
-        return said
-
-
 def choose_anchors(
     annotations: Annotations,
     k: int = 9,
@@ -109,7 +71,7 @@ def choose_anchors(
     plot: Path | None = None,
     seed: int = 0,
     overwrite: bool = False,
-) -> ChosenAnchors:
+) -> Printed:
     """Anchors by k-means on the objects' sizes.
 
     Args:
@@ -122,6 +84,11 @@ def choose_anchors(
         seed: Of k-means.
         overwrite: Replace the plot if it exists.
 
+    Returns:
+        As facts: anchors, (w, h) each, by area; average_iou, the mean over the objects of the IoU with their best
+        anchor; with ``grid`` collisions, the share (0..1) of the objects that lose their slot; with ``plot`` curve, by
+        distance, the average IoU with 1, 2, 3, ... anchors.
+
     Raises:
         DetkitError: No objects, or fewer different sizes than anchors.
     """
@@ -133,12 +100,19 @@ def choose_anchors(
         anchors = kmeans_anchors(sizes.wh, k, distance=distance, seed=seed)
     except ValueError as error:  # fewer different sizes than anchors
         raise DetkitError(str(error), where, "give a smaller -k") from None
-    lost = None if grid is None else collisions(sizes, grid, anchors)
-    curve = {} if plot is None else _curve(sizes.wh, seed)
+    chosen, overlap = anchors.round(2).tolist(), average_iou(sizes.wh, anchors)
+    facts: dict[str, object] = {"anchors": chosen, "average_iou": overlap}
+    said = ["anchors: [" + ", ".join(f"[{w:.1f}, {h:.1f}]" for w, h in chosen) + "]"]
+    said.append(f"average IoU {overlap:.4f} of {len(sizes.wh)} boxes")
+    if grid is not None:
+        facts["collisions"] = lost = collisions(sizes, grid, anchors)
+        said.append(f"{100 * lost:.2f}% of the objects lose their slot on a {grid} x {grid} grid")
     if plot is not None:
+        facts["curve"] = curve = _curve(sizes.wh, seed)
         _plot(curve, plot, overwrite)
-    found = anchors.round(2).tolist()
-    return ChosenAnchors(found, average_iou(sizes.wh, anchors), len(sizes.wh), grid, lost, curve)
+        for name, values in curve.items():
+            said.append(f"{name:10s} " + "  ".join(f"{n}: {value:.3f}" for n, value in enumerate(values, 1)))
+    return Printed(facts, said)
 
 
 def _curve(wh: np.ndarray, seed: int) -> dict[str, list[float]]:

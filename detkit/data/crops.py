@@ -38,7 +38,7 @@ def write_crops(
         classes: Only these; None: all of them.
         background: Crops per part, in the class ``background``, that touch no object; their sizes are drawn from the
             objects'.
-        min_size: ObjectTable with a side below so many pixels are left out.
+        min_size: Objects with a side below so many pixels are left out.
         seed: Of the background's places.
         overwrite: Replace files of the same names.
 

@@ -49,8 +49,8 @@ def write_toy_data(folder: Path, *, train: int = 64, val: int = 16, size: int = 
 
     Args:
         folder: Where to; returned.
-        train: ImageTable of the part train.
-        val: ImageTable of the part val.
+        train: Images of the part train.
+        val: Images of the part val.
         size: Side of the images in pixels.
         seed: Of the first image.
     """
