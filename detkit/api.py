@@ -183,11 +183,15 @@ def train(
     from detkit.engine.events import Notice
     from detkit.engine.options import TrainOptions
     from detkit.engine.trainer import Trainer
+    from detkit.io.files import numbered_folder
 
     allow(plugins)
     changes = list(overrides)
     if resume is not None:
-        config, changes = _config_of_run(Path(resume)), [*_anchors_of_run(Path(resume)), *changes]
+        config = Path(resume) / "config.yaml"
+        if not config.is_file():
+            raise DetkitError("this folder holds no run to go on with", str(resume), "give a folder that train made")
+        changes = [*_anchors_of_run(Path(resume)), *changes]
     elif data is not None:
         # An override of a path may hold any character: JSON strings are YAML too.
         changes = [f"data.train={json.dumps(str(data))}", "data.val=null", "data.test=null", *changes]
@@ -213,25 +217,12 @@ def train(
         val_set,
         checked.train,
         augment=Augment(**checked.augment),
-        run=_run_folder(resume or out, Path(recipe).stem),
+        run=Path(resume or out or numbered_folder("runs", Path(recipe).stem)),
         config=checked.to_yaml(),
         limits=checked.evaluate.limits(),
         on_event=on_event,
     )
     return trainer.train(resume=resume is not None, dry_run=dry_run)
-
-
-def _config_of_run(run: Path) -> Path:
-    config = run / "config.yaml"
-    if not config.is_file():
-        raise DetkitError("this folder holds no run to go on with", str(run), "give a folder that train made")
-    return config
-
-
-def _run_folder(chosen: str | Path | None, name: str) -> Path:
-    from detkit.io.files import numbered_folder
-
-    return numbered_folder("runs", name) if chosen is None else Path(chosen)
 
 
 def _refuse_missing_data(checked: Config, recipe: str | Path) -> None:

@@ -49,10 +49,8 @@ def build_detector(
     model = {**config.model, **{kind: config.model[kind] and dict(config.model[kind]) for kind in PARTS}}
     if model["head"].get("anchors") == "auto":
         if anchors is None:
-            where = config.place.at(("model", "head", "anchors"))
-            raise DetkitError(
-                "anchors are auto, so the training data is needed", where, "give anchors as [[w, h], ...]"
-            )
+            what, do = "anchors are auto, so the training data is needed", "give anchors as [[w, h], ...]"
+            raise DetkitError(what, config.place.at(("model", "head", "anchors")), do)
         model["head"]["anchors"] = [[float(w), float(h)] for w, h in anchors]
     start = None if model["weights"] == "none" else zoo.model_file(model["weights"])
     # The weights of a detector to start from hold the backbone's, so those need not be fetched.

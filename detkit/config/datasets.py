@@ -61,13 +61,11 @@ def train_val_datasets(config: Config) -> tuple[Dataset, Dataset, list[str]]:
         val = build_dataset([item for item in found if item], split="val", classes=train.classes)
         names = ", ".join(dict.fromkeys(str(item["split"]) for item in found if item))
         return train, val, [f"validation: the data's own part {names}, {len(val)} images"]
-    seed = config.train.seed
-    share = data["val_share"]
+    seed, share = config.train.seed, data["val_share"]
     parts = stratify(train.annotations, {"train": 1 - share, "val": share}, seed)
     if not all(len(part) for part in parts.values()):
-        raise DetkitError(
-            f"{len(train)} images are too few to draw {share:.0%} of them", "data.val_share", "set data.val"
-        )
+        what = f"{len(train)} images are too few to draw {share:.0%} of them"
+        raise DetkitError(what, "data.val_share", "set data.val")
     note = f"validation: {len(parts['val'])} of {len(train)} training images, drawn with seed {seed}"
     return train.subset(parts["train"]), train.subset(parts["val"]), [note]
 

@@ -59,14 +59,12 @@ def start_from(detector: Detector, path: str | Path, *, backbone_only: bool = Fa
         names = f" ({', '.join(known[:5])}{', ...' * (len(known) > 5)})" if known else ""
         kept = f"the rows of {len(known)} of {len(detector.classes)} classes kept{names}"
         said.append(f"{remade} made anew for other classes, {kept}")
-    lacking = [key for key in own if key not in weights]
-    other = [key for key in own if key in weights and key not in taken]
-    unused = [key for key in weights if key not in own]
-    for keys, words in (
-        (other, "of another shape start anew"),
-        (lacking, "that the file lacks start anew"),
-        (unused, "of the file not used"),
-    ):
+    kinds = {
+        "of another shape start anew": [key for key in own if key in weights and key not in taken],
+        "that the file lacks start anew": [key for key in own if key not in weights],
+        "of the file not used": [key for key in weights if key not in own],
+    }
+    for words, keys in kinds.items():
         if keys:
             said.append(f"{len(keys)} {words} ({', '.join(keys[:3])}{', ...' * (len(keys) > 3)})")
     return f"{'backbone ' * backbone_only}weights from {Path(path).name}: {'; '.join(said)}"
