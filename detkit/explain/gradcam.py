@@ -59,8 +59,8 @@ def grad_cam(detector: Detector, image: np.ndarray, label: int | None = None, st
     """
     stages = stages_of(detector, stage)
     batch = detector.batch_of([Sample(image)])
-    height, width = batch.pixels.shape[-2:]
-    seen = batch.sizes.new_tensor([0, 0, width, height])  # what the stages are shown
+    size = batch.pixels.new_tensor(batch.pixels.shape[:1:-1], dtype=torch.float32)  # width, height
+    seen = torch.cat((torch.zeros_like(size), size))  # what the stages are shown of the input
     with _noted(stages, stage) as outputs, torch.enable_grad():  # weights may be frozen: gradients start at the pixels
         features = detector.features(batch.pixels.float().requires_grad_())
     boxes = detector.propose(batch, features)[0]
@@ -86,10 +86,8 @@ def grad_cam(detector: Detector, image: np.ndarray, label: int | None = None, st
             what, do = "does not depend on what this image shows", "name another class"
         raise DetkitError(f"the answer for {detector.classes[label]} {what}", do=do)
     chosen = max(number for number, _, _ in pairs)
-    heat = torch.zeros((height, width), device=detector.device)
-    for number, x, gradient in pairs:
-        if number == chosen:
-            heat += _spread((x.detach() * gradient.mean((2, 3), keepdim=True)).sum(1, keepdim=True).relu(), heat, seen)
+    summed = [(x.detach() * g.mean((2, 3), keepdim=True)).sum(1, keepdim=True) for k, x, g in pairs if k == chosen]
+    heat = torch.stack([_spread(cells.relu(), size, seen) for cells in summed]).sum(0)
     rows, columns = batch.sizes[0].tolist()
     heat = F.interpolate(heat[None, None, :rows, :columns], image.shape[:2], mode="bilinear")[0, 0]
     return Cam((heat / heat.max().clamp(min=1e-12)).cpu().numpy(), label, score, chosen)
@@ -111,11 +109,12 @@ def _noted(stages: list[nn.Module], stage: int | None) -> Iterator[Outputs]:
         yield outputs
 
 
-def _spread(cells: Tensor, image: Tensor, window: Tensor) -> Tensor:
-    """``cells`` (1, 1, h, w), which saw the part ``window`` (xyxy) of an ``image`` (H, W), over it; 0 around."""
-    scale = image.new_tensor(image.shape[::-1]) / (window[2:] - window[:2])
-    shift = (image.new_tensor(image.shape[::-1]) - window[:2] - window[2:]) / (window[2:] - window[:2])
-    grid = F.affine_grid(torch.cat((scale.diag(), shift[:, None]), 1)[None], [1, 1, *image.shape], align_corners=False)
+def _spread(cells: Tensor, size: Tensor, window: Tensor) -> Tensor:
+    """``cells`` (1, 1, h, w), which saw the part ``window`` (xyxy) of an input of ``size`` (width, height): as (H, W)
+    pixels of it, 0 outside."""
+    side = window[2:] - window[:2]
+    matrix = torch.cat(((size / side).diag(), ((size - window[:2] - window[2:]) / side)[:, None]), dim=1)
+    grid = F.affine_grid(matrix[None], [1, 1, *size.int().flip(0).tolist()], align_corners=False)
     spread = F.grid_sample(cells, grid, padding_mode="border", align_corners=False)[0, 0]
     return spread * (grid[0].abs() <= 1).all(-1)
 
