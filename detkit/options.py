@@ -32,15 +32,14 @@ def takes(*others: Callable[..., object]) -> Callable[[Function], Function]:
     """
 
     def decorate(function: Function) -> Function:
-        hints = get_type_hints(function)
-        parameters = inspect.signature(function).parameters.values()
-        own = [argument for argument in parameters if argument.kind is not argument.VAR_KEYWORD]
-        listed = {argument.name: argument.replace(annotation=hints.get(argument.name, Any)) for argument in own}
+        own = inspect.signature(function).parameters
+        listed = {name: argument for name, argument in own.items() if argument.kind is not argument.VAR_KEYWORD}
         for other in others:
-            for name, argument in keyword_only(other).items():
-                listed.setdefault(name, argument)
+            options = keyword_only(other)
+            listed = {**listed, **options, **listed}
+            hints = {name: argument.annotation for name, argument in options.items()}
+            function.__annotations__ = hints | function.__annotations__
         vars(function)["__signature__"] = inspect.Signature(list(listed.values()))
-        function.__annotations__ = {name: argument.annotation for name, argument in listed.items()}
         return function
 
     return decorate
@@ -53,7 +52,6 @@ def split(options: Mapping[str, object], *constructors: Callable[..., object]) -
         TypeError: An option of none of them, as for any unknown keyword.
     """
     known = [keyword_only(constructor) for constructor in constructors]
-    for name in options:
-        if not any(name in names for names in known):
-            raise TypeError(f"unexpected keyword argument {name!r}")
+    if unknown := set(options).difference(*known):
+        raise TypeError(f"unexpected keyword argument {min(unknown)!r}")
     return [{name: value for name, value in options.items() if name in names} for names in known]

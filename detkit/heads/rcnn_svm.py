@@ -202,9 +202,11 @@ class _Fit:
 
         one, model = self.classes[label], self.model[label]
         signs = np.repeat(np.array([1, -1], np.float32), [len(one.positive), len(one.negative)])
-        parts = [_features(self.data, picks) for picks in (one.positive, one.negative) if len(picks)]
-        x = np.concatenate(parts) * np.float32(self.scale)
-        x = np.concatenate((x, np.full((len(x), 1), BIAS, np.float32)), axis=1)
+        picks = np.concatenate((one.positive, one.negative))
+        x = np.full((len(picks), self.model.shape[1]), BIAS, np.float32)
+        for image in np.unique(picks[:, 0]):
+            mine = picks[:, 0] == image
+            x[mine, :-1] = self.data[image].features[picks[mine, 1]].astype(np.float32) * np.float32(self.scale)
         limits = np.where(signs > 0, cost * POSITIVE_WEIGHT, cost).astype(np.float32)
         alpha = np.zeros(len(x), np.float32)
         alpha[: len(one.alpha)] = one.alpha
@@ -256,10 +258,3 @@ class _Fit:
             right += x.T @ (deltas - mean_y)
         weight = np.linalg.solve(left, right)
         return (weight.T * self.scale).astype(np.float32), (mean_y - mean_x @ weight).astype(np.float32)
-
-
-def _features(data: Sequence[Embedded], picks: np.ndarray) -> np.ndarray:
-    """(n, D) float32 of regions (n, 2), an image and a row each, image after image."""
-    images, starts = np.unique(picks[:, 0], return_index=True)
-    rows = np.split(picks[:, 1], starts[1:])
-    return np.concatenate([data[i].features[mine].astype(np.float32) for i, mine in zip(images, rows, strict=True)])
