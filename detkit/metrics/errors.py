@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from detkit.metrics.coco import accumulate
-from detkit.metrics.matching import ALL_AREAS, Matches, group_by_class, match, positives
-from detkit.ops.boxes import iou as box_iou
+from detkit.metrics.matching import ALL_AREAS, Matches, match, nearest_objects, positives
 from detkit.tables import GroundTruth, Results
 
 # In the order of ``ErrorBreakdown.kind``; objects that nothing was near are "missed".
@@ -86,7 +85,8 @@ def error_breakdown(
     found = np.zeros(len(gt.image), bool)
     found[matches.taken[matches.true]] = True
     wrong = np.flatnonzero(matches.counted & ~matches.true)
-    (own, other), (target_own, target_other) = _nearest(gt, wanted, dt[matches.row[wrong]])
+    (own, other), nearest = nearest_objects(gt[wanted], dt[matches.row[wrong]])
+    target_own, target_other = np.append(np.flatnonzero(wanted), -1)[nearest]
     rules = {
         "localization": (own >= background) & (own < iou),
         "classification": other >= iou,
@@ -119,24 +119,6 @@ def error_breakdown(
         kind=kind,
         missed=missed,
     )
-
-
-def _nearest(gt: GroundTruth, wanted: np.ndarray, dt: Results) -> tuple[np.ndarray, np.ndarray]:
-    """(2, E) of each detection the highest IoU with wanted objects of its own class and of other classes, and whose."""
-    best, target = np.zeros((2, len(dt))), np.full((2, len(dt)), -1, np.int64)
-    grouped = group_by_class(gt, dt, by_class=False)
-    boxes, truths = _corners(dt.xywh), _corners(gt.xywh)
-    for d0, d1, g0, g1 in grouped.groups:
-        d, g = grouped.members[d0:d1], grouped.g_rows[g0:g1]
-        overlap = box_iou(boxes[d], truths[g]) * wanted[g]
-        same = dt.label[d, None] == gt.label[g]
-        for side, of in enumerate((overlap * same, overlap * ~same)):
-            best[side, d], target[side, d] = of.max(axis=1), g[of.argmax(axis=1)]
-    return best, target
-
-
-def _corners(xywh: np.ndarray) -> np.ndarray:
-    return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
 
 
 def _best_corrections(target: np.ndarray, score: np.ndarray, found: np.ndarray) -> np.ndarray:

@@ -114,23 +114,28 @@ def match_groups(
 
 
 @kernel
-def best_objects(groups: np.ndarray, d_box: np.ndarray, g_box: np.ndarray, best: np.ndarray, iou: np.ndarray) -> None:
-    """The object of highest IoU of each detection, the first of equals.
+def best_objects(groups: np.ndarray, detections: Arrays, objects: Arrays, best: np.ndarray, iou: np.ndarray) -> None:
+    """The object of highest IoU of each detection, the first of equals: of its own label, and of the other labels.
 
     Args:
         groups: (S, 4).
-        d_box: Boxes of the detections, in the order that groups count in.
-        g_box: Boxes of the objects, in that order.
-        best: (D,) int64, filled.
-        iou: (D,) float64, filled.
+        detections: Boxes and labels, in the order that groups count in.
+        objects: The same of the objects, in that order.
+        best: (2, D) int64, filled where there is an overlap.
+        iou: (2, D) float64, comes in as 0.
     """
+    d_box, d_label = detections
+    g_box, g_label = objects
     none = np.zeros(g_box.shape[0], np.bool_)
     for s in range(groups.shape[0]):
         g0, g1 = groups[s, 2], groups[s, 3]
         row = np.empty(g1 - g0)
         for d in range(groups[s, 0], groups[s, 1]):
-            iou[d] = _overlaps(d_box[d], g_box[g0:g1], none, row)
-            best[d] = g0 + np.argmax(row)
+            _overlaps(d_box[d], g_box[g0:g1], none, row)
+            for g in range(g0, g1):
+                side = 0 if d_label[d] == g_label[g] else 1
+                if row[g - g0] > iou[side, d]:
+                    best[side, d], iou[side, d] = g, row[g - g0]
 
 
 @kernel

@@ -208,6 +208,30 @@ def match(
     )
 
 
+def nearest_objects(gt: GroundTruth, dt: Results) -> tuple[np.ndarray, np.ndarray]:
+    """The object of highest IoU of each detection, whoever has taken it.
+
+    Args:
+        gt: The labels.
+        dt: The detections.
+
+    Returns:
+        (2, D) float64, the IoU with objects of the detection's own class and of the other classes, and (2, D) int64,
+        those objects' rows, -1 where nothing overlaps.
+    """
+    from detkit.metrics import kernels
+
+    grouped = group_by_class(gt, dt, by_class=False)
+    members, g_rows = grouped.members, grouped.g_rows
+    detections, objects = (
+        (_plain(table.xywh[rows], np.float64), table.label[rows]) for table, rows in ((dt, members), (gt, g_rows))
+    )
+    best, iou = np.full((2, len(dt)), -1, np.int64), np.zeros((2, len(dt)))
+    kernels.best_objects(grouped.groups, detections, objects, best, iou)
+    back = np.argsort(members)
+    return iou[:, back], np.append(g_rows, -1)[best[:, back]]
+
+
 def _outside(boxes: np.ndarray, areas: np.ndarray, number: int) -> np.ndarray:
     """(D,) uint64: all ``number`` bits of each area range that a detection itself is outside of."""
     bits, area = np.zeros(len(boxes), np.uint64), boxes[:, 2] * boxes[:, 3]

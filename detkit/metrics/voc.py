@@ -16,7 +16,7 @@ import numpy as np
 
 from detkit.interfaces import Metric
 from detkit.metrics.coco import iou_name
-from detkit.metrics.matching import check_tables, group_by_class, positives
+from detkit.metrics.matching import check_tables, group_by_class, nearest_objects, positives
 from detkit.tables import Evaluation, GroundTruth, Results
 
 ALL_SIZES = np.array([[-np.inf, np.inf]])
@@ -112,20 +112,13 @@ def _mean(values: list[float]) -> float:
 
 
 def _matched(gt: GroundTruth, dt: Results, iou: float) -> _Matched:
-    from detkit.metrics import kernels
-
     check_tables(gt, dt)
     if not 0 < iou <= 1:
         raise ValueError(f"the IoU threshold must lie in (0, 1], got {iou}")
     grouped = group_by_class(gt, dt)
-    members, rows, g_rows = grouped.members, grouped.rows, grouped.g_rows
-    best, overlap = np.full(len(members), -1, np.int64), np.zeros(len(members))
-    boxes, objects = (np.ascontiguousarray(xywh, np.float64) for xywh in (dt.xywh[members], gt.xywh[g_rows]))
-    kernels.best_objects(grouped.groups, boxes, objects, best, overlap)
-    taken = np.full(len(dt), -1, np.int64)
-    near = overlap >= iou
-    taken[members[near]] = g_rows[best[near]]
-    taken = taken[rows]
+    rows = grouped.rows
+    overlap, nearest = nearest_objects(gt, dt)
+    taken = np.where(overlap[0] >= iou, nearest[0], -1)[rows]
     on_object = np.flatnonzero(taken >= 0)
     skipped, first = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
     skipped[on_object] = (gt.difficult | gt.crowd)[taken[on_object]]
