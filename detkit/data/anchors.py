@@ -108,27 +108,24 @@ def choose_anchors(
         facts["collisions"] = lost = collisions(sizes, grid, anchors)
         said.append(f"{100 * lost:.2f}% of the objects lose their slot on a {grid} x {grid} grid")
     if plot is not None:
-        facts["curve"] = curve = _curve(sizes.wh, seed)
-        _plot(curve, plot, overwrite)
+        facts["curve"] = curve = _plotted_curve(sizes.wh, seed, plot, overwrite)
         for name, values in curve.items():
             said.append(f"{name:10s} " + "  ".join(f"{n}: {value:.3f}" for n, value in enumerate(values, 1)))
     return Printed(facts, said)
 
 
-def _curve(wh: np.ndarray, seed: int) -> dict[str, list[float]]:
+def _plotted_curve(wh: np.ndarray, seed: int, path: Path, overwrite: bool) -> dict[str, list[float]]:
+    labels = {"iou": "1 - IoU distance", "euclidean": "Euclidean distance"}
     counts = range(1, min(12, len(np.unique(wh, axis=0))) + 1)
-    return {
+    curve = {
         distance: [average_iou(wh, kmeans_anchors(wh, k, distance=distance, seed=seed)) for k in counts]
         for distance in get_args(Distance)
     }
-
-
-def _plot(values: dict[str, list[float]], path: Path, overwrite: bool) -> None:
-    labels = {"iou": "1 - IoU distance", "euclidean": "Euclidean distance"}
     with written_figure(path, 7, 5, overwrite=overwrite) as figure:
         axes = figure.subplots()
-        for (name, line), colour in zip(values.items(), ("#4477aa", "#aa3377"), strict=True):
+        for (name, line), colour in zip(curve.items(), ("#4477aa", "#aa3377"), strict=True):
             axes.plot(range(1, len(line) + 1), line, "o-", label=labels[name], color=colour)
         axes.set(xlabel="anchors", ylabel="average IoU with the best anchor", title="Anchors by k-means")
         axes.grid(alpha=0.3)
         axes.legend()
+    return curve
