@@ -24,7 +24,10 @@ def descending(values: np.ndarray) -> np.ndarray:
         return np.asarray(keys & 0xFFFFFFFF)
     order = np.argsort(negated)
     ordered = values[order]
-    run = np.cumsum(np.append(0, ordered[1:] != ordered[:-1])[:count])
+    rises = ordered[1:] != ordered[:-1]
+    if rises.all():
+        return order
+    run = np.append(0, np.cumsum(rises))
     keys = run * count + order
     keys.sort()
     return np.asarray(keys - np.sort(run) * count)
