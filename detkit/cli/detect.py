@@ -129,15 +129,13 @@ def _annotated_copies() -> Iterator[Sink]:
     from detkit.io.images import write_image
     from detkit.io.video import VideoWriter
 
-    folder, used = numbered_folder("runs", "detect"), set[str]()
+    folder = numbered_folder("runs", "detect")
     videos: dict[str, VideoWriter] = {}  # the one being written, by its source
 
     def new_name(source: str, ending: str) -> Path:
         stem = "stdin" if source == "-" else Path(source).stem
         names = chain([f"{stem}{ending}"], (f"{stem}-{copy}{ending}" for copy in count(2)))
-        name = next(name for name in names if name not in used)  # a/1.jpg and b/1.jpg go into one folder
-        used.add(name)
-        return folder / name
+        return next(folder / name for name in names if not (folder / name).exists())  # there may be a/1.jpg and b/1.jpg
 
     def write(frame: Frame, found: Detections) -> None:
         drawn = draw_detections(frame.image, found)

@@ -52,13 +52,13 @@ def quickstart(
         detector = api.load(device="cpu")
     found = [(image, detector.predict(image)) for _, image in named]
     write_image(OUT, _side_by_side(found), overwrite=overwrite)
-    records = [(name, detections.to_records()) for (name, _), (_, detections) in zip(named, found, strict=True)]
-    lines = []
-    for name, rows in records:
+    records, lines = [], []
+    for (name, _), (_, detections) in zip(named, found, strict=True):
+        rows = detections.to_records()
+        records.append({"source": name, "detections": rows})
         lines.append(f"{name}: {len(rows)} found")
         lines += [f"  {row['label']:<12} {row['score']:.3f}  box {row['box']}" for row in rows]
-    facts = {"image": OUT, "found": [{"source": name, "detections": rows} for name, rows in records]}
-    return Printed(facts, [*lines, f"drawn: {OUT}"])
+    return Printed({"image": OUT, "found": records}, [*lines, f"drawn: {OUT}"])
 
 
 def _installed_photos() -> list[Path]:
