@@ -40,6 +40,11 @@ class GroundTruth:
     rank: np.ndarray | None = None
     points: np.ndarray | None = None
 
+    @property
+    def wanted(self) -> np.ndarray:
+        """(N,) bool: objects that are to be found, neither crowd nor difficult."""
+        return ~(self.crowd | self.difficult)
+
     def __getitem__(self, rows: np.ndarray) -> GroundTruth:
         """Some objects: a mask or indices; the images stay."""
         names = ("image", "label", "xywh", "area", "crowd", "difficult", "ids")

@@ -42,9 +42,8 @@ def limits_up_to(most: int) -> tuple[int, ...]:
 def metric_table(max_detections: int = 100, iou: float | None = None) -> dict[str, _Number]:
     """COCO's numbers by name, in pycocotools' order (twelve for 100 detections); AP at ``iou`` comes last."""
     table = {
-        "AP": _Number(False, None, "all", max_detections),
-        "AP50": _Number(False, 0.5, "all", max_detections),
-        "AP75": _Number(False, 0.75, "all", max_detections),
+        name: _Number(False, threshold, "all", max_detections)
+        for name, threshold in (("AP", None), ("AP50", 0.5), ("AP75", 0.75))
     }
     sizes = [area for area in AREAS if area != "all"]
     table |= {f"AP{area[0]}": _Number(False, None, area, max_detections) for area in sizes}

@@ -49,22 +49,20 @@ def confusion_matrix(
         max_detections: Per image and class.
     """
     background = len(gt.classes)
-    ignore = gt.crowd | gt.difficult
     dt = dt[dt.score >= conf]
     same = match(gt, dt, thresholds=np.array([iou]), max_detections=max_detections)
     found = same.taken[same.taken >= 0]
     free = np.ones(len(gt.image), bool)
     free[found[~gt.crowd[found]]] = False
-    found = gt.label[found[~ignore[found]]]
+    found = gt.label[found[gt.wanted[found]]]
 
     left, rest = gt[free], dt[np.sort(same.row[same.taken < 0])]
     other = match(left, rest, thresholds=np.array([iou]), max_detections=len(rest) + 1, by_class=False)
     on_object = other.taken >= 0
     objects = other.taken[on_object]
-    wanted = ~(left.crowd | left.difficult)
-    missed = wanted.copy()
+    missed = left.wanted
     missed[objects] = False
-    confused = wanted[objects]
+    confused = left.wanted[objects]
     invented, missed_labels = other.label[~on_object], left.label[missed]
     rows = [found, left.label[objects[confused]], np.full(len(invented), background), missed_labels]
     columns = [found, other.label[on_object][confused], invented, np.full(len(missed_labels), background)]
@@ -85,7 +83,7 @@ def swapped_classes(gt: GroundTruth, dt: Results) -> list[str]:
     if len(gt.classes) < 2:
         return []
     step = max(1, gt.images // _SAMPLE)
-    objects = gt[(gt.image % step == 0) & ~gt.crowd & ~gt.difficult]
+    objects = gt[(gt.image % step == 0) & gt.wanted]
     found = match(objects, dt[dt.image % step == 0], thresholds=np.array([0.5]), by_class=False)
     taken = found.taken >= 0
     size = len(gt.classes)

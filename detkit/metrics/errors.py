@@ -81,12 +81,11 @@ def error_breakdown(
     if not 0 < background < iou:
         raise ValueError(f"the background threshold must lie between 0 and {iou}, got {background}")
     matches = match(gt, dt, thresholds=np.array([iou]), max_detections=max_detections)
-    wanted = ~(gt.crowd | gt.difficult)
     found = np.zeros(len(gt.image), bool)
     found[matches.taken[matches.true]] = True
     wrong = np.flatnonzero(matches.counted & ~matches.true)
-    (own, other), nearest = nearest_objects(gt[wanted], dt[matches.row[wrong]])
-    target_own, target_other = np.append(np.flatnonzero(wanted), -1)[nearest]
+    (own, other), nearest = nearest_objects(gt[gt.wanted], dt[matches.row[wrong]])
+    target_own, target_other = np.append(np.flatnonzero(gt.wanted), -1)[nearest]
     rules = {
         "localization": (own >= background) & (own < iou),
         "classification": other >= iou,
@@ -97,7 +96,7 @@ def error_breakdown(
     kind = np.select(list(rules.values()), [names.index(name) for name in rules], names.index("both"))
     target = np.where(kind == 0, target_other, np.where(kind == 1, target_own, -1))
     best = _best_corrections(target, matches.score[wrong], found)
-    missed = wanted & ~found
+    missed = gt.wanted & ~found
     missed[target[target >= 0]] = False
 
     objects = positives(gt, ALL_AREAS)[:, 0]
@@ -114,7 +113,7 @@ def error_breakdown(
         counts=counts | {"missed": int(missed.sum())},
         gains={name: gain - base for name, gain in gains.items()},
         false_positives=_changed_ap(matches, objects, removed=wrong) - base,
-        false_negatives=_changed_ap(matches, _fewer(objects, gt, wanted & ~found)) - base,
+        false_negatives=_changed_ap(matches, _fewer(objects, gt, gt.wanted & ~found)) - base,
         row=matches.row[wrong],
         kind=kind,
         missed=missed,
@@ -206,7 +205,7 @@ def ap_impact(gt: GroundTruth, dt: Results, *, iou: float = 0.5, max_detections:
     objects = positives(gt, ALL_AREAS)[:, 0]
     share = 1 / max(int((objects > 0).sum()), 1)
     false, true = np.zeros(len(dt)), np.zeros(len(dt), bool)
-    late = np.where(gt.crowd | gt.difficult, 0.0, share / np.maximum(objects, 1)[gt.label])
+    late = np.where(gt.wanted, share / np.maximum(objects, 1)[gt.label], 0.0)
     score = np.full(len(gt.image), np.nan)
     true[matches.row[matches.true]] = True
     for k in np.flatnonzero(objects):

@@ -185,7 +185,7 @@ def match(
         _plain(gt.xywh[g_rows], np.float64),
         _plain(gt.area[g_rows], np.float64),
         gt.crowd[g_rows],
-        (gt.crowd | gt.difficult)[g_rows],
+        ~gt.wanted[g_rows],
         gt.ids[g_rows] != 0,
     )
     rest = ((grouped.members, boxes), objects, thresholds, areas, (matched, ignored, taken))
@@ -252,9 +252,8 @@ def positives(gt: GroundTruth, areas: np.ndarray, weights: np.ndarray | None = N
         (K, A) int64, of each class in each area range.
     """
     counts = np.zeros((len(gt.classes), len(areas)), np.int64)
-    wanted = ~(gt.crowd | gt.difficult)
     for a, (low, high) in enumerate(areas):
-        keep = wanted & (gt.area >= low) & (gt.area <= high)
+        keep = gt.wanted & (gt.area >= low) & (gt.area <= high)
         weight = None if weights is None else weights[gt.image[keep]]
         counts[:, a] = np.rint(np.bincount(gt.label[keep], weight, minlength=len(gt.classes)))
     return counts

@@ -34,7 +34,7 @@ class Points(Coco):
         """COCO's numbers, NME and PCK, of all objects and of each class."""
         boxes = super().evaluate(gt, dt, iou=iou)
         error, visible = point_errors(gt, dt)
-        wanted = ~(gt.crowd | gt.difficult)
+        wanted = gt.wanted
         numbers = _numbers(error[wanted], visible[wanted])
         per_class = {}
         for k, name in enumerate(gt.classes):
@@ -49,7 +49,7 @@ class Points(Coco):
         if score not in ("NME", "PCK"):
             return super().resampler(gt, dt, score, iou=iou)
         error, visible = point_errors(gt, dt)
-        wanted = ~(gt.crowd | gt.difficult)
+        wanted = gt.wanted
         return lambda weights: _numbers(error[wanted], visible[wanted], weights[gt.image[wanted]])[score]
 
 

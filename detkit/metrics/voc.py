@@ -121,6 +121,6 @@ def _matched(gt: GroundTruth, dt: Results, iou: float) -> _Matched:
     taken = np.where(overlap[0] >= iou, nearest[0], -1)[rows]
     on_object = np.flatnonzero(taken >= 0)
     skipped, first = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
-    skipped[on_object] = (gt.difficult | gt.crowd)[taken[on_object]]
+    skipped[on_object] = ~gt.wanted[taken[on_object]]
     first[on_object[np.unique(taken[on_object], return_index=True)[1]]] = True
     return _Matched(grouped.starts, rows, first & ~skipped, ~skipped)

@@ -167,12 +167,11 @@ def build_report(
         }
     shape = curves(gt, dt, **settings.matching())
     threshold, f1 = shape.overall.best()
-    wanted = ~(gt.crowd | gt.difficult)
     facts["best_threshold"] = {"score": threshold, "f1": f1}
     facts["counts"] = {
         "images": gt.images,
-        "objects": int(wanted.sum()),
-        "ignored": int((~wanted).sum()),
+        "objects": int(gt.wanted.sum()),
+        "ignored": int((~gt.wanted).sum()),
         "detections": len(dt),
     }
     facts["settings"] = {
@@ -248,14 +247,13 @@ class _Chosen:
         self, annotations: Annotations, gt: GroundTruth, dt: Results, kinds: Mapping[int, str], settings: Settings
     ) -> None:
         self.files, self.gt, self.dt, self.kinds = annotations.files, gt, dt, kinds
-        self.wanted = ~(gt.crowd | gt.difficult)
         self.impact = ap_impact(gt, dt, **settings.matching())
 
     def worst(self, threshold: float) -> list[Facts]:
         """The images whose false positives at this threshold and missed objects cost most."""
         gt, dt, impact = self.gt, self.dt, self.impact
         false = np.flatnonzero((impact.false_positive > 0) & (dt.score >= threshold))
-        missed = np.flatnonzero(self.wanted & ~(impact.score >= threshold))
+        missed = np.flatnonzero(gt.wanted & ~(impact.score >= threshold))
         cost = np.bincount(dt.image[false], impact.false_positive[false], minlength=gt.images)
         cost = cost + np.bincount(gt.image[missed], impact.object[missed], minlength=gt.images)
         images = np.argsort(-cost, kind="stable")[:WORST]
@@ -274,7 +272,7 @@ class _Chosen:
         kinds = {
             "right": (dt.label, impact.true, dt.score, self._detection),
             "false_positive": (dt.label, impact.false_positive > 0, impact.false_positive, self._detection),
-            "missed": (gt.label, self.wanted & np.isnan(impact.score), gt.area, self._object),
+            "missed": (gt.label, gt.wanted & np.isnan(impact.score), gt.area, self._object),
         }
         table: Facts = {}
         for k, name in enumerate(gt.classes):
