@@ -86,7 +86,7 @@ class ProposalRecall:
         Raises:
             DetkitError: An ending that plots cannot have, or a file that exists.
         """
-        from detkit.io.figures import written_figure
+        from detkit.io.files import written_figure
 
         counts = [row["count"] for row in self.rows]
         with written_figure(path, 7, 5, overwrite=overwrite) as figure:

@@ -20,8 +20,7 @@ from typing import Any
 
 from detkit import api
 from detkit.engine.events import EpochDone
-from detkit.io.figures import written_figure
-from detkit.io.files import write_text
+from detkit.io.files import write_text, written_figure
 
 AUGMENT = (
     "augment={mosaic: 0, scale: null, aspect: 0, shift: 0, brightness: 0, contrast: 0, saturation: 0, hue: 0, pca: 0}"

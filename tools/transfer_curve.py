@@ -24,8 +24,7 @@ from detkit import api
 from detkit.data.dataset import read
 from detkit.data.split import write_split
 from detkit.engine.events import EpochDone
-from detkit.io.figures import written_figure
-from detkit.io.files import write_text
+from detkit.io.files import write_text, written_figure
 
 EPOCHS, BATCH = 10, 8
 WAYS = {

@@ -115,8 +115,7 @@ def compare(
     Runs that were trained or validated on other data are refused.
     """
     if out is not None:
-        from detkit.io.figures import image_format
-        from detkit.io.files import refuse_existing
+        from detkit.io.files import image_format, refuse_existing
 
         image_format(out)
         refuse_existing(out, overwrite)

@@ -42,8 +42,7 @@ def propose(
     --out is the drawn image, or the plot of --recall.
     """
     from detkit.io.draw import draw_boxes
-    from detkit.io.figures import image_format
-    from detkit.io.files import refuse_existing
+    from detkit.io.files import image_format, refuse_existing
     from detkit.io.images import read_image, write_image
 
     words = [

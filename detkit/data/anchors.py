@@ -12,7 +12,7 @@ from detkit.data.annotations import Annotations
 from detkit.data.reading import fill_sizes
 from detkit.data.resize import Resize
 from detkit.errors import DetkitError, Printed
-from detkit.io.figures import written_figure
+from detkit.io.files import written_figure
 from detkit.ops.anchors import average_iou, kmeans_anchors, slot_collisions
 
 Distance = Literal["iou", "euclidean"]

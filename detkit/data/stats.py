@@ -10,7 +10,7 @@ import numpy as np
 
 from detkit.data.annotations import Annotations
 from detkit.errors import DetkitError
-from detkit.io.figures import written_figure
+from detkit.io.files import written_figure
 from detkit.io.images import read_image
 
 if TYPE_CHECKING:

@@ -19,8 +19,7 @@ from detkit.engine.events import BatchDone, BatchValidated, EpochDone, EpochStar
 from detkit.errors import DetkitError
 from detkit.interfaces import Logger
 from detkit.io.draw import draw_target, sheet
-from detkit.io.figures import written_figure
-from detkit.io.files import write_text
+from detkit.io.files import write_text, written_figure
 from detkit.io.images import write_image
 from detkit.structures import Batch, Target
 

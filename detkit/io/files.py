@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and errors of the disk in a person's words."""
+"""Files that appear whole or not at all, plots too, and errors of the disk in a person's words."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from detkit.errors import DetkitError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _ANOTHER = "choose another name, or allow overwriting (--overwrite)"
@@ -96,6 +100,36 @@ def atomic_path(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
         yield temporary
         refuse_existing(path, overwrite)
         os.replace(temporary, path)
+
+
+@contextmanager
+def written_figure(path: Path, width: float, height: float, *, overwrite: bool = False) -> Iterator[Figure]:
+    """A matplotlib figure to draw in; ``path`` holds it after the block.
+
+    Args:
+        path: The file; its suffix is the format.
+        width: Inches.
+        height: Inches.
+        overwrite: Replace the file if it exists.
+
+    Raises:
+        DetkitError: another ending than an image's, a file that exists, a full disk.
+    """
+    from matplotlib.figure import Figure  # without pyplot: no window system, no global state
+
+    kind, figure = image_format(path), Figure(figsize=(width, height), layout="constrained")
+    yield figure
+    with atomic_path(path, overwrite) as temporary:
+        figure.savefig(temporary, dpi=110, format=kind)
+
+
+def image_format(path: Path) -> str:
+    """The suffix of ``path`` as matplotlib names it; DetkitError if it cannot write that."""
+    suffix = path.suffix.lower().removeprefix(".")
+    if suffix not in ("png", "jpg", "jpeg", "pdf", "svg", "webp"):
+        what = f"plots cannot be written as {path.suffix or 'a file without suffix'}"
+        raise DetkitError(what, str(path), "use .png, .jpg, .pdf or .svg")
+    return suffix
 
 
 @contextmanager

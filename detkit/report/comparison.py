@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detkit.io.figures import written_figure
+from detkit.io.files import written_figure
 from detkit.metrics.bootstrap import draws
 from detkit.metrics.coco import Coco
 from detkit.report.content import aligned
