@@ -10,7 +10,7 @@ import numpy as np
 
 from detkit.data.dataset import Dataset
 from detkit.detector import Detector
-from detkit.errors import DetkitError
+from detkit.errors import DetkitError, Printed
 from detkit.explain.edges import EDGE_FILTERS, TEXTBOOK_IMAGE, filter_response, learn_filter
 from detkit.explain.features import cut_patches, find_peaks, first_filters, stage_maps, stages_of
 from detkit.explain.gradcam import grad_cam
@@ -22,28 +22,16 @@ _SIDE = 360  # pixels along the longer side of what is drawn over or filtered
 
 
 @dataclass(frozen=True, slots=True)
-class Drawing:
-    """Images and what is to be said of them.
+class Drawing(Printed):
+    """Images, and as facts and text what is to be said of them.
 
     Attributes:
         images: uint8 (H, W, 3) RGB by file name.
-        facts: Plain values.
-        text: The same for people, in lines.
         notes: What was left out or not found.
     """
 
     images: dict[str, np.ndarray]
-    facts: dict[str, object]
-    text: list[str]
     notes: list[str] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, object]:
-        """The facts."""
-        return self.facts
-
-    def lines(self) -> list[str]:
-        """The text."""
-        return self.text
 
     def save(self, folder: str | Path | None = None, *, overwrite: bool = False) -> list[Path]:
         """Writes the images into ``folder``, None: a new one in runs/; returns their paths.
@@ -67,7 +55,7 @@ def draw_filters(detector: Detector) -> Drawing:
     tiles = [_enlarged(tile, 48) for tile in 127.5 + 127.5 * found / np.maximum(largest, 1e-12)]
     count, high, wide = found.shape[:3]
     text = [f"{count} filters of {high} x {wide}"]
-    return Drawing({"filters.png": sheet(tiles)}, {"filters": [count, high, wide]}, text)
+    return Drawing({"filters": [count, high, wide]}, text, {"filters.png": sheet(tiles)})
 
 
 def draw_maps(detector: Detector, image: ImageSource, stage: int | None = None, count: int = 35) -> Drawing:
@@ -89,7 +77,7 @@ def draw_maps(detector: Detector, image: ImageSource, stage: int | None = None, 
         images[f"stage{number}.png"] = sheet(tiles, channels.astype(str).tolist())
         shapes[f"stage {number}"] = found.shape
     text = "; ".join(f"{name}: {c} maps of {h} x {w}" for name, (c, h, w) in shapes.items())
-    return Drawing(images, {"maps": shapes}, [text])
+    return Drawing({"maps": shapes}, [text], images)
 
 
 def draw_patches(
@@ -123,7 +111,7 @@ def draw_patches(
     text = f"a cell sees {found.field.size:g} pixels, stride {found.field.stride:g}; {len(found.images)} images"
     drawn = {f"stage{stage}-patches.jpg": sheet(tiles, captions, len(tiles) // len(rows))}
     notes = [f"left out: {line}" for line in found.failed]
-    return Drawing(drawn, {**facts, "channels": listed, "failed": found.failed}, [text], notes)
+    return Drawing({**facts, "channels": listed, "failed": found.failed}, [text], drawn, notes)
 
 
 def draw_cam(
@@ -151,7 +139,7 @@ def draw_cam(
         rows.append({"class": name, "score": found.score, "stage": found.stage})
     text = [f"{row['class']} {row['score']:.2f}, stage {row['stage']}" for row in rows]
     stem = Path(image).stem if isinstance(image, (str, Path)) else "image"
-    return Drawing({f"{stem}-cam.jpg": sheet(drawn, ["image", *text], min(len(drawn), 4))}, {"cam": rows}, text, notes)
+    return Drawing({"cam": rows}, text, {f"{stem}-cam.jpg": sheet(drawn, ["image", *text], min(len(drawn), 4))}, notes)
 
 
 def draw_edges(image: str | Path | None = None, learn: str = "sobel", seed: int = 0) -> Drawing:
@@ -190,7 +178,7 @@ def draw_edges(image: str | Path | None = None, learn: str = "sobel", seed: int 
         "learned": {"from": learn, "weights": learned.weights, "error": learned.error, "steps": learned.steps},
     }
     tiles = [_enlarged(tile, 60) for tile in (shown * pixels, *map(answers_as_image, answers.values()))]
-    return Drawing({f"edges.{'jpg' if image else 'png'}": sheet(tiles, ["image", *answers], 4)}, facts, text)
+    return Drawing(facts, text, {f"edges.{'jpg' if image else 'png'}": sheet(tiles, ["image", *answers], 4)})
 
 
 def answers_as_image(answers: np.ndarray) -> np.ndarray:
