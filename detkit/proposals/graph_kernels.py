@@ -10,15 +10,12 @@ import numpy as np
 
 from detkit.ops.compiled import kernel
 
-_BITS = 11
-_BUCKETS = 1 << _BITS
-
 
 def sorted_edges(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """All edges of an image, lightest first, equal ones by number.
 
-    Two passes of a radix sort, which is stable: the upper 22 bits of a float's 31 are its exponent and 14 bits of the
-    squared distance.
+    The upper 22 bits of a float's 31, its exponent and 14 bits of the squared distance, are sorted with the number
+    below them.
 
     Args:
         image: (h, w, c) float32.
@@ -27,7 +24,7 @@ def sorted_edges(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         (E,) int32 numbers and (E,) float32 weights, the Euclidean distance of the two pixels' values to 12 significant
         bits.
     """
-    edges = _by_digit(_by_digit(_edges(image), 32), 32 + _BITS)
+    edges = np.sort(_edges(image))
     return edges.astype(np.int32), np.sqrt(((edges >> 32) << 9).astype(np.uint32).view(np.float32))
 
 
@@ -51,22 +48,6 @@ def _edges(image: np.ndarray) -> np.ndarray:
                     edges[n] = np.int64(bits[0] >> np.uint32(9)) << 32 | (2 * (i * w + j) + down)
                     n += 1
     return edges
-
-
-@kernel
-def _by_digit(values: np.ndarray, shift: int) -> np.ndarray:
-    """Values (N,) int64 sorted by ``_BITS`` of their bits from ``shift`` on, stably."""
-    starts = np.zeros(_BUCKETS + 1, np.int64)
-    for value in values:
-        starts[((value >> shift) & (_BUCKETS - 1)) + 1] += 1
-    for b in range(_BUCKETS):
-        starts[b + 1] += starts[b]
-    out = np.empty_like(values)
-    for value in values:
-        b = (value >> shift) & (_BUCKETS - 1)
-        out[starts[b]] = value
-        starts[b] += 1
-    return out
 
 
 @kernel
@@ -107,35 +88,30 @@ def _numbered(parent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @kernel
 def common_merges(
-    names: np.ndarray, weights: np.ndarray, h: int, w: int, ks: np.ndarray, min_size: int
+    names: np.ndarray, weights: np.ndarray, nodes: int, w: int, k: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The joins that are the same for every k: most of them, made once.
 
     Two segments are joined where an edge between them is no heavier than either's heaviest inner edge + k / its pixels
-    (section 4.1 of the paper). While all k agree on every edge that two segments have met, those segments are the same
-    for all k. One that they first disagree on, and from then on what it meets, is *open*: its edges are left to
-    ``own_merges``. A segment that refuses an edge refuses all later ones, as they are no lighter (the paper's lemma 1),
-    so one that is full for the largest k opens nothing.
+    (section 4.1 of the paper). While the smallest k agrees to every edge that two segments have met, so do all, and
+    those segments are the same for all. One that it first refuses, and from then on what it meets, is *open*: its edges
+    are left to ``own_merges``.
 
     Args:
         names: (E,) edges, lightest first.
         weights: (E,) theirs.
-        h: Height of the image.
-        w: Its width.
-        ks: (K,) float32, rising.
-        min_size: Segments of fewer pixels are to be joined later.
+        nodes: The pixels.
+        w: Those of a row.
+        k: The smallest, float32.
 
     Returns:
-        The segment of each pixel (h w,) int32, numbered by first pixels; each segment's pixels (int32) and heaviest
+        The segment of each pixel (nodes,) int32, numbered by first pixels; each segment's pixels (int32) and heaviest
         inner edge; for each edge left, lightest first, its two segments (E', 2) and its weight.
     """
-    nodes = h * w
-    least, most = ks[0], ks[-1]
     parent = np.arange(nodes).astype(np.int32)
     size = np.ones(nodes, np.int32)
     inner = np.zeros(nodes, np.float32)
-    strict = np.full(nodes, least)  # the limit for the smallest k, -1 once the segment is open
-    loose = np.full(nodes, most)  # the limit for the largest
+    limit = np.full(nodes, k)  # -1 once the segment is open
     left = np.empty(names.shape[0], np.int32)
     count = 0
     for q in range(names.shape[0]):
@@ -149,21 +125,13 @@ def common_merges(
         if a == b:
             continue
         weight = weights[q]
-        if weight <= strict[a] and weight <= strict[b]:
+        if weight <= limit[a] and weight <= limit[b]:
             a = _joined(parent, size, a, b)
             inner[a] = weight
-            pixels = np.float32(size[a])
-            strict[a] = weight + least / pixels
-            loose[a] = weight + most / pixels
+            limit[a] = weight + k / np.float32(size[a])
             continue
-        full_a = strict[a] >= 0 and weight > loose[a]
-        full_b = strict[b] >= 0 and weight > loose[b]
-        if full_a or full_b:
-            if size[a] >= min_size and size[b] >= min_size:
-                continue
-        else:
-            strict[a] = -1
-            strict[b] = -1
+        limit[a] = -1
+        limit[b] = -1
         left[count] = q
         count += 1
     labels, roots = _numbered(parent)

@@ -155,7 +155,7 @@ def _segments(
         smooth = cv2.GaussianBlur(smooth, (0, 0), sigma).reshape(h, w, c)
     edges, weights = graph_kernels.sorted_edges(smooth)
     thresholds = np.array(ks, np.float32)
-    common = graph_kernels.common_merges(edges, weights, h, w, thresholds, min_size)
+    common = graph_kernels.common_merges(edges, weights, h * w, w, thresholds[0])
     finals = np.stack([graph_kernels.own_merges(*common[1:], k, min_size) for k in thresholds])
     return graph_kernels.atoms_of(common[0], finals)
 
@@ -171,13 +171,13 @@ def _hierarchies(channels: Sequence[np.ndarray], plan: Plan) -> list[np.ndarray]
             search_kernels.texture_codes(derivative, codes[4 * number + direction])
     values = np.stack([channel.ravel() for channel in channels])
     described = search_kernels.describe(atoms, finals.shape[1], w, values, codes)
-    pairs = search_kernels.distinct_pairs(described[3])
+    pairs = search_kernels.neighbours(atoms.reshape(h, w))
     strategies = np.array(plan.strategies)
     found = []
     for segments in finals:
-        parts = search_kernels.gather(segments, int(segments.max()) + 1, *described[:3], pairs)
-        near = search_kernels.distinct_pairs(parts[3])
-        found += list(search_kernels.group(*parts[:3], near, len(channels), h * w, strategies))
+        parts = search_kernels.gather(segments, *described)
+        near = search_kernels.touching(tuple(segments[pairs].T))
+        found += list(search_kernels.group(*parts, near, len(channels), h * w, strategies))
     return found
 
 

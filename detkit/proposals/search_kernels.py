@@ -30,12 +30,11 @@ def texture_codes(derivative: np.ndarray, out: np.ndarray) -> None:
 @kernel
 def describe(
     atoms: np.ndarray, count: int, w: int, channels: np.ndarray, codes: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels (A,), boxes (A, 4) xyxy and histograms (A, bins) of atoms, all int32, and ``keys`` of those that touch.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels (A,), boxes (A, 4) xyxy and histograms (A, bins) of atoms, all int32.
 
     atoms (N,): of each pixel, w in a row; channels (c, N) uint8; codes (4 c, N) of ``texture_codes``. A histogram is
-    that of each channel's values, then for each channel and pair of directions the signed codes. Pixels touch along
-    rows, columns and falling diagonals.
+    that of each channel's values, then for each channel and pair of directions the signed codes.
     """
     c = channels.shape[0]
     texture = c * COLOURS
@@ -45,8 +44,6 @@ def describe(
     boxes[:, :2] = _FAR
     boxes[:, 2:] = 0
     flat = np.zeros(count * bins, np.int32)
-    keys = np.empty(3 * len(atoms), np.int64)
-    n = 0
     for p in range(len(atoms)):
         a = atoms[p]
         pixels[a] += 1
@@ -57,11 +54,7 @@ def describe(
         first += texture
         for k in range(codes.shape[0]):
             flat[first + k * _SIGNED + codes[k, p]] += 1
-        for back in (1, w, w + 1):
-            if p >= back and (back == w or p % w > 0) and atoms[p - back] != a:
-                keys[n] = _key(a, atoms[p - back])
-                n += 1
-    return pixels, boxes, flat.reshape(count, bins), keys[:n]
+    return pixels, boxes, flat.reshape(count, bins)
 
 
 @kernel
@@ -73,45 +66,32 @@ def _enclose(boxes: np.ndarray, a: int, x1: int, y1: int, x2: int, y2: int) -> N
     boxes[a, 3] = max(boxes[a, 3], y2)
 
 
-@kernel
-def _key(a: int, b: int) -> int:
-    """The pair of two numbers, in either order, as one."""
-    return int(np.int64(min(a, b)) << 32 | max(a, b))
-
-
-def distinct_pairs(keys: np.ndarray) -> np.ndarray:
-    """The pairs (E, 2) int32 of ``keys``, in order and each once."""
-    keys = np.sort(keys)
+def touching(*sides: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """The pairs (E, 2) int32 of different segments at the same places of two arrays, in order and each once."""
+    found = []
+    for a, b in sides:
+        apart = a != b
+        found.append((a[apart], b[apart]))
+    a, b = np.concatenate(found, axis=1)
+    keys = np.sort(np.minimum(a, b).astype(np.int64) << 32 | np.maximum(a, b))
     keys = keys[np.diff(keys, prepend=-1) != 0]
     return np.stack((keys >> 32, keys & 0x7FFFFFFF), axis=1).astype(np.int32)
 
 
-@kernel
-def gather(
-    finals: np.ndarray, count: int, pixels: np.ndarray, boxes: np.ndarray, histograms: np.ndarray, pairs: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """``describe``'s result for ``count`` segments made of atoms.
+def neighbours(atoms: np.ndarray) -> np.ndarray:
+    """``touching`` of the atoms (h, w) of an image: along rows, columns and falling diagonals."""
+    return touching((atoms[:, 1:], atoms[:, :-1]), (atoms[1:], atoms[:-1]), (atoms[1:, 1:], atoms[:-1, :-1]))
 
-    finals (A,): the segment of each atom; pairs (E, 2): the atoms that touch.
-    """
-    size = np.zeros(count, np.int32)
-    box = np.empty((count, 4), np.int32)
-    box[:, :2] = _FAR
-    box[:, 2:] = 0
-    sums = np.zeros((count, histograms.shape[1]), np.int32)
-    for a in range(finals.shape[0]):
-        s = finals[a]
-        size[s] += pixels[a]
-        _enclose(box, s, boxes[a, 0], boxes[a, 1], boxes[a, 2], boxes[a, 3])
-        for k in range(histograms.shape[1]):
-            sums[s, k] += histograms[a, k]
-    keys = np.empty(len(pairs), np.int64)
-    n = 0
-    for a, b in pairs:
-        if finals[a] != finals[b]:
-            keys[n] = _key(finals[a], finals[b])
-            n += 1
-    return size, box, sums, keys[:n]
+
+def gather(
+    segments: np.ndarray, pixels: np.ndarray, boxes: np.ndarray, histograms: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``describe``'s result for segments made of atoms; ``segments`` (A,): that of each atom."""
+    order = np.argsort(segments, kind="stable")
+    first = np.flatnonzero(np.diff(segments[order], prepend=-1))
+    low, high = np.minimum.reduceat(boxes[order, :2], first), np.maximum.reduceat(boxes[order, 2:], first)
+    size, sums = (np.add.reduceat(part[order], first, dtype=np.int32) for part in (pixels, histograms))
+    return size, np.concatenate((low, high), axis=1), sums
 
 
 @kernel
