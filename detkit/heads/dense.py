@@ -306,17 +306,12 @@ def select_detections(
     """
     size = sizes.to(boxes)[image].flip(1).repeat(1, 2)
     boxes = boxes.clamp(min=0).minimum(size)
-    real = (boxes[:, 2:] > boxes[:, :2]).all(1).nonzero().squeeze(1)
-    boxes, scores, labels, image = boxes[real], scores[real], labels[real], image[real]
+    real = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    found, image = Detections(boxes, scores, labels, extra=extra or {})[real], image[real]
     # Classes never suppress each other, nor do images: one call serves the batch.
-    kept = batched_nms(boxes, scores, image * classes + labels, limits.iou)
-    boxes, scores, labels, image, rows = boxes[kept], scores[kept], labels[kept], image[kept], real[kept]
-    found = []
-    for i in range(len(sizes)):
-        mine = (image == i).nonzero().squeeze(1)[: limits.max_detections]
-        more = {name: values[rows[mine]] for name, values in (extra or {}).items()}
-        found.append(Detections(boxes[mine], scores[mine], labels[mine], extra=more))
-    return found
+    kept = batched_nms(found.boxes, found.scores, image * classes + found.labels, limits.iou)
+    found, image = found[kept], image[kept]
+    return [found[(image == i).nonzero().squeeze(1)[: limits.max_detections]] for i in range(len(sizes))]
 
 
 def _best(score: Tensor, counts: list[int], most: int) -> Tensor | slice:

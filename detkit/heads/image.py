@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -57,12 +58,11 @@ class ImageHead(TrunkHead):
         # A trunk that begins early may pool before it looks at as many cells as the last map has.
         size = max(_CELLS, math.ceil(_IMAGE / strides[-1]))
         width = math.prod(output_shape(self.trunk, (channels[-1], size, size), "the trunk"))
-        parts: list[nn.Module] = []
-        for size in hidden:
-            parts += [nn.Linear(width, size), nn.ReLU(inplace=True)]
-            width = size
+        widths, parts = (width, *hidden), list[nn.Module]()
+        for before, after in pairwise(widths):
+            parts += [nn.Linear(before, after), nn.ReLU(inplace=True)]
         self.hidden = nn.Sequential(*parts, nn.Dropout(dropout))
-        self.last = nn.Linear(width, outputs)
+        self.last = nn.Linear(widths[-1], outputs)
         nn.init.normal_(self.last.weight, std=0.01)
         nn.init.zeros_(self.last.bias)
 

@@ -255,8 +255,7 @@ def compress_detector(detector: Detector, ranks: Sequence[int]) -> list[Split]:
         DetkitError: No such layers, layers that are split already, more ranks than layers, or a rank out of range.
     """
     head, model = detector.head, detector.config["model"]
-    layers = linear_layers(head.trunk) if isinstance(head, TrunkHead) and head.takes_proposals else []
-    if not isinstance(head, TrunkHead) or not layers:
+    if not isinstance(head, TrunkHead) or not head.takes_proposals or not linear_layers(head.trunk):
         do = "take a detector with head roi and layers: mlp, or with a backbone like vgg16"
         raise DetkitError("the detector has no fully connected layers to split", "model.head", do)
     if model["head"].get("svd"):
@@ -264,17 +263,16 @@ def compress_detector(detector: Detector, ranks: Sequence[int]) -> list[Split]:
     try:
         splits = split_layers(head.trunk, ranks, decompose=True)
     except ValueError as error:
-        do = f"give a rank for each of the {len(layers)} layers, or fewer"
+        do = f"give a rank for each of the {len(linear_layers(head.trunk))} layers, or fewer"
         raise DetkitError(str(error), "--ranks", do) from None
     detector.config = {**detector.config, "model": {**model, "head": {**model["head"], "svd": list(ranks)}}}
     detector.scores, detector.record = {}, {**detector.record, "svd": list(ranks)}
     return splits
 
 
-def linear_layers(trunk: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
-    """The fully connected layers inside ``trunk``, each with the module that holds it and its name there."""
-    modules = list(trunk.modules())
-    return [(m, name, x) for m in modules for name, x in m.named_children() if isinstance(x, nn.Linear)]
+def linear_layers(trunk: nn.Module) -> dict[str, nn.Linear]:
+    """The fully connected layers inside ``trunk`` by name."""
+    return {name: module for name, module in trunk.named_modules() if isinstance(module, nn.Linear)}
 
 
 def split_layers(trunk: nn.Module, ranks: Sequence[int], decompose: bool) -> list[Split]:
@@ -292,17 +290,16 @@ def split_layers(trunk: nn.Module, ranks: Sequence[int], decompose: bool) -> lis
     Raises:
         ValueError: More ranks than layers, or a rank outside 1..min(u, v).
     """
-    places = linear_layers(trunk)
-    if len(ranks) > len(places):
-        raise ValueError(f"svd has {len(ranks)} ranks, but the trunk has {len(places)} fully connected layers")
-    chosen = [(*place, rank) for place, rank in zip(places, ranks, strict=False)]
-    for _, _, layer, rank in chosen:
+    layers = linear_layers(trunk)
+    if len(ranks) > len(layers):
+        raise ValueError(f"svd has {len(ranks)} ranks, but the trunk has {len(layers)} fully connected layers")
+    for layer, rank in zip(layers.values(), ranks, strict=False):
         if not 1 <= rank <= min(layer.weight.shape):
             raise ValueError(f"svd: a rank of {rank} does not lie within 1..{min(layer.weight.shape)}")
     splits = []
-    for parent, name, layer, rank in chosen:
+    for (name, layer), rank in zip(layers.items(), ranks, strict=False):
         two, error = _two(layer, rank, decompose)
-        parent.add_module(name, two)
+        trunk.set_submodule(name, two)
         splits.append(Split(layer.in_features, layer.out_features, rank, error))
     return splits
 
