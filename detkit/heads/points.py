@@ -42,14 +42,11 @@ class Landmarks:
         Raises:
             DetkitError: The data has another number of points per object.
         """
-        parts = []
-        for target in targets:
-            empty = target.boxes.new_zeros((len(target), self.points, 3))
-            known = empty if target.points is None else target.points
-            if known.shape[1] != self.points:
-                what = f"the data has {known.shape[1]} points an object, the model {self.points}"
+        parts = [t.boxes.new_zeros((len(t), self.points, 3)) if t.points is None else t.points for t in targets]
+        for part in parts:
+            if part.shape[1] != self.points:
+                what = f"the data has {part.shape[1]} points an object, the model {self.points}"
                 raise DetkitError(what, "model.head.points", "give the data's number")
-            parts.append(known)
         return torch.cat(parts) if parts else torch.zeros(0, self.points, 3)
 
     def loss(self, found: Tensor, wanted: Tensor, boxes: Tensor, weight: Tensor | None = None) -> Loss:

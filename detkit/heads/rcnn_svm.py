@@ -100,11 +100,7 @@ class _Class:
 
 
 def fit_stages(
-    data: Sequence[Embedded],
-    classes: int,
-    options: LaterStages,
-    positive: float,
-    weights: tuple[float, float, float, float],
+    data: Sequence[Embedded], classes: int, options: LaterStages, positive: float, weights: Sequence[float]
 ) -> FittedStages:
     """Trains the stages of ``classes`` classes.
 
@@ -152,9 +148,7 @@ class _Fit:
     features; model (C, D + 1): the SVMs of scaled features, the bias last.
     """
 
-    def __init__(
-        self, data: Sequence[Embedded], classes: int, positive: float, weights: tuple[float, float, float, float]
-    ) -> None:
+    def __init__(self, data: Sequence[Embedded], classes: int, positive: float, weights: Sequence[float]) -> None:
         self.data, self.positive = data, positive
         self.classes = [_Class() for _ in range(classes)]
         self.overlaps: list[dict[int, np.ndarray]] = [{} for _ in data]
@@ -226,9 +220,9 @@ class _Fit:
             margins = np.clip(self.margins(item), _BINS[0], _BINS[-1])
             for label in range(len(self.model)):
                 overlap = self.overlaps[i].get(label, np.zeros(len(margins), np.float16))
-                shows, valid = overlap >= self.positive, overlap >= 0
-                for kind, rows in enumerate((valid & ~shows, shows)):
-                    counts[kind, label] += np.histogram(margins[rows, label], _BINS)[0]
+                shows = overlap >= self.positive
+                counts[0, label] += np.histogram(margins[(overlap >= 0) & ~shows, label], _BINS)[0]
+                counts[1, label] += np.histogram(margins[shows, label], _BINS)[0]
         centres = (_BINS[1:] + _BINS[:-1]) / 2
 
         def loss(pair: np.ndarray, wanted: np.ndarray, total: np.ndarray) -> tuple[float, np.ndarray]:
