@@ -170,8 +170,7 @@ def proposal_recall(
         target = sample.target[~sample.target.ignore]
         meter.add(target.boxes, target.labels, find(sample.image, sample.path)[: max or None])
     on_progress(total, total)
-    rows = [result.to_dict() for result in meter.results()]
-    return ProposalRecall(str(data), method, total - len(failures), meter.objects, rows, failures)
+    return ProposalRecall(str(data), method, total - len(failures), meter.objects, meter.results(), failures)
 
 
 def _boxes_of(method: str, options: ProposalOptions, cache: str | Path | None = None) -> BoxesOf:
@@ -183,19 +182,16 @@ def _boxes_of(method: str, options: ProposalOptions, cache: str | Path | None = 
             others = [other for other, names in METHODS.items() if name in names]
             do = f"leave it out, or take --method {' or '.join(others)}"
             raise DetkitError(f"{method} does not look at --{name}", f"--{name}", do)
-    if method == "selective-search":
-        return _searched(options.get("plan", "fast"), options.get("seed", 0), cache)
     if method == "sliding-window":
         return _windows(options)
-    return _of_model(options)
-
-
-def _searched(plan: PlanName, seed: int, cache: str | Path | None) -> BoxesOf:
+    if method == "rpn":
+        return _of_model(options)
     from detkit.proposals.search import PLANS, SelectiveSearch
 
+    plan = options.get("plan", "fast")
     if plan not in PLANS:
         raise DetkitError(f"no plan {plan!r}", "--plan", nearest(plan, PLANS))
-    return SelectiveSearch(plan=plan, max=0, seed=seed, folder=cache).proposals_for_image
+    return SelectiveSearch(plan=plan, max=0, seed=options.get("seed", 0), folder=cache).proposals_for_image
 
 
 def _windows(options: ProposalOptions) -> BoxesOf:

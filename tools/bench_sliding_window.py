@@ -96,8 +96,8 @@ def trade_off(data: Dataset, each: float) -> None:
                 (found,) = meter.results()
                 names = " ".join(map(str, sides)), " ".join(f"{aspect:g}" for aspect in aspects)
                 print(
-                    f"{names[0]:>16}  {names[1]:>10}  {stride:6.3f}  {found.proposals:8.0f}  "
-                    f"{found.proposals * each:8.1f}  {found.recall[0.5]:10.3f}  {found.mabo:17.3f}",
+                    f"{names[0]:>16}  {names[1]:>10}  {stride:6.3f}  {found['proposals']:8.0f}  "
+                    f"{found['proposals'] * each:8.1f}  {found['recall@0.5']:10.3f}  {found['mabo']:17.3f}",
                     flush=True,
                 )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,30 +26,8 @@ def best_overlaps(boxes: np.ndarray, proposals: np.ndarray) -> np.ndarray:
     return np.asarray(iou(boxes, proposals)).max(axis=1)
 
 
-@dataclass(frozen=True)
-class Recall:
-    """How good the first proposals of each image are; NaN where there is no object.
-
-    Attributes:
-        count: How many of each image were looked at.
-        proposals: How many an image had on average.
-        recall: By IoU threshold.
-        mabo: The mean over classes of the average best overlap (Uijlings et al. 2013, section 5.1).
-    """
-
-    count: int
-    proposals: float
-    recall: dict[float, float]
-    mabo: float
-
-    def to_dict(self) -> dict[str, float]:
-        """Plain values."""
-        recall = {f"recall@{threshold:g}": value for threshold, value in self.recall.items()}
-        return {"count": self.count, "proposals": self.proposals, **recall, "mabo": self.mabo}
-
-
 class RecallMeter:
-    """Gathers ``Recall`` for several numbers of proposals, image by image; the best proposals come first.
+    """Gathers how good the first proposals are, image by image; the best ones come first.
 
     Args:
         counts: Numbers of proposals.
@@ -74,13 +51,15 @@ class RecallMeter:
         """Objects so far."""
         return sum(map(len, self._labels))
 
-    def results(self) -> list[Recall]:
-        """One entry per count."""
+    def results(self) -> list[dict[str, float]]:
+        """For each of ``counts``: ``count`` and ``proposals``, how many an image had on average; ``recall@0.5`` and so
+        on by threshold; ``mabo``, the mean over classes of the average best overlap (Uijlings et al. 2013, section
+        5.1). NaN where there is no object."""
         labels, found = np.concatenate(self._labels), []
         for count, overlap in zip(self.counts, np.concatenate(self._overlaps, axis=1), strict=True):
-            recall = {t: float((overlap >= t).mean()) if len(overlap) else np.nan for t in self.thresholds}
+            row = {"count": count, "proposals": float(np.mean(np.minimum(self._sizes or 0, count)))}
+            for threshold in self.thresholds:
+                row[f"recall@{threshold:g}"] = float((overlap >= threshold).mean()) if len(overlap) else np.nan
             classes = [overlap[labels == label].mean() for label in np.unique(labels)]
-            mabo = float(np.mean(classes)) if classes else np.nan
-            used = float(np.minimum(self._sizes, count).mean()) if self._sizes else 0.0
-            found.append(Recall(count, used, recall, mabo))
+            found.append({**row, "mabo": float(np.mean(classes)) if classes else np.nan})
         return found
