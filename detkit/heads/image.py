@@ -305,8 +305,7 @@ class Localize(ImageHead):
         terms = {"objectness": (presence, known.sum()), "box": (box, objects), "classes": (classes, objects)}
         losses = {name: Loss(each.sum() * self.gains[name], count) for name, (each, count) in terms.items()}
         if self.marks.points:
-            picked = [chosen_object(target) for target in targets]
-            chosen = [t[row : row + 1] for t, row in zip(targets, picked, strict=True) if row is not None]
+            chosen = [t[row : row + 1] for t in targets if (row := chosen_object(t)) is not None]
             boxes = torch.cat([logits.new_zeros((0, 4)), *(t.boxes.to(logits) for t in chosen)])
             losses["points"] = self.marks.loss(self._pixels(raw, sizes)[there], self.marks.table(chosen), boxes)
         return losses

@@ -123,9 +123,8 @@ class RPN(DenseHead, ProposalSource):
             rows = torch.cat([part + start for part, start in zip(parts, starts, strict=True)], dim=1)
             image = torch.arange(len(rows), device=rows.device).repeat_interleave(rows.shape[1])
             prior = rows.flatten()
-            level = torch.bucketize(
-                prior, prior.new_tensor(starts[1:]), right=True
-            )  # levels do not suppress each other
+            # Levels do not suppress each other: they are what classes are elsewhere.
+            level = torch.bucketize(prior, prior.new_tensor(starts[1:]), right=True)
             boxes = self.decode(raw["boxes"][image, prior], self.priors(raw).rows(prior))
             score, limits = scores[image, prior].sigmoid(), Limits(0.0, self.iou, after)
             found = select_detections(boxes, score, level, image, batch.sizes, len(totals), limits)
