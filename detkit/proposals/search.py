@@ -8,6 +8,7 @@ similarity find what one of them would miss.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,8 @@ import numpy as np
 
 from detkit.interfaces import ProposalSource
 from detkit.io.cache import Cache, image_hash
-from detkit.ops.compiled import run_chunks, thread_count
+from detkit.ops.compiled import thread_count
+from detkit.ops.inputs import check_positive
 from detkit.ops.suppression import nms
 from detkit.proposals import graph_kernels, search_kernels
 
@@ -86,18 +88,12 @@ def selective_search(
         raise ValueError(f"there is no plan {plan!r}: choose one of {', '.join(PLANS)}")
     if max < 0:
         raise ValueError(f"max must be 0 or more, got {max}")
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}")
+    threads = thread_count() if threads is None else threads
+    check_positive(threads=threads)
     image = _checked(image_rgb)
-    spaces = PLANS[plan].spaces
-    hierarchies: list[list[np.ndarray]] = [[] for _ in spaces]
-
-    def work(start: int, stop: int) -> None:
-        for i in range(start, stop):
-            hierarchies[i] = _hierarchies(_channels(image, spaces[i]), PLANS[plan])
-
-    run_chunks(work, len(spaces), min(thread_count() if threads is None else threads, len(spaces)))
-    found = [boxes for part in hierarchies for boxes in part]
+    with ThreadPoolExecutor(threads) as pool:
+        parts = pool.map(lambda space: _hierarchies(_channels(image, space), PLANS[plan]), PLANS[plan].spaces)
+        found = [boxes for part in parts for boxes in part]
     rank = np.concatenate([np.arange(len(boxes), 0, -1) for boxes in found])
     rank = rank * np.random.default_rng(seed).random(len(rank))
     boxes = np.concatenate(found)[np.argsort(rank, kind="stable")].astype(np.float32)
@@ -135,12 +131,10 @@ def _checked(image: object) -> np.ndarray:
 
 def _channels(image: np.ndarray, space: str) -> Sequence[np.ndarray]:
     """The uint8 (H, W) channels of a colour space."""
-    if space == "hsv":
-        return cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))
     if space == "lab":
         return cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2LAB))
-    if space == "hue":
-        return [cv2.extractChannel(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), 0)]
+    if space in ("hsv", "hue"):
+        return cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))[: 1 if space == "hue" else 3]
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     return [grey] if space == "grey" else [*cv2.split(image)[:2], grey]
 
