@@ -110,7 +110,11 @@ def test_points_are_learnt_with_the_boxes(tmp_path: Path, capsys: pytest.Capture
     assert detector.flip_pairs == pairs
     mirror = Warp(np.array([[-1.0, 0, 96], [0, 1, 0]]), (96, 96), flip_pairs=detector.flip_pairs)
     samples = [data.load(i) for i in range(4)]
-    mirrored = [mirror.drawn(sample, 114, 0.2) for sample in samples]
+    mirrored = []
+    for sample in samples:
+        image = np.empty((96, 96, 3), np.uint8)
+        mirror.image(sample.image, image, 114)
+        mirrored.append(mirror.sample(sample, image, 0.2))
     learn(detector, [collate(part, detector.resize) for part in (samples, mirrored)], 140)
     detector.eval()
     for sample, found in zip(mirrored, detector.predict_samples(mirrored, Limits(conf=0.5)), strict=True):
