@@ -88,10 +88,19 @@ def _covered_near(
     x = 0.5 * (np.float64(boxes[i, 0]) + np.float64(boxes[i, 2]))
     y = 0.5 * (np.float64(boxes[i, 1]) + np.float64(boxes[i, 3]))
     part, power = math.frexp(width * height)
-    lowest = (power + math.frexp(part * slack)[1] + 1) >> 1
-    highest = (power + math.frexp(part / slack)[1] + 1) >> 1
+    # frexp(part * slack) and frexp(part / slack) would be calls, and this runs for each candidate.
+    below, least = power, part * slack
+    while least < 0.5:
+        least *= 2
+        below -= 1
+    above, most = power, part / slack
+    while most >= 1:
+        most *= 0.5
+        above += 1
+    lowest, highest = (below + 1) >> 1, (above + 1) >> 1
+    scale = math.ldexp(2.0, -lowest)
     for near in range(lowest, highest + 1):
-        scale = math.ldexp(1.0, -near)
+        scale *= 0.5
         left, right = np.floor((x - reach * width) * scale), np.floor((x + reach * width) * scale)
         top, bottom = np.floor((y - reach * height) * scale), np.floor((y + reach * height) * scale)
         far = max(max(abs(left), abs(right)), max(abs(top), abs(bottom)))
