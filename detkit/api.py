@@ -289,7 +289,7 @@ def evaluate(
         predictor = load(given, plugins=plugins) if isinstance(given, (str, Path)) else as_predictor(given)
         annotations, results, _ = evaluate_model(predictor, data, split=split, images=images)
         usual = predictor.protocol
-    return metrics.evaluate(annotations.ground_truth(), results, protocol=protocol or usual)
+    return metrics.evaluate_results(annotations.ground_truth(), results, protocol=protocol or usual)
 
 
 def read_predictions(

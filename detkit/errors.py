@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
@@ -25,27 +24,6 @@ class DetkitError(Exception):
 
 def _rebuild_error(kind: type[DetkitError], what: str, where: str, do: str, code: int) -> DetkitError:
     return kind(what, where, do, code=code)
-
-
-@dataclass(frozen=True, slots=True)
-class Printed:
-    """A result as it is shown.
-
-    Attributes:
-        facts: For JSON: what ``detkit.arrays.plain`` takes.
-        text: Lines for a person.
-    """
-
-    facts: Mapping[str, Any]
-    text: Sequence[str]
-
-    def to_dict(self) -> Mapping[str, Any]:
-        """For JSON."""
-        return self.facts
-
-    def lines(self) -> Sequence[str]:
-        """For a person."""
-        return self.text
 
 
 def nearest(name: Any, names: Iterable[Any], *, otherwise: str | None = None) -> str:

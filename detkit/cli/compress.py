@@ -8,7 +8,8 @@ from typing import Annotated
 from typer import Argument, Option
 
 from detkit.cli import options
-from detkit.errors import DetkitError, Printed
+from detkit.errors import DetkitError
+from detkit.printed import Printed
 
 
 def compress(

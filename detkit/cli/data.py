@@ -10,7 +10,8 @@ from typer import Option, Typer
 from detkit.cli import options
 from detkit.cli.common import Printable, message
 from detkit.cli.options import names_in
-from detkit.errors import DetkitError, Printed
+from detkit.errors import DetkitError
+from detkit.printed import Printed
 
 if TYPE_CHECKING:
     from detkit.data.annotations import Annotations

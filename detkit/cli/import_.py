@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option, Typer
 
 from detkit.cli import options
-from detkit.errors import Printed
+from detkit.printed import Printed
 
 if TYPE_CHECKING:
     from detkit.detector import Detector

@@ -12,7 +12,8 @@ from typer import Argument, Option, Typer
 from detkit.cli import options
 from detkit.cli.common import message
 from detkit.cli.options import names_in
-from detkit.errors import DetkitError, Printed
+from detkit.errors import DetkitError
+from detkit.printed import Printed
 
 if TYPE_CHECKING:
     from detkit.detector import Detector

@@ -11,7 +11,8 @@ from typer import Argument, Context, Option
 from detkit import proposing
 from detkit.cli import options
 from detkit.cli.common import Printable, message, note, progress
-from detkit.errors import DetkitError, Printed
+from detkit.errors import DetkitError
+from detkit.printed import Printed
 from detkit.proposing import METHODS, ProposalOptions
 
 OF_RECALL = ("limit", "cache", "split", "images")

@@ -12,7 +12,7 @@ from typer import Argument, Option
 
 from detkit.cli import options
 from detkit.cli.common import message
-from detkit.errors import Printed
+from detkit.printed import Printed
 
 if TYPE_CHECKING:
     import numpy as np

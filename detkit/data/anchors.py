@@ -11,9 +11,10 @@ import numpy as np
 from detkit.data.annotations import Annotations
 from detkit.data.reading import fill_sizes
 from detkit.data.resize import Resize
-from detkit.errors import DetkitError, Printed
+from detkit.errors import DetkitError
 from detkit.io.files import written_figure
 from detkit.ops.anchors import average_iou, kmeans_anchors, slot_collisions
+from detkit.printed import Printed
 
 Distance = Literal["iou", "euclidean"]
 

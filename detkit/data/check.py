@@ -10,9 +10,10 @@ from functools import partial
 import numpy as np
 
 from detkit.data.annotations import Annotations, Findings
-from detkit.errors import DetkitError, Printed
+from detkit.errors import DetkitError
 from detkit.io.download import sha256_of
 from detkit.io.images import image_size, read_image
+from detkit.printed import Printed
 
 TINY = 2.0  # pixels: the shorter side of a box that no detector can learn from
 WHOLE = 0.98  # share of the image in both directions

@@ -17,9 +17,10 @@ import numpy as np
 
 from detkit.data.annotations import Annotations, Findings, Source
 from detkit.data.coco import IMAGE_FOLDER, RawFile, load_json, mapped
-from detkit.errors import DetkitError, Printed
+from detkit.errors import DetkitError
 from detkit.io.detections.writers import voc_xml
 from detkit.io.files import atomic_folder, atomic_path, flat_names, write_text
+from detkit.printed import Printed
 
 Lists = dict[str, Iterable[bytes | msgspec.Raw]]
 _PLAIN = {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "difficult"}

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from detkit.data.annotations import Annotations, Findings
-from detkit.errors import DetkitError, Printed
+from detkit.errors import DetkitError
 from detkit.io.files import atomic_folder
 from detkit.io.images import read_image, write_image
+from detkit.printed import Printed
 
 BACKGROUND = "background"
 UNREADABLE = "image that cannot be read (its objects are left out)"

@@ -14,8 +14,9 @@ import numpy as np
 
 from detkit.data.annotations import Annotations
 from detkit.data.convert import copy_images, write_coco_json, write_yolo_yaml
-from detkit.errors import DetkitError, Printed
+from detkit.errors import DetkitError
 from detkit.io.files import atomic_folder, flat_names, refuse_existing, write_text
+from detkit.printed import Printed
 
 
 def stratify(annotations: Annotations, fractions: Mapping[str, float], seed: int = 0) -> dict[str, np.ndarray]:

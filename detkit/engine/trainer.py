@@ -31,7 +31,7 @@ from detkit.engine.runtime import Runtime
 from detkit.errors import DetkitError
 from detkit.interfaces import Losses
 from detkit.io.files import write_text
-from detkit.metrics import evaluate, find_metric
+from detkit.metrics import evaluate_results, find_metric
 from detkit.metrics.curves import best_threshold
 from detkit.speedups.depthwise import speed_up_depthwise
 from detkit.structures import Batch, Limits, Target
@@ -231,7 +231,7 @@ class Trainer:
         data = (self.val_set, loader.epoch(0), len(loader))
         done = infer(model, *data, self.limits, runtime, losses=True, on_batch=self.looked)  # type: ignore[arg-type]
         row |= {"val_loss": sum(done.losses.values())} | {f"val_loss_{name}": v for name, v in done.losses.items()}
-        row |= evaluate(done.truth, done.results, model.protocol).metrics
+        row |= evaluate_results(done.truth, done.results, model.protocol).metrics
         self.count_time()
         row["minutes"] = progress.seconds / 60
         score = row[self.best_by]

@@ -10,13 +10,14 @@ import numpy as np
 
 from detkit.data.dataset import Dataset
 from detkit.detector import Detector
-from detkit.errors import DetkitError, Printed
+from detkit.errors import DetkitError
 from detkit.explain.edges import EDGE_FILTERS, TEXTBOOK_IMAGE, filter_response, learn_filter
 from detkit.explain.features import cut_patches, find_peaks, first_filters, stage_maps, stages_of
 from detkit.explain.gradcam import grad_cam
 from detkit.io.draw import sheet
 from detkit.io.files import numbered_folder, refuse_existing
 from detkit.io.images import ImageSource, as_rgb, read_image, scaled_to, write_image
+from detkit.printed import Printed
 
 _SIDE = 360  # pixels along the longer side of what is drawn over or filtered
 

@@ -35,7 +35,7 @@ def find_metric(protocol: str, *, where: str = "", trusted: bool = True) -> Metr
     return found
 
 
-def evaluate(
+def evaluate_results(
     gt: GroundTruth,
     dt: Results,
     protocol: str = "coco",

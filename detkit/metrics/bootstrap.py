@@ -94,7 +94,7 @@ def draws(
         metric: Name of the number.
         samples: Draws.
         seed: Of the draws: the same seed draws the same images.
-        protocol: As in ``detkit.metrics.evaluate``.
+        protocol: As in ``detkit.metrics.evaluate_results``.
         iou: As there.
         max_detections: As there.
 

@@ -62,7 +62,7 @@ class Curves:
     per_class: dict[str, Curve]
 
 
-def curves(gt: GroundTruth, dt: Results, *, iou: float = 0.5, max_detections: int = 100) -> Curves:
+def class_curves(gt: GroundTruth, dt: Results, *, iou: float = 0.5, max_detections: int = 100) -> Curves:
     """Precision-recall-F1 curves with COCO's matching; ignored objects count neither way.
 
     Args:
@@ -101,7 +101,7 @@ def best_threshold(gt: GroundTruth, dt: Results, *, iou: float = 0.5, max_detect
         iou: The threshold of matching.
         max_detections: Per image and class.
     """
-    return curves(gt, dt, iou=iou, max_detections=max_detections).overall.best()
+    return class_curves(gt, dt, iou=iou, max_detections=max_detections).overall.best()
 
 
 @dataclass(slots=True, frozen=True, eq=False)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detkit.metrics import evaluate, find_metric
+from detkit.metrics import evaluate_results, find_metric
 from detkit.metrics.bootstrap import interval
 from detkit.metrics.coco import AREAS, iou_name
 from detkit.metrics.confusion import confusion_matrix
-from detkit.metrics.curves import Curve, calibration, curves
+from detkit.metrics.curves import Curve, calibration, class_curves
 from detkit.metrics.errors import KINDS, MISSED, ap_impact, error_breakdown
 from detkit.metrics.matching import positives
 
@@ -155,7 +155,7 @@ def build_report(
     gt = annotations.ground_truth()
     protocol, draws = settings.protocol or "coco", settings.bootstrap
     how: Facts = {"iou": settings.iou, "max_detections": settings.limit}
-    facts = evaluate(gt, dt, protocol, **how).to_dict()
+    facts = evaluate_results(gt, dt, protocol, **how).to_dict()
     metric = find_metric(protocol)
     if draws is None:
         draws = 1000 if len(dt) < _MANY else 200
@@ -165,7 +165,7 @@ def build_report(
             name: interval(gt, dt, name, samples=draws, seed=settings.seed, protocol=protocol, **how)
             for name in dict.fromkeys(names)
         }
-    shape = curves(gt, dt, **settings.matching())
+    shape = class_curves(gt, dt, **settings.matching())
     threshold, f1 = shape.overall.best()
     facts["best_threshold"] = {"score": threshold, "f1": f1}
     facts["counts"] = {
@@ -182,7 +182,9 @@ def build_report(
         "rules": settings.words(),
     }
     if details and metric.answers != "labels":
-        others = {name: evaluate(gt, dt, name, **how) for name in ("coco", "voc2007", "voc2010") if name != protocol}
+        others = {
+            name: evaluate_results(gt, dt, name, **how) for name in ("coco", "voc2007", "voc2010") if name != protocol
+        }
         facts["protocols"] = {protocol: facts["metrics"], **{name: other.metrics for name, other in others.items()}}
         facts["curves"] = {
             "overall": _thinned(shape.overall),

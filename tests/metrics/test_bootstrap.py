@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detkit.metrics import coco, evaluate, find_metric
+from detkit.metrics import coco, evaluate_results, find_metric
 from detkit.metrics.bootstrap import Draws, draws, interval
 from detkit.tables import GroundTruth, Results
 
@@ -68,9 +68,9 @@ def test_coco_weights_are_copies(ground_truth: Make, results: Make, metric: str)
 def test_voc_weights_are_copies(ground_truth: Make, results: Make, year: str) -> None:
     gt, dt = scene(ground_truth, results, 1)
     value = find_metric(f"voc{year}").resampler(gt, dt, "AP")
-    assert value(np.ones(gt.images, np.int64)) == pytest.approx(evaluate(gt, dt, f"voc{year}").metrics["AP"])
+    assert value(np.ones(gt.images, np.int64)) == pytest.approx(evaluate_results(gt, dt, f"voc{year}").metrics["AP"])
     weights = np.random.default_rng(0).integers(0, 4, gt.images)
-    expected = evaluate(*copies(gt, dt, weights), f"voc{year}").metrics["AP"]
+    expected = evaluate_results(*copies(gt, dt, weights), f"voc{year}").metrics["AP"]
     assert value(weights) == pytest.approx(expected, abs=1e-9)
 
 
@@ -83,7 +83,7 @@ def test_the_interval_holds_the_value_and_depends_on_the_seed_alone(
 ) -> None:
     gt, dt = scene(ground_truth, results, 2, images=30)
     low, high = interval(gt, dt, metric, samples=60, seed=1, protocol=protocol, iou=iou)
-    assert low < evaluate(gt, dt, protocol, iou=iou).metrics[metric] < high
+    assert low < evaluate_results(gt, dt, protocol, iou=iou).metrics[metric] < high
     assert (low, high) == interval(gt, dt, metric, samples=60, seed=1, protocol=protocol, iou=iou)
     assert (low, high) != interval(gt, dt, metric, samples=60, seed=2, protocol=protocol, iou=iou)
     narrow = interval(gt, dt, metric, samples=60, seed=1, level=0.5, protocol=protocol, iou=iou)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from detkit.errors import DetkitError
-from detkit.metrics import evaluate
+from detkit.metrics import evaluate_results
 from detkit.metrics.bootstrap import interval
 from detkit.metrics.classification import Classification, ranks
 from detkit.tables import GroundTruth, Results
@@ -34,7 +34,7 @@ def test_shares_by_hand() -> None:
     gt = truth([0, 0, 1, 2])
     dt = answers([0, 1], [1, 2, 3, 4, 0, 5], [2, 3, 4, 5, 6, 1])  # nothing for the last
     assert ranks(gt, dt)[0].tolist() == [0, 4, 5, 14 + 5]
-    found = evaluate(gt, dt, "classify")
+    found = evaluate_results(gt, dt, "classify")
     assert found.metrics == {"top1": 0.25, "top5": 0.5}
     assert found.per_class["a"] == {"top1": 0.5, "top5": 1.0, "objects": 2}
     assert found.per_class["b"] == {"top1": 0.0, "top5": 0.0, "objects": 1}
@@ -52,9 +52,9 @@ def test_the_order_of_the_rows_does_not_count_but_for_equal_scores() -> None:
 
 def test_images_need_exactly_one_label() -> None:
     with pytest.raises(DetkitError, match="2 of 3 images do not have exactly one label"):
-        evaluate(truth([0, 1, 2], image=[0, 0, 2]), answers([0], [1], [2]), "classify")
+        evaluate_results(truth([0, 1, 2], image=[0, 0, 2]), answers([0], [1], [2]), "classify")
     with pytest.raises(ValueError, match="iou"):
-        evaluate(truth([0]), answers([0]), "classify", iou=0.6)
+        evaluate_results(truth([0]), answers([0]), "classify", iou=0.6)
 
 
 def test_copies_of_images_are_as_good_as_weights() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from detkit.metrics.confusion import confusion_matrix
-from detkit.metrics.curves import curves
+from detkit.metrics.curves import class_curves
 
 Make = Callable[..., Any]
 CLASSES = ("cat", "dog")
@@ -50,7 +50,7 @@ def test_every_object_and_every_detection_is_counted_once(ground_truth: Make, re
     counts = confusion_matrix(gt, dt, conf=0.0).counts
     assert counts[:-1].sum(axis=1).tolist() == np.bincount(labels, minlength=2).tolist()
     assert counts[:, :-1].sum() == 40
-    recall = [round(curve.recall[-1] * curve.objects) for curve in curves(gt, dt).per_class.values()]
+    recall = [round(curve.recall[-1] * curve.objects) for curve in class_curves(gt, dt).per_class.values()]
     assert np.diag(counts)[:-1].tolist() == recall
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from detkit.metrics import evaluate
+from detkit.metrics import evaluate_results
 from detkit.metrics.errors import KINDS, error_breakdown
 
 A = [0.0, 0.0, 10.0, 10.0]
@@ -67,7 +67,7 @@ def test_by_hand(ground_truth: Callable, results: Callable, name: str) -> None:
     gt = ground_truth(objects, label=labels, classes=TWO)
     dt = results(boxes, scores, label=found)
     got = error_breakdown(gt, dt)
-    assert got.ap == pytest.approx(evaluate(gt, dt).metrics["AP50"])
+    assert got.ap == pytest.approx(evaluate_results(gt, dt).metrics["AP50"])
     assert {kind: n for kind, n in got.counts.items() if n} == counts
     assert {kind: v for kind, v in got.gains.items() if abs(v) > 1e-9} == pytest.approx(gains)
     assert list(got.counts) == list(got.gains) == [*KINDS, "missed"]
@@ -107,7 +107,7 @@ def test_every_false_positive_has_one_kind(ground_truth: Callable, results: Call
     other = np.where(rng.uniform(size=n) < 0.2, (label + 1) % 3, label)
     dt = results(found.tolist(), rng.uniform(size=n).tolist(), image=image.tolist(), label=other.tolist())
     got = error_breakdown(gt, dt, iou=0.6)
-    assert got.ap == pytest.approx(evaluate(gt, dt, iou=0.6).metrics["AP60"])
+    assert got.ap == pytest.approx(evaluate_results(gt, dt, iou=0.6).metrics["AP60"])
     assert len(np.unique(got.row)) == len(got.row) == sum(got.counts[kind] for kind in KINDS)
     assert all(gain > -0.02 for gain in got.gains.values())
     assert got.false_positives >= max(got.gains[kind] for kind in ("duplicate", "background", "both"))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from detkit.metrics import evaluate
+from detkit.metrics import evaluate_results
 from detkit.metrics.coco import pycocotools_metrics
 from detkit.tables import GroundTruth, Results
 
@@ -28,7 +28,7 @@ def case(seed: int) -> tuple[GroundTruth, Results]:
 @pytest.mark.parametrize("seed", range(8))
 def test_both_give_the_same_twelve_numbers(seed: int) -> None:
     gt, dt = case(seed)
-    assert evaluate(gt, dt).metrics == pycocotools_metrics(gt, dt)
+    assert evaluate_results(gt, dt).metrics == pycocotools_metrics(gt, dt)
 
 
 def test_without_detections_or_objects() -> None:

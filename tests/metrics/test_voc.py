@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from detkit.errors import DetkitError
-from detkit.metrics import evaluate
+from detkit.metrics import evaluate_results
 from detkit.tables import GroundTruth, Results
 
 
@@ -79,7 +79,7 @@ def test_as_the_devkit_on_inclusive_corners(seed: int, year: str) -> None:
         return np.hstack([boxes[:, :2] - 1, boxes[:, 2:] - (boxes[:, :2] - 1)]).astype(float)
 
     gt = table(xywh(corners), image, label, difficult, images)
-    got = evaluate(gt, Results(image[near], label[near], xywh(found), score), f"voc{year}")
+    got = evaluate_results(gt, Results(image[near], label[near], xywh(found), score), f"voc{year}")
     expected = []
     for k in (0, 1):
         objects = [(image[i], corners[i], difficult[i]) for i in range(n) if label[i] == k]
@@ -99,44 +99,46 @@ def one_image(found: list[list[float]], score: list[float], difficult: tuple[int
 def test_worked_example_of_both_averages() -> None:
     # true, false, true: precision 1, 1/2, 2/3 at recall 1/2, 1/2, 1
     gt, dt = one_image([[0, 0, 10, 10], [50, 50, 10, 10], [100, 0, 10, 10]], [0.9, 0.8, 0.7])
-    assert evaluate(gt, dt, "voc2007").metrics["AP"] == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
-    assert evaluate(gt, dt, "voc2010").metrics["AP"] == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
+    assert evaluate_results(gt, dt, "voc2007").metrics["AP"] == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
+    assert evaluate_results(gt, dt, "voc2010").metrics["AP"] == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
 
 
 def test_a_second_detection_is_false_and_on_a_difficult_object_none_counts() -> None:
     twice = [[100, 0, 10, 10], [100, 0, 10, 10], [0, 0, 10, 10]]
     gt, dt = one_image(twice, [0.9, 0.8, 0.7])
-    assert evaluate(gt, dt, "voc2010").metrics["AP"] == pytest.approx(0.5 + 0.5 * 2 / 3)
+    assert evaluate_results(gt, dt, "voc2010").metrics["AP"] == pytest.approx(0.5 + 0.5 * 2 / 3)
     gt, dt = one_image(twice, [0.9, 0.8, 0.7], difficult=(0, 1))
-    assert evaluate(gt, dt, "voc2010").metrics["AP"] == 1.0
-    assert evaluate(gt, dt, "voc2010").per_class["a"]["objects"] == 1
+    assert evaluate_results(gt, dt, "voc2010").metrics["AP"] == 1.0
+    assert evaluate_results(gt, dt, "voc2010").per_class["a"]["objects"] == 1
 
 
 def test_a_detection_belongs_to_its_best_object_even_if_that_is_taken() -> None:
     boxes = np.array([[0, 0, 10, 10], [3, 0, 10, 10]])
     gt = table(boxes, np.zeros(2, int), np.zeros(2, int), np.zeros(2), 1)
     dt = Results(np.zeros(2, int), np.zeros(2, int), np.array([[0, 0, 10, 10.0], [1, 0, 10, 10]]), np.array([0.9, 0.8]))
-    assert evaluate(gt, dt, "voc2010").metrics["AP"] == 0.5  # COCO would give the second one the free object
-    assert evaluate(gt, dt).metrics["AP50"] == pytest.approx(1.0)
+    assert evaluate_results(gt, dt, "voc2010").metrics["AP"] == 0.5  # COCO would give the second one the free object
+    assert evaluate_results(gt, dt).metrics["AP50"] == pytest.approx(1.0)
 
 
 def test_classes_without_objects_and_empty_tables() -> None:
     gt, dt = one_image([], [])
-    got = evaluate(gt, dt, "voc2010")
+    got = evaluate_results(gt, dt, "voc2010")
     assert got.per_class["a"]["AP"] == 0.0
     assert np.isnan(got.per_class["b"]["AP"])
-    nothing = evaluate(table(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, int), np.zeros(0), 0), dt, "voc2010")
+    nothing = evaluate_results(
+        table(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, int), np.zeros(0), 0), dt, "voc2010"
+    )
     assert np.isnan(nothing.metrics["AP"])
     _, found = one_image([[0, 0, 10, 10]], [0.9])
     empty = table(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, int), np.zeros(0), 1)
-    assert np.isnan(evaluate(empty, found, "voc2010").metrics["AP"])
+    assert np.isnan(evaluate_results(empty, found, "voc2010").metrics["AP"])
 
 
 def test_protocols_by_name_and_unknown_ones() -> None:
     gt, dt = one_image([[0, 0, 10, 10], [100, 0, 10, 10]], [0.9, 0.8])
-    assert evaluate(gt, dt, "voc2007").to_dict()["metrics"] == {"AP": 1.0, "AP50": 1.0}
-    assert evaluate(gt, dt, "voc2010", iou=0.7).metrics == {"AP": 1.0, "AP70": 1.0}
+    assert evaluate_results(gt, dt, "voc2007").to_dict()["metrics"] == {"AP": 1.0, "AP50": 1.0}
+    assert evaluate_results(gt, dt, "voc2010", iou=0.7).metrics == {"AP": 1.0, "AP70": 1.0}
     with pytest.raises(DetkitError, match="voc2010"):
-        evaluate(gt, dt, "voc2012")
+        evaluate_results(gt, dt, "voc2012")
     with pytest.raises(ValueError, match="threshold"):
-        evaluate(gt, dt, "voc2010", iou=0)
+        evaluate_results(gt, dt, "voc2010", iou=0)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from detkit.errors import DetkitError
-from detkit.metrics import evaluate
+from detkit.metrics import evaluate_results
 from detkit.report.comparison import Candidate, Comparison, compare_results, draw_runs
 from detkit.tables import GroundTruth, Results
 
@@ -32,7 +32,7 @@ def compared() -> Comparison:
         Candidate("all", found(image), [1.0], 30.0),
     ]
     got = compare_results(gt, candidates, samples=100)
-    assert got.runs[0]["AP50"] == evaluate(gt, candidates[0].results).metrics["AP50"]
+    assert got.runs[0]["AP50"] == evaluate_results(gt, candidates[0].results).metrics["AP50"]
     return got
 
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from detkit.metrics import evaluate
+from detkit.metrics import evaluate_results
 from detkit.report.content import Settings, build_report, latency
 from detkit.tables import Results
 
@@ -15,9 +15,9 @@ from detkit.tables import Results
 def test_numbers(case) -> None:
     got = build_report(case.annotations, case.results, Settings(iou=0.6, bootstrap=5)).facts
     gt = case.annotations.ground_truth()
-    expected = evaluate(gt, case.results, "coco", iou=0.6)
+    expected = evaluate_results(gt, case.results, "coco", iou=0.6)
     assert got["metrics"] == expected.metrics
-    assert got["protocols"]["voc2007"] == evaluate(gt, case.results, "voc2007", iou=0.6).metrics
+    assert got["protocols"]["voc2007"] == evaluate_results(gt, case.results, "voc2007", iou=0.6).metrics
     assert list(got["intervals"]) == ["AP", "AP50", "AP60"]
     assert got["counts"] == {"images": 3, "objects": 4, "ignored": 0, "detections": 7}
     assert {name: row["objects"] for name, row in got["by_size"].items()} == {"small": 1, "medium": 3, "large": 0}
