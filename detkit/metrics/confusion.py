@@ -51,24 +51,20 @@ def confusion_matrix(
     background = len(gt.classes)
     dt = dt[dt.score >= conf]
     same = match(gt, dt, thresholds=np.array([iou]), max_detections=max_detections)
-    found = same.taken[same.taken >= 0]
-    free = np.ones(len(gt.image), bool)
-    free[found[~gt.crowd[found]]] = False
-    found = gt.label[found[gt.wanted[found]]]
-
-    left, rest = gt[free], dt[np.sort(same.row[same.taken < 0])]
-    other = match(left, rest, thresholds=np.array([iou]), max_detections=len(rest) + 1, by_class=False)
+    taken = same.taken[same.taken >= 0]
+    answer = np.full(len(gt.image), background)  # the class that each object is found as
+    answer[taken] = gt.label[taken]
+    free = np.flatnonzero((answer == background) | gt.crowd)
+    rest = dt[np.sort(same.row[same.taken < 0])]
+    other = match(gt[free], rest, thresholds=np.array([iou]), max_detections=len(rest) + 1, by_class=False)
     on_object = other.taken >= 0
-    objects = other.taken[on_object]
-    missed = left.wanted
-    missed[objects] = False
-    confused = left.wanted[objects]
-    invented, missed_labels = other.label[~on_object], left.label[missed]
-    rows = [found, left.label[objects[confused]], np.full(len(invented), background), missed_labels]
-    columns = [found, other.label[on_object][confused], invented, np.full(len(missed_labels), background)]
+    answer[free[other.taken[on_object]]] = other.label[on_object]
+    invented = other.label[~on_object]
+    rows = np.append(gt.label[gt.wanted], np.full(len(invented), background))
+    columns = np.append(answer[gt.wanted], invented)
     size = background + 1
-    cells = np.concatenate(rows) * size + np.concatenate(columns)
-    return Confusion(np.bincount(cells, minlength=size * size).reshape(size, size), gt.classes)
+    counts = np.bincount(rows * size + columns, minlength=size * size).reshape(size, size)
+    return Confusion(counts, gt.classes)
 
 
 def swapped_classes(gt: GroundTruth, dt: Results) -> list[str]:

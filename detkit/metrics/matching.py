@@ -30,7 +30,6 @@ class Matches:
         taken: (D,) int64, row of the object taken at the first threshold of the first area range, or -1.
         starts: (K + 1,) int64, where each class starts.
         thresholds: (T,) IoU.
-        areas: (A, 2) square pixels.
     """
 
     row: np.ndarray
@@ -43,7 +42,6 @@ class Matches:
     taken: np.ndarray
     starts: np.ndarray
     thresholds: np.ndarray
-    areas: np.ndarray
 
     @property
     def true(self) -> np.ndarray:
@@ -196,7 +194,7 @@ def match(
     return Matches(
         row=rows,
         image=dt.image[rows],
-        label=np.repeat(np.arange(len(gt.classes)), np.diff(grouped.starts)) if by_class else dt.label[rows],
+        label=dt.label[rows],
         score=dt.score[rows],
         rank=grouped.rank,
         matched=matched[rows],
@@ -204,7 +202,6 @@ def match(
         taken=taken[rows],
         starts=grouped.starts,
         thresholds=thresholds,
-        areas=areas,
     )
 
 

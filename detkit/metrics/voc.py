@@ -57,7 +57,7 @@ class Voc2010(Metric):
         """AP at one IoU, twice: by that name and by the threshold's (AP50)."""
         iou = 0.5 if iou is None else iou
         counts = positives(gt, ALL_SIZES)[:, 0]
-        ap, recall = self._scores(_matched(gt, dt, iou), counts)
+        ap, recall = self._scores(_matched(gt, dt, iou), counts, np.ones(len(dt)))
         per_class: dict[str, dict[str, float]] = {}
         for name, value, reached, count in zip(gt.classes, ap, recall, counts.tolist(), strict=True):
             per_class[name] = {"AP": value, iou_name(iou): value, "recall": reached, "objects": count}
@@ -79,12 +79,9 @@ class Voc2010(Metric):
 
         return value
 
-    def _scores(
-        self, matched: _Matched, counts: np.ndarray, weight: np.ndarray | None = None
-    ) -> tuple[list[float], list[float]]:
+    def _scores(self, matched: _Matched, counts: np.ndarray, weight: np.ndarray) -> tuple[list[float], list[float]]:
         """AP and highest recall of each class, NaN without objects; weight (D,): how many times each row counts."""
         ap, reached = [np.nan] * len(counts), [np.nan] * len(counts)
-        weight = np.ones(len(matched.rows)) if weight is None else weight
         for k in np.flatnonzero(counts):
             part = slice(matched.starts[k], matched.starts[k + 1])
             times = weight[part] * matched.counted[part]

@@ -106,8 +106,9 @@ def test_random_tables_are_bit_equal_to_pycocotools(seed: int) -> None:
     got = coco.Coco().evaluate(gt, dt)
     assert list(got.metrics.values()) == reference.stats.tolist()
     np.testing.assert_array_equal(got.precision, reference.eval["precision"][..., -1])
-    matches = match(gt, dt, thresholds=coco.THRESHOLDS, areas=np.array(list(coco.AREAS.values())))
-    counts = positives(gt, matches.areas)
+    areas = np.array(list(coco.AREAS.values()))
+    matches = match(gt, dt, thresholds=coco.THRESHOLDS, areas=areas)
+    counts = positives(gt, areas)
     for m, limit in enumerate(got.limits):
         np.testing.assert_array_equal(coco.accumulate(matches, counts, [limit])[0], reference.eval["precision"][..., m])
     np.testing.assert_array_equal(got.recall, reference.eval["recall"])
