@@ -106,11 +106,8 @@ class Coco(Metric):
             area = _AREA_NAMES.index(number.area)
             table = recall[..., area, limits.index(number.limit)] if number.recall else precision[..., area]
             tables[name] = table[np.isin(thresholds, THRESHOLDS) if number.iou is None else thresholds == number.iou]
-        columns = {
-            name: _class_means(table)
-            for name, table in tables.items()
-            if name.startswith("AP") or name == f"AR{max_detections}"
-        }
+        shown = [name for name in tables if name.startswith("AP") or name == f"AR{max_detections}"]
+        columns = {name: _class_means(tables[name]) for name in shown}
         per_class = {
             name: {n: column[k] for n, column in columns.items()} | {"objects": int(counts[k, 0])}
             for k, name in enumerate(gt.classes)
@@ -139,10 +136,8 @@ class Coco(Metric):
 
 def _class_means(table: np.ndarray) -> list[float]:
     """The mean of each class (the last axis), NaN where it has no object: there all entries are -1."""
-    rows = np.moveaxis(table, -1, 0).reshape(table.shape[-1], int(np.prod(table.shape[:-1])))
-    means = rows.mean(axis=1)
-    means[rows[:, 0] < 0] = np.nan
-    return list(means.tolist())
+    means = table.mean(axis=tuple(range(table.ndim - 1)))
+    return list(np.where(means < 0, np.nan, means).tolist())
 
 
 def _mean(table: np.ndarray, nothing: float) -> float:
