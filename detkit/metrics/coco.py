@@ -22,7 +22,6 @@ THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
 AREAS = {"all": (0.0, 1e5**2), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e5**2)}
 _RANGES = np.array(list(AREAS.values()))
-_AREA_NAMES = list(AREAS)
 
 
 class _Number(NamedTuple):
@@ -103,7 +102,7 @@ class Coco(Metric):
         precision, recall = accumulate(matches, counts, limits)
         tables = {}  # the entries that each number averages, the last axis being the class
         for name, number in metric_table(max_detections, iou).items():
-            area = _AREA_NAMES.index(number.area)
+            area = list(AREAS).index(number.area)
             table = recall[..., area, limits.index(number.limit)] if number.recall else precision[..., area]
             tables[name] = table[np.isin(thresholds, THRESHOLDS) if number.iou is None else thresholds == number.iou]
         shown = [name for name in tables if name.startswith("AP") or name == f"AR{max_detections}"]

@@ -122,8 +122,7 @@ def error_breakdown(
 
 def _best_corrections(target: np.ndarray, score: np.ndarray, found: np.ndarray) -> np.ndarray:
     """(E,) bool: the best-scoring one of those that could be corrected to an object which nothing has found."""
-    open_ = np.flatnonzero(target >= 0)
-    open_ = open_[~found[target[open_]]]
+    open_ = np.flatnonzero(~np.append(found, True)[target])  # a target of -1 is no object
     open_ = open_[np.argsort(-score[open_], kind="stable")]
     best = np.zeros(len(target), bool)
     best[open_[np.unique(target[open_], return_index=True)[1]]] = True
