@@ -65,7 +65,7 @@ def _entry_points(group: str) -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=group)}
 
 
-def find_part(kind: str, name: Any, *, where: str = "", trusted: bool = True) -> Any:
+def find_part(kind: str, name: object, *, where: str = "", trusted: bool = True) -> Any:
     """The part (mostly a class) of this kind and name.
 
     Args:

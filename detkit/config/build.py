@@ -15,6 +15,7 @@ from detkit.backbones.base import at_scales
 from detkit.config.experiment import MODEL_KEYS, PARTS, Config, EvaluateOptions, check_model, part_at
 from detkit.config.schema import Place, located
 from detkit.config.transfer import start_from
+from detkit.config.yaml_file import Section
 from detkit.data.resize import Resize
 from detkit.detector import Detector, read_weights
 from detkit.errors import DetkitError
@@ -122,7 +123,7 @@ def load_detector(path_or_name: str | Path) -> Detector:
 
 
 def _parts(
-    model: dict[str, Any], num_classes: int, place: Place, weights: str | None
+    model: Section, num_classes: int, place: Place, weights: str | None
 ) -> tuple[Backbone, Neck, Head, ProposalSource | None]:
     """StagedBackbone, neck, head and proposals, wired: channels and strides travel along the chain."""
     backbone, neck, trunk = build_body(model, place, weights)
@@ -139,7 +140,7 @@ def _parts(
     return backbone, neck, head, _part(model, "proposals", place, neck.channels, neck.strides)
 
 
-def build_body(model: dict[str, Any], place: Place, weights: str | None) -> tuple[Backbone, Neck, tuple[Any, ...]]:
+def build_body(model: Section, place: Place, weights: str | None) -> tuple[Backbone, Neck, tuple[Any, ...]]:
     """Builds the part of a detector that makes feature maps.
 
     Args:
@@ -169,7 +170,7 @@ def build_body(model: dict[str, Any], place: Place, weights: str | None) -> tupl
     return backbone, _part(model, "neck", place, backbone.channels, backbone.strides), tuple(trunk)
 
 
-def _check_sides(model: dict[str, Any], place: Place) -> None:
+def _check_sides(model: Section, place: Place) -> None:
     """Side branches help a classifier to learn, and read the backbone's own maps of the image at its own scale."""
     path = ("model", "backbone", "side_branches")
     for part, key, only in (("head", "name", "classify"), ("neck", "name", "identity"), ("backbone", "scales", (1.0,))):
@@ -178,7 +179,7 @@ def _check_sides(model: dict[str, Any], place: Place) -> None:
             raise DetkitError(what, place.at(path), "leave side_branches out")
 
 
-def _part(model: dict[str, Any], kind: str, place: Place, *wired: Any) -> Any:
+def _part(model: Section, kind: str, place: Place, *wired: Any) -> Any:
     arguments = dict(model[kind])
     name = arguments.pop("name")
     constructor = part_at(kind, name, place, ("model", kind, "name"))
@@ -186,7 +187,7 @@ def _part(model: dict[str, Any], kind: str, place: Place, *wired: Any) -> Any:
         return constructor(*wired, **arguments)
 
 
-def input_resize(model: dict[str, Any], neck: Neck) -> Resize:
+def input_resize(model: Section, neck: Neck) -> Resize:
     """How the ``model`` section wants images to become inputs, in whole strides of the neck's coarsest map."""
     size = model["size"]
     stride = math.ceil(max(neck.strides))  # a pyramid's strides may be fractions

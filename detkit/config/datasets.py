@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from detkit.config.experiment import Config, sources
 from detkit.config.schema import Place
+from detkit.config.yaml_file import Section
 from detkit.data.dataset import Annotations, Dataset, concat, read, splits
 from detkit.data.split import stratify
 from detkit.errors import DetkitError
@@ -70,7 +70,7 @@ def train_val_datasets(config: Config) -> tuple[Dataset, Dataset, list[str]]:
     return train.subset(parts["train"]), train.subset(parts["val"]), [note]
 
 
-def _read(item: dict[str, Any], split: str) -> Dataset:
+def _read(item: Section, split: str) -> Dataset:
     wanted = item["split"] or _part(item, split)
     annotations = read(item["path"], split=wanted, images=item["images"], format=item["format"])
     if item["classes"] is not None or item["rename"] is not None:
@@ -78,7 +78,7 @@ def _read(item: dict[str, Any], split: str) -> Dataset:
     return Dataset(annotations)
 
 
-def _part(item: dict[str, Any], split: str) -> str | None:
+def _part(item: Section, split: str) -> str | None:
     """The data's part that ``split`` means: the same name, or the only one that begins so (train2017); None if whole.
 
     Raises:
@@ -93,7 +93,7 @@ def _part(item: dict[str, Any], split: str) -> str | None:
     return alike[0]
 
 
-def _val_of(item: dict[str, Any]) -> dict[str, Any] | None:
+def _val_of(item: Section) -> Section | None:
     """The source of the validation part beside a training source; None if there is none, or if it may overlap."""
     names = splits(item["path"], format=item["format"])
     used = item["split"] or (_part(item, "train") if names else None)

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 from detkit import registry, zoo
 from detkit.arrays import plain
 from detkit.config.schema import Key, Place, check, dotted, keys_of, located
-from detkit.config.yaml_file import Lines, Path_, dump, parse
+from detkit.config.yaml_file import Lines, Path_, Section, dump, parse
 from detkit.errors import DetkitError, nearest
 from detkit.interfaces import Head
 from detkit.structures import Limits
@@ -77,14 +77,14 @@ class Config:
         place: Where the values came from, for errors.
     """
 
-    data: dict[str, Any]
-    model: dict[str, Any]
-    augment: dict[str, Any]
+    data: Section
+    model: Section
+    augment: Section
     train: Any
     evaluate: EvaluateOptions
     place: Place = field(default_factory=Place, repr=False)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Section:
         """Plain values, section by section."""
         sections = {name: getattr(self, name) for name in ("data", "model", "augment")}
         return plain({**sections, "train": asdict(self.train), "evaluate": asdict(self.evaluate)})
@@ -143,7 +143,7 @@ def check_config(values: Mapping[str, Any], place: Place, train_schema: type) ->
 
     sections = check(dict(values), {name: Key(Any, None) for name in SECTIONS}, place, ())
 
-    def section(name: str, schema: Callable[..., Made]) -> tuple[dict[str, Any], Made]:
+    def section(name: str, schema: Callable[..., Made]) -> tuple[Section, Made]:
         given = check(sections[name], keys_of(schema), place, (name,))
         with located(place, (name,), given):
             return given, schema(**given)
@@ -159,7 +159,7 @@ def check_config(values: Mapping[str, Any], place: Place, train_schema: type) ->
     return Config(data, model, augment, train, evaluate, place)
 
 
-def check_data(values: Any, place: Place) -> dict[str, Any]:
+def check_data(values: object, place: Place) -> Section:
     """The ``data`` section; every part becomes a list of sources."""
     keys = {
         "train": Key(Any),
@@ -177,7 +177,7 @@ def check_data(values: Any, place: Place) -> dict[str, Any]:
     return data
 
 
-def sources(value: Any, place: Place, path: Path_) -> list[dict[str, Any]]:
+def sources(value: object, place: Place, path: Path_) -> list[Section]:
     """A path, a mapping of ``SOURCE_KEYS`` or a list of those, as a list of complete mappings."""
     items = value if isinstance(value, list) else [value]
     if not items:
@@ -200,7 +200,7 @@ def _list_file(split: str | None, place: Place) -> str | None:
     return str(beside) if split and not Path(split).is_file() and beside.is_file() else split
 
 
-def check_model(values: Any, place: Place, path: Path_ = ("model",)) -> dict[str, Any]:
+def check_model(values: object, place: Place, path: Path_ = ("model",)) -> Section:
     """The ``model`` section; every part becomes a dict of its name and all of its arguments."""
     model = check(values, MODEL_KEYS, place, path)
     for kind in PARTS:
@@ -233,7 +233,7 @@ def _check_joining(model: Mapping[str, Any], augment: Mapping[str, Any], place: 
             raise DetkitError(what, place.at(("augment", name)), f"write augment: {{{name}: 0}}")
 
 
-def part_at(kind: str, name: Any, place: Place, path: Path_) -> Any:
+def part_at(kind: str, name: object, place: Place, path: Path_) -> Any:
     """The constructor of a part that the value at ``path`` names; see ``detkit.registry.find_part``."""
     return registry.find_part(kind, name, where=place.at(path), trusted=place.trusts(path))
 
@@ -265,7 +265,7 @@ def _shipped_files() -> dict[str, Path]:
     return {path.stem: path for folder in (package, package.parent) for path in folder.glob("configs/*.yaml")}
 
 
-def _override(values: dict[str, Any], override: str) -> Path_:
+def _override(values: Section, override: str) -> Path_:
     """Puts ``a.b=value`` into ``values`` and returns its path."""
     name, equals, text = override.partition("=")
     path = tuple(name.strip().split("."))

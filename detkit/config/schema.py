@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from detkit import registry
-from detkit.config.yaml_file import Path_
+from detkit.config.yaml_file import Path_, Section
 from detkit.errors import DetkitError, nearest
 from detkit.options import keyword_only
 
@@ -83,7 +83,7 @@ def keys_of(constructor: Callable[..., Any]) -> dict[str, Key]:
     return {name: Key(argument.annotation, argument.default) for name, argument in arguments.items()}
 
 
-def check(values: object, keys: Mapping[str, Key], place: Place, path: Path_) -> dict[str, Any]:
+def check(values: object, keys: Mapping[str, Key], place: Place, path: Path_) -> Section:
     """Checks every key and fills in the defaults.
 
     Args:

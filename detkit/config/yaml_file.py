@@ -14,6 +14,7 @@ import yaml
 from detkit.errors import DetkitError
 
 Path_ = tuple[str | int, ...]
+Section = dict[str, Any]  # keys and values of a mapping; what these are is checked at run time
 Lines = dict[Path_, int]
 
 _SCALARS = {
@@ -87,7 +88,7 @@ def _value(node: yaml.Node, path: Path_, lines: Lines, source: str) -> Any:
     if isinstance(node, yaml.SequenceNode):
         return [_value(item, (*path, i), lines, source) for i, item in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode):
-        values: dict[str, Any] = {}
+        values: Section = {}
         for key_node, item in node.value:
             key, line = str(key_node.value), key_node.start_mark.line + 1
             if key in values:
