@@ -43,7 +43,7 @@ class GroundTruth:
     @property
     def wanted(self) -> np.ndarray:
         """(N,) bool: objects that are to be found, neither crowd nor difficult."""
-        return ~(self.crowd | self.difficult)
+        return np.asarray(~(self.crowd | self.difficult))
 
     def __getitem__(self, rows: np.ndarray) -> GroundTruth:
         """Some objects: a mask or indices; the images stay."""

@@ -29,7 +29,9 @@ class Confusion:
     def shares(self) -> np.ndarray:
         """(C + 1, C + 1) float64: each row divided by its sum; NaN where a class has no object."""
         total = self.counts.sum(axis=1, keepdims=True)
-        return np.divide(self.counts, total, out=np.full(self.counts.shape, np.nan), where=total > 0)
+        shares = np.full(self.counts.shape, np.nan)
+        np.divide(self.counts, total, out=shares, where=total > 0)
+        return shares
 
 
 def confusion_matrix(

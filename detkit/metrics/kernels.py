@@ -146,7 +146,7 @@ def _decided_by_area(matched: np.uint64, ignored: np.uint64, number: int, ranges
         part = (ignored >> np.uint64(a * number)) & full
         if part != 0 and part != full:
             return False
-    return matched == 0
+    return bool(matched == 0)
 
 
 @kernel

@@ -46,12 +46,12 @@ class Matches:
     @property
     def true(self) -> np.ndarray:
         """(D,) bool: true positives at the first threshold of the first area range."""
-        return ((self.matched & ~self.ignored) & np.uint64(1)).astype(bool)
+        return np.asarray(self.matched & ~self.ignored & np.uint64(1), dtype=bool)
 
     @property
     def counted(self) -> np.ndarray:
         """(D,) bool: neither on an ignored object nor outside the first area range."""
-        return (self.ignored & np.uint64(1)) == 0
+        return np.asarray(self.ignored & np.uint64(1) == 0)
 
 
 def check_tables(gt: GroundTruth, dt: Results) -> None:

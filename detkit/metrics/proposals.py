@@ -21,7 +21,7 @@ def best_overlaps(boxes: np.ndarray, proposals: np.ndarray) -> np.ndarray:
     Returns:
         (N,) IoU with the proposal that fits best; 0 where there is none.
     """
-    return np.asarray(iou(boxes, proposals)).max(axis=1, initial=0)
+    return np.asarray(iou(boxes, proposals).max(axis=1, initial=0))
 
 
 class RecallMeter:
