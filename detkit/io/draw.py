@@ -7,12 +7,14 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from detkit.structures import Detections, Target
+if TYPE_CHECKING:
+    from detkit.structures import Detections, Target
 
 # Distinct from each other and from most photos; neighbours in the list differ most. Class i has colour i modulo length.
 PALETTE = (

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detkit import registry
 from detkit.interfaces import Writer
 from detkit.io.detections.reader import read_detections as read_detections
 from detkit.io.sources import Frame
-from detkit.structures import Detections
+
+if TYPE_CHECKING:
+    from detkit.structures import Detections
 
 WRITERS = {
     "jsonl": "detkit.io.detections.writers:JsonLinesWriter",

@@ -9,14 +9,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import IO, ClassVar, Self
+from typing import IO, TYPE_CHECKING, ClassVar, Self
 from xml.sax.saxutils import escape
 
 from detkit.interfaces import Writer
 from detkit.io.detections import record_of
 from detkit.io.files import atomic_folder, atomic_path
 from detkit.io.sources import Frame
-from detkit.structures import Detections
+
+if TYPE_CHECKING:
+    from detkit.structures import Detections
 
 
 class _AtomicWriter(Writer):
