@@ -125,18 +125,34 @@ def _covered_near(
 
 
 @kernel
-def suppress(
-    boxes: np.ndarray, scores: np.ndarray, order: np.ndarray, labels: np.ndarray, classes: int, threshold: float
-) -> np.ndarray:
-    """Greedy NMS within each label: (n,) bool, which boxes stay; those with a NaN, or a NaN score, do not.
+def label_range(labels: np.ndarray) -> tuple[int, int]:
+    """The lowest and highest of labels (n,) int64, n > 0."""
+    low = high = labels[0]
+    for label in labels:
+        low = min(low, label)
+        high = max(high, label)
+    return low, high
 
-    boxes (n, 4) C-contiguous; scores (n,); order (n,): indices by descending score; labels (n,) int64 below
-    ``classes``, or none (0,) where all boxes are of one class; threshold: of the boxes' type.
+
+@kernel
+def suppress(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    order: np.ndarray,
+    labels: np.ndarray,
+    low: int,
+    classes: int,
+    threshold: float,
+) -> np.ndarray:
+    """Greedy NMS within each label: kept indices, best first; boxes with a NaN, or a NaN score, are not among them.
+
+    boxes (n, 4) C-contiguous; scores (n,); order (n,): indices by descending score; labels (n,) int64 in low .. low +
+    classes - 1, or none (0,) where all boxes are of one class; threshold: of the boxes' type.
     """
     n = order.shape[0]
     starts = np.zeros(classes + 1, np.int64)
-    for c in labels:
-        starts[c + 1] += 1
+    for label in labels:
+        starts[label - low + 1] += 1
     if classes == 1:
         starts[1] = n
     longest = starts.max()
@@ -149,7 +165,7 @@ def suppress(
         for axis in range(4):
             sound &= boxes[i, axis] == boxes[i, axis]
         if sound:
-            c = labels[i] if classes > 1 else 0
+            c = labels[i] - low if classes > 1 else 0
             members[ends[c]] = i
             ends[c] += 1
     keep = np.zeros(n, np.bool_)
@@ -180,7 +196,13 @@ def suppress(
                 rows[count, axis] = boxes[i, axis]
                 columns[axis, count] = boxes[i, axis]
             count += 1
-    return keep
+    kept = members  # in the order of scores; its own content is no longer needed
+    count = 0
+    for i in order:
+        if keep[i]:
+            kept[count] = i
+            count += 1
+    return kept[:count]
 
 
 @kernel

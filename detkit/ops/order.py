@@ -16,6 +16,8 @@ def descending(values: np.ndarray) -> np.ndarray:
     """
     count = len(values)
     negated = 0 - values  # from zero, so that -0 and 0 are the tie that they are
+    if count < 500:  # from here on the stable sort is the slow one
+        return np.argsort(negated, kind="stable")
     if values.dtype == np.float32:
         bits = negated.view(np.int32)
         rank = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # integers in the order of the floats

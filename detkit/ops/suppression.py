@@ -126,18 +126,17 @@ _ONE_CLASS = np.empty(0, np.int64)
 def _compiled_nms(
     boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray = _ONE_CLASS, *, threshold: float
 ) -> np.ndarray:
-    from detkit.ops.nms_kernels import suppress
+    from detkit.ops.nms_kernels import label_range, suppress
 
-    classes = 1
+    low = high = 0
     if len(labels):
-        labels = labels - labels.min()
-        classes = int(labels.max()) + 1
-        if not 0 < classes <= 2 * len(labels) + 1024:  # far apart: numbered anew
+        labels = inputs.behaved(labels)
+        low, high = label_range(labels)
+        if high - low >= 2 * len(labels) + 1024:  # far apart: numbered anew
             distinct, labels = np.unique(labels, return_inverse=True)
-            classes = len(distinct)
-    order = descending(scores)
+            low, high = 0, len(distinct) - 1
     limit = boxes.dtype.type(threshold)
     if float(limit) > threshold:  # no float of the boxes' type lies between
         limit = np.nextafter(limit, limit - 1)
-    keep: np.ndarray = suppress(inputs.behaved(boxes), inputs.behaved(scores), order, labels, classes, limit)
-    return np.asarray(order[keep[order]])
+    columns = inputs.behaved(boxes), inputs.behaved(scores), descending(scores), labels
+    return suppress(*columns, low, high - low + 1, limit)
