@@ -37,6 +37,14 @@ class LoadOptions(TypedDict, total=False):
     plugins: Sequence[str]
 
 
+class DataOptions(TypedDict, total=False):
+    """The keyword arguments that say how labelled data is read."""
+
+    split: str | None
+    images: str | Path | None
+    format: str | None
+
+
 @overload
 def load(path_or_name: str | Path | None = ..., **options: Unpack[LoadOptions]) -> Detector: ...
 @overload
@@ -147,6 +155,7 @@ def train(
     config: str | Path | None = None,
     *,
     data: str | Path | None = None,
+    format: str | None = None,
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
     resume: str | Path | None = None,
@@ -159,6 +168,7 @@ def train(
     Args:
         config: A YAML file or a shipped name; None: the default recipe.
         data: Takes the place of the config's data (its own validation part is used, or one is drawn).
+        format: Of ``data``, by name or ``module:Name``; None: recognised.
         overrides: "train.epochs=20" and the like.
         out: The run folder; None: a new numbered one in runs/.
         resume: A run folder to go on with.
@@ -186,6 +196,12 @@ def train(
     from detkit.io.files import numbered_folder
 
     allow(plugins)
+    if format is not None and data is None:
+        raise DetkitError(
+            "a format says how data is read, and no data is given",
+            "--format",
+            "give --data, or a source's format: in the config",
+        )
     changes = list(overrides)
     if resume is not None:
         config = Path(resume) / "config.yaml"
@@ -194,7 +210,8 @@ def train(
         changes = [*_anchors_of_run(Path(resume)), *changes]
     elif data is not None:
         # An override of a path may hold any character: JSON strings are YAML too.
-        changes = [f"data.train={json.dumps(str(data))}", "data.val=null", "data.test=null", *changes]
+        source = str(data) if format is None else {"path": str(data), "format": format}
+        changes = [f"data.train={json.dumps(source)}", "data.val=null", "data.test=null", *changes]
     elif config is None:
         raise DetkitError("nothing to train on", do="give data=, or a config that names its data")
     recipe = config or DEFAULT_RECIPE
@@ -233,7 +250,7 @@ def _refuse_missing_data(checked: Config, recipe: str | Path) -> None:
         for source in checked.data[part] or ():
             if not Path(source["path"]).exists():
                 try:
-                    format_of(source["path"])
+                    format_of(source["path"], source["format"])
                 except DetkitError:
                     what = f"the data that this config names is not here: {source['path']}"
                     do = f"lay it there, or train on other data: detkit train {recipe} --data DATA"
@@ -255,6 +272,7 @@ def evaluate(
     *,
     split: str | None = None,
     images: str | Path | None = None,
+    format: str | None = None,
     protocol: str | None = None,
     plugins: Sequence[str] = (),
 ) -> Evaluation:
@@ -266,6 +284,7 @@ def evaluate(
         data: COCO json, VOC folder, YOLO data.yaml or class folders.
         split: One part of the data; None: all of it.
         images: Folder of the images of a COCO json.
+        format: Of the data, by name or ``module:Name``; None: recognised.
         protocol: Of ``detkit.metrics.METRICS``; None: what the model's config names, else what its head answers; for a
             file "coco", on class folders "classify".
         plugins: Modules whose parts a model file may name as ``module:Name``.
@@ -279,21 +298,27 @@ def evaluate(
     from detkit import metrics
     from detkit.predictor import as_predictor
 
+    how: DataOptions = {"split": split, "images": images, "format": format}
     if isinstance(predictions_or_model, (str, Path)) and _holds_detections(Path(predictions_or_model)):
-        annotations, results, notes = read_predictions(predictions_or_model, data, split=split, images=images)
+        annotations, results, notes = read_predictions(predictions_or_model, data, **how)
         for note in notes:
             warnings.warn(note, stacklevel=2)
         usual = "classify" if annotations.labelled else "coco"
     else:
         given = predictions_or_model
         predictor = load(given, plugins=plugins) if isinstance(given, (str, Path)) else as_predictor(given)
-        annotations, results, _ = evaluate_model(predictor, data, split=split, images=images)
+        annotations, results, _ = evaluate_model(predictor, data, **how)
         usual = predictor.protocol
     return metrics.evaluate_results(annotations.ground_truth(), results, protocol=protocol or usual)
 
 
 def read_predictions(
-    path: str | Path, data: str | Path, *, split: str | None = None, images: str | Path | None = None
+    path: str | Path,
+    data: str | Path,
+    *,
+    split: str | None = None,
+    images: str | Path | None = None,
+    format: str | None = None,
 ) -> tuple[Annotations, Results, list[str]]:
     """Detections from a file, the labels they are of, and what a person should know of them.
 
@@ -302,6 +327,7 @@ def read_predictions(
         data: COCO json, VOC folder, YOLO data.yaml or class folders.
         split: One part of the data; None: all of it.
         images: Folder of the images of a COCO json.
+        format: Of the data, by name or ``module:Name``; None: recognised.
 
     Raises:
         DetkitError: Data or detections that cannot be read, or that do not fit each other.
@@ -310,7 +336,7 @@ def read_predictions(
     from detkit.io.detections import read_detections
     from detkit.metrics.confusion import swapped_classes
 
-    annotations = read(data, split=split, images=images)
+    annotations = read(data, split=split, images=images, format=format)
     results, notes = read_detections(path, annotations)
     return annotations, results, [*notes, *swapped_classes(annotations.ground_truth(), results)]
 
@@ -329,6 +355,7 @@ def evaluate_model(
     *,
     split: str | None = None,
     images: str | Path | None = None,
+    format: str | None = None,
     iou: float = 0.5,
     max_detections: int = 100,
     batch: int = 8,
@@ -343,6 +370,7 @@ def evaluate_model(
         data: COCO json, VOC folder, YOLO data.yaml or class folders.
         split: One part of the data; None: all of it.
         images: Folder of the images of a COCO json.
+        format: Of the data, by name or ``module:Name``; None: recognised.
         iou: The NMS threshold.
         max_detections: Per image.
         batch: Images at a time.
@@ -360,7 +388,7 @@ def evaluate_model(
     from detkit.metrics import find_metric
     from detkit.structures import Limits
 
-    annotations = read(data, split=split, images=images)
+    annotations = read(data, split=split, images=images, format=format)
     find_metric(predictor.protocol).check(annotations.ground_truth())  # before a long run
     _, results, timings = detect_dataset(
         predictor,

@@ -37,6 +37,7 @@ def compare(
     data: str | Path | None = None,
     split: str | None = None,
     images: str | Path | None = None,
+    format: str | None = None,
     timed: int = 20,
     bootstrap: int = 1000,
     seed: int = 0,
@@ -54,6 +55,7 @@ def compare(
         data: What to measure on; None: the validation images of the runs' configs.
         split: One part of the data; "test" takes the configs' test images.
         images: Folder of the images of a COCO json.
+        format: Of the data, by name or ``module:Name``; None: recognised.
         timed: Images to take the time of, one by one.
         bootstrap: Draws of the images.
         seed: Of the draws.
@@ -80,7 +82,7 @@ def compare(
         _refuse_others("is judged on other images or labels than", {name: data_hash(own) for name, own in sets.items()})
         dataset = sets[names[0]]
     else:
-        dataset = Dataset(read(data, split=split, images=images))
+        dataset = Dataset(read(data, split=split, images=images, format=format))
     judged_on = data_hash(dataset)
     for name, record in records.items():
         if judged_on == record.get("data_hash"):

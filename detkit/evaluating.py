@@ -25,6 +25,7 @@ def full_report(
     name: str = "",
     split: str | None = None,
     images: Path | None = None,
+    format: str | None = None,
     iou: float = 0.5,
     batch: int = 8,
     details: bool = True,
@@ -42,6 +43,7 @@ def full_report(
         name: Of the model, for people.
         split: One part of the data; None: all of it.
         images: Folder of the images of a COCO json.
+        format: Of the data, by name or ``module:Name``; None: recognised.
         iou: The model's NMS drops boxes that overlap more than this.
         batch: Images at a time.
         details: Curves, confusion, calibration, kinds of errors, worst images, too.
@@ -55,9 +57,10 @@ def full_report(
     """
     from detkit.report.content import build_report
 
+    how: api.DataOptions = {"split": split, "images": images, "format": format}
     about, timings, details = None, None, details or page
     if isinstance(predictions_or_model, Path):
-        annotations, results, notes = api.read_predictions(predictions_or_model, data, split=split, images=images)
+        annotations, results, notes = api.read_predictions(predictions_or_model, data, **how)
         usual = settings.protocol or ("classify" if annotations.labelled else "coco")
         protocol = _fitting(settings, usual, page, check)
     else:
@@ -66,13 +69,12 @@ def full_report(
 
         predictor, limit = predictions_or_model, max(settings.limit, 100)
         protocol = _fitting(settings, predictor.protocol, page, check)
-        run = {"batch": batch, "max_detections": limit}
         annotations, results, timings = api.evaluate_model(
-            predictor, data, split=split, images=images, iou=iou, on_progress=on_progress, **run
+            predictor, data, iou=iou, batch=batch, max_detections=limit, on_progress=on_progress, **how
         )
         notes = explain_match(predictor.classes, annotations.classes)
         about = {"name": name, **predictor_facts(predictor)} if details else None
-    for note in [*_about_data(annotations, data, split), *notes]:
+    for note in [*_about_data(annotations, data, split, format), *notes]:
         tell(note)
     draws = settings.bootstrap if page else settings.bootstrap or 0
     settings = replace(settings, protocol=protocol, bootstrap=draws)
@@ -110,11 +112,11 @@ def _fitting(settings: Settings, usual: str, page: bool, check: str | None) -> s
     return protocol
 
 
-def _about_data(annotations: Annotations, data: str, split: str | None) -> list[str]:
+def _about_data(annotations: Annotations, data: str, split: str | None, format: str | None) -> list[str]:
     """What reading the data found, and that several parts of it (training images too) are judged as one."""
     from detkit.data.dataset import splits
 
     notes = [f"{data}: {one.name}: {one.count} (detkit data check lists them)" for one in annotations.findings]
-    if split is None and len(parts := splits(data)) > 1:
+    if split is None and len(parts := splits(data, format=format)) > 1:
         notes.append(f"{data}: all of {', '.join(parts)} together; --split takes one part")
     return notes

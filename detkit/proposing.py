@@ -136,6 +136,7 @@ def proposal_recall(
     max: int = 2000,
     split: str | None = None,
     images: str | Path | None = None,
+    format: str | None = None,
     limit: int = 0,
     cache: str | Path | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -150,6 +151,7 @@ def proposal_recall(
         max: Boxes per image at most; 0: all.
         split: One part of the data; None: all of it.
         images: Folder of the images of a COCO json.
+        format: Of the data, by name or ``module:Name``; None: recognised.
         limit: Only the first images; 0: all.
         cache: Folder that keeps what selective search finds; None: the user's.
         on_progress: Called with images done and in all.
@@ -162,7 +164,7 @@ def proposal_recall(
     from detkit.metrics.proposals import RecallMeter
 
     find = _boxes_of(method, options, cache)
-    dataset, meter = Dataset(read(data, split=split, images=images)), RecallMeter()
+    dataset, meter = Dataset(read(data, split=split, images=images, format=format)), RecallMeter()
     failures: list[DetkitError] = []
     total = min(limit or len(dataset), len(dataset))
     for i, sample in dataset.readable(range(total), failures):

@@ -276,3 +276,74 @@ def test_a_shipped_config_runs_or_says_which_data_it_needs(
         api.train(name)
     assert caught.value.do.endswith(f"detkit train {name} --data DATA")
     assert "data.train" in caught.value.where
+
+
+OWN_FORMAT = """
+from detkit.data.dataset import read, splits
+from detkit.interfaces import DatasetFormat
+
+
+class Pointer(DatasetFormat):
+    looked_for = "a file that says where the data lies"
+
+    def recognises(self, path):
+        return False
+
+    def splits(self, path):
+        return splits(path.read_text())
+
+    def read(self, path, split, images):
+        return read(path.read_text(), split=split, images=images)
+"""
+
+
+@pytest.fixture
+def pointer(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Data that only ``pointer_format:Pointer`` reads."""
+    (tmp_path / "pointer_format.py").write_text(OWN_FORMAT)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "pointer_format", raising=False)
+    (tmp_path / "data.txt").write_text(str(data))
+    return str(tmp_path / "data.txt")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["evaluate", "RUN", "DATA", "--split", "val"],
+        [
+            "compare",
+            "RUN",
+            "RUN/last.safetensors",
+            "--data",
+            "DATA",
+            "--split",
+            "val",
+            "--timed",
+            "1",
+            "--bootstrap",
+            "2",
+        ],
+        ["propose", "DATA", "--recall", "--method", "sliding-window", "--split", "val"],
+        ["train", "toy", "--data", "DATA", "--dry-run", *SMALL],
+        ["inspect", "patches", "RUN", "DATA", "--stage", "0", "--channels", "0", "-n", "2", "-o", "OUT"],
+        ["data", "check", "DATA"],
+    ],
+)
+def test_a_format_is_named_wherever_data_is_read(
+    run: Path, pointer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    names = {"DATA": pointer, "RUN": str(run), "RUN/last.safetensors": f"{run}/last.safetensors", "OUT": str(tmp_path)}
+    typed = [names.get(word, word) for word in words]
+    assert main(typed) == 2
+    assert "name the format: --format NAME" in capsys.readouterr().err
+    assert main([*typed, "--format", "pointer_format:Pointer"]) == 0
+
+
+def test_a_format_in_python(run: Path, pointer: str) -> None:
+    named = {"format": "pointer_format:Pointer"}
+    assert detkit.evaluate(run, pointer, split="val", **named).metrics["AP"] >= 0
+    assert detkit.proposal_recall(pointer, "sliding-window", split="val", **named).images == 4
+    assert detkit.train("toy", data=pointer, overrides=SMALL, dry_run=True, **named).lines()
+    with pytest.raises(DetkitError, match="no data is given"):
+        detkit.train("toy", **named)

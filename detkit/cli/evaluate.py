@@ -19,9 +19,13 @@ def evaluate(
     predictions: Annotated[
         Path | None, Option(help="Evaluate COCO results, lines of detect --json, comp4 or YOLO txt.")
     ] = None,
-    protocol: Annotated[str | None, Option(help=f"{', '.join(METRICS)} (default: what the model answers).")] = None,
+    protocol: Annotated[
+        str | None,
+        Option(help=f"{', '.join(METRICS)}, or the name of an installed one, or module:Name (default: the model's)."),
+    ] = None,
     split: options.SplitName = None,
     images: options.Images = None,
+    format: options.Format = None,
     match_iou: Annotated[float | None, Option(help="Also AP at this IoU (VOC: at this instead of 0.5).")] = None,
     max_detections: Annotated[
         int | None, Option(min=1, help="Per image and class, that COCO's AP counts (default: 100).")
@@ -61,6 +65,7 @@ def evaluate(
         name=name,
         split=split,
         images=images,
+        format=format,
         iou=iou,
         batch=batch,
         details=as_json,
@@ -95,6 +100,7 @@ class _Comparing:
     data: Annotated[str | None, Option(help="Measure on this instead; then also model files, shipped names.")] = None
     split: options.SplitName = None
     images: options.Images = None
+    format: options.Format = None
     timed: Annotated[int, Option(min=1, help="Images to take the time of, one by one.")] = 20
     bootstrap: Annotated[int, Option(min=1, metavar="N", help="Draws of the images.")] = 1000
     seed: options.Seed = 0

@@ -95,13 +95,11 @@ def maps(
 @app.command()
 def patches(
     network: _Network,
-    data: options.Data,
+    labelled: options.LabelledData,
     stage: Annotated[int, Option(help="Stage of the backbone, from 0.")] = 2,
     channels: Annotated[str | None, Option(help="0,5,17 (default: eight that stand out most).")] = None,
     count: Annotated[int, Option("--count", "-n", "--pictures", min=1, help="Images to look at.")] = 300,
     window: Annotated[int | None, Option(min=1, help="Input pixels to cut out (default: what a cell sees).")] = None,
-    split: options.SplitName = None,
-    images: options.Images = None,
     seed: options.Seed = 0,
     out: _Folder = None,
     overwrite: options.Overwrite = False,
@@ -111,7 +109,7 @@ def patches(
     Nine per channel, of different images, in a row, the strongest first. A patch is what a cell sees (its receptive
     field, or --window of it), the frame in it the cell itself.
     """
-    from detkit.data.dataset import Dataset, read
+    from detkit.data.dataset import Dataset
     from detkit.explain.drawings import draw_patches
     from detkit.io.files import refuse_existing
 
@@ -120,7 +118,7 @@ def patches(
         raise DetkitError(f"no list of channels: {channels}", "--channels", "give numbers, as 0,5,17")
     if out is not None:  # looking at the images takes long
         refuse_existing(out / f"stage{stage}-patches.jpg", overwrite)
-    dataset = Dataset(read(data, split=split, images=images))
+    dataset = Dataset(labelled.read())
     chosen = [int(word) for word in words]
     detector = network.load()
     drawn = draw_patches(detector, dataset, stage, channels=chosen, images=count, window=window, seed=seed)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 Data = Annotated[str, Argument(metavar="DATA", help="COCO json, VOC folder, data.yaml or class folders.")]
 SplitName = Annotated[str | None, Option("--split", help="Which part of DATA (train, val, ...).")]
 Images = Annotated[Path | None, Option(help="Folder of the images of a COCO json.")]
+Format = Annotated[
+    str | None, Option("--format", metavar="NAME", help="Format of DATA, or module:Name (default: recognised).")
+]
 ModelNames = Annotated[
     list[str] | None,
     Option("--model", "-m", help="Weights file, run folder, shipped name or torchvision/NAME; see --ensemble."),
@@ -53,21 +56,19 @@ class LabelledData:
     data: Data
     split: SplitName = None
     images: Images = None
-    form: Annotated[
-        str | None, Option("--format", metavar="NAME", help="Format of DATA, or module:Name (default: recognised).")
-    ] = None
+    format: Format = None
 
     def read(self, *, refuse: bool = True) -> Annotations:
         """The labels; see ``detkit.data.dataset.read``."""
         from detkit.data.dataset import read
 
-        return read(self.data, split=self.split, images=self.images, format=self.form, refuse=refuse)
+        return read(self.data, split=self.split, images=self.images, format=self.format, refuse=refuse)
 
     def parts(self, whole: str) -> dict[str, LabelledData]:
         """Each part of the data set, or the one asked for, by name; one that is one piece is called ``whole``."""
         from detkit.data.dataset import splits
 
-        names = [self.split] if self.split is not None else splits(self.data, format=self.form)
+        names = [self.split] if self.split is not None else splits(self.data, format=self.format)
         if {"train", "val", "trainval"} <= set(names):
             names.remove("trainval")  # the two others joined
         return {Path(name).stem: replace(self, split=name) for name in names} or {whole: self}

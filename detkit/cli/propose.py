@@ -15,7 +15,7 @@ from detkit.errors import DetkitError
 from detkit.printed import Printed
 from detkit.proposing import METHODS, ProposalOptions
 
-OF_RECALL = ("limit", "cache", "split", "images")
+OF_RECALL = ("limit", "cache", "split", "images", "format")
 
 
 def propose(
@@ -33,6 +33,7 @@ def propose(
     cache: Annotated[Path | None, Option(help="Folder that keeps what --recall finds (default: the user's).")] = None,
     split: options.SplitName = None,
     images: options.Images = None,
+    format: options.Format = None,
     model: Annotated[str | None, Option("--model", "-m", help="Weights file, run folder or shipped name.")] = None,
     device: options.Device = None,
     out: options.Out = None,
@@ -58,7 +59,7 @@ def propose(
         if out is not None:
             image_format(out)
         tell = partial(progress, unit="images")
-        given |= {"split": split, "images": images, "limit": limit, "cache": cache}
+        given |= {"split": split, "images": images, "format": format, "limit": limit, "cache": cache}
         result = proposing.proposal_recall(source, method, max=count, on_progress=tell, **given)
         for failure in result.failures:
             note(f"{failure.where}: {failure.what}")

@@ -26,6 +26,7 @@ def train(
         Argument(metavar="[CONFIG] [KEY=VALUE]...", help="A YAML file, a shipped name, or a model to train on."),
     ] = None,
     data: Annotated[str | None, Option(help="COCO json, VOC folder, data.yaml or class folders to train on.")] = None,
+    format: options.Format = None,
     resume: Annotated[Path | None, Option(help="Go on with this run folder.")] = None,
     device: options.Device = None,
     threads: options.Threads = None,
@@ -48,7 +49,9 @@ def train(
 
     if threads:
         api.set_threads(threads)
-    run = partial(api.train, config, data=data, overrides=overrides, out=out, resume=resume, dry_run=dry_run)
+    run = partial(
+        api.train, config, data=data, format=format, overrides=overrides, out=out, resume=resume, dry_run=dry_run
+    )
     if os.environ.get("RANK", "0") != "0":  # of several processes one speaks
         run()
         return 0

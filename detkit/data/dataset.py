@@ -52,7 +52,8 @@ def format_of(path: str | Path, name: str | None = None) -> DatasetFormat:
     if not path.exists():
         raise DetkitError("there is no such data set", str(path), wanted)
     kind = "folder" if path.is_dir() else "file"
-    raise DetkitError(f"this {kind} is not a data set that detkit knows", str(path), wanted)
+    do = f"{wanted}; or name the format: --format NAME"
+    raise DetkitError(f"this {kind} is not a data set that detkit knows", str(path), do)
 
 
 def splits(path: str | Path, *, format: str | None = None) -> list[str]:
