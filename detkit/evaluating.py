@@ -77,6 +77,9 @@ def full_report(
     for note in [*_about_data(annotations, data, split, format), *notes]:
         tell(note)
     draws = settings.bootstrap if page else settings.bootstrap or 0
+    if draws is None and not find_metric(protocol).gives_intervals:
+        tell(f"the metric {protocol} gives no intervals, so the report has none (it has no resampler)")
+        draws = 0
     settings = replace(settings, protocol=protocol, bootstrap=draws)
     report = build_report(annotations, results, settings, about=about, timings=timings, details=details)
     if not report.facts["counts"]["objects"]:
@@ -105,6 +108,9 @@ def _fitting(settings: Settings, usual: str, page: bool, check: str | None) -> s
     for option, (refused, what) in refusals.items():
         if refused:
             raise DetkitError(what, option, "leave it out")
+    if settings.bootstrap and not metric.gives_intervals:
+        do = "leave out --bootstrap, or write its resampler"
+        raise DetkitError(f"the metric {protocol} gives no intervals", "--bootstrap", do)
     if iou is not None and not 0 < iou <= 1:
         raise DetkitError(f"an IoU lies in (0, 1], got {iou:g}", "--match-iou", "give 0.5, say")
     if check not in (None, "pycocotools"):

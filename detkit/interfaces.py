@@ -231,6 +231,11 @@ class Metric:
     takes_iou: ClassVar[bool] = True
     takes_max_detections: ClassVar[bool] = False
 
+    @property
+    def gives_intervals(self) -> bool:
+        """True with a ``resampler`` of its own."""
+        return type(self).resampler is not Metric.resampler
+
     def check(self, gt: GroundTruth) -> None:
         """Looks at the labels before a long run of a model.
 
@@ -269,7 +274,7 @@ class Metric:
         Raises:
             ValueError: A name that the metric does not have.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # a metric without one gives no intervals
 
 
 class Writer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from detkit.errors import DetkitError
 from detkit.interfaces import Metric
 from detkit.registry import find_part
 
@@ -54,7 +55,12 @@ def evaluate_results(
 
     Raises:
         ValueError: Tables that do not fit together, or a threshold that makes no sense.
-        DetkitError: There is no such metric.
+        DetkitError: There is no such metric, or it does not return the numbers that it names.
     """
-    result = find_metric(protocol).evaluate(gt, dt, iou=iou, max_detections=max_detections)
+    metric = find_metric(protocol)
+    result = metric.evaluate(gt, dt, iou=iou, max_detections=max_detections)
+    if missing := [name for name in metric.scores if name not in result.metrics]:
+        returned = ", ".join(result.metrics) or "nothing"
+        what = f"the metric {protocol} has the score {missing[0]}, but its evaluate returns {returned}"
+        raise DetkitError(what, f"scores of {type(metric).__name__}", "name in scores what evaluate returns")
     return replace(result, protocol=protocol)

@@ -160,7 +160,9 @@ def build_report(
     if draws is None:
         draws = 1000 if len(dt) < _MANY else 200
     if draws:
-        names = [*metric.scores, *([] if settings.iou is None else [iou_name(settings.iou)])]
+        names = list(metric.scores)
+        if settings.iou is not None and iou_name(settings.iou) in facts["metrics"]:
+            names.append(iou_name(settings.iou))
         facts["intervals"] = {
             name: interval(gt, dt, name, samples=draws, seed=settings.seed, protocol=protocol, **how)
             for name in dict.fromkeys(names)

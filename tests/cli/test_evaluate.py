@@ -296,3 +296,53 @@ def test_the_file_path_needs_no_torch(coco: Path, found: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+OWN_METRIC = """
+from detkit.interfaces import Metric
+from detkit.tables import Evaluation
+
+
+class Count(Metric):
+    scores = ("count",)
+    rules = "how many detections there are"
+
+    def evaluate(self, gt, dt, *, iou=None, max_detections=100):
+        return Evaluation({"count": float(len(dt))}, {})
+
+
+class Forgetful(Count):
+    scores = ("count", "share")
+"""
+
+
+@pytest.fixture
+def own_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "count_metric.py").write_text(OWN_METRIC)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "count_metric", raising=False)
+
+
+def test_a_metric_without_a_resampler_gives_no_intervals(
+    own_metric: None, coco: Path, found: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", "--predictions", str(found), str(coco), "--protocol", "count_metric:Count"]
+    assert main([*words, "--bootstrap", "5"]) == 2
+    said = capsys.readouterr().err
+    assert "the metric count_metric:Count gives no intervals" in said
+    assert "leave out --bootstrap, or write its resampler" in said
+    assert main([*words, "--report", str(tmp_path / "report.html"), "--match-iou", "0.6", "--json"]) == 0
+    told = capsys.readouterr()
+    assert "gives no intervals, so the report has none" in told.err
+    assert json.loads(told.out)["metrics"] == {"count": 3}
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_a_score_that_a_metric_does_not_return_is_named(
+    own_metric: None, coco: Path, found: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", "--predictions", str(found), str(coco), "--protocol", "count_metric:Forgetful"]
+    for more in ([], ["--bootstrap", "0"]):
+        assert main([*words, *more]) == 2
+        said = capsys.readouterr().err
+        assert "count_metric:Forgetful has the score share, but its evaluate returns count" in said
