@@ -1,8 +1,13 @@
 """What detkit asks of the parts it is built from: derive from these, inside the package or outside.
 
-Members with a value are optional. Nothing here imports torch, so parts that are networks name both bases, this one
-first: ``class MyHead(Head, nn.Module)``. A constructor's keyword-only arguments, with their types, are the part's keys
-in a config file; what comes before them is wired by the builder. docs/parts.md writes one of each, step by step.
+Members with a value are optional. A class from outside is refused without those of its own that ``detkit.registry``
+requires: ``forward`` of a backbone and a neck; ``raw``, ``loss`` and ``predict`` of a head; ``looked_for``,
+``recognises`` and ``read`` of a format; ``scores``, ``rules`` and ``evaluate`` of a metric; ``write`` of a writer;
+``__call__`` of a logger.
+
+Nothing here imports torch, so parts that are networks name both bases, this one first: ``class MyHead(Head,
+nn.Module)``. A constructor's keyword-only arguments, with their types, are the part's keys in a config file; what comes
+before them is wired by the builder. docs/parts.md writes one of each, step by step.
 """
 
 from __future__ import annotations
@@ -188,7 +193,7 @@ class DatasetFormat:
         looked_for: What it recognises, for people: "a COCO .json file (or ...)".
     """
 
-    looked_for: str
+    looked_for: ClassVar[str]
 
     def recognises(self, path: Path) -> bool:
         """True if ``path`` holds this format; opens as little as it can."""

@@ -14,15 +14,22 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def keyword_only(constructor: Callable[..., object]) -> dict[str, inspect.Parameter]:
-    """The keyword-only arguments of a function or class, or all fields of a dataclass, with annotations resolved."""
+    """The keyword-only arguments of a function or class, or all fields of a dataclass, with annotations resolved.
+
+    An argument without a type has that of its default, if this is a number, a truth value or text.
+    """
     whole = is_dataclass(constructor)
     owner = constructor.__init__ if isinstance(constructor, type) and not whole else constructor  # type: ignore[misc]
     hints = get_type_hints(owner)
     return {
-        name: argument.replace(annotation=hints.get(name, Any))
+        name: argument.replace(annotation=hints.get(name, _type_of(argument.default)))
         for name, argument in inspect.signature(constructor).parameters.items()
         if whole or argument.kind is inspect.Parameter.KEYWORD_ONLY
     }
+
+
+def _type_of(default: object) -> object:
+    return type(default) if isinstance(default, (bool, int, float, str)) else inspect.Parameter.empty
 
 
 def takes(*others: Callable[..., object]) -> Callable[[Function], Function]:

@@ -9,10 +9,15 @@ only where its module has been allowed by ``allow``.
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
+import sysconfig
+import traceback
 import warnings
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 from detkit.errors import DetkitError, nearest
@@ -28,12 +33,24 @@ TABLES = {
     "metric": "detkit.metrics:METRICS",
     "logger": "detkit.engine.run_folder:LOGGERS",
 }
+# kind: the base in detkit.interfaces, and the members that a part from outside must have of its own
+BASES = {
+    "backbone": ("Backbone", ("forward",)),
+    "neck": ("Neck", ("forward",)),
+    "head": ("Head", ("raw", "loss", "predict")),
+    "proposals": ("ProposalSource", ()),
+    "format": ("DatasetFormat", ("looked_for", "recognises", "read")),
+    "writer": ("Writer", ("write",)),
+    "metric": ("Metric", ("scores", "rules", "evaluate")),
+    "logger": ("Logger", ("__call__",)),
+}
 _GROUPS = {kind: f"detkit.{kind.rstrip('s')}s" for kind in TABLES}
 
 # Older spellings in YAML and on the command line, and what they are called now.
 RENAMED = {"course": "textbook", "lenet_course": "lenet_textbook", "yolo_course": "yolo_textbook"}
 
 _allowed: set[str] = set()  # modules that a person has named; for the life of the process
+_outside: set[str] = set()  # top-level packages that parts from outside were imported from
 
 
 class UntrustedPart(DetkitError):
@@ -75,7 +92,8 @@ def find_part(kind: str, name: object, *, where: str = "", trusted: bool = True)
         trusted: False if a file that may be a stranger's says the name, not a person.
 
     Raises:
-        DetkitError: No such part (with the nearest name), a module that cannot be imported or lacks the name.
+        DetkitError: No such part (with the nearest name), a module that cannot be imported or lacks the name, or a
+            part that lacks what ``BASES`` asks for.
         UntrustedPart: A module that a file, not a person, asks for.
     """
     if isinstance(name, str):
@@ -83,16 +101,19 @@ def find_part(kind: str, name: object, *, where: str = "", trusted: bool = True)
         if name in own_parts(kind):
             return import_from(own_parts(kind)[name])
         if name in installed_parts(kind):
-            return _imported(installed_parts(kind)[name].value, where)
+            return _checked(kind, installed_parts(kind)[name].value, where)
         if ":" in name:
             module = name.partition(":")[0]
             if not trusted and not any(f"{module}.".startswith(f"{known}.") for known in _allowed):
                 what = f"this file asks for {kind} {name}, and a file may not import code by itself"
-                do = f"if you trust it, allow the module: --plugin {module} (in Python plugins=[{module!r}])"
-                raise UntrustedPart(what, where, do, module=module)
-            return _imported(name, where)
-    known = [*own_parts(kind), *installed_parts(kind)]
-    raise DetkitError(f"there is no {kind} {name!r}", where, nearest(str(name), known))
+                package = module.partition(".")[0]
+                do = f"if you trust it, allow the package: --plugin {package} (in Python plugins=[{package!r}])"
+                raise UntrustedPart(what, where, do, module=package)
+            return _checked(kind, name, where)
+    do = nearest(str(name), [*own_parts(kind), *installed_parts(kind)])
+    if "." in str(name):
+        do += " or package.module:Name"
+    raise DetkitError(f"there is no {kind} {name!r}", where, do)
 
 
 def renamed(name: str) -> str:
@@ -108,10 +129,87 @@ def import_from(place: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
+def check_module(module: str, where: str) -> None:
+    """Refuses what is not the name of a module that can be found.
+
+    Raises:
+        DetkitError: With what to write instead.
+    """
+    words = module.partition(":")[0].removesuffix(".py").strip("./").replace("/", ".")
+    if words != module:
+        raise DetkitError(f"{module} is not the name of a module", where, f"write {words}")
+    try:
+        if importlib.util.find_spec(module) is None:
+            raise ModuleNotFoundError(name=module)
+    except Exception as error:
+        raise _import_error(module, module, where, error) from error
+
+
+def outside_line(error: BaseException) -> traceback.FrameSummary | None:
+    """The innermost line in an error's traceback that is neither detkit's nor a library's; parts are no library."""
+    found = None
+    own, standard = Path(__file__).parent, sysconfig.get_path("stdlib")
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        path = Path(frame.f_code.co_filename)
+        part = str(frame.f_globals.get("__name__")).partition(".")[0] in _outside
+        library = path.is_relative_to(standard) or not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
+        if path.is_file() and not path.is_relative_to(own) and (part or not library):
+            found = traceback.FrameSummary(str(path), line, frame.f_code.co_name)
+    return found
+
+
+def shown_file(path: str) -> str:
+    """A path as a person in the working directory writes it."""
+    return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path
+
+
+def _checked(kind: str, place: str, where: str) -> Any:
+    """The part from outside at "module:attribute", if it has what its kind asks for; a function may make anything."""
+    part = _imported(place, where)
+    base_name, required = BASES[kind]
+    base = import_from(f"detkit.interfaces:{base_name}")
+    see = "see docs/parts.md (detkit/interfaces.py)"
+    if isinstance(part, type):
+        network = kind in ("backbone", "neck", "head")
+        if not issubclass(part, base) or (network and not hasattr(part, "state_dict")):
+            bases = f"{base_name}, nn.Module" if network else base_name
+            raise DetkitError(f"{place} is no {kind}", where, f"write class {part.__name__}({bases}), {see}")
+        for name in required:
+            if getattr(part, name, None) is getattr(base, name, None):
+                raise DetkitError(f"{place} has no {name}", where, f"write it, {see}")
+    elif not callable(part):
+        raise DetkitError(f"{place} is no {kind}", where, f"name a class that derives from {base_name}, {see}")
+    return part
+
+
 def _imported(place: str, where: str) -> Any:
     """``import_from`` for code from outside, whose errors are a person's to mend."""
+    module, _, attribute = place.partition(":")
+    _outside.add(module.partition(".")[0])
     try:
-        return import_from(place)
-    except (ImportError, AttributeError, ValueError) as error:
-        what = f"{place} cannot be imported: {error}"
-        raise DetkitError(what, where, "install its package, or correct package.module:Name") from error
+        found = importlib.import_module(module)
+    except Exception as error:
+        raise _import_error(place, module, where, error) from error
+    if not hasattr(found, attribute):
+        what = f"{place} cannot be imported: {module} has no {attribute or 'empty name'}"
+        raise DetkitError(what, where, nearest(attribute, vars(found), otherwise="correct package.module:Name"))
+    return getattr(found, attribute)
+
+
+def _import_error(place: str, module: str, where: str, error: Exception) -> DetkitError:
+    """Why a module from outside cannot be imported: it is not there, what it imports is not, or its code fails."""
+    if isinstance(error, DetkitError):
+        return error
+    line, do = outside_line(error), "mend that module (--debug shows all)"
+    reason = f"{type(error).__name__}: {error}"
+    if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
+        reason, do = f"there is no module {error.name}", "install its package, or correct the name of the module"
+        if "." not in error.name and (Path(error.name).is_dir() or Path(f"{error.name}.py").is_file()):
+            do = "it lies in this folder, which is not on the import path: set PYTHONPATH=. or install it"
+    elif isinstance(error, ModuleNotFoundError):
+        reason, do = f"{module} imports {error.name}, which is not there", f"install {error.name}"
+    elif isinstance(error, SyntaxError):
+        reason = f"error in {shown_file(str(error.filename))}, line {error.lineno}: {error.msg}"
+    elif line is not None:
+        reason = f"error in {shown_file(line.filename)}, line {line.lineno}: {reason}"
+    return DetkitError(f"{place} cannot be imported: {reason}", where, do)

@@ -233,6 +233,43 @@ def test_a_signature_is_the_schema():
         check({}, keys_of(Part), place, ("p",))
 
 
+def test_an_argument_without_a_type_has_that_of_its_default():
+    class Part:
+        def __init__(self, *, gain=1.0, count=3, on=True, word="a"):
+            pass
+
+    class Untyped:
+        def __init__(self, *, pair=(1, 2)):
+            pass
+
+    assert [key.type for key in keys_of(Part).values()] == [float, int, bool, str]
+    with pytest.raises(DetkitError, match="the types of Untyped's arguments cannot be read: pair has no type"):
+        keys_of(Untyped)
+
+
+@pytest.mark.parametrize(
+    ("override", "what", "do"),
+    [
+        ("model.head={name: positional:Positional, gain: 2}", "no keyword-only one", "put it after the *"),
+        ("model.head={name: positional:Positional, channels: 2}", "unknown key 'channels'", "leave it out"),
+        ("model.head={name: ''}", "model.head.name is empty", "write head: {name: "),
+        ("model.head=''", "model.head.name is empty", "write head: {name: "),
+    ],
+)
+def test_keys_and_names_that_no_part_has(file, tmp_path, monkeypatch, override, what, do):
+    (tmp_path / "positional.py").write_text(
+        "from detkit.heads.yolo import YOLO\n"
+        "class Positional(YOLO):\n"
+        "    def __init__(self, channels, strides, num_classes, gain: float = 1.0): ...\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(DetkitError) as caught:
+        read(file, override)
+    assert what in caught.value.what
+    assert do in caught.value.do
+
+
 def write_coco(path: Path, images: int, names=("cat", "dog"), box=(10, 10, 20, 40)) -> Path:
     from PIL import Image
 

@@ -117,8 +117,8 @@ def test_a_module_in_a_yaml_file_trains_and_its_model_file_asks_for_it(
     typed = ["detect", str(image), "--model", "run/best.safetensors", "--conf", "0", "--json"]
     refused = detkit(*typed, site=installed, cwd=tmp_path, code=2).stderr
     assert "may not import code by itself" in refused
-    exact = f"detkit detect {image} --model run/best.safetensors --conf 0 --json --plugin detkit_example.backbone"
-    assert exact in refused
+    exact = f"detkit detect {image} --model run/best.safetensors --conf 0 --json --plugin detkit_example"
+    assert f"{exact}\n" in refused
     both = ["--plugin", "detkit_example.backbone", "--plugin", "detkit_example.head"]
     assert json.loads(detkit(*typed, *both, site=installed, cwd=tmp_path).stdout)["detections"]
     assert json.loads(detkit(*typed, "--plugin", "detkit_example", site=installed, cwd=tmp_path).stdout)["detections"]

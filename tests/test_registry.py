@@ -12,11 +12,23 @@ from detkit import registry
 from detkit.errors import DetkitError
 from detkit.registry import UntrustedPart, find_part
 
+HEAD = """from torch import nn
+from detkit.interfaces import Head
+class Partial(Head, nn.Module):
+    def raw(self, features, proposals=None): ...
+    def loss(self, raw, targets, sizes): ...
+class Mine(Partial):
+    def predict(self, raw, sizes, limits): ...
+class NoNetwork(Head): ...
+class Other: ...
+something = 3
+"""
+
 
 @pytest.fixture
 def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A module that notes that it was imported."""
-    (tmp_path / "outside_parts.py").write_text("class Mine:\n    pass\n", encoding="utf-8")
+    (tmp_path / "outside_parts.py").write_text(HEAD, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(registry, "_allowed", set())
     monkeypatch.delitem(sys.modules, "outside_parts", raising=False)
@@ -62,7 +74,7 @@ def test_until_the_module_is_allowed(outside: str, allowed: str, works: bool) ->
             find_part("head", f"{outside}:Mine", trusted=False)
 
 
-@pytest.mark.parametrize("name", ["no_such_module_here:Mine", "outside_parts:Other", "outside_parts:", ":Mine"])
+@pytest.mark.parametrize("name", ["no_such_module_here:Mine", "outside_parts:Missing", "outside_parts:", ":Mine"])
 def test_what_cannot_be_imported_is_a_persons_to_mend(outside: str, name: str) -> None:
     with pytest.raises(DetkitError, match="cannot be imported") as caught:
         find_part("head", name, where="mine.yaml")
@@ -88,3 +100,80 @@ def test_installed_parts_are_not_read_for_a_name_of_detkits_own(monkeypatch: pyt
 
     monkeypatch.setattr(registry, "_entry_points", read)
     assert find_part("neck", "fpn").__name__ == "FPN"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "what", "do"),
+    [
+        ("head", "Other", "is no head", "write class Other(Head, nn.Module)"),
+        ("head", "NoNetwork", "is no head", "write class NoNetwork(Head, nn.Module)"),
+        ("head", "something", "is no head", "derives from Head"),
+        ("head", "Partial", "has no predict", "write it, see docs/parts.md"),
+        ("metric", "Mine", "is no metric", "write class Mine(Metric)"),
+    ],
+)
+def test_a_part_from_outside_has_what_its_kind_asks_for(outside: str, kind: str, name: str, what: str, do: str) -> None:
+    with pytest.raises(DetkitError) as caught:
+        find_part(kind, f"{outside}:{name}", where="mine.yaml")
+    assert caught.value.what == f"{outside}:{name} {what}"
+    assert caught.value.where == "mine.yaml"
+    assert do in caught.value.do
+
+
+@pytest.mark.parametrize("kind", list(registry.TABLES))
+def test_detkits_own_parts_pass_the_check_for_those_from_outside(kind: str) -> None:
+    for place in registry.own_parts(kind).values():
+        assert registry._checked(kind, place, "") is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("import not_here_at_all", "outside_parts imports not_here_at_all, which is not there"),
+        ("\n\n1 / 0", "error in outside_parts.py, line 3: ZeroDivisionError: division by zero"),
+        ("x = (", "error in outside_parts.py, line 1: '(' was never closed"),
+        ("from torch import no_such_name", "error in outside_parts.py, line 1: ImportError: cannot import name"),
+    ],
+)
+def test_why_a_module_cannot_be_imported(
+    outside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, what: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outside_parts.py").write_text(text, encoding="utf-8")
+    with pytest.raises(DetkitError) as caught:
+        find_part("head", f"{outside}:Mine")
+    assert caught.value.what.startswith(f"outside_parts:Mine cannot be imported: {what}")
+
+
+def test_a_module_in_the_working_directory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DetkitError, match="there is no module lying_here") as caught:
+        find_part("head", "lying_here.head:Mine")
+    assert "PYTHONPATH" not in caught.value.do
+    (tmp_path / "lying_here").mkdir()
+    with pytest.raises(DetkitError, match="there is no module lying_here") as caught:
+        find_part("head", "lying_here.head:Mine")
+    assert "set PYTHONPATH=. or install it" in caught.value.do
+
+
+def test_dots_without_a_colon() -> None:
+    with pytest.raises(DetkitError, match=r"there is no head 'mine\.head\.TinyHead'") as caught:
+        find_part("head", "mine.head.TinyHead")
+    assert caught.value.do.endswith("or package.module:Name")
+
+
+@pytest.mark.parametrize(
+    ("name", "do"),
+    [
+        ("outside_parts:Mine", "write outside_parts"),
+        ("./mine/head.py", "write mine.head"),
+        ("no_such_module_here", "install its package"),
+        ("outside_parts.head", "correct the name"),
+    ],
+)
+def test_what_is_no_module_is_refused(outside: str, name: str, do: str) -> None:
+    registry.check_module(outside, "--plugin")
+    with pytest.raises(DetkitError) as caught:
+        registry.check_module(name, "--plugin")
+    assert caught.value.where == "--plugin"
+    assert do in caught.value.do

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from detkit.errors import DetkitError
-from detkit.registry import UntrustedPart
+from detkit.registry import UntrustedPart, outside_line, shown_file
 
 
 class Terminated(BaseException):
@@ -130,6 +130,13 @@ def _unforeseen(error: Exception) -> int:
         where = str(error.filename or "")
         _say(DetkitError(error.strerror or text, where, "check the path, its permissions and the free space"))
         return 4 if error.errno in (28, 27) else 2
+    line = outside_line(error)
+    if line is not None:
+        what = (
+            f"error in {shown_file(line.filename)}, line {line.lineno}, in {line.name}: {type(error).__name__}: {text}"
+        )
+        _say(DetkitError(what, line.line or "", "mend that part (--debug shows all)"))
+        return 2
     what = f"a bug in detkit: {type(error).__name__}: {text}"
     _say(DetkitError(what, do="run the same command with --debug and report what it prints"))
     return 1

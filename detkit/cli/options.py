@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from detkit.data.annotations import Annotations
     from detkit.predictor import Predictor
 
+
+def _allow(modules: list[str] | None) -> None:
+    for module in modules or ():
+        registry.check_module(module, "--plugin")
+    registry.allow(modules or ())
+
+
 Data = Annotated[str, Argument(metavar="DATA", help="COCO json, VOC folder, data.yaml or class folders.")]
 SplitName = Annotated[str | None, Option("--split", help="Which part of DATA (train, val, ...).")]
 Images = Annotated[Path | None, Option(help="Folder of the images of a COCO json.")]
@@ -33,7 +40,7 @@ Plugins = Annotated[
     Option(
         "--plugin",
         metavar="MODULE",
-        callback=lambda modules: registry.allow(modules or ()),
+        callback=_allow,
         help="A Python module whose parts a model file or run may use (repeat it for several).",
     ),
 ]

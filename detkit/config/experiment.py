@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -37,6 +38,7 @@ MODEL_KEYS = {
     "head": Key(Any),
 }
 PARTS = ("backbone", "neck", "proposals", "head")
+WIRED = {"backbone": 0, "neck": 2, "proposals": 2, "head": 3}  # how many first arguments the builder gives
 LEFT_BY_A_RUN = ("run.json", "state.pt", "metrics.csv", "best.safetensors", "last.safetensors")
 
 
@@ -209,14 +211,28 @@ def check_model(values: object, place: Place, path: Path_ = ("model",)) -> Secti
             continue
         if isinstance(part, str):
             part = {"name": part}
-        if not isinstance(part, dict) or "name" not in part:
+        unnamed = not isinstance(part, dict) or "name" not in part
+        if unnamed or part["name"] in ("", None):
             do = f"write {kind}: {{name: {next(iter(registry.own_parts(kind)))}}}, say"
-            raise DetkitError(f"{dotted(here)} needs a name", place.at(here), do)
+            what = f"{dotted(here)} needs a name" if unnamed else f"{dotted(here)}.name is empty"
+            raise DetkitError(what, place.at(here), do)
         name = registry.renamed(part["name"]) if isinstance(part["name"], str) else part["name"]
         constructor = part_at(kind, name, place, (*here, "name"))
         arguments = {key: value for key, value in part.items() if key != "name"}
+        positional = _positional(constructor)[WIRED[kind] :]
+        for key in arguments:
+            if key in positional:
+                what = f"{key} is an argument of {constructor.__name__}, but no keyword-only one"
+                raise DetkitError(what, place.at((*here, key)), "put it after the * in its constructor")
         model[kind] = {"name": name, **check(arguments, keys_of(constructor), place, here)}
     return model
+
+
+def _positional(constructor: Callable[..., object]) -> list[str]:
+    """Names of the arguments of a part from outside that are not its keys."""
+    if constructor.__module__.startswith("detkit."):
+        return []
+    return [name for name, one in signature(constructor).parameters.items() if one.kind is one.POSITIONAL_OR_KEYWORD]
 
 
 def _check_joining(model: Mapping[str, Any], augment: Mapping[str, Any], place: Place) -> None:

@@ -72,14 +72,18 @@ def keys_of(constructor: Callable[..., Any]) -> dict[str, Key]:
     """The keys that ``constructor`` takes: its keyword-only arguments, or all fields of a dataclass.
 
     Raises:
-        DetkitError: A type that is not there at run time.
+        DetkitError: A type that is not there at run time, or an argument without one.
     """
+    where = str(getattr(constructor, "__name__", constructor))
+    what = f"the types of {where}'s arguments cannot be read"
     try:
         arguments = keyword_only(constructor)
     except NameError as error:
-        name = getattr(constructor, "__name__", constructor)
         do = "import the types of its arguments at run time, not under TYPE_CHECKING"
-        raise DetkitError(f"the types of {name}'s arguments cannot be read: {error}", str(name), do) from None
+        raise DetkitError(f"{what}: {error}", where, do) from None
+    for name, argument in arguments.items():
+        if argument.annotation is inspect.Parameter.empty:
+            raise DetkitError(f"{what}: {name} has no type", where, f"write {name}: float, say")
     return {name: Key(argument.annotation, argument.default) for name, argument in arguments.items()}
 
 

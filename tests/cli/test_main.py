@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ import typer
 from PIL import Image
 from torch import nn
 
+from detkit import registry
 from detkit.cli import Terminated, main
 from detkit.cli.app import app
 from detkit.registry import UntrustedPart
@@ -96,6 +98,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["config", "yolo", "train.epochs"], "train.epochs"),
         (["info", "nowhere.safetensors"], "nowhere.safetensors"),
         (["evaluate"], "DATA"),
+        (["detect", ".", "--plugin", "nope"], "there is no module nope"),
+        (["detect", ".", "--plugin", "mine.head:Name"], "write mine.head"),
     ],
 )
 def test_mistakes_get_code_2_and_say_where(
@@ -110,14 +114,37 @@ def test_mistakes_get_code_2_and_say_where(
 
 
 def test_a_bug_is_called_a_bug(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object, **__: object) -> None:
-        raise ZeroDivisionError("division by zero")
-
-    monkeypatch.setattr("detkit.cli.app.app", broken)
+    monkeypatch.setattr("detkit.cli.app.app", Mock(side_effect=ZeroDivisionError("division by zero")))
     assert main(["models"]) == 1
     assert "a bug in detkit: ZeroDivisionError" in _said(capsys)
     with pytest.raises(ZeroDivisionError):
         main(["--debug", "models"])
+
+
+@pytest.mark.parametrize("folder", ["mine", "site-packages"])
+def test_an_error_in_a_part_from_outside_is_not_called_a_bug_in_detkit(
+    folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path / folder)
+    monkeypatch.setattr(registry, "_outside", set())
+    monkeypatch.delitem(sys.modules, "broken_format", raising=False)
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "broken_format.py").write_text(
+        "from detkit.interfaces import DatasetFormat\n"
+        "class Broken(DatasetFormat):\n"
+        "    looked_for = 'anything'\n"
+        "    def recognises(self, path): return True\n"
+        "    def read(self, path, split, images):\n"
+        "        return {}['hexagon']\n",
+        encoding="utf-8",
+    )
+    assert main(["data", "check", ".", "--format", "broken_format:Broken"]) == 2
+    assert _said(capsys).splitlines() == [
+        f"detkit: error in {folder}/broken_format.py, line 6, in read: KeyError: 'hexagon'",
+        "  return {}['hexagon']",
+        "  mend that part (--debug shows all)",
+    ]
 
 
 @pytest.mark.parametrize(
