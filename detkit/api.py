@@ -172,7 +172,7 @@ def train(
         overrides: "train.epochs=20" and the like.
         out: The run folder; None: a new numbered one in runs/.
         resume: A run folder to go on with.
-        dry_run: Two steps, then an estimate of time and memory.
+        dry_run: Two steps and a batch of validation, then an estimate of time and memory.
         on_event: Called with each event of the engine (see ``detkit.engine.events``).
         plugins: Modules whose parts the config of a run or a model file may name as ``module:Name``.
 

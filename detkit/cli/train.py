@@ -31,7 +31,9 @@ def train(
     device: options.Device = None,
     threads: options.Threads = None,
     out: options.Out = None,
-    dry_run: Annotated[bool, Option("--dry-run", help="Run two steps, estimate time and memory.")] = False,
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Run two steps and a batch of validation, estimate time and memory.")
+    ] = False,
 ) -> Printable | int:
     """Train a detector. Without CONFIG, the default recipe on --data: no YAML is needed to start."""
     configs = [word for word in words or () if "=" not in word]

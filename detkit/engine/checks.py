@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from detkit.data.augment import Augment
 from detkit.data.dataset import Dataset
 from detkit.detector import Detector
+from detkit.engine.evaluator import infer
 from detkit.engine.events import DryRun
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError, nearest
-from detkit.metrics import find_metric
+from detkit.metrics import evaluate_results, find_metric
 
 if TYPE_CHECKING:
     from detkit.engine.trainer import Trainer
@@ -80,7 +81,11 @@ def _check_caching(model: Detector, options: TrainOptions, augment: Augment | No
 
 
 def try_out(trainer: Trainer) -> DryRun:
-    """Makes two steps, of which the second is measured: what a run would take."""
+    """Makes two steps, of which the second is measured: what a run would take; and looks at a batch as validation does.
+
+    Raises:
+        DetkitError: As a run's first steps and its validation.
+    """
     options = trainer.options
     if options.cache_features:
         trainer.say("this looks at two steps and an epoch that compute the frozen stages, not at cached ones")
@@ -88,6 +93,7 @@ def try_out(trainer: Trainer) -> DryRun:
         done = trainer.step(window, 0, waited)
         if trainer.stop.signal:
             raise KeyboardInterrupt
+    _try_validation(trainer)
     seconds = done.seconds - done.data_seconds
     # A forward pass takes about a third of a step; images are read by other processes meanwhile.
     validation = 0 if trainer.val_loader is None else len(trainer.val_loader) * seconds / 3 / options.accumulate
@@ -102,3 +108,13 @@ def try_out(trainer: Trainer) -> DryRun:
         memory=trainer.runtime.memory(),
         losses=done.losses,
     )
+
+
+def _try_validation(trainer: Trainer) -> None:
+    """Predicts and scores one batch, so that what cannot is found before an epoch is spent."""
+    model, dataset, loader = trainer.average.model, trainer.val_set, trainer.val_loader
+    if dataset is None or loader is None:  # nothing will be scored
+        infer(model, trainer.train_set, trainer.loader.epoch(0), 1, trainer.limits, trainer.runtime)
+        return
+    done = infer(model, dataset, loader.epoch(0), 1, trainer.limits, trainer.runtime, losses=True)
+    evaluate_results(done.truth, done.results, model.protocol)

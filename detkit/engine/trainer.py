@@ -81,7 +81,7 @@ class Trainer:
 
         Args:
             resume: Go on with the state in the run folder.
-            dry_run: Two steps only, then an estimate of time and memory.
+            dry_run: Two steps and a batch of validation only, then an estimate of time and memory.
 
         Raises:
             DetkitError: Code 2 for what does not go together or a state that cannot be resumed; code 4 for a run that

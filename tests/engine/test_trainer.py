@@ -26,6 +26,7 @@ from detkit.engine.options import TrainOptions
 from detkit.engine.trainer import Trainer
 from detkit.errors import DetkitError
 from detkit.interfaces import Backbone, Head, Logger
+from detkit.metrics.coco import Coco
 from detkit.registry import UntrustedPart
 from detkit.structures import Batch, Detections, Loss, Sample, Target
 from detkit.tables import GroundTruth
@@ -331,6 +332,26 @@ def test_dry_run_builds_everything_and_writes_only_the_image(tmp_path: Path, mon
     assert [path.name for path in (tmp_path / "r").iterdir()] == ["first_batch.jpg"]
     assert len(result.lines()) == 3
     assert json.dumps(result.to_dict())
+
+
+@pytest.mark.parametrize("validated", [True, False])
+def test_dry_run_finds_what_cannot_predict(tmp_path: Path, validated: bool) -> None:
+    class Silent(Toy):
+        def forward(self, batch: Batch, targets: Any = None, *, limits: Any = None, detections: bool = False) -> Any:
+            if targets is None or detections:
+                raise DetkitError("this head predicts nothing")
+            return super().forward(batch, targets, limits=limits)
+
+    val = Images(6, 1) if validated else None
+    with pytest.raises(DetkitError, match="predicts nothing"):
+        train(Silent(), Images(), val, OPTIONS, run=tmp_path / "r", dry_run=True)
+    assert train(Toy(), Images(), val, OPTIONS, run=tmp_path / "r", dry_run=True).lines()
+
+
+def test_dry_run_finds_what_cannot_score(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Coco, "scores", ("AP", "share"))
+    with pytest.raises(DetkitError, match="the metric coco has the score share, but its evaluate returns AP, AP50"):
+        train(Toy(), Images(), Images(6, 1), OPTIONS, run=tmp_path / "r", dry_run=True)
 
 
 def test_resume_refuses_what_is_not_the_same_run(tmp_path: Path) -> None:
