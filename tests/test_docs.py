@@ -63,6 +63,12 @@ def test_names_of_the_code_exist(page: Path) -> None:
             assert reduce(lambda found, part: getattr(found, part, None), name.split("."), module), f"{file}: {name}"
 
 
+@pytest.fixture(autouse=True)
+def example_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What pages name as ``--plugin`` can be found."""
+    monkeypatch.syspath_prepend(Path(__file__).parent / "plugin")
+
+
 def command_lines(page: Path) -> Iterator[list[str]]:
     for _, text in blocks(page):
         for line in text.splitlines():

@@ -442,10 +442,10 @@ def test_a_file_imports_no_logger_by_itself(trusted: bool) -> None:
         "data": {"train": "x"},
         "model": {"size": 64, "backbone": "lenet5", "head": "classify"},
         "augment": {"mosaic": 0.0},
-        "train": {"loggers": ["json:JSONEncoder"]},
+        "train": {"loggers": ["detkit.engine.run_folder:TensorBoard"]},
     }
     if trusted:
-        assert check_config(values, Place(), TrainOptions).train.loggers == ("json:JSONEncoder",)
+        assert check_config(values, Place(), TrainOptions).train.loggers == ("detkit.engine.run_folder:TensorBoard",)
     else:
         with pytest.raises(UntrustedPart):
             check_config(values, Place(trusted=False), TrainOptions)
