@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import sysconfig
 import traceback
 import warnings
@@ -154,31 +153,26 @@ def outside_line(error: BaseException) -> traceback.FrameSummary | None:
         part = str(frame.f_globals.get("__name__")).partition(".")[0] in _outside
         library = path.is_relative_to(standard) or not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
         if path.is_file() and not path.is_relative_to(own) and (part or not library):
-            found = traceback.FrameSummary(str(path), line, frame.f_code.co_name)
+            shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+            found = traceback.FrameSummary(str(shown), line, frame.f_code.co_name)
     return found
-
-
-def shown_file(path: str) -> str:
-    """A path as a person in the working directory writes it."""
-    return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path
 
 
 def _checked(kind: str, place: str, where: str) -> Any:
     """The part from outside at "module:attribute", if it has what its kind asks for; a function may make anything."""
     part = _imported(place, where)
+    if callable(part) and not isinstance(part, type):
+        return part
     base_name, required = BASES[kind]
     base = import_from(f"detkit.interfaces:{base_name}")
-    see = "see docs/parts.md (detkit/interfaces.py)"
-    if isinstance(part, type):
-        network = kind in ("backbone", "neck", "head")
-        if not issubclass(part, base) or (network and not hasattr(part, "state_dict")):
-            bases = f"{base_name}, nn.Module" if network else base_name
-            raise DetkitError(f"{place} is no {kind}", where, f"write class {part.__name__}({bases}), {see}")
-        for name in required:
-            if getattr(part, name, None) is getattr(base, name, None):
-                raise DetkitError(f"{place} has no {name}", where, f"write it, {see}")
-    elif not callable(part):
-        raise DetkitError(f"{place} is no {kind}", where, f"name a class that derives from {base_name}, {see}")
+    network, see = kind in ("backbone", "neck", "head"), "see docs/parts.md (detkit/interfaces.py)"
+    if not isinstance(part, type) or not issubclass(part, base) or (network and not hasattr(part, "state_dict")):
+        bases = f"{base_name}, nn.Module" if network else base_name
+        do = f"write class {place.partition(':')[2]}({bases}), {see}"
+        raise DetkitError(f"{place} is no {kind}", where, do)
+    for name in required:
+        if getattr(part, name, None) is getattr(base, name, None):
+            raise DetkitError(f"{place} has no {name}", where, f"write it, {see}")
     return part
 
 
@@ -209,7 +203,7 @@ def _import_error(place: str, module: str, where: str, error: Exception) -> Detk
     elif isinstance(error, ModuleNotFoundError):
         reason, do = f"{module} imports {error.name}, which is not there", f"install {error.name}"
     elif isinstance(error, SyntaxError):
-        reason = f"error in {shown_file(str(error.filename))}, line {error.lineno}: {error.msg}"
+        reason = f"error in {error.filename}, line {error.lineno}: {error.msg}"
     elif line is not None:
-        reason = f"error in {shown_file(line.filename)}, line {line.lineno}: {reason}"
+        reason = f"error in {line.filename}, line {line.lineno}: {reason}"
     return DetkitError(f"{place} cannot be imported: {reason}", where, do)

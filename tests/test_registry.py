@@ -107,7 +107,7 @@ def test_installed_parts_are_not_read_for_a_name_of_detkits_own(monkeypatch: pyt
     [
         ("head", "Other", "is no head", "write class Other(Head, nn.Module)"),
         ("head", "NoNetwork", "is no head", "write class NoNetwork(Head, nn.Module)"),
-        ("head", "something", "is no head", "derives from Head"),
+        ("head", "something", "is no head", "write class something(Head, nn.Module)"),
         ("head", "Partial", "has no predict", "write it, see docs/parts.md"),
         ("metric", "Mine", "is no metric", "write class Mine(Metric)"),
     ],
@@ -131,7 +131,7 @@ def test_detkits_own_parts_pass_the_check_for_those_from_outside(kind: str) -> N
     [
         ("import not_here_at_all", "outside_parts imports not_here_at_all, which is not there"),
         ("\n\n1 / 0", "error in outside_parts.py, line 3: ZeroDivisionError: division by zero"),
-        ("x = (", "error in outside_parts.py, line 1: '(' was never closed"),
+        ("x = (", "error in {folder}/outside_parts.py, line 1: '(' was never closed"),
         ("from torch import no_such_name", "error in outside_parts.py, line 1: ImportError: cannot import name"),
     ],
 )
@@ -142,7 +142,7 @@ def test_why_a_module_cannot_be_imported(
     (tmp_path / "outside_parts.py").write_text(text, encoding="utf-8")
     with pytest.raises(DetkitError) as caught:
         find_part("head", f"{outside}:Mine")
-    assert caught.value.what.startswith(f"outside_parts:Mine cannot be imported: {what}")
+    assert caught.value.what.startswith(f"outside_parts:Mine cannot be imported: {what.format(folder=tmp_path)}")
 
 
 def test_a_module_in_the_working_directory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from detkit.errors import DetkitError
-from detkit.registry import UntrustedPart, outside_line, shown_file
+from detkit.registry import UntrustedPart, outside_line
 
 
 class Terminated(BaseException):
@@ -132,9 +132,7 @@ def _unforeseen(error: Exception) -> int:
         return 4 if error.errno in (28, 27) else 2
     line = outside_line(error)
     if line is not None:
-        what = (
-            f"error in {shown_file(line.filename)}, line {line.lineno}, in {line.name}: {type(error).__name__}: {text}"
-        )
+        what = f"error in {line.filename}, line {line.lineno}, in {line.name}: {type(error).__name__}: {text}"
         _say(DetkitError(what, line.line or "", "mend that part (--debug shows all)"))
         return 2
     what = f"a bug in detkit: {type(error).__name__}: {text}"
