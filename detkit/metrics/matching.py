@@ -101,8 +101,12 @@ def group_by_class(gt: GroundTruth, dt: Results, limit: int | None = None, by_cl
     classes, label, g_label = len(gt.classes), dt.label, gt.label
     if not by_class:
         classes, label, g_label = 1, np.zeros_like(label), np.zeros_like(g_label)
-    by_image, _ = _sorted(dt.image if gt.rank is None else gt.rank[dt.image])
-    rows = by_image[descending(dt.score[by_image])]
+    image = dt.image if gt.rank is None else gt.rank[dt.image]
+    if (np.diff(image) >= 0).all():  # as files hold them
+        rows = descending(dt.score)
+    else:
+        by_image, _ = _sorted(image)
+        rows = by_image[descending(dt.score[by_image])]
     rows = rows[_sorted(label[rows])[0]]
     in_group, keys = _sorted((label * gt.images + dt.image)[rows])
     g_rows, g_keys = _sorted(g_label * gt.images + gt.image)
