@@ -32,4 +32,4 @@ def descending(values: np.ndarray) -> np.ndarray:
     run = np.append(0, np.cumsum(rises))
     keys = run * count + order
     keys.sort()
-    return np.asarray(keys - np.sort(run) * count)
+    return np.asarray(keys - run * count)
