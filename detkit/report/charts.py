@@ -46,11 +46,11 @@ def curves_chart(curves: Facts, iou: float) -> str:
         left.plot(curve["recall"], curve["precision"], label=_short(name), **style)
         # Down from one score to the next lower one a threshold keeps the same detections.
         right.plot(curve["score"], curve["f1"], drawstyle="steps-post", **style)
-    title, best = "F1 against the threshold", curves["overall"]["best"]
+    title, best = "F1", curves["overall"]["best"]
     if best["f1"] > 0:
         right.axvline(best["score"], color="black", linestyle=":", linewidth=1)
         right.plot(best["score"], best["f1"], "o", color="black")
-        title = f"{title}: best {best['f1']:.3f} at score {best['score']:.3f}"
+        title = f"F1, best {best['f1']:.3f} at score {best['score']:.3f}"
     left.set(xlabel="recall", ylabel="precision", title=f"precision and recall, IoU {iou:g}")
     right.set(xlabel="score threshold", ylabel="F1", title=title)
     for axes in (left, right):
