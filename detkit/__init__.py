@@ -13,7 +13,7 @@ from detkit.lazy import lazy_names
 __version__ = "0.1.0"
 
 _PLACES = {
-    ".api": ("evaluate", "load", "train"),
+    ".api": ("evaluate", "load"),
     ".comparing": ("compare",),
     ".errors": ("DetkitError",),
     ".ops.anchors": ("kmeans_anchors",),
@@ -24,6 +24,7 @@ _PLACES = {
     ".proposals.windows": ("sliding_windows",),
     ".proposing": ("proposal_recall", "propose"),
     ".structures": ("Detections", "Limits", "Sample", "Target"),
+    ".training": ("train",),
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _PLACES, {"inspect": ".explain"})
@@ -31,7 +32,7 @@ __all__ = [*__dir__(), "__version__"]
 
 if TYPE_CHECKING:
     from detkit import explain as inspect  # noqa: F401
-    from detkit.api import evaluate as evaluate, load as load, train as train
+    from detkit.api import evaluate as evaluate, load as load
     from detkit.comparing import compare as compare
     from detkit.errors import DetkitError as DetkitError
     from detkit.ops.anchors import kmeans_anchors as kmeans_anchors
@@ -42,3 +43,4 @@ if TYPE_CHECKING:
     from detkit.proposals.windows import sliding_windows as sliding_windows
     from detkit.proposing import proposal_recall as proposal_recall, propose as propose
     from detkit.structures import Detections as Detections, Limits as Limits, Sample as Sample, Target as Target
+    from detkit.training import train as train

@@ -79,16 +79,16 @@ def test_resume_is_bit_equal(run: Path, data: Path, tmp_path: Path) -> None:
 
     halves = tmp_path / "halves"
     with pytest.raises(KeyboardInterrupt):
-        api.train("toy", data=data, out=halves, overrides=SMALL, on_event=stop)
+        detkit.train("toy", data=data, out=halves, overrides=SMALL, on_event=stop)
     assert len((halves / "metrics.csv").read_text().splitlines()) == 2
-    api.train(resume=halves)
+    detkit.train(resume=halves)
     a, b = (detkit.load(folder / "last.safetensors", device="cpu").state_dict() for folder in (run, halves))
     assert all((a[name] == b[name]).all() for name in a)
 
 
 def test_resume_needs_a_run(tmp_path: Path) -> None:
     with pytest.raises(detkit.DetkitError, match="no run to go on with"):
-        api.train(resume=tmp_path)
+        detkit.train(resume=tmp_path)
 
 
 def test_dry_run(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -270,10 +270,10 @@ def test_a_shipped_config_runs_or_says_which_data_it_needs(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DETKIT_CACHE", str(tmp_path / "cache"))
     if name == "toy":
-        assert api.train(name, overrides=SMALL, dry_run=True).lines()
+        assert detkit.train(name, overrides=SMALL, dry_run=True).lines()
         return
     with pytest.raises(DetkitError, match="the data that this config names is not here") as caught:
-        api.train(name)
+        detkit.train(name)
     assert caught.value.do.endswith(f"detkit train {name} --data DATA")
     assert "data.train" in caught.value.where
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from detkit import api
+import detkit
 from detkit.cli import main
 from detkit.config.build import build_detector, load_detector
 from detkit.config.experiment import Config, EvaluateOptions, check_model, read_config
@@ -92,7 +92,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "train.workers=0",
         "train.device=cpu",
     ]
-    api.train("classify", overrides=overrides, out=folder / "run")
+    detkit.train("classify", overrides=overrides, out=folder / "run")
     return folder
 
 
@@ -189,8 +189,8 @@ def test_a_run_with_side_branches_stops_and_goes_on(run: Path, tmp_path: Path) -
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        api.train("classify", overrides=overrides, out=tmp_path / "run", on_event=stop)
-    api.train(resume=tmp_path / "run")
+        detkit.train("classify", overrides=overrides, out=tmp_path / "run", on_event=stop)
+    detkit.train(resume=tmp_path / "run")
     header, *rows = (line.split(",") for line in (tmp_path / "run" / "metrics.csv").read_text().splitlines())
     assert len(rows) == 2
     assert {"loss_side1", "loss_side2", "val_loss_classes"} <= set(header)
@@ -240,7 +240,7 @@ def test_a_detector_starts_from_a_classifier_and_says_so(run: Path, tmp_path: Pa
         "train.workers=0",
         "train.device=cpu",
     ]
-    api.train("toy", overrides=overrides, out=tmp_path / "run", dry_run=True, on_event=said.append)
+    detkit.train("toy", overrides=overrides, out=tmp_path / "run", dry_run=True, on_event=said.append)
     notes = [str(event) for event in said if isinstance(event, Notice)]
     assert any(note.startswith("weights from best.safetensors: ") and "start anew" in note for note in notes)
 
@@ -263,7 +263,7 @@ def test_what_does_not_fit_is_said_before_the_first_step(
 ) -> None:
     changed = [f"train.workers={0}", *(o.replace("TOYS", str(run / "toys")) for o in overrides)]
     with pytest.raises(DetkitError) as error:
-        api.train(run / "run" / "config.yaml", overrides=changed, out=tmp_path / "new")
+        detkit.train(run / "run" / "config.yaml", overrides=changed, out=tmp_path / "new")
     assert words in f"{error.value.what} {error.value.do}"
 
 
@@ -271,7 +271,7 @@ def test_one_that_looks_for_boxes_in_class_folders_is_told(run: Path, tmp_path: 
     said: list[Event] = []
     overrides = ["model.head={name: localize, cells: 1}", "train.best_by=null", "train.workers=0"]
     config = run / "run" / "config.yaml"
-    api.train(config, overrides=overrides, out=tmp_path / "new", dry_run=True, on_event=said.append)
+    detkit.train(config, overrides=overrides, out=tmp_path / "new", dry_run=True, on_event=said.append)
     assert any("to name images, train classify" in str(event) for event in said)
 
 
@@ -310,7 +310,7 @@ def test_a_stage_moves_from_its_epoch_on(run: Path, tmp_path: Path) -> None:
     for epochs in (1, 2):
         overrides = [*changes, f"train.epochs={epochs}"]
         said: list[Event] = []
-        api.train(run / "run" / "config.yaml", overrides=overrides, out=tmp_path / str(epochs), on_event=said.append)
+        detkit.train(run / "run" / "config.yaml", overrides=overrides, out=tmp_path / str(epochs), on_event=said.append)
         assert any("the run ends before epoch 2" in str(event) for event in said) == (epochs == 1)
         after = load_detector(tmp_path / str(epochs) / "last.safetensors").backbone.stages
         checked = read_config(run / "run" / "config.yaml", overrides, train_schema=TrainOptions)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from detkit import api, registry
+from detkit import api, registry, training
 from detkit.engine.events import EpochDone
 from detkit.errors import DetkitError
 
@@ -92,16 +92,16 @@ def test_command_line_from_training_to_detection(installed: Path, data: Path, tm
 
 def test_resume_in_another_folder_is_bit_equal(plugin: None, data: Path, tmp_path: Path) -> None:
     config = experiment(tmp_path, data)
-    whole = api.train(config, out=tmp_path / "whole")
+    whole = training.train(config, out=tmp_path / "whole")
 
     def stop(event: Any) -> None:
         if isinstance(event, EpochDone) and event.epoch == 0:
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(DetkitError, match="Ctrl-C"):
-        api.train(config, out=tmp_path / "part", on_event=stop)
+        training.train(config, out=tmp_path / "part", on_event=stop)
     moved = shutil.move(tmp_path / "part", tmp_path / "elsewhere")
-    again = api.train(resume=moved)
+    again = training.train(resume=moved)
     assert {k: v for k, v in again.row.items() if k != "minutes"} == {
         k: v for k, v in whole.row.items() if k != "minutes"
     }
@@ -126,10 +126,10 @@ def test_a_module_in_a_yaml_file_trains_and_its_model_file_asks_for_it(
 
 def test_a_run_folder_is_a_strangers_too(plugin: None, data: Path, tmp_path: Path) -> None:
     config = experiment(tmp_path, data, "detkit_example")
-    run = api.train(config, out=tmp_path / "run", overrides=["train.epochs=1"]).run
+    run = training.train(config, out=tmp_path / "run", overrides=["train.epochs=1"]).run
     for name in [name for name in sys.modules if name.partition(".")[0] == "detkit_example"]:
         del sys.modules[name]
-    for attempt in (lambda: api.train(resume=run), lambda: api.load(run), lambda: api.train(run / "config.yaml")):
+    for attempt in (lambda: training.train(resume=run), lambda: api.load(run), lambda: api.train(run / "config.yaml")):
         with pytest.raises(registry.UntrustedPart, match=r"detkit_example\.backbone"):
             attempt()
         assert "detkit_example.backbone" not in sys.modules
@@ -139,7 +139,7 @@ def test_a_run_folder_is_a_strangers_too(plugin: None, data: Path, tmp_path: Pat
 
 def test_an_override_is_a_persons_word(plugin: None, data: Path, tmp_path: Path) -> None:
     config = experiment(tmp_path, data)
-    done = api.train(
+    done = training.train(
         config,
         out=tmp_path / "run",
         overrides=["model.head.name=detkit_example.head:CentreHead", "train.epochs=1"],

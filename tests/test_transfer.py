@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from detkit import api
+import detkit
 from detkit.backbones.lenet import lenet5
 from detkit.config.anchors import anchors_for
 from detkit.config.build import build_detector
@@ -220,10 +220,10 @@ def test_a_run_that_goes_on_keeps_its_anchors(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("detkit.engine.trainer.Trainer.train", lambda trainer, **keys: trainer.model)
     data, run, told = write_toy_data(tmp_path / "toys", train=6, val=2, size=64), tmp_path / "run", list[Event]()
     small = ["model.size=64", "model.head.anchors_per_level=2", "train.device=cpu"]
-    first = api.train("toy", data=data, overrides=small)
+    first = detkit.train("toy", data=data, overrides=small)
     first.save(tmp_path / "first.safetensors")
     started = [*small, f"model.weights={json.dumps(str(tmp_path / 'first.safetensors'))}"]
-    second = api.train("toy", data=data, overrides=started, on_event=told.append)
+    second = detkit.train("toy", data=data, overrides=started, on_event=told.append)
     assert all(torch.equal(a, b) for a, b in zip(first.head.anchors, second.head.anchors, strict=True))
     assert sum("those of first.safetensors are kept" in str(event) for event in told) == 1
     # What it started from may change, or what is chosen.
@@ -233,6 +233,6 @@ def test_a_run_that_goes_on_keeps_its_anchors(tmp_path: Path, monkeypatch: pytes
     other = [[5.0, 5.0], [9.0, 9.0], [20.0, 20.0], [40.0, 40.0]]
     second.config["model"]["head"]["anchors"] = other
     second.save(run / "last.safetensors")
-    again = api.train(resume=run, on_event=told.append)
+    again = detkit.train(resume=run, on_event=told.append)
     assert [pair for level in again.head.anchors for pair in level.tolist()] == other
     assert sum("anchors" in str(event) for event in told) == 1

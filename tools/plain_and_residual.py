@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from detkit import api
+import detkit
 from detkit.engine.events import EpochDone
 from detkit.io.files import write_text, written_figure
 
@@ -48,10 +48,10 @@ def train(data: Path, folder: Path, depth: int, residual: bool, epochs: int, see
         if isinstance(event, EpochDone):
             print(f"{name}: {event}", file=sys.stderr, flush=True)
 
-    api.train("classify", data=data, overrides=overrides, out=run, on_event=show)
+    detkit.train("classify", data=data, overrides=overrides, out=run, on_event=show)
     rows = list(csv.DictReader((run / "metrics.csv").open(encoding="utf-8")))
     errors = {
-        split: 1 - api.evaluate(run / "last.safetensors", data, split=split).metrics["top1"]
+        split: 1 - detkit.evaluate(run / "last.safetensors", data, split=split).metrics["top1"]
         for split in ("train", "val")
     }
     found = {

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from detkit import api
+import detkit
 from detkit.data.dataset import read
 from detkit.data.split import write_split
 from detkit.engine.events import EpochDone
@@ -56,7 +56,7 @@ def train(options: argparse.Namespace, way: str, images: int, seed: int) -> None
             print(f"{name}: {event}", file=sys.stderr, flush=True)
 
     if (run / "state.pt").is_file():
-        result = api.train(resume=run, on_event=show)
+        result = detkit.train(resume=run, on_event=show)
     else:
         drawn = str(subset(options.data, options.out, images, seed).absolute())
         # Few images are repeated within an epoch: all runs have as many epochs, and files are not written every step.
@@ -74,8 +74,8 @@ def train(options: argparse.Namespace, way: str, images: int, seed: int) -> None
             *WAYS[way],
             *options.set,
         ]
-        result = api.train(options.recipe, overrides=overrides, out=run, on_event=show)
-    test = api.evaluate(run / "last.safetensors", options.data, split="test").metrics
+        result = detkit.train(options.recipe, overrides=overrides, out=run, on_event=show)
+    test = detkit.evaluate(run / "last.safetensors", options.data, split="test").metrics
     found = {"way": way, "images": images, "seed": seed, "AP50": test["AP50"], "AP": test["AP"],
              "val_AP50": result.row["AP50"], "steps": result.row["step"], "minutes": result.minutes}  # fmt: skip
     write_text(done, json.dumps(found) + "\n")

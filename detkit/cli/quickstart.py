@@ -70,7 +70,7 @@ def _installed_photos() -> list[Path]:
 
 def _trained() -> Detector:
     """A detector of toy shapes; says how good it is on those kept apart."""
-    from detkit import api
+    import detkit
     from detkit.engine.events import EpochDone
 
     def tell(event: Event) -> None:
@@ -79,8 +79,8 @@ def _trained() -> Detector:
 
     message("Training a small detector of circles, squares and triangles on images that are drawn for it.")
     with tempfile.TemporaryDirectory(prefix="detkit-") as folder:
-        api.train("toy", out=Path(folder) / "run", on_event=tell)
-        detector = api.load(Path(folder) / "run", device="cpu")
+        detkit.train("toy", out=Path(folder) / "run", on_event=tell)
+        detector = detkit.load(Path(folder) / "run", device="cpu")
     message(f"AP50 on 32 toy images that it was not trained on: {detector.scores['AP50']:.3f}")
     return detector
 

@@ -47,12 +47,12 @@ def train(
         raise DetkitError("nothing to train on", do="detkit train --data DATA, or detkit train CONFIG.yaml")
     if device:
         overrides.append(f"train.device={device}")
-    from detkit import api
+    from detkit import api, training
 
     if threads:
         api.set_threads(threads)
     run = partial(
-        api.train, config, data=data, format=format, overrides=overrides, out=out, resume=resume, dry_run=dry_run
+        training.train, config, data=data, format=format, overrides=overrides, out=out, resume=resume, dry_run=dry_run
     )
     if os.environ.get("RANK", "0") != "0":  # of several processes one speaks
         run()
