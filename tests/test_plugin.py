@@ -129,7 +129,11 @@ def test_a_run_folder_is_a_strangers_too(plugin: None, data: Path, tmp_path: Pat
     run = training.train(config, out=tmp_path / "run", overrides=["train.epochs=1"]).run
     for name in [name for name in sys.modules if name.partition(".")[0] == "detkit_example"]:
         del sys.modules[name]
-    for attempt in (lambda: training.train(resume=run), lambda: api.load(run), lambda: api.train(run / "config.yaml")):
+    for attempt in (
+        lambda: training.train(resume=run),
+        lambda: api.load(run),
+        lambda: training.train(run / "config.yaml"),
+    ):
         with pytest.raises(registry.UntrustedPart, match=r"detkit_example\.backbone"):
             attempt()
         assert "detkit_example.backbone" not in sys.modules
