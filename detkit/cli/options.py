@@ -25,9 +25,9 @@ def _allow(modules: list[str] | None) -> None:
     registry.allow(modules or ())
 
 
-Data = Annotated[str, Argument(metavar="DATA", help="COCO json, VOC folder, data.yaml or class folders.")]
+Data = Annotated[str, Argument(metavar="DATA", help="COCO json, VOC or YOLO folder, csv, labelme, ... (docs/data.md).")]
 SplitName = Annotated[str | None, Option("--split", help="Which part of DATA (train, val, ...).")]
-Images = Annotated[Path | None, Option(help="Folder of the images of a COCO json.")]
+Images = Annotated[Path | None, Option(help="Folder of the images, if not where the format puts them.")]
 Format = Annotated[
     str | None, Option("--format", metavar="NAME", help="Format of DATA, or module:Name (default: recognised).")
 ]

@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 
 from detkit.data.annotations import Annotations, Findings, Source, concat_annotations
+from detkit.data.label_files import json_kind, label_files, named_parts
 from detkit.data.reading import ImageTable, ObjectTable, assemble, check_part, fill_sizes, pixels
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
@@ -82,7 +83,7 @@ class CocoFormat(DatasetFormat):
 
     def splits(self, path: Path) -> list[str]:
         """Parts of a folder (stems of its files, without "instances_"); none for a single file."""
-        return [] if path.is_file() else list(_parts(path))
+        return [] if path.is_file() else named_parts(_parts(path))
 
     def read(self, path: Path, split: str | None, images: Path | None) -> Annotations:
         """Reads one json, or those of a folder; see ``DatasetFormat.read``."""
@@ -95,11 +96,9 @@ class CocoFormat(DatasetFormat):
 
 
 def _parts(path: Path) -> dict[str, Path]:
-    if path.is_file():
-        return {path.stem: path} if path.suffix.lower() == ".json" else {}
-    found = sorted((path / "annotations").glob("*.json"))
-    chosen = [p for p in found if p.stem.startswith("instances_")] or found
-    return {p.stem.removeprefix("instances_"): p for p in chosen}
+    # A single json that is nothing else is taken for COCO's, so that what is wrong with it can be said.
+    known = ("coco",) if path.is_dir() else ("coco", "")
+    return label_files(path, ".json", lambda p: json_kind(p) in known)
 
 
 @contextmanager

@@ -21,6 +21,11 @@ __all__ = ["FORMATS", "Annotations", "Dataset", "Finding", "Findings", "Source",
 
 FORMATS = {
     "coco": "detkit.data.coco:CocoFormat",
+    "labelme": "detkit.data.labelme:LabelmeFormat",
+    "via": "detkit.data.via:ViaFormat",
+    "supervisely": "detkit.data.supervisely:SuperviselyFormat",
+    "fiftyone": "detkit.data.fiftyone:FiftyOneFormat",
+    "csv": "detkit.data.csv_tables:CsvFormat",
     "voc": "detkit.data.voc:VocFormat",
     "yolo": "detkit.data.yolo:YoloFormat",
     "folders": "detkit.data.folders:FolderFormat",

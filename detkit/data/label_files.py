@@ -1,0 +1,294 @@
+"""What formats of json and csv files share: the files of each part, typed JSON, the table that they fill, and where the
+images lie.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+import msgspec
+import numpy as np
+
+from detkit.data.annotations import Annotations, Findings, Source, concat_annotations
+from detkit.data.reading import ImageTable, ObjectTable, assemble, check_part, fill_sizes, pixels
+from detkit.errors import DetkitError
+from detkit.interfaces import DatasetFormat
+from detkit.io.files import reading
+from detkit.io.images import IMAGE_SUFFIXES, paths_in
+
+T = TypeVar("T")
+PARTS = ("train", "val", "valid", "validation", "test")
+NO_CLASS = "object"  # the class of boxes that have none
+_HEAD = 1 << 16
+_SAMPLE = 20  # images that are looked for in each folder, of all
+_UPLOAD = re.compile(r"[0-9a-f]{8}-")  # Label Studio puts it before an uploaded file's name
+
+
+def json_kind(path: Path) -> str:
+    """The format that the keys at the beginning of a .json file speak for: coco, labelme, via, fiftyone, or ""."""
+    with reading(str(path)), open(path, "rb") as file:
+        head = file.read(_HEAD).decode("utf-8-sig", "ignore")
+    keys = re.findall(r'"([^"\\]*)"\s*:', head)
+    if not head.lstrip().startswith("{") or not keys:
+        return ""
+    if "shapes" in keys and "images" not in keys:
+        return "labelme"
+    if not {"regions", "_via_settings", "_via_img_metadata"}.isdisjoint(keys):
+        return "via"
+    if keys[0] in ("classes", "labels") and {"annotations", "images"}.isdisjoint(keys):
+        return "fiftyone"
+    # Label Studio's notes.json, beside YOLO's files, has categories and no images.
+    known = {"images", "annotations", "categories"} & set(keys)
+    return "coco" if known and ("images" in known or len(head) >= _HEAD // 2) else ""
+
+
+def label_files(path: Path, suffix: str, holds: Callable[[Path], bool]) -> dict[str, Path]:
+    """Label files by the name of their part.
+
+    Args:
+        path: Such a file; or a folder with them in it, in its annotations/ or labels/, or in a folder for each part.
+        suffix: Of their names.
+        holds: True for a file of the format, asked of those with the suffix.
+    """
+
+    def within(folder: Path) -> list[Path]:
+        files = sorted(p for p in folder.glob("*") if p.suffix.lower() == suffix and not p.name.startswith("."))
+        return [p for p in files if p.is_file() and holds(p)]
+
+    if not path.is_dir():
+        return {_part_name(path): path} if path.suffix.lower() == suffix and path.is_file() and holds(path) else {}
+    for folder in (path / "annotations", path, path / "labels"):
+        if found := within(folder):
+            chosen = [p for p in found if p.stem.startswith("instances_")] or found  # not COCO's captions
+            return {_part_name(p): p for p in chosen}
+    parts = sorted((p for p in path.iterdir() if p.name.lower() in PARTS), key=lambda p: PARTS.index(p.name.lower()))
+    first = {p.name: next(iter(within(p) or within(p / "labels")), None) for p in parts}
+    return {name: file for name, file in first.items() if file is not None}
+
+
+def _part_name(file: Path) -> str:
+    return re.sub(r"^instances_|_labels$|_annotations$", "", file.stem)
+
+
+def named_parts(parts: Mapping[str, Path]) -> list[str]:
+    """Names of the parts; none where there is only one that is not called train, val or test: it is the whole."""
+    alone = len(parts) == 1 and not next(iter(parts)).lower().startswith(("train", "val", "test"))
+    return [] if alone else list(parts)
+
+
+def decode_json(path: Path, kind: type[T], looked_for: str) -> T:
+    """The file as ``kind``, a type that msgspec decodes.
+
+    Args:
+        path: The file.
+        kind: Its type.
+        looked_for: What the file should be, for errors.
+
+    Raises:
+        DetkitError: It cannot be read, is no JSON, or holds something else.
+    """
+    with reading(str(path)):
+        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        raise DetkitError(f"this is not {looked_for}: {error}", str(path), "export it again") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        do = "the file may be cut short: download or export it again"
+        raise DetkitError(f"this is not JSON: {error}", str(path), do) from None
+
+
+def place_images(names: Sequence[str], folders: Sequence[Path], findings: Findings) -> tuple[Path, list[str]]:
+    """The folder of a data set's images, and their names in it.
+
+    Exporters write paths of another machine, back slashes, upload prefixes, or names without their ending. Each way to
+    mend them is tried on some of the names in every folder; the first that finds one goes for all, and is said.
+
+    Args:
+        names: As the labels have them.
+        folders: Where they may lie, the likeliest first.
+        findings: Names that had to be mended are added.
+    """
+    some = [name for name in names[:: max(len(names) // _SAMPLE, 1)] if name]
+    depth = max((_plain(name).count("/") for name in some), default=0)
+    mends: list[Callable[[str], str]] = [str, _plain, *(_dropping(k) for k in range(1, depth + 1)), _without_upload]
+    for mend in mends:
+        tried = [mend(name) for name in some]
+        for folder in folders:
+            if any(os.path.isfile(folder / name) for name in tried):
+                mended = [mend(name) for name in names]
+                _say_mended(names, mended, findings)
+                return folder, mended
+    if all(Path(name).suffix.lower() not in IMAGE_SUFFIXES for name in some):  # some formats leave endings out
+        last = _dropping(depth)
+        for folder in folders:
+            endings = {p.stem: p.name for p in (paths_in(folder) if folder.is_dir() else ())}
+            if any(last(name) in endings for name in some):
+                return folder, [endings.get(last(name), name) for name in names]
+    return folders[0], list(names)
+
+
+def _say_mended(names: Sequence[str], mended: Sequence[str], findings: Findings) -> None:
+    rows = [i for i, (name, new) in enumerate(zip(names, mended, strict=True)) if name != new]
+    examples = (f"{names[i]} is {mended[i]}" for i in rows)
+    findings.add(
+        "file name of another machine or upload (found by its last part)", *islice(examples, 5), count=len(rows)
+    )
+
+
+def _plain(name: str) -> str:
+    """A relative path with slashes: no back slashes, drive, root, "..", and of a URL's query only a path."""
+    name = name.replace("\\", "/").rpartition("?d=")[2]
+    return re.sub(r"^(?:\w+:)?/*(?:\.{1,2}/+)*", "", name)
+
+
+def _dropping(folders: int) -> Callable[[str], str]:
+    """Leaves so many folders out at the beginning of a path."""
+
+    def drop(name: str) -> str:
+        words = _plain(name).split("/")
+        return "/".join(words[min(folders, len(words) - 1) :])
+
+    return drop
+
+
+def _without_upload(name: str) -> str:
+    return _UPLOAD.sub("", _plain(name).rpartition("/")[2], count=1)
+
+
+def image_folders(place: Path) -> list[Path]:
+    """Where the images of a label file, or of a folder of labels, may lie: the usual places, the likeliest first."""
+    place = place.absolute()
+    beside, part = (place, place.name) if place.is_dir() else (place.parent, _part_name(place))
+    folders = [beside, beside.parent / part, beside / part, beside.parent / "images", beside / "images"]
+    folders += [beside.parent / "images" / part, beside / "images" / part, beside.parent]
+    return folders + [home / name for name in ("data", "img", "JPEGImages") for home in (beside, beside.parent)]
+
+
+class LabelTable:
+    """Images and objects of one part, as a reader finds them; ``annotations`` finds the images.
+
+    Args:
+        place: The label file, or the folder of the labels.
+        folders: Where the images lie, if not in ``image_folders(place)``.
+
+    Attributes:
+        findings: What was dropped or repaired so far.
+        names: Every class, in the order of their first objects.
+        fractions: Corners are parts of the image, not pixels.
+    """
+
+    def __init__(self, place: Path, folders: Sequence[Path] = ()) -> None:
+        self.place, self.folders = place, list(folders) or image_folders(place)
+        self.findings = Findings()
+        self.names: dict[str, None] = {}
+        self.fractions = False
+        self._index: dict[str, int] = {}
+        self._sizes: list[tuple[int, int]] = []
+        self._rows: list[tuple[int, str, Sequence[float], bool, bool, str]] = []
+
+    def image(self, name: str, width: float | None = None, height: float | None = None) -> int:
+        """The index of the image of this name; the labels may know its size in pixels."""
+        index = self._index.setdefault(name, len(self._index))
+        if index == len(self._sizes):
+            self._sizes.append((pixels(height), pixels(width)))
+        return index
+
+    def add(
+        self, image: int, name: str, box: Sequence[float], where: str, *, crowd: bool = False, difficult: bool = False
+    ) -> None:
+        """An object.
+
+        Args:
+            image: Index of its image.
+            name: Its class.
+            box: x1, y1, x2, y2, exclusive.
+            where: Names it for a person.
+            crowd: It is a group in one box.
+            difficult: It is hard to see.
+        """
+        if not (name := name.strip()):
+            self.findings.add(f"box without a class (called {NO_CLASS})", where)
+        self.names.setdefault(name or NO_CLASS)
+        self._rows.append((image, name or NO_CLASS, box, crowd, difficult, where))
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """(N, 4) float64 corners as they were added."""
+        return np.array([row[2] for row in self._rows], dtype=np.float64).reshape(-1, 4)
+
+    def annotations(self, source: Source, classes: Sequence[str]) -> Annotations:
+        """The labels, with these classes, all of ``names`` among them; ``source.images``: the person's own folder."""
+        if not self._index:
+            raise DetkitError("this data set names no image", str(self.place), "label some, and export it again")
+        folders = [source.images] if source.images else self.folders
+        folder, names = place_images(list(self._index), folders, self.findings)
+        files, sizes = [os.path.normpath(folder / name) for name in names], np.array(self._sizes, dtype=np.int32)
+        fill_sizes(sizes, files)
+        label_of = {name: label for label, name in enumerate(classes)}
+        where = [row[5] for row in self._rows]
+        image, labels = np.array([(row[0], label_of[row[1]]) for row in self._rows], dtype=np.int64).reshape(-1, 2).T
+        boxes = self.boxes
+        if self.fractions:
+            boxes *= sizes[image][:, [1, 0, 1, 0]]
+            unsized = (sizes[image] == 0).any(axis=1)
+            self.findings.add_rows("image's size is unknown (its boxes dropped)", unsized, where.__getitem__)
+            labels[unsized] = -1
+        boxes[:, 2:] -= boxes[:, :2]
+        crowd, difficult = (np.array([row[k] for row in self._rows], dtype=bool) for k in (3, 4))
+        objects = ObjectTable(image, boxes, labels, where.__getitem__, crowd, difficult)
+        found = ImageTable(list(self._index), files, sizes)
+        # Images may lie beside the folder of the labels (../images), not elsewhere on the machine.
+        beside = any(not Path(file).is_relative_to(folder) for file in files)
+        source = replace(source, images=folder.parent if beside else folder)
+        return assemble(objects, found, dict(enumerate(classes)), self.findings, source)
+
+
+class LabelFilesFormat(DatasetFormat):
+    """A label file, or a folder of them, for each part; what derives from it says how one is found and read.
+
+    Attributes:
+        name: The format's.
+    """
+
+    name: ClassVar[str]
+
+    def places(self, path: Path) -> dict[str, Path]:
+        """The label file, or folder of labels, of each part; empty: ``path`` is another format."""
+        raise NotImplementedError
+
+    def table(self, place: Path) -> LabelTable:
+        """What one of them holds."""
+        raise NotImplementedError
+
+    def listed(self, path: Path) -> list[str]:
+        """Classes that the data set names, in their order; those of its objects follow, sorted."""
+        return []
+
+    def recognises(self, path: Path) -> bool:
+        """True where ``places`` finds one."""
+        return bool(self.places(path))
+
+    def splits(self, path: Path) -> list[str]:
+        """See ``named_parts``."""
+        return named_parts(self.places(path))
+
+    def read(self, path: Path, split: str | None, images: Path | None) -> Annotations:
+        """Reads all parts or one of them; all have the classes of the whole. See ``DatasetFormat.read``."""
+        places = self.places(path)
+        check_part(split, places, path)
+        if not places:
+            raise DetkitError(f"nothing of the format {self.name} is here", str(path), f"it is {self.looked_for}")
+        tables = {part: self.table(place) for part, place in places.items()}
+        listed = list(dict.fromkeys(self.listed(path)))
+        classes = [*listed, *sorted({name for table in tables.values() for name in table.names} - set(listed))]
+        chosen = list(tables) if split is None else [split]
+        return concat_annotations(
+            [tables[part].annotations(Source(self.name, path, split, images), classes) for part in chosen]
+        )

@@ -1,0 +1,134 @@
+"""labelme's files, one .json for each image; those of X-AnyLabeling are the same.
+
+https://github.com/wkentaro/labelme: a shape has a label, points in pixels, and a shape_type; shapes of one label and
+group are one object, as in its own converter to COCO.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from detkit.data.label_files import PARTS, LabelFilesFormat, LabelTable, decode_json, image_folders, json_kind
+from detkit.errors import DetkitError
+from detkit.io.images import IMAGE_SUFFIXES, paths_in
+
+CLASS_LIST = "labels.txt"  # what labelme --labels reads
+_NOT_CLASSES = ("__ignore__", "_background_")
+_WITHOUT_AREA = ("point", "points", "line", "linestrip", "lines")
+
+
+class _Shape(msgspec.Struct):
+    label: str | int | float | None = None
+    points: list[tuple[float, float]] = []
+    shape_type: str | None = None
+    group_id: int | str | None = None
+    flags: dict[str, object] | None = None
+    difficult: bool | None = None  # X-AnyLabeling's
+
+
+class _File(msgspec.Struct):
+    shapes: list[_Shape]
+    imagePath: str | None = None
+    imageWidth: float | None = None
+    imageHeight: float | None = None
+
+
+class LabelmeFormat(LabelFilesFormat):
+    """A folder with a .json for each image, or with such a folder for each part."""
+
+    name = "labelme"
+    looked_for = "a folder of labelme's .json files"
+
+    def places(self, path: Path) -> dict[str, Path]:
+        """The folder, or those of its parts."""
+        parts = {name: path / name for name in PARTS if _has_labels(path / name)}
+        return parts or ({path.stem: path} if _has_labels(path) else {})
+
+    def listed(self, path: Path) -> list[str]:
+        """Those of labels.txt."""
+        file = path / CLASS_LIST
+        lines = file.read_text(encoding="utf-8-sig").splitlines() if file.is_file() else []
+        return [line.strip() for line in lines if line.strip() and line.strip() not in _NOT_CLASSES]
+
+    def table(self, place: Path) -> LabelTable:
+        """The folder, with its sub-folders."""
+        home = place if place.is_dir() else place.parent
+        table, labelled = LabelTable(place, image_folders(home)), set()
+        for file in sorted(home.rglob("*.json")) if place.is_dir() else [place]:
+            if file.name.startswith("."):
+                continue
+            try:
+                content = decode_json(file, _File, "a file of labelme")
+            except DetkitError as error:
+                table.findings.add("label file cannot be read (image dropped)", f"{file}: {error.what}")
+                continue
+            name = _image_name(file, content.imagePath or "", home)
+            labelled.add(Path(name).stem)
+            image = table.image(name, content.imageWidth, content.imageHeight)
+            _add_shapes(table, image, content.shapes, str(file))
+        bare = [p for p in paths_in(home) if p.stem not in labelled] if place.is_dir() else []
+        table.findings.add("image without a label file (left out)", *map(str, islice(bare, 5)), count=len(bare))
+        return table
+
+
+def _has_labels(path: Path) -> bool:
+    """True for a file of labelme's, and for a folder among whose first .json files, or its folders', is one."""
+    if path.is_file():
+        return path.suffix.lower() == ".json" and json_kind(path) == "labelme"
+    found = chain(path.glob("*.json"), path.glob("[!.]*/*.json"))
+    return any(json_kind(p) == "labelme" for p in islice(found, 5))
+
+
+def _image_name(file: Path, name: str, home: Path) -> str:
+    """The image of a label file, relative to ``home``: what it says, or else the one beside it, of its name."""
+    name = name.replace("\\", "/")
+    said, beside = file.parent / name, file.parent / Path(name).name
+    own = (file.with_suffix(suffix) for suffix in sorted(IMAGE_SUFFIXES))
+    # Only images: a label file brings nothing else into a copy of the data.
+    usable = (p for p in (said, beside, *own) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    found = next(usable, beside)
+    return found.relative_to(home).as_posix() if found.is_relative_to(home) else name
+
+
+def _add_shapes(table: LabelTable, image: int, shapes: Sequence[_Shape], where: str) -> None:
+    groups: dict[object, list[_Shape]] = {}
+    for number, shape in enumerate(shapes):
+        groups.setdefault(number if shape.group_id is None else (shape.label, shape.group_id), []).append(shape)
+    for group in groups.values():
+        boxes = [box for shape in group for box in _boxes(shape, table, where)]
+        if not boxes:
+            continue
+        table.findings.add("shape of a group made into one box", where, count=len(boxes) - 1)
+        corners = np.array(boxes)
+        label, flags = group[0].label, [shape.flags or {} for shape in group]
+        table.add(
+            image,
+            "" if label is None else str(label),
+            [*corners[:, :2].min(axis=0), *corners[:, 2:].max(axis=0)],
+            where,
+            crowd=any(flag.get("crowd") is True for flag in flags),
+            difficult=any(shape.difficult or (shape.flags or {}).get("difficult") is True for shape in group),
+        )
+
+
+def _boxes(shape: _Shape, table: LabelTable, where: str) -> Iterator[tuple[float, float, float, float]]:
+    """The shape's box, if it has one; what is no rectangle is counted."""
+    kind = shape.shape_type or "polygon"
+    if kind in _WITHOUT_AREA or not shape.points:
+        table.findings.add(f"{kind} has no area (dropped)", where)
+        return
+    xs, ys = zip(*shape.points, strict=True)
+    if kind != "rectangle":
+        table.findings.add(f"{kind} made into a box", where)
+    if kind == "circle":  # its centre, and a point on it
+        radius = math.dist(shape.points[0], shape.points[-1])
+        yield xs[0] - radius, ys[0] - radius, xs[0] + radius, ys[0] + radius
+    else:
+        last = 1 if kind == "mask" else 0  # its points are its first and last pixels
+        yield min(xs), min(ys), max(xs) + last, max(ys) + last

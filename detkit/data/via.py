@@ -1,0 +1,150 @@
+"""VGG Image Annotator's exports (versions 1 and 2): json of regions, a saved project, or csv.
+
+https://www.robots.ox.ac.uk/~vgg/software/via: a region has a shape and attributes, one of which is its class.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from detkit.data.label_files import LabelFilesFormat, LabelTable, decode_json, json_kind, label_files
+from detkit.errors import DetkitError
+from detkit.io.files import reading
+
+_CSV = {"filename", "region_shape_attributes", "region_attributes"}
+_CLASS_NAMES = ("class", "label", "name", "type", "category", "object")  # attributes that are the class, if present
+_NUMBERS = {
+    "rect": ("x", "y", "width", "height"),
+    "circle": ("cx", "cy", "r"),
+    "ellipse": ("cx", "cy", "rx", "ry"),
+    "polygon": ("all_points_x", "all_points_y"),
+    "polyline": ("all_points_x", "all_points_y"),
+}
+
+
+class _Region(msgspec.Struct):
+    shape_attributes: dict[str, Any] = {}
+    region_attributes: dict[str, Any] = {}
+
+
+class _Image(msgspec.Struct):
+    filename: str
+    regions: list[_Region] | dict[str, _Region] = []
+
+
+class _Found(NamedTuple):
+    image: str
+    region: _Region | None
+    where: str
+
+
+class ViaFormat(LabelFilesFormat):
+    """A json or csv of VIA's, or a folder that holds it, or one for each part."""
+
+    name = "via"
+    looked_for = "a json or csv of the VGG Image Annotator"
+
+    def places(self, path: Path) -> dict[str, Path]:
+        """The file of each part; json, where there are both."""
+        return label_files(path, ".json", lambda p: json_kind(p) == "via") or label_files(path, ".csv", _is_csv)
+
+    def table(self, place: Path) -> LabelTable:
+        """One file."""
+        table = LabelTable(place)
+        found = list(_csv_regions(place, table) if place.suffix.lower() == ".csv" else _json_regions(place))
+        attribute = _class_attribute([one.region for one in found if one.region is not None], place)
+        for one in found:
+            image = table.image(one.image)
+            if one.region is None:
+                continue
+            shape = one.region.shape_attributes
+            kind = str(shape.get("name"))
+            if kind not in _NUMBERS:
+                table.findings.add(f"{kind} has no area (dropped)", one.where)
+            elif (box := _box(kind, shape)) is None:
+                table.findings.add("region without its numbers (dropped)", one.where)
+            else:
+                if kind != "rect":
+                    table.findings.add(f"{kind} made into a box", one.where)
+                table.add(image, _chosen(one.region.region_attributes.get(attribute)), box, one.where)
+        return table
+
+
+def _is_csv(path: Path) -> bool:
+    with reading(str(path)), open(path, encoding="utf-8-sig", errors="replace") as file:
+        return set(file.readline().lstrip("#").strip().split(",")) >= _CSV
+
+
+def _json_regions(place: Path) -> Iterator[_Found]:
+    value = decode_json(place, dict[str, msgspec.Raw], "a json of VIA's")
+    images = value
+    if any(key.startswith("_via_") for key in value):
+        images = msgspec.json.decode(value.get("_via_img_metadata", b"{}"), type=dict[str, msgspec.Raw])
+    for key, raw in images.items():
+        try:
+            image = msgspec.json.decode(raw, type=_Image)
+        except msgspec.ValidationError as error:
+            do = "export the annotations again from VIA 2 (VIA 3 writes COCO, too)"
+            raise DetkitError(f"this is not a json of VIA's: {error}", f"{place}: {key}", do) from None
+        regions = image.regions.values() if isinstance(image.regions, dict) else image.regions
+        yield _Found(image.filename, None, "")
+        for number, region in enumerate(regions):
+            yield _Found(image.filename, region, f"{place}: {image.filename}, region {number}")
+
+
+def _csv_regions(place: Path, table: LabelTable) -> Iterator[_Found]:
+    with reading(str(place)), open(place, encoding="utf-8-sig", errors="replace", newline="") as file:
+        file.seek(0)
+        header = next(csv.reader(file))
+        columns = [name.lstrip("#").strip() for name in header]
+        for row in csv.reader(file):
+            cells = dict(zip(columns, row, strict=False))
+            if not cells.get("filename"):
+                continue
+            where = f"{place}: {cells['filename']}, region {cells.get('region_id', '')}"
+            yield _Found(cells["filename"], None, "")
+            texts = [(cells.get(name) or "{}").encode() for name in ("region_shape_attributes", "region_attributes")]
+            try:
+                shape, attributes = (msgspec.json.decode(text, type=dict[str, Any]) for text in texts)
+            except msgspec.DecodeError:
+                table.findings.add("region's attributes are not JSON (dropped)", where)
+                continue
+            if shape:
+                yield _Found(cells["filename"], _Region(shape, attributes), where)
+
+
+def _class_attribute(regions: Sequence[_Region], place: Path) -> str:
+    """The attribute that is the class: one of the usual names, or the only one; "" if there is none."""
+    names = dict.fromkeys(name for region in regions for name in region.region_attributes)
+    usual = [name for wanted in _CLASS_NAMES for name in names if name.lower() == wanted]
+    if not usual and len(names) > 1:
+        do = f"rename one of {', '.join(names)} to class, in VIA or in the file"
+        raise DetkitError("which attribute of the regions is the class?", str(place), do)
+    return next(iter(usual or names), "")
+
+
+def _chosen(value: object) -> str:
+    """The class of an attribute's value: text, or the box that is ticked of several."""
+    if isinstance(value, Mapping):
+        value = next((name for name, ticked in value.items() if ticked), None)
+    return "" if value is None else str(value)
+
+
+def _box(kind: str, shape: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
+    try:
+        if kind.startswith("poly"):
+            xs, ys = (msgspec.convert(shape[name], list[float]) for name in _NUMBERS[kind])
+            return min(xs), min(ys), max(xs), max(ys)
+        values = [msgspec.convert(shape[name], float, strict=False) for name in _NUMBERS[kind]]
+    except (KeyError, ValueError):  # msgspec's is a ValueError
+        return None
+    if kind == "rect":
+        x, y, w, h = values
+        return x, y, x + w, y + h
+    cx, cy, rx, ry = (*values, values[2])[:4]
+    return cx - rx, cy - ry, cx + rx, cy + ry
