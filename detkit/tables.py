@@ -25,6 +25,7 @@ class GroundTruth:
         classes: Names.
         rank: (images,) int64, each image's place in ascending order of the image ids, by which pycocotools breaks ties
             between equal scores; None: images are in that order already.
+        class_rank: (C,) int64, the same of the classes and their ids, in whose order pycocotools sums; None: in order.
         points: (N, K, 3) float64 x, y in pixels, visible (0: not), or None.
     """
 
@@ -39,6 +40,7 @@ class GroundTruth:
     classes: tuple[str, ...]
     rank: np.ndarray | None = None
     points: np.ndarray | None = None
+    class_rank: np.ndarray | None = None
 
     @property
     def wanted(self) -> np.ndarray:
@@ -98,7 +100,7 @@ class Evaluation:
         return {"protocol": self.protocol, "metrics": self.metrics, "per_class": self.per_class}
 
 
-def image_rank(ids: Sequence[int | str]) -> np.ndarray:
-    """(images,) int64: each image's place in ascending order of the ids, numbers before words."""
+def rank_of(ids: Sequence[int | str]) -> np.ndarray:
+    """(N,) int64: the place of each image or class in ascending order of their ids, numbers before words."""
     order = sorted(range(len(ids)), key=lambda i: (isinstance(ids[i], str), ids[i]))
     return np.argsort(order)

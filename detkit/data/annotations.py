@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from detkit.errors import DetkitError, nearest
-from detkit.tables import GroundTruth, image_rank
+from detkit.tables import GroundTruth, rank_of
 
 EXAMPLES = 5
 _COLUMNS = ("xywh", "crowd", "difficult", "area", "rows", "labels", "ids", "points")  # of objects
@@ -133,9 +133,9 @@ class Annotations:
     def ground_truth(self) -> GroundTruth:
         """The same as the metrics' table."""
         same = ("xywh", "area", "crowd", "difficult", "ids", "classes", "points")
-        columns = {name: getattr(self, name) for name in same}
-        rank = image_rank(self.image_ids)
-        return GroundTruth(len(self), self.image_index, self.labels, rank=rank, **columns)
+        columns: dict[str, Any] = {name: getattr(self, name) for name in same}
+        columns |= {"rank": rank_of(self.image_ids), "class_rank": rank_of(self.class_ids)}
+        return GroundTruth(len(self), self.image_index, self.labels, **columns)
 
     @property
     def labelled(self) -> bool:

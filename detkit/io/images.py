@@ -190,6 +190,10 @@ def orient(image: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
+# OpenCV moved this in 4.13; before, it lies at the top. Level 0 is silent, and what is returned is the level before.
+_set_log_level = getattr(cv2.utils, "logging", cv2).setLogLevel
+
+
 class _Quiet:
     """Silences OpenCV while at least one thread is inside."""
 
@@ -199,14 +203,14 @@ class _Quiet:
     def __enter__(self) -> None:
         with self._lock:
             if self._depth == 0:
-                self._level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+                self._level = _set_log_level(0)
             self._depth += 1
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._depth -= 1
             if self._depth == 0:
-                cv2.utils.logging.setLogLevel(self._level)
+                _set_log_level(self._level)
 
 
 quiet_opencv = _Quiet()  # keeps OpenCV's own log lines off stderr; what matters is said in detkit's errors

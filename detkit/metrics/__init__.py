@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 METRICS = {
     "coco": "detkit.metrics.coco:Coco",
     "voc2007": "detkit.metrics.voc:Voc2007",
+    "voc2007_exact": "detkit.metrics.voc:Voc2007Exact",
     "voc2010": "detkit.metrics.voc:Voc2010",
     "classify": "detkit.metrics.classification:Classification",
     "points": "detkit.metrics.points:Points",

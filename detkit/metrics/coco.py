@@ -111,7 +111,8 @@ class Coco(Metric):
             name: {n: column[k] for n, column in columns.items()} | {"objects": int(counts[k, 0])}
             for k, name in enumerate(gt.classes)
         }
-        metrics = {name: _mean(table, -1.0) for name, table in tables.items()}
+        order = _class_order(gt)
+        metrics = {name: _mean(table[..., order], -1.0) for name, table in tables.items()}
         return CocoResult(metrics, per_class, precision=precision, recall=recall, thresholds=thresholds, limits=limits)
 
     def resampler(
@@ -126,9 +127,11 @@ class Coco(Metric):
         thresholds = THRESHOLDS if wanted.iou is None else np.array([wanted.iou])
         matches = match(gt, dt, thresholds=thresholds, areas=areas, max_detections=max_detections)
 
+        order = _class_order(gt)
+
         def value(weights: np.ndarray) -> float:
             precision, recall = accumulate(matches, positives(gt, areas, weights), [wanted.limit], weights)
-            return _mean(recall if wanted.recall else precision, np.nan)
+            return _mean(recall[:, order] if wanted.recall else precision[:, :, order], np.nan)
 
         return value
 
@@ -137,6 +140,11 @@ def _class_means(table: np.ndarray) -> list[float]:
     """The mean of each class (the last axis), NaN where it has no object: there all entries are -1."""
     means = table.mean(axis=tuple(range(table.ndim - 1)))
     return list(np.where(means < 0, np.nan, means).tolist())
+
+
+def _class_order(gt: GroundTruth) -> np.ndarray:
+    """Labels in the order in which pycocotools sums: floats added in another one differ in the last bit."""
+    return np.arange(len(gt.classes)) if gt.class_rank is None else np.argsort(gt.class_rank)
 
 
 def _mean(table: np.ndarray, nothing: float) -> float:
@@ -194,12 +202,13 @@ def pycocotools_metrics(gt: GroundTruth, dt: Results) -> dict[str, float]:
                     one["ignore"] = one["ignore"] or one["difficult"]
 
     ids = np.arange(gt.images) if gt.rank is None else gt.rank
+    kinds = np.arange(len(gt.classes)) if gt.class_rank is None else gt.class_rank
     names = {"area": gt.area, "iscrowd": gt.crowd.astype(int), "difficult": gt.difficult, "id": gt.ids}
     found = {"score": dt.score, "area": dt.xywh[:, 2] * dt.xywh[:, 3], "id": np.arange(1, len(dt) + 1)}
     with contextlib.redirect_stdout(io.StringIO()):
         sides = []
         for table, columns in ((gt, names), (dt, found)):
-            columns = {"image_id": ids[table.image], "category_id": table.label, "bbox": table.xywh, **columns}
+            columns = {"image_id": ids[table.image], "category_id": kinds[table.label], "bbox": table.xywh, **columns}
             rows = zip(*(column.tolist() for column in columns.values()), strict=True)
             side = COCO()
             side.dataset = {

@@ -46,8 +46,7 @@ def match_groups(
     Args:
         groups: ``members[d0:d1]`` of a group are rows of boxes, best first.
         detections: members and boxes.
-        objects: Boxes, areas, crowd, ignored, and counts (False: taking it is not counted as matched), in the order
-            that groups count in.
+        objects: Boxes, areas, crowd and ignored, in the order that groups count in.
         thresholds: (T,) float64.
         areas: (A, 2) float64.
         found: Changed in the rows of the detections: matched, ignored (uint64; comes in with the bits of the area
@@ -55,7 +54,7 @@ def match_groups(
             the first area range).
     """
     members, d_box = detections
-    g_box, g_area, g_crowd, g_ignore, g_counts = objects
+    g_box, g_area, g_crowd, g_ignore = objects
     matched, ignored, taken = found
     number = thresholds.shape[0]
     most_d, most_g = 1, 1
@@ -105,10 +104,9 @@ def match_groups(
                     bit = np.uint64(1) << np.uint64(a * number + t)
                     if on_ignored:
                         ignored[row] |= bit
-                    elif g_counts[g0 + top]:
+                    else:
                         ignored[row] &= ~bit
-                    if g_counts[g0 + top]:
-                        matched[row] |= bit
+                    matched[row] |= bit
                     if a == 0 and t == 0:
                         taken[row] = g0 + top
 

@@ -157,9 +157,7 @@ def match(
 
     Objects that are crowd, difficult or outside an area range are ignored: a detection on one counts neither way, and
     a detection that finds nothing and lies outside the range itself is dropped too. A crowd takes any number of
-    detections by intersection / detection area. An object with annotation id 0 takes a detection without counting as
-    found, as in pycocotools (its match table holds ids, and 0 reads as unmatched); readers of formats without ids
-    number from 1.
+    detections by intersection / detection area.
 
     Args:
         gt: The labels.
@@ -188,7 +186,6 @@ def match(
         _plain(gt.area[g_rows], np.float64),
         gt.crowd[g_rows],
         ~gt.wanted[g_rows],
-        gt.ids[g_rows] != 0,
     )
     rest = ((grouped.members, boxes), objects, thresholds, areas, (matched, ignored, taken))
     groups, threads = grouped.groups, threads_for(len(dt))

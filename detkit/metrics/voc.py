@@ -43,8 +43,8 @@ class Voc2010(Metric):
     scores = ("AP",)
     rules = "VOC2010 (IoU {iou:g}, area under the curve, all detections, difficult ignored)"
 
-    @staticmethod
-    def average(recall: np.ndarray, precision: np.ndarray) -> float:
+    @classmethod
+    def average(cls, recall: np.ndarray, precision: np.ndarray) -> float:
         """AP of one class's curve: the area under precision made monotonous."""
         recall = np.concatenate(([0.0], recall, [1.0]))
         precision = np.concatenate(([0.0], precision, [0.0]))
@@ -93,14 +93,26 @@ class Voc2010(Metric):
 
 
 class Voc2007(Voc2010):
-    """The mean over recall 0, 0.1 ... 1 of the best precision at that recall or above."""
+    """The mean over 11 levels of recall of the best precision at that recall or above.
+
+    The levels are the devkit's ``0:0.1:1``, which MATLAB counts from both ends: the fourth is 3 * 0.1, a float above
+    0.3, so that a recall of exactly 0.3 does not reach it.
+    """
 
     rules = "VOC2007 (IoU {iou:g}, 11 recall points, all detections, difficult ignored)"
+    levels = np.append(np.arange(6) * 0.1, 1 - np.arange(4, -1, -1) * 0.1)
 
-    @staticmethod
-    def average(recall: np.ndarray, precision: np.ndarray) -> float:
+    @classmethod
+    def average(cls, recall: np.ndarray, precision: np.ndarray) -> float:
         """AP of one class's curve: from 11 points."""
-        return float(sum(precision[recall >= level].max(initial=0.0) for level in np.arange(11) / 10) / 11)
+        return float(sum(precision[recall >= level].max(initial=0.0) for level in cls.levels) / 11)
+
+
+class Voc2007Exact(Voc2007):
+    """VOC2007 as its paper says it: at recall 0, 0.1, 0.2, 0.3 ... 1."""
+
+    rules = "VOC2007 at exact levels (IoU {iou:g}, 11 recall points, all detections, difficult ignored)"
+    levels = np.arange(11) / 10
 
 
 def _mean(values: list[float]) -> float:

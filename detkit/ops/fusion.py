@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,7 +33,8 @@ def weighted_boxes_fusion(
         labels_list: Per model, (N_i,) integers.
         weights: Per model; default 1 each.
         threshold: 0..1.
-        min_score: Boxes below it, and those with a score of 0 or below, a NaN score or coordinate, are left out.
+        min_score: Boxes below it, and those with a score of 0 or below, a NaN score or coordinate, are left out. So are
+            boxes without area and inverted ones, whose number a warning tells.
 
     Returns:
         Boxes (K, 4), scores (K,), labels (K,) int64, best first, in the float type and kind of the input.
@@ -55,6 +57,8 @@ def weighted_boxes_fusion(
     inputs.check_same_kind(*boxes_list, *scores_list, *labels_list)
 
     columns = [_columns(*parts, min_score) for parts in zip(boxes_list, scores_list, labels_list, strict=True)]
+    if flat := sum(model[3] for model in columns):
+        warnings.warn(f"weighted_boxes_fusion left out {flat} boxes that are inverted or have no area", stacklevel=2)
     boxes = np.concatenate([model[0] for model in columns])
     scores = np.concatenate([model[1] * factor for model, factor in zip(columns, factors, strict=True)])
     labels = np.concatenate([model[2] for model in columns])
@@ -70,11 +74,13 @@ def weighted_boxes_fusion(
 
 def _columns(
     boxes: Either, scores: Either, labels: Either, min_score: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One model's usable rows: boxes in their own float type, scores float64, labels int64."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """One model's usable rows: boxes in their own float type, scores float64, labels int64; how many had no area."""
     boxes = inputs.box_array(boxes)
     scores = inputs.score_array(scores, len(boxes))
     labels = as_numpy(inputs.label_array(labels, len(boxes)))
     boxes, scores = inputs.same_dtype(as_numpy(boxes), as_numpy(scores))
     usable = ~np.isnan(boxes).any(1) & (scores >= min_score) & (scores > 0)
-    return boxes[usable], scores[usable].astype(np.float64), labels[usable]
+    flat = usable & (boxes[:, 2:] <= boxes[:, :2]).any(1)
+    usable &= ~flat
+    return boxes[usable], scores[usable].astype(np.float64), labels[usable], int(flat.sum())

@@ -1,7 +1,8 @@
 """What the functions of ``detkit.ops`` accept: numpy arrays (or lists) or torch tensors, never both in one call.
 
-float32 and float64 stay as they are; half precision and integers become float32; bool, complex and everything that is
-not a number is a TypeError; a wrong shape is a ValueError. Nothing here changes or aliases-and-writes its argument.
+float32 and float64 stay as they are; half precision and integers become float32, quantised tensors the numbers that
+they stand for; bool, complex and everything that is not a number is a TypeError; a wrong shape is a ValueError. Nothing
+here changes or aliases-and-writes its argument.
 Plain numbers out of their range are a ValueError too, here and in the networks that are made of them.
 """
 
@@ -23,6 +24,8 @@ def float_array(value: Array, name: str) -> Array:
     """
     found: Either = value if is_tensor(value) else np.asarray(value)
     xp = sys.modules["torch"] if is_tensor(value) else np
+    if is_tensor(value) and found.is_quantized:
+        return cast("Array", found.dequantize())
     if found.dtype in (xp.float32, xp.float64):
         return cast("Array", found)
     if not _kind(found).startswith(("f", "bf", "i", "u")):
@@ -67,6 +70,14 @@ def label_array(value: Array, count: int, name: str = "labels") -> Array:
         raise TypeError(f"{name} must be integers, got {found.dtype}")
     labels: Either = _of_length(found, count, name)
     return cast("Array", labels.long() if is_tensor(value) else labels.astype(np.int64, copy=False))
+
+
+def of_nothing(value: Array | None, boxes: Array) -> Array:
+    """``value``; where it is None, which may stand for the scores and labels of no boxes, an empty column."""
+    if value is not None or len(boxes):
+        return cast("Array", value)
+    nothing: Either = boxes if is_tensor(boxes) else np.asarray(boxes)
+    return cast("Array", nothing.reshape(-1))
 
 
 def _kind(array: Either) -> str:

@@ -4,7 +4,7 @@ Both are operators of ``torch.library`` with a fake and an autograd formula. On 
 last: features in channels_last strides are read as they are (others are copied once), results come in channels_last
 strides, so ``pooled.permute(0, 2, 3, 1).flatten(1)`` costs nothing before a fully connected layer. On other devices
 torchvision does the work. Results equal torchvision's (pooling exactly, align to rounding); the gradient's sums have a
-fixed order, whatever the number of threads. Regions get no gradient.
+fixed order, whatever the number of threads. Regions get no gradient. ``torch.fx`` sees each as one operation.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from detkit.ops.compiled import run_chunks, thread_count
 from detkit.ops.inputs import float_array
@@ -37,15 +38,18 @@ def roi_pool(
         scale: Cells per pixel of the regions.
 
     Returns:
-        (R, C, h, w) in channels_last strides, float64 for float64, else float32.
+        (R, C, h, w) in channels_last strides, in the float type of the features, float32 for integers; half precision
+        is computed in float32.
 
     Raises:
         TypeError: Not tensors of numbers.
         ValueError: Wrong shapes, or an index of no image.
     """
-    features, table, high, wide = _checked(features, rois, size)
-    pooled: Tensor = _pool(features, table, high, wide, float(scale))
-    return pooled
+    if has_torch_function(given := _tensors(features, rois)):
+        return handle_torch_function(roi_pool, given, features, rois, size, scale)
+    values, table, high, wide = _checked(features, rois, size)
+    pooled: Tensor = _pool(values, table, high, wide, float(scale))
+    return _typed(pooled, features)
 
 
 def roi_align(
@@ -68,20 +72,34 @@ def roi_align(
             default).
 
     Returns:
-        (R, C, h, w) in channels_last strides, float64 for float64, else float32.
+        (R, C, h, w) in channels_last strides, in the float type of the features, float32 for integers; half precision
+        is computed in float32.
 
     Raises:
         TypeError: Not tensors of numbers.
         ValueError: Wrong shapes, or an index of no image.
     """
-    features, table, high, wide = _checked(features, rois, size)
-    pooled: Tensor = _align(features, table, high, wide, float(scale), max(int(sampling), 0), bool(aligned))
-    return pooled
+    if has_torch_function(given := _tensors(features, rois)):
+        options = (size, scale, sampling, aligned)
+        return handle_torch_function(roi_align, given, features, rois, *options)
+    values, table, high, wide = _checked(features, rois, size)
+    pooled: Tensor = _align(values, table, high, wide, float(scale), max(int(sampling), 0), bool(aligned))
+    return _typed(pooled, features)
+
+
+def _tensors(features: Tensor, rois: Tensor | Sequence[Tensor]) -> tuple[Any, ...]:
+    """What may be more than a tensor: a proxy of ``torch.fx``, a subclass."""
+    return (features, *rois) if isinstance(rois, (list, tuple)) else (features, rois)
+
+
+def _typed(pooled: Tensor, features: Tensor) -> Tensor:
+    return pooled.to(features.dtype) if features.is_floating_point() else pooled
 
 
 def roi_table(rois: Sequence[Tensor]) -> Tensor:
     """One (R_i, 4) tensor of boxes per image as (R, 5), batch index and xyxy."""
-    parts = [torch.cat((boxes.new_full((len(boxes), 1), i), boxes), dim=1) for i, boxes in enumerate(rois)]
+    plain = [float_array(boxes, "rois") for boxes in rois]
+    parts = [torch.cat((boxes.new_full((len(boxes), 1), i), boxes), dim=1) for i, boxes in enumerate(plain)]
     return torch.cat(parts) if parts else torch.zeros(0, 5)
 
 

@@ -5,7 +5,8 @@ kind. The rule is the libraries': a box is dropped if its IoU with a better kept
 drops >= threshold). Equal scores: the lower index comes first. Classes never suppress each other.
 
 A box with a NaN coordinate, or with a NaN score, is never kept and suppresses nothing. A box without area is kept and
-suppresses nothing. Wrong types are a TypeError, wrong shapes or a threshold outside 0..1 a ValueError.
+suppresses nothing. Of no boxes scores and labels may be None. Wrong types are a TypeError, wrong shapes or a threshold
+outside 0..1 a ValueError.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def nms(boxes: Array, scores: Array, threshold: float) -> Array:
         Kept indices (K,) int64, by descending score: the same in the same order as ``torchvision.ops.nms`` (NaN apart),
         which does the work for CUDA tensors.
     """
+    scores = inputs.of_nothing(scores, boxes)
     inputs.check_same_kind(boxes, scores)
     return _nms(boxes, scores, None, threshold)
 
@@ -50,6 +52,7 @@ def batched_nms(boxes: Array, scores: Array, labels: Array, threshold: float) ->
         ``torchvision.ops.batched_nms``, which orders ties of different classes arbitrarily and, for small inputs, moves
         each class by an offset that can round boxes; here coordinates are used as they are.
     """
+    scores, labels = inputs.of_nothing(scores, boxes), inputs.of_nothing(labels, boxes)
     inputs.check_same_kind(boxes, scores, labels)
     return _nms(boxes, scores, inputs.label_array(labels, len(boxes)), threshold)
 
@@ -85,6 +88,7 @@ def soft_nms(
         raise ValueError(f"method must be gaussian or linear, got {method!r}")
     inputs.check_positive(sigma=sigma)
     inputs.check_shares(threshold=threshold)
+    scores = inputs.of_nothing(scores, boxes)
     inputs.check_same_kind(boxes, scores)
     boxes = inputs.box_array(boxes)
     wide, high = inputs.same_dtype(as_numpy(boxes), as_numpy(inputs.score_array(scores, len(boxes))))

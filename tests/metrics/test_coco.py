@@ -15,7 +15,7 @@ import pytest
 
 from detkit.metrics import coco
 from detkit.metrics.matching import match, positives
-from detkit.tables import GroundTruth, Results, image_rank
+from detkit.tables import GroundTruth, Results, rank_of
 
 Make = Callable[..., Any]
 
@@ -70,7 +70,7 @@ def as_records(ids: list[int], gt: GroundTruth, dt: Results) -> tuple[list[dict]
 
 
 def random_case(seed: int) -> tuple[list[int], GroundTruth, Results]:
-    """Shuffled image ids, tied scores, crowds, empty images and classes, areas exactly on the limits, id 0."""
+    """Shuffled image ids, tied scores, crowds, empty images and classes, areas exactly on the limits."""
     rng = np.random.default_rng(seed)
     images, classes = int(rng.integers(1, 12)), int(rng.integers(1, 4))
     n, m = int(rng.integers(0, 40)), int(rng.integers(0, 200)) * (20 if seed % 10 == 0 else 1)
@@ -86,9 +86,9 @@ def random_case(seed: int) -> tuple[list[int], GroundTruth, Results]:
         area=area,
         crowd=rng.random(n) < 0.15,
         difficult=np.zeros(n, bool),
-        ids=np.arange(n) + seed % 2,
+        ids=np.arange(n) + 1,
         classes=tuple(map(str, range(classes))),
-        rank=image_rank(ids),
+        rank=rank_of(ids),
     )
     boxes = np.column_stack([rng.integers(0, 100, (m, 2)), rng.choice(sizes, (m, 2))]).astype(float)
     image, label = rng.integers(0, images, m), rng.integers(0, classes, m)
@@ -130,10 +130,34 @@ def test_equal_scores_in_two_images_follow_the_image_ids_not_the_file(
     assert coco.Coco().evaluate(gt, dt).metrics["AP50"] == pytest.approx(0.5 if reverse else 1.0)
 
 
-def test_an_annotation_with_id_0_is_never_found_as_in_pycocotools(ground_truth: Make, results: Make) -> None:
-    gt, dt = ground_truth([[0, 0, 10, 10]]), results([[0, 0, 10, 10]], [0.5])
-    assert coco.Coco().evaluate(gt, dt).metrics["AP50"] == pytest.approx(1.0)
-    assert coco.Coco().evaluate(replace(gt, ids=np.array([0])), dt).metrics["AP50"] == 0.0
+@pytest.mark.parametrize("seed", range(12))
+def test_classes_in_any_order_are_bit_equal_to_pycocotools(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    numbers = [7, 3, 5, 11, 2]
+    n, m = 60, 150
+    xywh = np.column_stack([rng.integers(0, 100, (n, 2)), rng.integers(5, 80, (n, 2))]).astype(float)
+    image, label = rng.integers(0, 4, n), rng.integers(0, 5, n)
+    none, area = np.zeros(n, bool), xywh[:, 2] * xywh[:, 3]
+    columns = (image, label, xywh, area, none, none, np.arange(1, n + 1))
+    gt = GroundTruth(4, *columns, tuple("abcde"), class_rank=rank_of(numbers))
+    near = rng.integers(0, n, m)
+    dt = Results(image[near], label[near], np.abs(xywh[near] + rng.normal(0, 4, (m, 4))), rng.random(m))
+    annotations, detections = as_records([0, 1, 2, 3], gt, dt)
+    for record in (*annotations, *detections):
+        record["category_id"] = numbers[record["category_id"]]
+    reference = pycocotools([0, 1, 2, 3], numbers, annotations, detections)
+    metrics = coco.Coco().evaluate(gt, dt).metrics
+    assert list(metrics.values()) == reference.stats.tolist()
+    assert coco.pycocotools_metrics(gt, dt) == metrics
+    assert coco.Coco().resampler(gt, dt, "AP")(np.ones(4, np.int64)) == metrics["AP"]
+
+
+def test_ids_are_no_truth_values(ground_truth: Make, results: Make) -> None:
+    """Perfect detections of two objects, the first with id 0: pycocotools takes it for missed."""
+    gt = replace(ground_truth([[0, 0, 10, 10], [50, 0, 10, 10]]), ids=np.array([0, 1]))
+    dt = results([[0, 0, 10, 10], [50, 0, 10, 10]], [0.9, 0.8])
+    assert coco.Coco().evaluate(gt, dt).metrics["AP"] == pytest.approx(1.0)
+    assert coco.pycocotools_metrics(gt, dt)["AP"] == pytest.approx(0.5 * 51 / 101)  # 0.2525
 
 
 @pytest.mark.parametrize(

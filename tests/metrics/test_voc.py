@@ -48,11 +48,12 @@ def devkit_curve(objects: list[tuple], found: list[tuple]) -> tuple[np.ndarray, 
         return tp_sum / total, np.nan_to_num(tp_sum / (tp_sum + fp_sum))
 
 
+DEVKIT = [0, 0.1, 0.2, 0.1 * 3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]  # what MATLAB's 0:0.1:1 holds: 0.1 * 3 > 0.3
+
+
 def devkit_ap(recall: np.ndarray, precision: np.ndarray, year: str) -> float:
     if year == "2007":
-        points = [
-            max([p for r, p in zip(recall, precision, strict=True) if r >= t], default=0) for t in np.arange(11) / 10
-        ]
+        points = [max([p for r, p in zip(recall, precision, strict=True) if r >= t], default=0) for t in DEVKIT]
         return sum(points) / 11
     recall, precision = [0, *recall, 1], [0, *precision, 0]
     for i in range(len(precision) - 2, -1, -1):
@@ -101,6 +102,20 @@ def test_worked_example_of_both_averages() -> None:
     gt, dt = one_image([[0, 0, 10, 10], [50, 50, 10, 10], [100, 0, 10, 10]], [0.9, 0.8, 0.7])
     assert evaluate_results(gt, dt, "voc2007").metrics["AP"] == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
     assert evaluate_results(gt, dt, "voc2010").metrics["AP"] == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
+
+
+@pytest.mark.parametrize(("objects", "devkit", "exact"), [(10, 3 / 11, 4 / 11), (5, 7 / 11, 7 / 11), (1, 1, 1)])
+def test_levels_of_recall_are_the_devkits_and_the_exact_ones_have_a_name(
+    objects: int, devkit: float, exact: float
+) -> None:
+    """The first three objects found, nothing false: recall 0.1, 0.2, 0.3 of ten, or 0.2, 0.4, 0.6 of five."""
+    count = min(objects, 3)
+    boxes = np.array([[20 * i, 0, 10, 10] for i in range(objects)], float)
+    image = label = np.zeros(objects, int)
+    gt = table(boxes, image, label, np.zeros(objects), 1)
+    dt = Results(image[:count], label[:count], boxes[:count], np.linspace(0.9, 0.7, count))
+    assert evaluate_results(gt, dt, "voc2007").per_class["a"]["AP"] == pytest.approx(devkit)
+    assert evaluate_results(gt, dt, "voc2007_exact").per_class["a"]["AP"] == pytest.approx(exact)
 
 
 def test_a_second_detection_is_false_and_on_a_difficult_object_none_counts() -> None:

@@ -85,6 +85,14 @@ def test_left_out_rows_and_empty_models() -> None:
     assert no_scores.shape == no_labels.shape == (0,)
 
 
+def test_boxes_without_area_and_inverted_ones_are_left_out_and_counted() -> None:
+    boxes = np.array([[0, 0, 10, 10], [5, 5, 5, 9], [8, 8, 3, 12]], np.float32)
+    with pytest.warns(UserWarning, match="left out 2 boxes that are inverted or have no area"):
+        kept, scores, _ = weighted_boxes_fusion([boxes], [[0.5, 0.9, 0.8]], [[0, 0, 0]])
+    assert kept.tolist() == [[0, 0, 10, 10]]
+    assert scores.tolist() == [0.5]
+
+
 def test_tensors_give_tensors_and_nothing_is_changed() -> None:
     boxes, scores, labels = torch.from_numpy(A.copy()), torch.tensor([0.9, 0.4]).half(), torch.tensor([0, 1])
     fused = weighted_boxes_fusion([boxes, boxes], [scores, scores], [labels, labels])

@@ -137,11 +137,40 @@ def test_broken_regions_do_no_harm(value: float) -> None:
     assert torch.isfinite(x.grad).all()
 
 
-def test_half_precision_is_computed_in_float32() -> None:
-    x, rois = features().half(), regions(8, 130)
-    found = roi_align(x, rois.half().float(), 7, 1 / 8)
-    assert found.dtype == torch.float32
-    assert torch.equal(found, roi_align(x.float(), rois.half().float(), 7, 1 / 8))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("op", [roi_align, roi_pool])
+def test_half_precision_is_computed_in_float32_and_comes_back(op: Any, dtype: torch.dtype) -> None:
+    x, rois = features().to(dtype).requires_grad_(), regions(8, 130)
+    found = op(x, rois, 7, 1 / 8)
+    assert found.dtype == dtype
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(found, op(x.float(), rois, 7, 1 / 8).to(dtype))
+    found.sum().backward()
+    assert x.grad is not None
+    assert x.grad.dtype == dtype
+
+
+def test_quantised_features_and_regions_are_the_numbers_that_they_stand_for() -> None:
+    x, rois = torch.quantize_per_tensor(features(), 0.1, 0, torch.qint8), regions(8, 130)[:, 1:]
+    boxes = torch.quantize_per_tensor(rois, 1.0, 0, torch.qint32)
+    found = roi_align(x, [boxes, boxes], 3, 1 / 8)
+    assert torch.equal(found, roi_align(x.dequantize(), [boxes.dequantize()] * 2, 3, 1 / 8))
+
+
+class Pooling(torch.nn.Module):
+    def forward(self, x: Tensor, rois: Tensor) -> Tensor:
+        return roi_align(x, rois, 3, 1 / 8, aligned=False) + roi_pool(x, [rois[:, 1:], rois[:, 1:]], size=3)[:8]
+
+
+def test_fx_and_export_see_one_operation_each() -> None:
+    x, rois = features(), regions(8, 130)
+    wanted = Pooling()(x, rois)
+    traced = torch.fx.symbolic_trace(Pooling())
+    assert {roi_align, roi_pool} <= {node.target for node in traced.graph.nodes}
+    assert torch.equal(traced(x, rois), wanted)
+    exported = torch.export.export(Pooling(), (x, rois))
+    assert "detkit.roi_align" in str(exported.graph)
+    assert torch.equal(exported.module()(x, rois), wanted)
 
 
 def test_a_list_of_boxes_a_image() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -303,3 +304,22 @@ def test_cuda_tensors_stay_on_the_device() -> None:
     assert set(batched_nms(*device, 0.5).tolist()) == set(batched_nms(boxes, scores, labels, 0.5).tolist())
     assert iou(device[0], device[0]).is_cuda
     assert soft_nms(device[0], device[1].abs())[1].is_cuda
+
+
+@pytest.mark.parametrize("boxes", [np.zeros((0, 4)), torch.zeros(0, 4), []])
+def test_of_nothing_scores_and_labels_may_be_none(boxes: Any) -> None:
+    for kept in (nms(boxes, None, 0.5), batched_nms(boxes, None, None, 0.5), soft_nms(boxes, None)[0]):
+        assert len(kept) == 0
+        assert isinstance(kept, torch.Tensor) == isinstance(boxes, torch.Tensor)
+    with pytest.raises(TypeError):
+        batched_nms(np.ones((1, 4)), None, None, 0.5)
+
+
+def test_quantised_boxes_and_scores_are_the_numbers_that_they_stand_for() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [50, 50, 60, 60]])
+    scores = torch.tensor([0.5, 0.75, 0.25])
+    packed = (
+        torch.quantize_per_tensor(boxes, 1.0, 0, torch.quint8),
+        torch.quantize_per_tensor(scores, 0.25, 0, torch.qint8),
+    )
+    assert nms(*packed, 0.5).tolist() == nms(boxes, scores, 0.5).tolist() == [1, 2]
