@@ -236,7 +236,7 @@ def evaluate_model(
     split: str | None = None,
     images: str | Path | None = None,
     format: str | None = None,
-    iou: float = 0.5,
+    iou: float | None = None,
     max_detections: int = 100,
     batch: int = 8,
     on_progress: Callable[[int, int], None] | None = None,
@@ -251,7 +251,7 @@ def evaluate_model(
         split: One part of the data; None: all of it.
         images: Folder of the images of a COCO json.
         format: Of the data, by name or ``module:Name``; None: recognised.
-        iou: The NMS threshold.
+        iou: The NMS threshold; None: the model's own.
         max_detections: Per image.
         batch: Images at a time.
         on_progress: Called with batches done and in all.
@@ -274,7 +274,7 @@ def evaluate_model(
         predictor,
         Dataset(annotations),
         batch=batch,
-        limits=replace(Limits.evaluation(iou), max_detections=max_detections),
+        limits=replace(Limits.evaluation(predictor.iou if iou is None else iou), max_detections=max_detections),
         on_batch=on_progress or (lambda done, total: None),
     )
     return annotations, results, asdict(timings)

@@ -125,7 +125,7 @@ class Detector(nn.Module, Predictor):
         if sampled:
             return losses
         if limits is None:
-            limits = Limits(conf=self.threshold) if targets is None else Limits.evaluation()
+            limits = self.limits() if targets is None else Limits.evaluation(self.iou)
         found = []
         for inside, restore in zip(self.head.predict(raw, batch.sizes, limits), batch.restore, strict=True):
             extra, boxes_there = dict(inside.extra), restore.to_original(inside.boxes)

@@ -26,7 +26,7 @@ def full_report(
     split: str | None = None,
     images: Path | None = None,
     format: str | None = None,
-    iou: float = 0.5,
+    iou: float | None = None,
     batch: int = 8,
     details: bool = True,
     page: bool = False,
@@ -44,7 +44,7 @@ def full_report(
         split: One part of the data; None: all of it.
         images: Folder of the images of a COCO json.
         format: Of the data, by name or ``module:Name``; None: recognised.
-        iou: The model's NMS drops boxes that overlap more than this.
+        iou: The model's NMS drops boxes that overlap more than this; None: its own.
         batch: Images at a time.
         details: Curves, confusion, calibration, kinds of errors, worst images, too.
         page: A page will be written of it, which needs the details and intervals.

@@ -80,10 +80,12 @@ class Neck(Module):
     Attributes:
         channels: Of each map that ``forward`` returns.
         strides: Input pixels per cell, of each map.
+        divisor: The input's sides are padded to multiples of it; 0: of the coarsest stride.
     """
 
     channels: Sequence[int]
     strides: Sequence[float]
+    divisor: float = 0
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """One map (B, channels[i], H_i, W_i) per entry of ``channels``."""

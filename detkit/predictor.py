@@ -21,6 +21,7 @@ class Predictor:
         classes: Names by label.
         class_ids: The training data's own ids of the classes; by default 0, 1, ...
         threshold: The score below which ``predict`` shows nothing.
+        iou: NMS drops boxes of one class that overlap a better one by more, where nothing else is asked for.
         protocol: The metric (``detkit.metrics.METRICS``) that its answers are judged by.
         flip_pairs: Pairs of points of an object that change places where an image is mirrored.
         precision: Of the arithmetic, ``fp32`` or ``bf16``.
@@ -28,6 +29,7 @@ class Predictor:
 
     classes: tuple[str, ...]
     threshold: float = 0.25
+    iou: float = 0.5
     protocol: str = "coco"
     flip_pairs: tuple[tuple[int, int], ...] = ()
     precision: str = "fp32"
@@ -54,7 +56,7 @@ class Predictor:
         source: ImageSource,
         *,
         conf: float | None = None,
-        iou: float = 0.5,
+        iou: float | None = None,
         max_detections: int = 100,
         classes: Sequence[int | str] | None = None,
         bgr: bool = False,
@@ -64,7 +66,7 @@ class Predictor:
         Args:
             source: A path, a file's bytes, a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
             conf: Lowest score; None: the model's own threshold.
-            iou: NMS drops boxes that overlap more.
+            iou: NMS drops boxes that overlap more; None: the model's own.
             max_detections: At most so many, the best.
             classes: Only these, by name or label; None: all.
             bgr: The array is in OpenCV's order.
@@ -83,7 +85,7 @@ class Predictor:
         source: Source | Iterable[Source],
         *,
         conf: float | None = None,
-        iou: float = 0.5,
+        iou: float | None = None,
         max_detections: int = 100,
         classes: Sequence[int | str] | None = None,
         batch: int = 1,
@@ -138,17 +140,18 @@ class Predictor:
     def limits(
         self,
         conf: float | None = None,
-        iou: float = 0.5,
+        iou: float | None = None,
         max_detections: int = 100,
         classes: Sequence[int | str] | None = None,
     ) -> Limits:
-        """``Limits`` of these values: the model's threshold where ``conf`` is None, class names made labels.
+        """``Limits`` of these values: the model's own where ``conf`` or ``iou`` is None, class names made labels.
 
         Raises:
             DetkitError: An unknown class, with the nearest name, or a value out of range.
         """
         labels = None if classes is None else tuple(self._label(one) for one in classes)
-        return Limits(self.threshold if conf is None else conf, iou, max_detections, labels)
+        conf, iou = self.threshold if conf is None else conf, self.iou if iou is None else iou
+        return Limits(conf, iou, max_detections, labels)
 
     def _label(self, name: int | str) -> int:
         if isinstance(name, str) and name in self.classes:
@@ -174,7 +177,7 @@ class PredictsSamples(Protocol):
 class _Wrapped(Predictor):
     def __init__(self, inner: PredictsSamples) -> None:
         self.classes, self.inner = tuple(inner.classes), inner
-        for name in ("class_ids", "threshold", "protocol", "flip_pairs", "precision"):
+        for name in ("class_ids", "threshold", "iou", "protocol", "flip_pairs", "precision"):
             if hasattr(inner, name):
                 setattr(self, name, getattr(inner, name))
 

@@ -42,6 +42,7 @@ REAL = (
     "googlenet",
     "vgg11",
     "darknet19",
+    "csp_darknet",
     "nin",
     "alexnet",
     "lenet5",

@@ -21,8 +21,9 @@ from detkit.data.loader import collate
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
 from detkit.interfaces import Head
+from detkit.prediction.ensemble import Ensemble
 from detkit.predictor import Predictor
-from detkit.structures import Limits, Sample, Target
+from detkit.structures import Detections, Limits, Sample, Target
 
 CLASSES = ("cat", "dog", "café")
 
@@ -361,3 +362,18 @@ def test_a_two_stage_detector_hands_over_clipped_proposals_once(detector):
     assert "sample" not in calls  # ground truth never reaches a score
     model(replace(batch), limits=Limits())
     assert len(calls) == 2
+
+
+def test_the_nms_threshold_is_the_files_own_and_a_word_overrules_it(tmp_path):
+    config = replace(make_config(), evaluate=EvaluateOptions(iou=0.6))
+    build_detector(config, CLASSES).save(tmp_path / "m.safetensors")
+    model = load_detector(tmp_path / "m.safetensors")
+    assert (model.iou, model.limits().iou, model.limits(iou=0.3).iou) == (0.6, 0.6, 0.3)
+    asked, other = [], build_detector(make_config(), CLASSES)
+    model.head.predict = lambda raw, sizes, limits: asked.append(limits.iou) or [Detections.empty()]
+    batch, targets = collate(samples()[:1], model.resize)
+    model(batch)
+    model(batch, targets, detections=True)
+    model.predict(noise_image())
+    assert asked == [0.6] * 3
+    assert Ensemble([model, other]).iou == pytest.approx(0.55)

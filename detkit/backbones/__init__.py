@@ -18,6 +18,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "googlenet": ("googlenet",),
     "vgg": ("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn"),
     "darknet": ("darknet19", "darknet53", "darknet"),
+    "csp_darknet": ("csp_darknet",),
     "nin": ("nin", "nin_cifar"),
     "alexnet": ("alexnet", "alexnet_2012"),
     "lenet": ("lenet5", "lenet5_1998", "lenet_textbook"),

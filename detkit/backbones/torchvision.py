@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from functools import partial
 from itertools import pairwise
+from typing import Literal
 
 from torch import nn
 from torchvision.models import VGG, AlexNet, get_model
@@ -75,12 +76,20 @@ def _mobilenet(name: str) -> Network:
     return net, Classifier(StagedBackbone(stages), last)
 
 
-def _shufflenet(name: str) -> Network:
+def _shufflenet(name: str, *, act: Literal["relu", "leaky"] = "relu") -> Network:
     """ShuffleNets v2 (Ma et al. 2018, arXiv 1807.11164): half the channels pass by, then all are shuffled.
 
     Five stages of strides 2 to 32: convolution, pooling, three groups; the last 1 x 1 belongs to the classifier.
+
+    Args:
+        act: "leaky": LeakyReLU 0.1 in place of each ReLU, as in NanoDet, which starts from the same weights.
     """
     net = get_model(name, weights=None)
+    if act == "leaky":
+        for parent in [module for module in net.modules() if isinstance(module, nn.Sequential)]:
+            for i, layer in enumerate(parent):
+                if isinstance(layer, nn.ReLU):
+                    parent[i] = nn.LeakyReLU(0.1, inplace=True)
     stages = [net.conv1, net.maxpool, net.stage2, net.stage3, net.stage4]
     stem, *groups = net._stage_out_channels[:4]
     last = nn.Sequential(net.conv5, nn.AdaptiveAvgPool2d(1), nn.Flatten(), net.fc)

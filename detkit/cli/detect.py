@@ -32,7 +32,7 @@ def detect(
     source: Annotated[list[str], Argument(metavar="SOURCE...", help="Image, folder, glob, video, camera, - (stdin).")],
     model: options.ModelNames = None,
     conf: Annotated[float | None, Option(help="Lowest score (default: the model's own).")] = None,
-    iou: options.Iou = 0.5,
+    iou: options.Iou = None,
     max_detections: Annotated[int, Option(help="Most boxes per image.")] = 100,
     classes: options.Classes = None,
     size: options.Size = None,

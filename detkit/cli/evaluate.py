@@ -39,7 +39,7 @@ def evaluate(
     ] = None,
     check: Annotated[str | None, Option(metavar="pycocotools", help="Its own numbers beside detkit's.")] = None,
     overwrite: options.Overwrite = False,
-    iou: options.Iou = 0.5,
+    iou: options.Iou = None,
     answers: options.Answers = options.Answers(),
     batch: options.BatchSize = 8,
     as_json: bool = False,

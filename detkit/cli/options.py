@@ -45,7 +45,9 @@ Plugins = Annotated[
     ),
 ]
 Size = Annotated[int | None, Option(min=1, help="Input size in pixels (default: the model's).")]
-Iou = Annotated[float, Option(help="The model's NMS drops boxes that overlap more than this.")]
+Iou = Annotated[
+    float | None, Option(help="The model's NMS drops boxes that overlap more than this (default: its own).")
+]
 Classes = Annotated[str | None, Option(help="Only these, by name: cat,dog.")]
 BatchSize = Annotated[int, Option(min=1, help="Images at a time.")]
 Device = Annotated[str | None, Option(help="cpu, cuda, cuda:1, mps (default: the best).")]

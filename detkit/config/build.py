@@ -74,7 +74,7 @@ def build_detector(
             resize=input_resize(model, parts[1]),
             config={**known, "model": shared},
         )
-    detector.protocol = config.evaluate.metric_of(detector.head)
+    detector.protocol, detector.iou = config.evaluate.metric_of(detector.head), config.evaluate.iou
     if file := start or body:
         detector.record["started"] = start_from(detector, file, backbone_only=start is None)
     elif weights not in _NOT_A_FILE:
@@ -118,7 +118,7 @@ def load_detector(path_or_name: str | Path) -> Detector:
         raise DetkitError("the file's weights do not fit its config", str(path), reason) from None
     options = EvaluateOptions(**header["config"].get("evaluate", {}))
     part_at("metric", options.protocol, place, ("evaluate", "protocol"))
-    detector.protocol = options.metric_of(detector.head)
+    detector.protocol, detector.iou = options.metric_of(detector.head), options.iou
     return detector.eval()
 
 
@@ -190,5 +190,5 @@ def _part(model: Section, kind: str, place: Place, *wired: Any) -> Any:
 def input_resize(model: Section, neck: Neck) -> Resize:
     """How the ``model`` section wants images to become inputs, in whole strides of the neck's coarsest map."""
     size = model["size"]
-    stride = math.ceil(max(neck.strides))  # a pyramid's strides may be fractions
+    stride = math.ceil(neck.divisor or max(neck.strides))  # a pyramid's strides may be fractions
     return Resize(size if isinstance(size, int) else tuple(size), mode=model["resize"], stride=stride)

@@ -47,7 +47,7 @@ class EvaluateOptions:
     """How a model is judged; scores go down to 0.001.
 
     Attributes:
-        iou: The NMS threshold.
+        iou: The NMS threshold; kept in the model's file, so that it detects and is judged with it afterwards too.
         protocol: The metric, see ``detkit.metrics.METRICS``; "coco" leaves it to what the head answers.
     """
 

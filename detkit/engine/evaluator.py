@@ -23,7 +23,7 @@ from detkit.devices import keep_freed_memory
 from detkit.engine.runtime import Runtime
 from detkit.errors import DetkitError
 from detkit.interfaces import Losses, Raw
-from detkit.predictor import PredictsSamples
+from detkit.predictor import PredictsSamples, as_predictor
 from detkit.structures import Batch, Detections, Limits, Sample, Target
 from detkit.tables import GroundTruth, Results
 
@@ -82,7 +82,7 @@ def detect_dataset(
         predictor: A ``Detector`` is fed by loading processes; others get ``predict_samples``.
         dataset: The images and labels.
         batch: Images at a time.
-        limits: Those of evaluation by default.
+        limits: Those of evaluation with the model's NMS by default.
         workers: Loading processes, for a ``Detector``.
         on_batch: Gets how many batches are done, and of how many.
 
@@ -90,7 +90,7 @@ def detect_dataset(
         DetkitError: No class name of the model is one of the data's, or no image could be read. A warning tells of
             those that could not, where others could.
     """
-    limits = limits or Limits.evaluation()
+    limits = limits or Limits.evaluation(as_predictor(predictor).iou)
     failures: list[DetkitError] = []
     if not isinstance(predictor, Detector):
         samples = (sample for _, sample in dataset.readable(range(len(dataset)), failures))

@@ -9,4 +9,6 @@ from __future__ import annotations
 NECKS = {
     "identity": "detkit.necks.identity:Identity",
     "fpn": "detkit.necks.fpn:FPN",
+    "ghost_pan": "detkit.necks.ghost_pan:GhostPAN",
+    "pafpn": "detkit.necks.pafpn:PAFPN",
 }

@@ -69,7 +69,7 @@ class Ensemble(Predictor):
     """Several models and, or, several views of each image, fused to one set of detections.
 
     A box's score is the mean over all views, 0 where a view has no such box. ``iou`` of the limits is that of each
-    view's NMS. The threshold is the mean of the models'.
+    view's NMS. Threshold and ``iou`` are the mean of the models'.
 
     Args:
         models: One or more, of the same class names (in any order).
@@ -97,6 +97,7 @@ class Ensemble(Predictor):
             raise DetkitError("the models of an ensemble must answer alike", where, do)
         self.classes, self.class_ids = first.classes, first.class_ids
         self.threshold = sum(model.threshold for model in models) / len(models)
+        self.iou = sum(model.iou for model in models) / len(models)
         self.protocol, self.flip_pairs = first.protocol, first.flip_pairs
         self._views: list[_View] = []
         for model in models:

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torchvision.models import get_model
 
 from detkit.backbones import BACKBONES, pretrained
 from detkit.backbones.base import Classifier, StagedBackbone, set_logits
+from detkit.backbones.csp_darknet import SPP
 from detkit.errors import DetkitError
 from detkit.explain.summary import Tracer
 
@@ -26,6 +28,7 @@ SMALL = (
     "googlenet",
     "vgg11",
     "darknet19",
+    "csp_darknet",
     "nin_cifar",
     "nin",
     "alexnet",
@@ -388,3 +391,34 @@ def test_batch_norm_follows_the_published_weights():
     with torch.device("meta"):
         norms = [m for m in make("efficientnet_lite0").modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert {(m.eps, m.momentum) for m in norms} == {(1e-3, 0.01)}
+
+
+def test_leaky_shufflenets_keep_their_names_and_their_weights(tmp_path):
+    plain = make("shufflenet_v2_x0_5", 0)
+    torch.save(get_model("shufflenet_v2_x0_5").state_dict(), tmp_path / "own.pth")
+    leaky = make("shufflenet_v2_x0_5", 0, act="leaky", weights=str(tmp_path / "own.pth"))
+    kinds = [[type(m) for m in net.backbone.modules()] for net in (plain, leaky)]
+    assert kinds[0].count(torch.nn.ReLU) == kinds[1].count(torch.nn.LeakyReLU) > 10
+    assert torch.nn.ReLU not in kinds[1]
+    assert plain.backbone.state_dict().keys() == leaky.backbone.state_dict().keys()
+
+
+def test_spatial_pyramid_pooling_looks_5_9_and_13_cells_wide():
+    layer = SPP(2)
+    layer.conv1, layer.conv2 = torch.nn.Identity(), torch.nn.Identity()
+    map_ = torch.zeros(1, 1, 15, 15)
+    map_[0, 0, 7, 7] = 1
+    seen = layer(map_)[0]
+    assert seen.sum((1, 2)).tolist() == [1, 25, 81, 169]
+
+
+def test_csp_darknet_has_yoloxs_depths_and_widths():
+    with torch.device("meta"):
+        net = make("csp_darknet", depth=0.67, width=0.75)
+        light = make("csp_darknet", width=0.25, depthwise=True)
+    assert net.channels == [192, 384, 768]
+    assert [len(stage[-1].m) for stage in net.stages[1:]] == [2, 6, 6, 2]
+    assert [stage[-1].m[0].add for stage in net.stages[1:]] == [True, True, True, False]
+    assert light.stages[1][0].dconv.conv.groups == 16
+    assert {(m.eps, m.momentum) for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)} == {(1e-3, 0.03)}
+    assert (net.mean, net.std) == ((0, 0, 0), (1, 1, 1))

@@ -9,6 +9,8 @@ import torch
 
 from detkit.necks import NECKS
 from detkit.necks.fpn import FPN
+from detkit.necks.ghost_pan import Ghost, GhostPAN
+from detkit.necks.pafpn import PAFPN
 
 
 def make(name: str, channels, strides, **keys):
@@ -94,3 +96,55 @@ def test_plain_is_the_papers_and_torchvisions_pyramid():
         torch.testing.assert_close(ours, one)
     with pytest.raises(ValueError, match="plain goes with"):
         FPN(channels, strides, plain=True)
+
+
+def test_a_ghost_is_a_1x1_and_a_depthwise_3x3_of_that():
+    for act, primary, cheap in ((True, [-0.1] * 3, [-0.04, -0.06, -0.09]), (False, [-1.0] * 3, [-4, -6, -9])):
+        ghost = Ghost(2, 2, act).eval()
+        for weight in ghost.parameters():
+            torch.nn.init.ones_(weight) if weight.ndim == 4 else None
+        with torch.no_grad():
+            found = ghost(torch.full((1, 2, 3, 3), -0.5))[0]
+        corner_edge_middle = found[:, [0, 0, 1], [0, 1, 1]]
+        torch.testing.assert_close(corner_edge_middle, torch.tensor([primary, cheap]), atol=1e-3, rtol=0)
+
+
+def test_ghost_pans_extra_level_rounds_up_and_reads_the_coarsest_map_in_both_states():
+    neck = GhostPAN([4, 8, 8], [8, 16, 32], out=8).eval()
+    features = [torch.rand(1, c, n, n) for c, n in ((4, 20), (8, 10), (8, 5))]
+    with torch.no_grad():
+        outputs = neck(features)
+        changed = neck([features[0] + 1, *features[1:]])
+        assert [o.shape[-1] for o in outputs] == [20, 10, 5, 3]
+        assert not torch.allclose(outputs[3], changed[3])
+        torch.nn.init.zeros_(neck.extra_out[-2].weight)  # without the state after both ways
+        only = neck(features)[3]
+        assert torch.equal(only, neck([features[0] + 1, *features[1:]])[3])
+        assert not torch.allclose(only, neck([*features[:2], features[2] + 1])[3])
+    assert neck.divisor == 32  # no padding for the extra level's sake
+
+
+@pytest.mark.parametrize(
+    ("make_it", "words"),
+    [
+        (lambda: GhostPAN([4], [8], kernel=4), "kernel must be odd"),
+        (lambda: GhostPAN([4], [8], out=7), "out even"),
+        (lambda: GhostPAN([4, 4], [16, 24]), "ghost_pan needs"),
+        (lambda: PAFPN([4, 4], [16, 24]), "pafpn needs"),
+    ],
+)
+def test_necks_refuse_what_they_cannot_do(make_it, words):
+    with pytest.raises(ValueError, match=words):
+        make_it()
+
+
+@pytest.mark.parametrize("depthwise", [True, False])
+def test_pafpn_tells_every_map_of_every_other(depthwise):
+    neck = PAFPN([4, 8, 16], [8, 16, 32], depthwise=depthwise).eval()
+    features = [m.detach() for m in maps([4, 8, 16], [8, 16, 32])]
+    with torch.no_grad():
+        same = neck(features)
+        for level in range(3):
+            changed = neck([f + (i == level) for i, f in enumerate(features)])
+            assert not any(torch.allclose(a, b) for a, b in zip(changed, same, strict=True))
+    assert len(PAFPN([4, 8], [8, 16], depth=1.33).down[0].m) == 4
