@@ -22,6 +22,7 @@ from detkit.structures import Limits, Sample, Target
 CLASSES = ("circle", "square", "star")
 # What a head needs besides its defaults, for a number of maps. Pixels alone are no features: R-CNN has its own tests.
 MODELS: dict[str, Any] = {
+    "aligned": lambda levels: {"head": {"reg_max": 3}},
     "yolo": lambda levels: {"head": {"anchors": [[8.0 * k, 8.0 * k] for k in range(1, 2 * levels + 1)]}},
     "roi": lambda levels: {
         "head": {"layers": "mlp", "size": 3, "width": 16, "rois": 8},

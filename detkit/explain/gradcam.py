@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from detkit.detector import Detector
 from detkit.errors import DetkitError
 from detkit.explain.features import stages_of
-from detkit.heads.dense import DenseHead
+from detkit.heads.dense import GridHead
 from detkit.heads.roi import RoIHead
 from detkit.heads.trunk import with_context
 from detkit.interfaces import Raw
@@ -124,8 +124,9 @@ def _answers(detector: Detector, raw: Raw) -> tuple[Tensor, Tensor]:
 
     A prior's objectness and class are added up.
     """
-    if isinstance(detector.head, DenseHead):
-        return detector.head.scores(raw)[0], (raw["objectness"][..., None] + raw["classes"])[0]
+    if isinstance(detector.head, GridHead):
+        logits = raw["classes"] + raw["objectness"][..., None] if "objectness" in raw else raw["classes"]
+        return detector.head.scores(raw)[0], logits[0]
     if "margins" in raw:  # of R-CNN's linear SVMs
         return raw["margins"].sigmoid(), raw["margins"]
     count = len(detector.classes)  # background comes last

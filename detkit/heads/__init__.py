@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 HEADS = {
+    "aligned": "detkit.heads.aligned:Aligned",
     "classify": "detkit.heads.image:Classify",
     "localize": "detkit.heads.image:Localize",
     "roi": "detkit.heads.roi:RoIHead",

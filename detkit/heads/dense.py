@@ -6,7 +6,6 @@ are assigned to objects and how boxes are coded relative to them.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from detkit.errors import DetkitError
+from detkit.heads.layers import exact_output, light_stem
 from detkit.interfaces import Head
 from detkit.ops import boxes as box_ops
 from detkit.ops.assign import Assignment, Objects
@@ -30,8 +30,19 @@ RegressionLoss = Literal["ciou", "diou", "giou", "iou", "squared"]
 
 
 @dataclass(kw_only=True)
-class WindowOptions:
-    """How any dense head is trained and how many candidates it answers with.
+class GridOptions:
+    """What any dense head may choose.
+
+    Attributes:
+        candidates: (prior, class) pairs per image that enter NMS at most, those of highest score.
+    """
+
+    candidates: int = 3000
+
+
+@dataclass(kw_only=True)
+class WindowOptions(GridOptions):
+    """How a dense head with an objectness is trained.
 
     Attributes:
         smoothing: Of the class labels.
@@ -41,7 +52,6 @@ class WindowOptions:
         objectness_gain: Weight of the objectness term.
         class_gain: Weight of the class term.
         objectness_prior: The objectness everywhere before training, so that the first steps are calm.
-        candidates: (prior, class) pairs per image that enter NMS at most, those of highest score.
     """
 
     smoothing: float = 0.0
@@ -50,7 +60,6 @@ class WindowOptions:
     objectness_gain: float = 1.0
     class_gain: float = 1.0
     objectness_prior: float = 0.01
-    candidates: int = 3000
 
 
 @dataclass(kw_only=True)
@@ -76,7 +85,66 @@ class DenseOptions(WindowOptions):
     share_stem: bool = False
 
 
-class DenseHead(Head, nn.Module):
+class GridHead(Head, nn.Module):
+    """A head that answers at every cell of its maps: how a prediction is made of what ``raw`` says of each prior.
+
+    Subclasses write ``raw``, ``loss``, ``levels``, ``scores`` and ``decode``.
+
+    Attributes:
+        strides: Of the feature maps.
+        num_classes: C.
+        options: ``GridOptions`` or more.
+    """
+
+    strides: Sequence[float]
+    num_classes: int
+    options: GridOptions
+
+    def levels(self, raw: dict[str, Tensor]) -> list[Level]:
+        """The grids of this batch."""
+        raise NotImplementedError
+
+    def scores(self, raw: dict[str, Tensor]) -> Tensor:
+        """(..., C) float32 of the priors whose rows ``raw`` holds."""
+        raise NotImplementedError
+
+    def decode(self, code: Tensor, priors: Priors) -> Tensor:
+        """Box codes (..., D) of these priors as boxes (..., 4) xyxy in input pixels."""
+        raise NotImplementedError
+
+    def forward(self, features: list[Tensor]) -> dict[str, Tensor]:
+        """``raw``, as a module that is called."""
+        return self.raw(features)
+
+    def priors(self, raw: dict[str, Tensor]) -> Priors:
+        """The A priors of this batch."""
+        return grid_priors(self.levels(raw))
+
+    def decoded(self, raw: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Every prior's box (B, A, 4) xyxy in input pixels and scores (B, A, C): what an exported model returns."""
+        return self.decode(raw["boxes"], self.priors(raw)), self.scores(raw)
+
+    def predict(self, raw: dict[str, Tensor], sizes: Tensor, limits: Limits) -> list[Detections]:
+        """Detections (torch, input pixels, clipped to ``sizes`` (B, 2) height, width; without class names), best first.
+
+        A prior may answer with several classes. Pairs of prior and class with score >= ``limits.conf`` take part, at
+        most ``candidates`` per image, those of highest score; then NMS per class; then ``limits.max_detections``.
+        """
+        conf = max(limits.conf, 0.0)
+        # No score exceeds its prior's objectness: most priors need no more than that looked at.
+        most = raw["objectness"] if "objectness" in raw else raw["classes"].amax(-1)
+        image, prior = (most.sigmoid() >= conf).nonzero(as_tuple=True)
+        scores = self.scores({name: raw[name][image, prior] for name in ("objectness", "classes") if name in raw})
+        scores = of_wanted_classes(scores, limits)
+        row, label = (scores >= conf).nonzero(as_tuple=True)
+        image, prior, score = image[row], prior[row], scores[row, label]
+        kept = _best(score, torch.bincount(image, minlength=len(sizes)).tolist(), self.options.candidates)
+        image, prior, label, score = image[kept], prior[kept], label[kept], score[kept]
+        boxes = self.decode(raw["boxes"][image, prior], self.priors(raw).rows(prior))
+        return select_detections(boxes, score, label, image, sizes, scores.shape[-1], limits)
+
+
+class DenseHead(GridHead):
     """k priors per cell on every level; each prior predicts a box code, an objectness and class scores.
 
     Subclasses write ``assign``; ``decode`` for codes but R-CNN's deltas; ``box_terms`` for losses that are no IoU.
@@ -96,6 +164,7 @@ class DenseHead(Head, nn.Module):
     """
 
     class_scores = True
+    options: DenseOptions
 
     @takes(DenseOptions)
     def __init__(
@@ -122,7 +191,7 @@ class DenseHead(Head, nn.Module):
         self.class_rows = {"layers.": (outputs - num_classes, 1, 0)} if self.class_scores else {}
         layers = [nn.Conv2d(c, len(level) * outputs, 1) for c, level in zip(channels, self.anchors, strict=True)]
         self.layers = nn.ModuleList(layers)
-        stems = [_stem(c, self.options.stem) for c in (channels[:1] if share_stem else channels)]
+        stems = [light_stem(c, self.options.stem) for c in (channels[:1] if share_stem else channels)]
         self.stems = nn.ModuleList(stems)  # one where it is shared, so that a file holds it once
         odds = self.options.objectness_prior / (1 - self.options.objectness_prior)
         for layer in layers:
@@ -163,10 +232,6 @@ class DenseHead(Head, nn.Module):
 
     # What all share.
 
-    def forward(self, features: list[Tensor]) -> dict[str, Tensor]:
-        """``raw``, as a module that is called."""
-        return self.raw(features)
-
     def raw(self, features: list[Tensor], proposals: list[Tensor] | None = None) -> dict[str, Tensor]:
         """Everything that loss and prediction need, from feature maps (B, C_l, H_l, W_l); proposals are not looked at.
 
@@ -195,20 +260,12 @@ class DenseHead(Head, nn.Module):
         sizes = raw["grid"].tolist()
         return [Level(h, w, s, a) for (h, w), s, a in zip(sizes, self.strides, self.anchors, strict=True)]
 
-    def priors(self, raw: dict[str, Tensor]) -> Priors:
-        """The A priors of this batch."""
-        return grid_priors(self.levels(raw))
-
     def scores(self, raw: dict[str, Tensor]) -> Tensor:
-        """(B, A, C) float32: objectness times class probability."""
+        """(..., C) float32: objectness times class probability."""
         objectness = raw["objectness"].sigmoid()[..., None]
         if not self.class_scores:
             return objectness
         return objectness * class_probabilities(raw["classes"], self.options.classes)
-
-    def decoded(self, raw: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Every prior's box (B, A, 4) xyxy in input pixels and scores (B, A, C): what an exported model returns."""
-        return self.decode(raw["boxes"], self.priors(raw)), self.scores(raw)
 
     def loss(self, raw: dict[str, Tensor], targets: list[Target], sizes: Tensor) -> dict[str, Loss]:
         """The terms ``box``, ``objectness`` and ``classes``, gains included.
@@ -250,24 +307,6 @@ class DenseHead(Head, nn.Module):
             one = class_loss(found, labels, options.classes, squared=squared, smoothing=smoothing)
             terms["classes"] = (one * weight).sum() * options.class_gain, each
         return {name: Loss(total, total.new_tensor(count)) for name, (total, count) in terms.items()}
-
-    def predict(self, raw: dict[str, Tensor], sizes: Tensor, limits: Limits) -> list[Detections]:
-        """Detections (torch, input pixels, clipped to ``sizes`` (B, 2) height, width; without class names), best first.
-
-        A prior may answer with several classes. Pairs of prior and class with score >= ``limits.conf`` take part, at
-        most ``candidates`` per image, those of highest score; then NMS per class; then ``limits.max_detections``.
-        """
-        conf = max(limits.conf, 0.0)
-        # No score exceeds its prior's objectness: most priors need no more than that looked at.
-        image, prior = (raw["objectness"].sigmoid() >= conf).nonzero(as_tuple=True)
-        scores = self.scores({name: raw[name][image, prior] for name in ("objectness", "classes") if name in raw})
-        scores = of_wanted_classes(scores, limits)
-        row, label = (scores >= conf).nonzero(as_tuple=True)
-        image, prior, score = image[row], prior[row], scores[row, label]
-        kept = _best(score, torch.bincount(image, minlength=len(sizes)).tolist(), self.options.candidates)
-        image, prior, label, score = image[kept], prior[kept], label[kept], score[kept]
-        boxes = self.decode(raw["boxes"][image, prior], self.priors(raw).rows(prior))
-        return select_detections(boxes, score, label, image, sizes, scores.shape[-1], limits)
 
 
 def of_wanted_classes(scores: Tensor, limits: Limits) -> Tensor:
@@ -355,29 +394,3 @@ def deal(items: Sequence[Item], strides: Sequence[float], name: str, key: str) -
     finest_first = sorted(range(len(strides)), key=lambda i: strides[i])
     starts = [finest_first.index(i) * each for i in range(len(strides))]
     return [items[start : start + each] for start in starts]
-
-
-def _stem(channels: int, blocks: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for _ in range(blocks):
-        layers += [
-            nn.Conv2d(channels, channels, 5, padding=2, groups=channels, bias=False),
-            nn.Conv2d(channels, channels, 1, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.SiLU(inplace=True),
-        ]
-    return nn.Sequential(*layers)
-
-
-def full_precision(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Autocast off."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return contextlib.nullcontext()
-
-
-def exact_output(layer: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
-    """What a last layer makes of x, float32 at least: it is cheap, and scores and boxes rounded to 8 bits would tie."""
-    with full_precision(x.device):
-        output: Tensor = layer(x.to(layer.weight.dtype))
-    return output.float() if output.dtype in (torch.float16, torch.bfloat16) else output

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from detkit.backbones.base import set_logits
-from detkit.heads.dense import RegressionLoss, exact_output, of_wanted_classes
+from detkit.heads.dense import RegressionLoss, of_wanted_classes
+from detkit.heads.layers import exact_output
 from detkit.heads.points import Landmarks
 from detkit.heads.trunk import TrunkHead, output_shape, trunk_for
 from detkit.ops.losses import class_loss, iou_loss, objectness_loss, squared_loss

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from detkit.heads.dense import exact_output, full_precision, gather_objects, of_wanted_classes, select_detections
+from detkit.heads.dense import gather_objects, of_wanted_classes, select_detections
+from detkit.heads.layers import exact_output, full_precision
 from detkit.heads.points import Landmarks
 from detkit.heads.rcnn_svm import Embedded, LaterStages, fit_stages
 from detkit.heads.trunk import RegionPooling, TrunkHead, output_shape, region_trunk, trunk_for

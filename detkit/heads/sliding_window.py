@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from detkit.backbones.base import Classifier
 from detkit.errors import DetkitError
-from detkit.heads.dense import DenseHead, WindowOptions, exact_output
+from detkit.heads.dense import DenseHead, WindowOptions
+from detkit.heads.layers import exact_output
 from detkit.heads.trunk import TrunkHead, output_shape, trunk_for
 from detkit.ops.assign import Assignment, Objects, assign_iou
 from detkit.ops.coder import Level, Priors

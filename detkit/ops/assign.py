@@ -46,8 +46,8 @@ class Objects(NamedTuple):
     crowd: Tensor
     difficult: Tensor
 
-    def rows(self, index: Tensor) -> Objects:
-        """The objects at ``index`` (bool mask or int64)."""
+    def rows(self, index: Tensor | slice) -> Objects:
+        """The objects at ``index`` (bool mask, int64 or slice)."""
         return Objects(*(column[index] for column in self))
 
     @property
@@ -164,13 +164,13 @@ def assign_iou(
     real = objects.real
     wanted = objects.rows(real)
     highest = priors.new_zeros(images, len(priors))
-    for rows in _chunks(len(wanted.labels), len(priors)):
-        iou = _overlap(wanted.boxes[rows, None], priors[None])
+    for rows in chunks(len(wanted.labels), len(priors)):
+        iou = overlap(wanted.boxes[rows, None], priors[None])
         index = wanted.image[rows, None].expand(-1, len(priors))
         highest.scatter_reduce_(0, index, iou, "amax")
     found = []
-    for rows in _chunks(len(wanted.labels), len(priors)):
-        iou = _overlap(wanted.boxes[rows, None], priors[None])
+    for rows in chunks(len(wanted.labels), len(priors)):
+        iou = overlap(wanted.boxes[rows, None], priors[None])
         claim = (iou >= positive) & (iou == highest[wanted.image[rows]])
         if best:
             claim |= (iou == iou.amax(dim=1, keepdim=True)) & (iou > 0)
@@ -193,8 +193,8 @@ def label_regions(boxes: Tensor, objects: Objects, positive: float = 0.5) -> Reg
     """
     iou, row = boxes.new_zeros(len(boxes)), torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
     real = objects.real.nonzero().squeeze(1)
-    for rows in _chunks(len(real), len(boxes)):
-        best, at = _overlap(objects.boxes[real[rows], None], boxes[None]).max(dim=0)
+    for rows in chunks(len(real), len(boxes)):
+        best, at = overlap(objects.boxes[real[rows], None], boxes[None]).max(dim=0)
         better = best > iou
         iou, row = torch.where(better, best, iou), torch.where(better, real[rows][at], row)
     regions = objects.rows((objects.crowd | objects.difficult) & (objects.areas > 0))
@@ -225,7 +225,7 @@ def _grid_claims(
     found = [
         _claims_of_rows(levels, objects.boxes[rows], ratio, neighbours, rows.start)
         # Each anchor makes at most three claims of a few int64 numbers.
-        for rows in _chunks(len(objects.labels), 5 * sum(len(level.anchors) for level in levels))
+        for rows in chunks(len(objects.labels), 5 * sum(len(level.anchors) for level in levels))
     ]
     empty = objects.labels.new_zeros(0)
     prior, row = (torch.cat(column) for column in zip(*found, strict=True)) if found else (empty, empty)
@@ -316,16 +316,16 @@ def _overlapping(boxes: Tensor, objects: Objects, images: int, threshold: float,
     """
     priors = boxes.shape[-2]
     hits = torch.zeros((images, priors), dtype=torch.int32, device=boxes.device)
-    for rows in _chunks(len(objects.labels), priors):
+    for rows in chunks(len(objects.labels), priors):
         image = objects.image[rows]
         against = boxes[None] if boxes.ndim == 2 else boxes[image]
         inside = objects.crowd[rows, None] if crowd_rule else None
-        over = _overlap(objects.boxes[rows, None], against, inside) > threshold
+        over = overlap(objects.boxes[rows, None], against, inside) > threshold
         hits.index_add_(0, image, over.to(torch.int32))
     return hits > 0
 
 
-def _overlap(objects: Tensor, boxes: Tensor, inside: Tensor | None = None) -> Tensor:
+def overlap(objects: Tensor, boxes: Tensor, inside: Tensor | None = None) -> Tensor:
     """IoU of (T, 1, 4) and (T or 1, A, 4) -> (T, A); where ``inside`` (T, 1), intersection over the box's own area."""
     x1, y1, x2, y2 = objects.unbind(-1)
     u1, v1, u2, v2 = boxes.unbind(-1)
@@ -337,7 +337,7 @@ def _overlap(objects: Tensor, boxes: Tensor, inside: Tensor | None = None) -> Te
     return common / whole.clamp(min=1e-9)
 
 
-def _chunks(rows: int, pairs_per_row: int) -> Iterator[slice]:
+def chunks(rows: int, pairs_per_row: int) -> Iterator[slice]:
     """Slices of ``rows`` objects whose pairs stay below ``CHUNK_BYTES``."""
     step = max(1, CHUNK_BYTES // (_BYTES_PER_PAIR * max(pairs_per_row, 1)))
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))

@@ -106,3 +106,50 @@ def localization_loss(pred: Tensor, target: Tensor) -> Tensor:
     squares = (pred - target).square()
     rest = squares[..., 1:].sum(-1)
     return squares[..., 0] + torch.where(target[..., 0] > 0, rest, torch.zeros_like(rest))
+
+
+def quality_focal_loss(logits: Tensor, quality: Tensor, beta: float = 2.0) -> Tensor:
+    """|q - sigmoid(z)|^beta * BCE(z, q), element by element (Generalized Focal Loss, Li et al. 2020, eq. 5).
+
+    Args:
+        logits: Any shape.
+        quality: The score wanted, 0..1, of that shape.
+        beta: How little an answer counts that is nearly right.
+
+    Returns:
+        That shape.
+    """
+    each = F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
+    return each * (quality - logits.sigmoid()).abs().pow(beta)
+
+
+def varifocal_loss(logits: Tensor, quality: Tensor, alpha: float = 0.75, gamma: float = 2.0) -> Tensor:
+    """q * BCE(z, q) where q > 0, elsewhere alpha * sigmoid(z)^gamma * BCE(z, 0) (Zhang et al. 2021, eq. 2).
+
+    Args:
+        logits: Any shape.
+        quality: The score wanted, 0..1, of that shape.
+        alpha: Weight of the background.
+        gamma: How little background counts that is nearly right.
+
+    Returns:
+        That shape.
+    """
+    each = F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
+    return each * torch.where(quality > 0, quality, alpha * logits.sigmoid().pow(gamma))
+
+
+def distribution_focal_loss(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Cross-entropy with the two whole numbers around ``wanted``, each by its nearness (Li et al. 2020, eq. 6).
+
+    Args:
+        logits: (..., R + 1) of the numbers 0 .. R.
+        wanted: (...) in [0, R).
+
+    Returns:
+        (...).
+    """
+    low = wanted.floor()
+    share, index = (wanted - low)[..., None], low.long()[..., None]
+    log = logits.log_softmax(-1)
+    return -((1 - share) * log.gather(-1, index) + share * log.gather(-1, index + 1))[..., 0]

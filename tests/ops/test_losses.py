@@ -11,10 +11,13 @@ import torch.nn.functional as F
 from detkit.ops.losses import (
     class_loss,
     class_probabilities,
+    distribution_focal_loss,
     iou_loss,
     localization_loss,
     objectness_loss,
+    quality_focal_loss,
     squared_loss,
+    varifocal_loss,
 )
 
 
@@ -83,3 +86,19 @@ def test_objectness_loss() -> None:
     logits, wanted = torch.tensor([0.0, 0.0]), torch.tensor([1.0, 0.25])
     assert objectness_loss(logits, wanted).tolist() == pytest.approx([math.log(2)] * 2)
     assert objectness_loss(logits, wanted, squared=True).tolist() == pytest.approx([0.25, 0.0625])
+
+
+def test_quality_losses_by_hand() -> None:
+    logits, quality = torch.tensor([0.0, math.log(3), 0.0]), torch.tensor([1.0, 0.5, 0.0])  # scores 1/2, 3/4, 1/2
+    half = -(math.log(0.75) + math.log(0.25)) / 2
+    wanted = torch.tensor([0.25 * math.log(2), half / 16, 0.25 * math.log(2)])
+    torch.testing.assert_close(quality_focal_loss(logits, quality), wanted)
+    wanted = torch.tensor([math.log(2), 0.5 * half, 0.75 * 0.25 * math.log(2)])
+    torch.testing.assert_close(varifocal_loss(logits, quality), wanted)
+
+
+def test_distribution_focal_loss_by_hand() -> None:
+    """Probabilities 1/6, 2/6, 3/6 of the distances 0, 1, 2, where 1.25 and then 0 are wanted."""
+    logits = torch.tensor([1.0, 2.0, 3.0]).log().expand(2, 3)
+    found = distribution_focal_loss(logits, torch.tensor([1.25, 0.0]))
+    torch.testing.assert_close(found, torch.tensor([-0.75 * math.log(1 / 3) - 0.25 * math.log(0.5), math.log(6)]))

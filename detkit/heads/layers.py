@@ -1,0 +1,67 @@
+"""Layers that heads share: the blocks before a predicting layer, and that layer in full precision."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Act = Literal["silu", "leaky", "relu"]
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "silu": partial(nn.SiLU, inplace=True),
+    "leaky": partial(nn.LeakyReLU, 0.1, inplace=True),
+    "relu": partial(nn.ReLU, inplace=True),
+}
+
+
+def light_stem(channels: int, blocks: int) -> nn.Sequential:
+    """Blocks of a depthwise 5x5 and a pointwise convolution, batch norm and SiLU."""
+    layers: list[nn.Module] = []
+    for _ in range(blocks):
+        layers += [
+            nn.Conv2d(channels, channels, 5, padding=2, groups=channels, bias=False),
+            nn.Conv2d(channels, channels, 1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.SiLU(inplace=True),
+        ]
+    return nn.Sequential(*layers)
+
+
+def conv_block(
+    inputs: int, outputs: int, kernel: int, *, separable: bool = False, act: Act = "silu", norm_eps: float = 1e-5
+) -> nn.Sequential:
+    """Convolution, batch norm and activation; ``separable``: a depthwise one with both, then a pointwise one with both.
+
+    Args:
+        inputs: Channels.
+        outputs: Channels.
+        kernel: Side of the convolution, or of the depthwise one.
+        separable: See above.
+        act: The activation.
+        norm_eps: Of the batch norms.
+    """
+    steps = [(inputs, kernel, inputs), (outputs, 1, 1)] if separable else [(outputs, kernel, 1)]
+    layers: list[nn.Module] = []
+    for width, side, groups in steps:
+        conv = nn.Conv2d(inputs, width, side, padding=side // 2, groups=groups, bias=False)
+        layers += [conv, nn.BatchNorm2d(width, eps=norm_eps), ACTIVATIONS[act]()]
+    return nn.Sequential(*layers)
+
+
+def full_precision(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Autocast off."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def exact_output(layer: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
+    """What a last layer makes of x, float32 at least: it is cheap, and scores and boxes rounded to 8 bits would tie."""
+    with full_precision(x.device):
+        output: Tensor = layer(x.to(layer.weight.dtype))
+    return output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
