@@ -287,7 +287,8 @@ class Metric:
 class Writer:
     """Detections into a file or a folder: ``Writer(path, classes, *, class_ids, image_ids, overwrite)``.
 
-    A context manager: what it writes appears when the block ends well, and nothing is left otherwise.
+    A context manager: what it writes appears when the block ends, also where it is stopped (Ctrl-C); after an error
+    what is whole stays under a name that says partial.
 
     Attributes:
         path: The file or folder.
@@ -323,4 +324,4 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Finishes the output, or takes it away if the block ended with an error."""
+        """Finishes the output; after an error it does not take the output's name."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +15,7 @@ from typer import Argument, Option
 
 from detkit import registry
 from detkit.cli import options
-from detkit.cli.common import message
+from detkit.cli.common import message, note
 from detkit.cli.options import names_in
 from detkit.errors import DetkitError
 
@@ -29,7 +29,13 @@ _FORMATS = {".jsonl": "jsonl", ".json": "coco", ".csv": "csv"}
 
 
 def detect(
-    source: Annotated[list[str], Argument(metavar="SOURCE...", help="Image, folder, glob, video, camera, - (stdin).")],
+    source: Annotated[
+        list[str] | None,
+        Argument(metavar="SOURCE...", help="Image, folder, glob, video, camera, http(s):// or rtsp://, - (stdin)."),
+    ] = None,
+    listed: Annotated[
+        str | None, Option("--list", metavar="FILE", help="A file of more sources, one a line; -: stdin.")
+    ] = None,
     model: options.ModelNames = None,
     conf: Annotated[float | None, Option(help="Lowest score (default: the model's own).")] = None,
     iou: options.Iou = None,
@@ -49,24 +55,31 @@ def detect(
     """Detect objects. Prints a line an image; with --json, one JSON line an image or frame."""
     from detkit.io.detections import open_writer
 
+    if source is None and listed is None:
+        raise DetkitError("nothing to look at was named", "SOURCE", "name an image, a folder, a video or --list FILE")
     kind = _format_of(out, form)
     failures: list[Failure] = []
-    frames = _frames(source, failures)
-    done, first = 0, next(frames, None)
+    frames = _frames(chain(source or (), _lines(listed)), failures)
+    done, last, first = 0, "", next(frames, None)
     if first is not None:  # else a model would be loaded for nothing
         detector = answers.predictor(model or [], size)
         limits = detector.limits(conf, iou, max_detections, None if classes is None else names_in(classes) or [classes])
-        with ExitStack() as stack:
-            sinks: list[Sink] = [_print_json if as_json else _print]
-            if out is not None and kind is not None:
-                writer = open_writer(kind, out, detector.classes, detector.class_ids, overwrite)
-                sinks.append(stack.enter_context(writer).write)
-            if save:
-                sinks.append(stack.enter_context(_annotated_copies()))
-            for frame, found in detector.detect_frames(chain([first], frames), limits, batch):
-                done += 1
-                for sink in sinks:
-                    sink(frame, found)
+        try:
+            with ExitStack() as stack:
+                sinks: list[Sink] = [_print_json if as_json else _print]
+                if out is not None and kind is not None:
+                    writer = open_writer(kind, out, detector.classes, detector.class_ids, overwrite)
+                    sinks.append(stack.enter_context(writer).write)
+                if save:
+                    sinks.append(stack.enter_context(_annotated_copies()))
+                for frame, found in detector.detect_frames(chain([first], frames), limits, batch):
+                    for sink in sinks:
+                        sink(frame, found)
+                    done, last = done + 1, _name(frame)
+        except BaseException as stop:
+            if done and not isinstance(stop, BrokenPipeError):  # which ends quietly
+                note(f"{done} images done, up to {last}" + (f"; results: {out}" if out is not None else ""))
+            raise
     for failure in failures:
         message(f"detkit: {failure.source}: {failure.what}" + (f"\n  {failure.do}" if failure.do else ""))
     if failures:
@@ -77,7 +90,16 @@ def detect(
     return 0
 
 
-def _frames(source: list[str], failures: list[Failure]) -> Iterator[Frame]:
+def _lines(file: str | None) -> Iterator[str]:
+    """The lines of a file or of stdin as they come, without empty ones."""
+    from detkit.io.files import reading
+
+    if file is not None:
+        with reading(file), nullcontext(sys.stdin) if file == "-" else open(file, encoding="utf-8") as lines:
+            yield from filter(None, (line.rstrip("\r\n") for line in lines))
+
+
+def _frames(source: Iterable[str], failures: list[Failure]) -> Iterator[Frame]:
     """What can be read, counted where a person watches and results go elsewhere; the rest goes into ``failures``."""
     from detkit.io.sources import Frame, open_sources
 
@@ -112,10 +134,13 @@ def _print_json(frame: Frame, found: Detections) -> None:
     print(json.dumps(record_of(frame, found), ensure_ascii=False), flush=True)
 
 
+def _name(frame: Frame) -> str:
+    return frame.source if frame.index is None else f"{frame.source} frame {frame.index}"
+
+
 def _print(frame: Frame, found: Detections) -> None:
-    name = frame.source if frame.index is None else f"{frame.source} frame {frame.index}"
     counts = ", ".join(f"{count} {label}" for label, count in Counter(found.names).items())
-    print(f"{name}: {counts or 'nothing found'}", flush=True)
+    print(f"{_name(frame)}: {counts or 'nothing found'}", flush=True)
     if frame.index is None:
         for r in found.to_records():
             print(f"  {r['label']:<16} {r['score']:.3f}  {' '.join(f'{round(v):5d}' for v in r['box'])}", flush=True)
@@ -130,29 +155,34 @@ def _annotated_copies() -> Iterator[Sink]:
     from detkit.io.video import VideoWriter
 
     folder = numbered_folder("runs", "detect")
-    videos: dict[str, VideoWriter] = {}  # the one being written, by its source
+    videos: dict[tuple[str, int, int], VideoWriter] = {}  # the one being written, by its source and its frames' size
 
     def new_name(source: str, ending: str) -> Path:
         stem = "stdin" if source == "-" else Path(source).stem
         names = chain([f"{stem}{ending}"], (f"{stem}-{copy}{ending}" for copy in count(2)))
         return next(folder / name for name in names if not (folder / name).exists())  # there may be a/1.jpg and b/1.jpg
 
+    def finish() -> None:
+        for video in videos.values():
+            if video.notice:
+                message(video.notice)
+        videos.clear()
+
     def write(frame: Frame, found: Detections) -> None:
         drawn = draw_detections(frame.image, found)
         if frame.index is None:
             write_image(new_name(frame.source, ".jpg"), drawn)
             return
-        if frame.source not in videos:
+        key = (frame.source, frame.width, frame.height)  # a stream may come back in another size
+        if key not in videos:
             stack.close()
-            videos.clear()
-            videos[frame.source] = stack.enter_context(VideoWriter(new_name(frame.source, ".mp4"), frame.fps))
-        videos[frame.source].write(drawn)
+            finish()
+            videos[key] = stack.enter_context(VideoWriter(new_name(frame.source, ".mp4"), frame.fps))
+        videos[key].write(drawn)
 
     try:
         with ExitStack() as stack:
             yield write
     finally:
-        for video in videos.values():
-            if video.notice:
-                message(video.notice)
+        finish()
         message(f"annotated copies: {folder}")

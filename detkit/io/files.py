@@ -6,8 +6,10 @@ import errno
 import os
 import secrets
 import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,21 +69,35 @@ def refuse_existing(path: str | Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    """A hidden name beside ``path`` with its suffix, which vanishes with the block; errors of the disk explained."""
-    temporary = path.with_name(f".{path.stem[:40]}.{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+def _explained(path: Path, temporary: Path) -> Iterator[None]:
+    """Errors of the disk in the block, which writes ``path`` by way of ``temporary``, in a person's words."""
     try:
-        yield temporary
+        yield
+    except BrokenPipeError:  # of what is printed in the block
+        raise
     except OSError as error:
         # Reading something else inside the block may fail too: that error is not ours to explain.
         ours = str(error.filename).startswith(str(temporary)) or error.filename in (str(path), str(path.parent), None)
         if ours or error.errno in _FULL | _FORBIDDEN:
             raise write_error(error, path) from error
         raise
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A hidden name beside ``path`` with its suffix, which vanishes with the block; errors of the disk explained."""
+    temporary = path.with_name(f".{path.stem[:40]}.{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+    try:
+        with _explained(path, temporary):
+            yield temporary
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
 
 
 @contextmanager
@@ -143,20 +159,77 @@ def atomic_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
             code 4: the disk is full.
     """
     path = Path(path)
-    if os.path.lexists(path) and not path.is_dir():
-        raise DetkitError("a file stands where a folder is needed", str(path), "choose another name")
     with _temporary(path) as temporary:
-        if path.is_dir() and any(path.iterdir()) and not overwrite:
-            raise DetkitError("the folder is not empty", str(path), _ANOTHER)
+        _refuse_filled(path, overwrite)
         temporary.mkdir(parents=True)
         yield temporary
-        if not path.is_dir():
-            os.replace(temporary, path)
-        for folder, _, names in os.walk(temporary):
-            home = path / os.path.relpath(folder, temporary)
-            home.mkdir(exist_ok=True)
-            for name in names:
-                os.replace(os.path.join(folder, name), home / name)
+        _join(temporary, path)
+
+
+def _refuse_filled(path: Path, overwrite: bool) -> None:
+    if os.path.lexists(path) and not path.is_dir():
+        raise DetkitError("a file stands where a folder is needed", str(path), "choose another name")
+    if path.is_dir() and any(path.iterdir()) and not overwrite:
+        raise DetkitError("the folder is not empty", str(path), _ANOTHER)
+
+
+def _join(temporary: Path, path: Path) -> None:
+    """Moves what lies in ``temporary`` into the folder ``path``."""
+    if not path.is_dir():
+        os.replace(temporary, path)
+    for folder, _, names in os.walk(temporary):
+        home = path / os.path.relpath(folder, temporary)
+        home.mkdir(exist_ok=True)
+        for name in names:
+            os.replace(os.path.join(folder, name), home / name)
+    _remove(temporary)
+
+
+@contextmanager
+def growing(path: str | Path, overwrite: bool = False, *, folder: bool = False) -> Iterator[Path]:
+    """A new empty file or folder for an output that grows for hours; it becomes ``path`` when the block ends.
+
+    It lies beside ``path`` as ``NAME.partial.SUFFIX``, so that a process that is killed leaves it there. A block that
+    is stopped (Ctrl-C, SIGTERM, a closed pipe) has ended, too; after an error what is not empty stays as it is, and a
+    warning names it.
+
+    Args:
+        path: The file or folder.
+        overwrite: Replace the file, or join the folder and replace files of the same name.
+        folder: ``path`` is a folder.
+
+    Raises:
+        DetkitError: As ``atomic_path`` and ``atomic_folder``.
+    """
+    path = Path(path)
+    refuse = _refuse_filled if folder else refuse_existing
+    names = ("" if copy == 1 else f"-{copy}" for copy in count(1))
+    with _explained(path, path):
+        refuse(path, overwrite)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for number in names:
+            partial = path.with_name(f"{path.stem[:60]}.partial{number}{path.suffix}")
+            with suppress(FileExistsError):
+                partial.mkdir() if folder else partial.open("x").close()
+                break
+    failed: BaseException | None = None
+    try:
+        with _explained(path, partial):
+            yield partial
+    except BaseException as error:
+        empty = not any(partial.iterdir()) if folder else not partial.exists() or not partial.stat().st_size
+        if empty:
+            _remove(partial)
+            raise
+        if isinstance(error, Exception) and not isinstance(error, BrokenPipeError):
+            warnings.warn(f"what was written before the error is kept: {partial}", stacklevel=1)
+            raise
+        failed = error
+    with _explained(path, partial):
+        refuse(path, overwrite)
+        _join(partial, path) if folder else os.replace(partial, path)
+    if failed is not None:
+        raise failed
 
 
 def write_bytes(path: str | Path, data: bytes, *, overwrite: bool = False) -> None:

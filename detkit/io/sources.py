@@ -1,4 +1,4 @@
-"""Whatever a user may name - image, folder, pattern, video, camera, stdin, array - as one stream of frames.
+"""Whatever a user may name - image, folder, pattern, video, camera, address, stdin, array - as one stream of frames.
 
 One frame is in memory at a time. What cannot be read becomes a Failure in the stream and costs nothing else.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import glob
 import sys
+import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,11 +18,13 @@ from typing import BinaryIO
 import numpy as np
 
 from detkit.errors import DetkitError
+from detkit.io.download import fetched
 from detkit.io.files import reading
 from detkit.io.images import IMAGE_SUFFIXES, ImageSource, as_rgb, paths_in, read_header
-from detkit.io.video import VIDEO_SUFFIXES, Open, VideoReader
+from detkit.io.video import STREAMS, VIDEO_SUFFIXES, Open, VideoReader, without_password
 
 Source = ImageSource | int
+_WAITS = (1, 2, 4, 8, 16)  # seconds before each attempt to connect to a stream again
 
 
 @dataclass(slots=True, frozen=True, eq=False)
@@ -29,7 +33,7 @@ class Frame:
 
     Args:
         image: uint8 (H, W, 3) RGB.
-        source: Path, "camera 0", "-" (stdin) or "array 0".
+        source: Path, address, "camera 0", "-" (stdin) or "array 0".
         index: Number of the frame, from 0, in a video or camera; None: an image.
         fps: Of the video; None where unknown.
         frames_total: Of the video, as it claims; None where unknown.
@@ -71,10 +75,11 @@ def open_sources(
 
     Args:
         sources: Each an image or video file, a folder (its own images by name; sub-folders by the pattern
-            ``folder/**/*.jpg``), a glob pattern, a camera's number (0 or "0"), "-" (the bytes of one image on stdin),
+            ``folder/**/*.jpg``), a glob pattern, a camera's number (0 or "0"), the http(s) address of an image or video
+            (at most 512 MB), an RTSP stream's (connected again when it is lost), "-" (the bytes of one image on stdin),
             bytes, an array (uint8, RGB) or a Pillow image.
         stdin: In place of the real one.
-        camera: Number to a ``cv2.VideoCapture`` or its like, in place of the real one.
+        camera: Number or stream to a ``cv2.VideoCapture`` or its like, in place of the real one.
     """
     if isinstance(sources, (str, bytes, np.ndarray)) or not isinstance(sources, Iterable):
         sources = [sources]
@@ -88,16 +93,25 @@ def open_sources(
             continue
         for title, item in items:
             try:
-                if isinstance(item, int) or (isinstance(item, Path) and _is_video(item)):
-                    yield from _video(item, camera if isinstance(item, int) else None)
-                else:
-                    yield Frame(as_rgb(item), title)
+                yield from _frames(item, title, camera)
             except DetkitError as error:
                 yield Failure(title, error.what, error.do)
 
 
+def _frames(item: Source, title: str, camera: Open | None) -> Iterator[Frame | Failure]:
+    if isinstance(item, str) and item.startswith(STREAMS):
+        yield from _stream(item, title, camera)
+    elif isinstance(item, str):
+        with fetched(item) as file:
+            yield from _frames(file, title, camera)
+    elif isinstance(item, int) or (isinstance(item, Path) and _is_video(item)):
+        yield from _video(item, title, camera if isinstance(item, int) else None)
+    else:
+        yield Frame(as_rgb(item), title)
+
+
 def _items(source: Source, name: str, stdin: BinaryIO | None) -> list[tuple[str, Source]]:
-    """What a source stands for, each with its name: images, files of either kind, a camera's number."""
+    """What a source stands for, each with its name: images, files of either kind, a camera's number, an address."""
     if not isinstance(source, (str, Path, int)):
         return [(name, source)]
     if name == "-":
@@ -105,6 +119,10 @@ def _items(source: Source, name: str, stdin: BinaryIO | None) -> list[tuple[str,
         if not data:
             raise DetkitError("nothing came in on stdin", do="pipe the bytes of one image in: detkit detect - < a.jpg")
         return [(name, data)]
+    if isinstance(source, str) and "://" in source:
+        if not source.lower().startswith(("http://", "https://", *STREAMS)):
+            raise DetkitError("addresses of this kind are not opened", do="give http://, https:// or rtsp://")
+        return [(without_password(source), source)]
     path = Path(name)
     if isinstance(source, int) or (name.isascii() and name.isdecimal() and not path.exists()):
         return [(f"camera {int(name)}", int(name))]
@@ -136,15 +154,36 @@ def _is_video(path: Path) -> bool:
     return False
 
 
-def _video(source: Path | int, capture: Open | None) -> Iterator[Frame | Failure]:
+def _video(source: Path | int, title: str, capture: Open | None) -> Iterator[Frame | Failure]:
     with VideoReader(source, capture=capture) as reader:
         for image in reader:
-            yield Frame(image, reader.where, reader.frames_read - 1, reader.fps, reader.frames_total)
+            yield Frame(image, title, reader.frames_read - 1, reader.fps, reader.frames_total)
             del image  # the consumer's reference is the only one while the next frame is decoded
         if isinstance(source, int):
-            yield Failure(reader.where, f"the camera stopped after {reader.frames_read} frames", "check its cable")
+            yield Failure(title, f"the camera stopped after {reader.frames_read} frames", "check its cable")
         elif reader.frames_read == 0:
-            yield Failure(reader.where, "no frame of the video can be decoded", "convert it to mp4")
+            yield Failure(title, "no frame of the video can be decoded", "convert it to mp4")
         elif reader.cut_short:
             what = f"the video is cut short: {reader.frames_read} of {reader.frames_total} frames could be read"
-            yield Failure(reader.where, what, "fetch or copy it again; the frames before that were used")
+            yield Failure(title, what, "fetch or copy it again; the frames before that were used")
+
+
+def _stream(address: str, title: str, capture: Open | None) -> Iterator[Frame | Failure]:
+    """A live stream; it is opened again when it is lost, unless it never worked."""
+    number, lost = 0, 0
+    while lost <= len(_WAITS):
+        try:
+            with VideoReader(address, capture=capture) as reader:
+                for image in reader:
+                    yield Frame(image, title, number, reader.fps)
+                    del image
+                    number, lost = number + 1, 0
+        except DetkitError:
+            if number == 0:
+                raise
+        if lost == 0:
+            warnings.warn(f"{title}: lost after {number} frames, connecting again", stacklevel=1)
+        if lost < len(_WAITS):
+            time.sleep(_WAITS[lost])
+        lost += 1
+    yield Failure(title, f"the stream stopped after {number} frames", "check the camera and the network")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ import cv2
 import numpy as np
 
 from detkit.errors import DetkitError
-from detkit.io.files import atomic_path, reading
+from detkit.io.files import growing, reading
 from detkit.io.images import quiet_opencv
 
 VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ts"))
@@ -37,17 +38,19 @@ _CODECS: dict[str, tuple[Codec, ...]] = {
     ".avi": (Codec("MJPG", "Motion JPEG", False),),
 }
 Open = Callable[[int | str], cv2.VideoCapture]
+STREAMS = ("rtsp://", "rtsps://")
+_PATIENCE = 10_000  # milliseconds that a stream may be silent
 # Keeps FFmpeg's own messages off stderr; OpenCV takes their level from the environment only.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 
 class VideoReader:
-    """The frames of a video file or camera, one at a time, as uint8 (H, W, 3) RGB, turned upright.
+    """The frames of a video file, camera or network stream, one at a time, as uint8 (H, W, 3) RGB, turned upright.
 
     ``for frame in reader`` ends at the last good frame; ``cut_short`` then tells whether the file promised more.
 
     Args:
-        source: A file, or a camera's number.
+        source: A file, a camera's number, or the address of an RTSP stream.
         capture: In place of ``cv2.VideoCapture``.
 
     Attributes:
@@ -62,22 +65,25 @@ class VideoReader:
 
     def __init__(self, source: str | Path | int, *, capture: Open | None = None) -> None:
         self.source = source
-        self.where = f"camera {source}" if isinstance(source, int) else str(source)
+        self.where = f"camera {source}" if isinstance(source, int) else without_password(str(source))
         self.frames_read = 0
         self._last_second = 0.0
-        if not isinstance(source, int) and capture is None:
-            _refuse_empty(Path(source))
+        live = isinstance(source, int) or self.where.startswith(STREAMS)
+        if not live and capture is None:
+            _refuse_empty(Path(str(source)))
         with quiet_opencv:
-            self._capture = (capture or cv2.VideoCapture)(source if isinstance(source, int) else str(source))
+            self._capture = (capture or _capture)(source if isinstance(source, int) else str(source))
         if not self._capture.isOpened():
             self._capture.release()
             if isinstance(source, int):
                 raise DetkitError("the camera cannot be opened", self.where, "check that it is there and not in use")
+            if live:
+                raise DetkitError("the stream cannot be opened", self.where, "check its address, user and password")
             what = "the video cannot be opened: it is cut off, damaged or of an unknown kind"
             raise DetkitError(what, self.where, "play it in a player, or convert it to mp4")
         self.fps = self._property(cv2.CAP_PROP_FPS)
         total = self._property(cv2.CAP_PROP_FRAME_COUNT)
-        self.frames_total = None if total is None or isinstance(source, int) else round(total)
+        self.frames_total = None if total is None or live else round(total)
         self.width = round(self._property(cv2.CAP_PROP_FRAME_WIDTH) or 0)
         self.height = round(self._property(cv2.CAP_PROP_FRAME_HEIGHT) or 0)
 
@@ -123,7 +129,7 @@ class VideoReader:
 
 
 class VideoWriter:
-    """Writes uint8 (H, W, 3) RGB frames to .mp4, .webm or .avi; the file appears when the block ends well.
+    """Writes uint8 (H, W, 3) RGB frames to .mp4, .webm or .avi; the file appears when the block ends or is stopped.
 
     Use it as a context manager. An odd width or height loses its last column or row.
 
@@ -155,7 +161,7 @@ class VideoWriter:
             raise DetkitError(what, str(path), f"use {', '.join(_CODECS)}")
 
     def __enter__(self) -> VideoWriter:
-        self._temporary = self._stack.enter_context(atomic_path(self.path, self._overwrite))
+        self._temporary = self._stack.enter_context(growing(self.path, self._overwrite))
         return self
 
     def write(self, frame: np.ndarray) -> None:
@@ -204,11 +210,26 @@ class VideoWriter:
         if self._writer is not None:
             with quiet_opencv:
                 self._writer.release()
-        if kind is not None:
-            self._stack.__exit__(kind, error, trace)
-            return
-        with self._stack:
+        try:
             self._check()
+        except DetkitError:
+            self._temporary.unlink(missing_ok=True)
+            if error is None:
+                with self._stack:
+                    raise
+        self._stack.__exit__(kind, error, trace)
+
+
+def _capture(source: int | str) -> cv2.VideoCapture:
+    if not str(source).startswith(STREAMS):
+        return cv2.VideoCapture(source)
+    limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _PATIENCE, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _PATIENCE]
+    return cv2.VideoCapture(source, cv2.CAP_FFMPEG, limits)
+
+
+def without_password(address: str) -> str:
+    """``rtsp://user:secret@host/x`` as ``rtsp://host/x``, for what is shown and written."""
+    return re.sub(r"(?<=://)[^/@]*@", "", address)
 
 
 def _refuse_empty(path: Path) -> None:

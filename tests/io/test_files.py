@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from detkit.errors import DetkitError
-from detkit.io.files import atomic_folder, atomic_path, numbered_folder, write_bytes, write_text
+from detkit.io.files import atomic_folder, atomic_path, growing, numbered_folder, write_bytes, write_text
 
 
 def test_text_is_utf8_with_plain_newlines(tmp_path: Path) -> None:
@@ -146,6 +146,27 @@ def test_a_folder_appears_whole_and_joins_one_only_if_asked(tmp_path: Path) -> N
     with pytest.raises(ValueError, match="boom"), atomic_folder(tmp_path / "other") as folder:
         raise ValueError("boom")
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_stopped_folder_joins_one_only_if_asked(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.mkdir()
+    (path / "a").write_text("0")
+    with pytest.raises(DetkitError, match="not empty"), growing(path, folder=True):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+    def stopped() -> None:
+        with growing(path, True, folder=True) as folder:
+            assert folder == tmp_path / "out.partial"
+            (folder / "a").write_text("1")
+            (folder / "b").write_text("2")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert {p.name: p.read_text() for p in path.iterdir()} == {"a": "1", "b": "2"}
 
 
 def test_numbered_folders_never_repeat(tmp_path: Path) -> None:

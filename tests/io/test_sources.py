@@ -5,13 +5,18 @@ from __future__ import annotations
 import io
 import os
 import weakref
+from collections.abc import Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
+from detkit.io.download import fetched
 from detkit.io.images import write_image
 from detkit.io.sources import Failure, Frame, open_sources
 from detkit.io.video import VideoWriter
@@ -107,6 +112,86 @@ def test_a_camera_by_its_number(source: str | int) -> None:
     assert {f.source for f in stream} == {"camera 0"}
     (failure,) = open_sources([source], camera=lambda number: Camera(0))
     assert "camera" in failure.what  # type: ignore[union-attr]
+
+
+def test_a_stream_is_connected_again_until_it_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    connections = iter([Camera(3), Camera(0), Camera(2), *[Camera(0)] * 5])
+    address = "rtsp://user:secret@host/live"
+    with pytest.warns(UserWarning, match=r"^rtsp://host/live: lost after \d frames") as told:
+        stream = list(open_sources(address, camera=lambda name: next(connections)))
+    assert [type(f) for f in stream] == [Frame] * 5 + [Failure]
+    assert [f.index for f in stream if isinstance(f, Frame)] == [0, 1, 2, 3, 4]
+    assert {f.source for f in stream} == {"rtsp://host/live"}
+    assert "5 frames" in stream[-1].what  # type: ignore[union-attr]
+    assert len(told) == 2
+    assert waits == [1, 2, 1, 2, 4, 8, 16]
+    (failure,) = open_sources(address, camera=lambda name: Camera(0))  # a wrong address is not asked for again
+    assert "cannot be opened" in failure.what  # type: ignore[union-attr]
+    assert len(waits) == 7
+
+
+ANSWERS: dict[str, tuple[str | None, bytes, int]] = {}  # by path: type of content, body, bytes that are promised more
+
+
+class Server(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        if self.path == "/moved.png":
+            self.send_response(302)
+            self.send_header("Location", "/a.png")
+            self.end_headers()
+            return
+        if self.path not in ANSWERS:
+            self.send_error(404)
+            return
+        kind, body, more = ANSWERS[self.path]
+        self.send_response(200)
+        if kind is not None:
+            self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body) + more))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("no_proxy", "*")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_addresses(served: str, film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done, data = cv2.imencode(".png", picture(77))
+    assert done
+    png = data.tobytes()
+    ANSWERS.update({
+        "/a.png": ("image/png", png, 0), "/film": ("video/x-msvideo", film.read_bytes(), 0),
+        "/raw": ("application/octet-stream", png, 0), "/untold": (None, png, 0), "/cut": ("image/png", png[:-9], 9),
+        "/page": ("text/html; charset=utf-8", b"<html>", 0), "/liar": ("image/png", b"<html>", 0),
+    })  # fmt: skip
+    for path in ("a.png", "raw", "untold", "moved.png"):
+        frames = list(open_sources(f"{served}/{path}"))
+        assert [type(f) for f in frames] == [Frame]
+        assert frames[0].source == f"{served}/{path}"
+        assert (frames[0].image == 77).all()  # type: ignore[union-attr]
+    frames = list(open_sources(f"{served}/film"))
+    assert [f.index for f in frames] == list(range(40))  # type: ignore[union-attr]
+    told = {"page": "text/html", "liar": "text file", "cut": "broke off", "none": "Not Found", "a.png": "larger than"}
+    for path, what in told.items():
+        if path == "a.png":
+            monkeypatch.setattr("detkit.io.sources.fetched", partial(fetched, limit=len(png) - 1))
+        (failure,) = open_sources(f"{served}/{path}")
+        assert what in failure.what, failure  # type: ignore[union-attr]
+        assert failure.source == f"{served}/{path}"
+    (failure,) = open_sources("ftp://host/a.png")
+    assert "http" in failure.do  # type: ignore[union-attr]
 
 
 def test_a_file_called_like_a_number_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,18 +54,12 @@ def test_a_codec_that_browsers_lack_is_said(tmp_path: Path, monkeypatch: pytest.
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
 
 
-def test_nothing_is_left_when_writing_fails(tmp_path: Path) -> None:
+def test_nothing_is_left_when_there_is_nothing_to_play(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     with pytest.raises(DetkitError, match="no frame"), VideoWriter(path, 10):
         pass
-
-    def sizes(*widths: int) -> None:
-        with VideoWriter(path, 10) as writer:
-            for width in widths:
-                writer.write(frame(0, width))
-
-    with pytest.raises(ValueError, match="all frames"):
-        sizes(160, 100)
+    with pytest.raises(KeyboardInterrupt), VideoWriter(path, 10):
+        raise KeyboardInterrupt
     with pytest.raises(ValueError, match="uint8"), VideoWriter(path, 10) as writer:
         writer.write(frame(0)[..., 0])
     with pytest.raises(DetkitError, match="suffix"):
@@ -75,6 +69,29 @@ def test_nothing_is_left_when_writing_fails(tmp_path: Path) -> None:
     with pytest.raises(DetkitError, match="exists"):
         write(path)
     assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".avi"])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError])
+def test_what_was_filmed_before_a_stop_or_an_error_plays(
+    tmp_path: Path, suffix: str, stop: type[BaseException], recwarn: pytest.WarningsRecorder
+) -> None:
+    def filmed() -> None:
+        with VideoWriter(tmp_path / f"a{suffix}", 10) as writer:
+            for i in range(5):
+                writer.write(frame(i))
+            if stop is KeyboardInterrupt:
+                raise stop
+            writer.write(frame(0, 100))
+
+    with pytest.raises(stop):
+        filmed()
+    name = f"a{suffix}" if stop is KeyboardInterrupt else f"a.partial{suffix}"
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    kept = [str(w.message) for w in recwarn if "kept" in str(w.message)]
+    assert [text.endswith(name) for text in kept] == [True] * (stop is ValueError)
+    with VideoReader(tmp_path / name) as reader:
+        assert len(list(reader)) == 5
 
 
 def test_odd_sizes_and_unknown_rates(tmp_path: Path) -> None:

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 from xml.sax.saxutils import escape
 
 from detkit.interfaces import Writer
 from detkit.io.detections import record_of
-from detkit.io.files import atomic_folder, atomic_path
+from detkit.io.files import growing
 from detkit.io.sources import Frame
 
 if TYPE_CHECKING:
     from detkit.structures import Detections
 
 
-class _AtomicWriter(Writer):
-    """Output that appears when the block ends well; errors of the disk in a person's words."""
+class _GrowingWriter(Writer):
+    """Output that takes its name when the block ends or is stopped; errors of the disk in a person's words."""
 
     def _output(self) -> AbstractContextManager[None]:
         """The output, open as long as the block."""
@@ -39,27 +40,55 @@ class _AtomicWriter(Writer):
         self._open.__exit__(kind, error, trace)
 
 
-class _FileWriter(_AtomicWriter):
-    """A writer of one text file."""
+class _FileWriter(_GrowingWriter):
+    """A writer of one text file, which is valid after each frame: its end is written over by the next."""
 
-    file: IO[str]
+    head: ClassVar[str] = ""
+    between: ClassVar[str] = ""
+    end: ClassVar[str] = ""
 
     @contextmanager
     def _output(self) -> Iterator[None]:
+        self._whole = 0  # bytes of whole frames
+        with growing(self.path, self.overwrite) as path, path.open("r+b", buffering=0) as self._file:
+            try:
+                yield
+                if not self._whole:
+                    self._append(self.head)
+            except BaseException:
+                self._put(self.end if self._whole else "")  # in place of what was half written
+                self._file.truncate()
+                raise
+
+    def write(self, frame: Frame, detections: Detections) -> None:
+        """Adds the detections of one frame, in its pixels."""
+        text = self._text(frame, detections)
+        if not self._whole:
+            self._append(self.head + text)
+        elif text:
+            self._append(self.between * (self._whole > len(self.head)) + text)
+
+    def _append(self, text: str) -> None:
         # A name that is no UTF-8 becomes \\udcXX, which is how JSON spells it.
-        with (
-            atomic_path(self.path, self.overwrite) as path,
-            path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as self.file,
-        ):
-            yield
+        size = len(text.encode("utf-8", "backslashreplace"))
+        self._put(text + self.end)
+        self._whole += size
+
+    def _put(self, text: str) -> None:
+        data = memoryview(text.encode("utf-8", "backslashreplace"))
+        self._file.seek(self._whole)
+        while data:  # a full disk takes a part, and then refuses
+            data = data[self._file.write(data) or 0 :]
+
+    def _text(self, frame: Frame, detections: Detections) -> str:
+        raise NotImplementedError
 
 
 class JsonLinesWriter(_FileWriter):
     """One JSON object per line and frame: the lines of ``detect --json``."""
 
-    def write(self, frame: Frame, detections: Detections) -> None:
-        """Adds the detections of one frame, in its pixels."""
-        self.file.write(json.dumps(record_of(frame, detections), ensure_ascii=False) + "\n")
+    def _text(self, frame: Frame, detections: Detections) -> str:
+        return json.dumps(record_of(frame, detections), ensure_ascii=False) + "\n"
 
 
 class CocoWriter(_FileWriter):
@@ -69,22 +98,17 @@ class CocoWriter(_FileWriter):
     as a number where it has twelve digits, as COCO names its images (000000000139.jpg: 139).
     """
 
-    @contextmanager
-    def _output(self) -> Iterator[None]:
-        self._before = "[\n"
-        with super()._output():
-            yield
-            self.file.write("[]\n" if self._before == "[\n" else "\n]\n")
+    head, between, end = "[\n", ",\n", "\n]\n"
 
-    def write(self, frame: Frame, detections: Detections) -> None:
-        """Adds the detections of one frame, in its pixels."""
+    def _text(self, frame: Frame, detections: Detections) -> str:
         image = self._image_id(frame)
         more = {"file_name": Path(frame.source).name} | ({} if frame.index is None else {"frame": frame.index})
+        records = []
         for (x1, y1, x2, y2), score, label in _rows(detections):
             box = [round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)]
             record = {"image_id": image, "category_id": self.class_ids[label], "bbox": box, "score": round(score, 6)}
-            self.file.write(self._before + json.dumps(record | more, ensure_ascii=False))
-            self._before = ",\n"
+            records.append(json.dumps(record | more, ensure_ascii=False))
+        return self.between.join(records)
 
     def _image_id(self, frame: Frame) -> int | str:
         path = Path(frame.source)
@@ -100,22 +124,18 @@ class CsvWriter(_FileWriter):
     """One row per detection, box as xyxy in pixels; an image without any has none."""
 
     columns: ClassVar = ("source", "frame", "width", "height", "label", "label_id", "score", "x1", "y1", "x2", "y2")
+    head = ",".join(columns) + "\n"
 
-    @contextmanager
-    def _output(self) -> Iterator[None]:
-        with super()._output():
-            self._table = csv.writer(self.file, lineterminator="\n")
-            self._table.writerow(self.columns)
-            yield
-
-    def write(self, frame: Frame, detections: Detections) -> None:
-        """Adds the detections of one frame, in its pixels."""
+    def _text(self, frame: Frame, detections: Detections) -> str:
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
         head = (frame.source, "" if frame.index is None else frame.index, frame.width, frame.height)
         for found in detections.to_records():
-            self._table.writerow((*head, found["label"], found["label_id"], found["score"], *found["box"]))
+            table.writerow((*head, found["label"], found["label_id"], found["score"], *found["box"]))
+        return text.getvalue()
 
 
-class _FolderWriter(_AtomicWriter):
+class _FolderWriter(_GrowingWriter):
     """A writer of a folder with one small file per frame, also for frames without detections.
 
     With ``overwrite`` files go into a folder that exists, replacing only those of the same name.
@@ -126,7 +146,7 @@ class _FolderWriter(_AtomicWriter):
     @contextmanager
     def _output(self) -> Iterator[None]:
         self._used: set[str] = set()
-        with atomic_folder(self.path, self.overwrite) as self._folder:
+        with growing(self.path, self.overwrite, folder=True) as self._folder:
             yield
 
     def write(self, frame: Frame, detections: Detections) -> None:
@@ -138,9 +158,15 @@ class _FolderWriter(_AtomicWriter):
         while name.casefold() in self._used:  # a/1.jpg and b/1.jpg go into one folder
             copy += 1
             name = f"{stem}-{copy}"
+        self._put(f"{name}{self.suffix}", self._text(frame, detections))
         self._used.add(name.casefold())
-        text = self._text(frame, detections)
-        (self._folder / f"{name}{self.suffix}").write_text(text, encoding="utf-8", newline="\n")
+
+    def _put(self, name: str, text: str) -> None:
+        try:
+            (self._folder / name).write_text(text, encoding="utf-8", newline="\n")
+        except BaseException:
+            (self._folder / name).unlink(missing_ok=True)
+            raise
 
     def _text(self, frame: Frame, detections: Detections) -> str:
         raise NotImplementedError
@@ -151,12 +177,13 @@ class YoloWriter(_FolderWriter):
 
     suffix = ".txt"
 
-    @contextmanager
-    def _output(self) -> Iterator[None]:
-        with super()._output():
-            self._used.add("classes")
-            (self._folder / "classes.txt").write_text("".join(f"{c}\n" for c in self.classes), encoding="utf-8")
-            yield
+    def write(self, frame: Frame, detections: Detections) -> None:
+        """Adds the detections of one frame, as fractions of it."""
+        first = not self._used
+        self._used.add("classes")
+        super().write(frame, detections)
+        if first:
+            self._put("classes.txt", "".join(f"{name}\n" for name in self.classes))
 
     def _text(self, frame: Frame, detections: Detections) -> str:
         text, w, h = "", frame.width, frame.height

@@ -1,9 +1,10 @@
-"""Every format holds what was found; nothing half-written stays."""
+"""Every format holds what was found; what is stopped keeps its whole frames."""
 
 from __future__ import annotations
 
 import csv
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,23 +38,78 @@ def written(kind: str, path: Path, pairs: list[tuple[Frame, Detections]], **opti
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_an_error_leaves_nothing_and_success_is_not_overwritten(tmp_path: Path, kind: str) -> None:
+def test_what_exists_is_not_overwritten_unless_asked(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "new" / "out"
-
-    def interrupted() -> None:
-        with open_writer(kind, path, CLASSES) as writer:
-            writer.write(frame(), FOUND)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert list(path.parent.iterdir()) == []
     written(kind, path, [(frame(), FOUND)])
     with pytest.raises(DetkitError) as caught:
         written(kind, path, [])
     assert caught.value.code == 2
     written(kind, path, [(frame(), NONE)], overwrite=True)
     assert [p.name for p in path.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, BrokenPipeError, ValueError, OSError])
+@pytest.mark.parametrize("frames", [0, 2])
+@pytest.mark.filterwarnings("ignore:what was written before the error is kept")
+def test_a_stopped_output_is_that_of_the_whole_frames(
+    tmp_path: Path, kind: str, stop: type[BaseException], frames: int
+) -> None:
+    pairs = [(frame("a.jpg"), FOUND), (frame("b.jpg"), FOUND)][:frames]
+    path = tmp_path / "new" / "out"
+
+    def stopped() -> None:
+        with open_writer(kind, path, CLASSES, IDS) as writer:
+            for one in pairs:
+                writer.write(*one)
+            if hasattr(writer, "_file"):  # half of the next frame is on the disk
+                writer._file.seek(writer._whole)
+                writer._file.write(b'{"half": ')
+            raise stop
+
+    with pytest.raises(DetkitError if stop is OSError else stop):
+        stopped()
+    kept = path if stop in (KeyboardInterrupt, BrokenPipeError) else path.with_name("out.partial")
+    assert list(path.parent.iterdir()) == [kept] * (frames > 0)
+    if frames:
+        whole = written(kind, tmp_path / "whole", pairs)
+        files = [one for one in (whole, *whole.rglob("*")) if one.is_file()]
+        other = [kept / one.relative_to(whole) for one in files]
+        assert [one.read_bytes() for one in other] == [one.read_bytes() for one in files]
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from detkit.io.detections import open_writer
+from detkit.io.sources import Frame
+from detkit.structures import Detections
+with open_writer(sys.argv[1], sys.argv[2], ("cat",)) as writer:
+    for i in range(3):
+        writer.write(Frame(np.zeros((9, 9, 3), np.uint8), f"{i}.jpg"), Detections([[1, 2, 3, 4]], [0.5], [0], ("cat",)))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_a_killed_process_leaves_whole_frames_under_a_name_that_says_partial(tmp_path: Path) -> None:
+    (tmp_path / "a.partial.jsonl").write_text("of an earlier run")
+    jobs = [
+        subprocess.Popen([sys.executable, "-c", KILLED, kind, str(tmp_path / name)])
+        for kind, name in (("jsonl", "a.jsonl"), ("coco", "a.json"), ("csv", "a.csv"), ("yolo", "a"))
+    ]
+    assert [job.wait() for job in jobs] == [-9] * 4
+    left = {p.name: p for p in tmp_path.iterdir()}
+    assert set(left) == {"a.partial.jsonl", "a.partial-2.jsonl", "a.partial.json", "a.partial.csv", "a.partial"}
+    lines = left["a.partial-2.jsonl"].read_text().splitlines()
+    assert [json.loads(line)["source"] for line in lines] == ["0.jpg", "1.jpg", "2.jpg"]
+    assert [found["file_name"] for found in json.loads(left["a.partial.json"].read_text())] == [
+        "0.jpg",
+        "1.jpg",
+        "2.jpg",
+    ]
+    assert len(left["a.partial.csv"].read_text().splitlines()) == 4
+    assert sorted(p.name for p in left["a.partial"].iterdir()) == ["0.txt", "1.txt", "2.txt", "classes.txt"]
 
 
 @pytest.mark.parametrize("kind", WRITERS)

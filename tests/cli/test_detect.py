@@ -1,0 +1,135 @@
+"""detect loses nothing: what ends a run, and what is left then."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from detkit.cli import Terminated, main
+from detkit.cli.options import Answers
+from detkit.io.images import write_image
+from detkit.io.video import VideoReader, VideoWriter
+from detkit.predictor import Predictor
+from detkit.structures import Detections, Limits, Sample
+
+
+class Counting(Predictor):
+    """One box per image; an error in place of the answer number ``last``."""
+
+    classes = ("cat",)
+
+    def __init__(self, last: int = 10**9, error: BaseException | None = None) -> None:
+        self.left, self.error = last, error
+
+    def predict_samples(self, samples: list[Sample], limits: Limits) -> list[Detections]:
+        self.left -= len(samples)
+        if self.left < 0 and self.error is not None:
+            raise self.error
+        return [Detections([[1, 2, 30, 20]], [0.5], [0], self.classes)] * len(samples)
+
+
+@pytest.fixture
+def detector(monkeypatch: pytest.MonkeyPatch) -> Counting:
+    one = Counting()
+    monkeypatch.setattr(Answers, "predictor", lambda *_: one)
+    return one
+
+
+def picture(shade: int = 100) -> np.ndarray:
+    return np.full((48, 64, 3), shade, np.uint8)
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for i in range(6):
+        write_image(tmp_path / "photos" / f"{i}.jpg", picture(40 * i))
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(KeyboardInterrupt(), 130), (Terminated(), 143), (MemoryError(), 4), (BrokenPipeError(), 0)],
+)
+def test_a_run_that_ends_early_keeps_what_is_done(
+    photos: Path, detector: Counting, error: BaseException, code: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    detector.left, detector.error = 4, error
+    assert main(["detect", str(photos), "--out", "a.jsonl", "--save"]) == code
+    said = capfd.readouterr().err
+    name = "a.partial.jsonl" if code == 4 else "a.jsonl"
+    assert sorted(os.listdir()) == [name, "photos", "runs"]
+    lines = Path(name).read_text().splitlines()
+    assert [Path(json.loads(line)["source"]).name for line in lines] == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
+    assert sorted(os.listdir("runs/detect")) == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
+    assert (f"4 images done, up to {photos}/3.jpg" in said) == (code != 0)
+    assert "Traceback" not in said
+
+
+def test_a_stopped_video_plays_up_to_its_last_frame(
+    tmp_path: Path, detector: Counting, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with VideoWriter("film.avi", 10) as writer:
+        for i in range(20):
+            writer.write(picture(10 * i))
+    detector.left, detector.error = 7, KeyboardInterrupt()
+    assert main(["detect", "film.avi", "--save", "--out", "a.json"]) == 130
+    assert "7 images done, up to film.avi frame 6" in capsys.readouterr().err
+    with VideoReader("runs/detect/film.mp4") as reader:
+        assert len(list(reader)) == 7
+    assert [found["frame"] for found in json.loads(Path("a.json").read_text())] == list(range(7))
+
+
+RUN = """
+import sys
+from test_detect import Answers, Counting, main
+Answers.predictor = lambda *_: Counting()
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_real_signals(tmp_path: Path, signum: int, code: int) -> None:
+    """Images come in by a pipe one at a time, so that the run is known to wait for the third."""
+    write_image(tmp_path / "a.png", picture())
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, "detect", "--list", "-", "--out", "a.jsonl", "--json"],
+        cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(__file__).parents[up]) for up in (0, 2))},
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    for _ in range(2):
+        process.stdin.write("a.png\n")
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline())["source"] == "a.png"
+    while (tmp_path / "a.partial.jsonl").read_text().count("\n") != 2:
+        pass
+    process.send_signal(signum)
+    assert process.wait(timeout=20) == code
+    process.stdin.close()
+    process.stdout.close()
+    left = tmp_path / ("a.partial.jsonl" if code == -9 else "a.jsonl")
+    assert [json.loads(line)["source"] for line in left.read_text().splitlines()] == ["a.png"] * 2
+
+
+def test_a_list_of_sources(photos: Path, detector: Counting, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "list.txt").write_text("photos/1.jpg\r\n\nphotos/missing.jpg\nphotos/2.jpg\n")
+    assert main(["detect", "photos/0.jpg", "--list", "photos/list.txt", "--json"]) == 3
+    out, said = capsys.readouterr()
+    assert [json.loads(line)["source"] for line in out.splitlines()] == [f"photos/{i}.jpg" for i in range(3)]
+    assert "photos/missing.jpg: no such file" in said
+    assert main(["detect", "--list", "missing.txt"]) == 2
+    assert main(["detect"]) == 2
+    said = capsys.readouterr().err
+    assert "missing.txt" in said
+    assert "--list FILE" in said
