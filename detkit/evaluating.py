@@ -123,6 +123,9 @@ def _about_data(annotations: Annotations, data: str, split: str | None, format: 
     from detkit.data.dataset import splits
 
     notes = [f"{data}: {one.name}: {one.count} (detkit data check lists them)" for one in annotations.findings]
+    difficult = int((annotations.difficult & ~annotations.crowd).sum())
+    if difficult and annotations.source is not None and annotations.source.format == "coco":
+        notes.append(f"{data}: {difficult} difficult objects count neither way (pycocotools counts them)")
     if split is None and len(parts := splits(data, format=format)) > 1:
         notes.append(f"{data}: all of {', '.join(parts)} together; --split takes one part")
     return notes

@@ -28,7 +28,7 @@ def check_annotations(annotations: Annotations, *, decode: bool = True, threads:
         threads: That read images.
 
     Returns:
-        As facts: images and boxes, counted, and findings.
+        As facts: images, boxes, crowd and difficult ones, counted, and findings.
     """
     a = annotations
     findings = Findings(a.findings)
@@ -41,7 +41,10 @@ def check_annotations(annotations: Annotations, *, decode: bool = True, threads:
         findings.add("same file listed twice", file, count=count - 1)
     _check_copies(a, findings)
     size = f"{len(a)} images, {len(a.labels)} boxes, {len(a.classes)} classes"
-    facts = {"images": len(a), "boxes": len(a.labels), "findings": findings.as_list()}
+    ignored = {"crowd": int(a.crowd.sum()), "difficult": int((a.difficult & ~a.crowd).sum())}
+    if any(ignored.values()):
+        size += f" ({ignored['crowd']} crowd, {ignored['difficult']} difficult: neither right nor wrong when scored)"
+    facts = {"images": len(a), "boxes": len(a.labels), **ignored, "findings": findings.as_list()}
     return Printed(facts, [size, *(findings.lines() or ["nothing to complain of"])])
 
 

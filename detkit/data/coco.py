@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from detkit.data.annotations import Annotations, Findings, Source, concat_annotations
-from detkit.data.label_files import json_kind, label_files, named_parts
+from detkit.data.label_files import image_folders, json_kind, label_files, named_parts, place_images
 from detkit.data.reading import ImageTable, ObjectTable, assemble, check_part, fill_sizes, pixels
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
@@ -28,20 +28,29 @@ from detkit.interfaces import DatasetFormat
 # An extra key of "info", relative to the json: other readers ignore it; with it a json finds images kept elsewhere.
 IMAGE_FOLDER = "image_folder"
 
-Id = int | str
+Id = int | str | float  # as the file has it
+Key = int | str
 Record = TypeVar("Record", "_Image", "_Category", "_Annotation")
 
 
 class _Image(msgspec.Struct, gc=False):
     id: Id | None = None
-    file_name: str = ""
+    file_name: str | None = ""
     width: float | None = None
     height: float | None = None
+    coco_url: str | None = None
+    not_exhaustive_category_ids: list[Id] | None = None  # LVIS
+
+    @property
+    def name(self) -> str:
+        """The file's name; of LVIS, which gives none, the last two parts of the URL: val2017/000000000139.jpg."""
+        return self.file_name or "/".join((self.coco_url or "").split("/")[-2:])
 
 
 class _Category(msgspec.Struct, gc=False):
     id: Id | None = None
     name: str = ""
+    supercategory: object = None
 
 
 class _Annotation(msgspec.Struct, gc=False):
@@ -188,14 +197,24 @@ def _read_file(path: Path, split: str | None, images: Path | None) -> Annotation
     except OSError as error:
         raise DetkitError(f"cannot read this file: {error.strerror}", str(path), "check the path") from error
     category_rows = _by_id(file.categories, "category", lambda c: c.name, path, findings)
-    image_rows = _by_id(file.images, "image", lambda image: image.file_name, path, findings)
+    _drop_root(file, category_rows, path, findings)
+    image_rows = _by_id(file.images, "image", lambda image: image.name, path, findings)
     kept = [file.images[row] for row in image_rows.values()]
-    folder = image_folder(path, [image.file_name for image in kept[:20]], images, file.info)
-    files = [os.path.join(folder, image.file_name) for image in kept]
+    named = file.info.get(IMAGE_FOLDER) if isinstance(file.info, dict) else None
+    folders = [path.absolute().parent / named] if isinstance(named, str) else []
+    folders = [images] if images is not None else folders + image_folders(path)
+    found_in, names = place_images([image.name for image in kept], folders, findings)
+    folder = os.path.normpath(found_in)
+    files = [os.path.join(folder, name) for name in names]
+    nameless = np.array([not name for name in names], dtype=bool)
+    findings.add_rows("image without a file_name", nameless, lambda row: f"{path}: image {kept[row].id}")
+    partly = np.array([bool(image.not_exhaustive_category_ids) for image in kept], dtype=bool)
+    lvis = "image some of whose objects may have no box (LVIS's not_exhaustive_category_ids)"
+    findings.add_rows(lvis, partly, lambda row: f"{path}: image {kept[row].id}")
     sizes = np.asarray([(pixels(p.height), pixels(p.width)) for p in kept], dtype=np.int32).reshape(-1, 2)
     for i in fill_sizes(sizes, files):
         findings.add("image without width and height (read from the image)", f"{path}: image {kept[i].id}")
-    classes: dict[Id, str] = {}  # names made unique: classes are told apart by name everywhere else
+    classes: dict[Key, str] = {}  # names made unique: classes are told apart by name everywhere else
     for number, row in category_rows.items():
         name = file.categories[row].name or str(number)
         if name in classes.values():
@@ -208,22 +227,35 @@ def _read_file(path: Path, split: str | None, images: Path | None) -> Annotation
     return assemble(objects, found, classes, findings, Source("coco", path, split, Path(folder)))
 
 
+def _drop_root(file: _File, rows: dict[Key, int], path: Path, findings: Findings) -> None:
+    """Takes out Roboflow's extra category: the project's name, over all others, of which there are no boxes."""
+    for number, row in list(rows.items()):
+        root = file.categories[row]
+        if root.supercategory != "none" or len(rows) == 1:
+            continue
+        above_all = all(file.categories[one].supercategory == root.name for one in rows.values() if one != row)
+        if above_all and all(one.category_id != number for one in file.annotations):
+            del rows[number]
+            where = f"{path}: category {number} ({root.name})"
+            findings.add("category over all others, without boxes (Roboflow's; dropped)", where)
+
+
 def _by_id(
     records: Sequence[Record], kind: str, name_of: Callable[[Record], str], path: Path, findings: Findings
-) -> dict[Id, int]:
-    """Row of each record that an id tells apart from all others."""
-    rows: dict[Id, int] = {}
+) -> dict[Key, int]:
+    """Row of each record that an id tells apart from all others; 1.0, as pandas writes it, is 1."""
+    rows: dict[Key, int] = {}
     for row, record in enumerate(records):
         if record.id is None or record.id in rows:
             fault = "without an id (dropped)" if record.id is None else "id used twice (later one dropped)"
             findings.add(f"{kind} {fault}", f"{path}: {kind} {record.id} ({name_of(record)})")
         else:
-            rows[record.id] = row
+            rows[record.id if isinstance(record.id, Key) else _whole_number(record.id)] = row
     return rows
 
 
 def _objects(
-    records: list[_Annotation], images: dict[Id, int], classes: dict[Id, int], path: Path, findings: Findings
+    records: list[_Annotation], images: dict[Key, int], classes: dict[Key, int], path: Path, findings: Findings
 ) -> ObjectTable:
     n = len(records)
 
@@ -234,8 +266,12 @@ def _objects(
     def column(name: str) -> Iterator[Any]:
         return map(attrgetter(name), records)
 
-    def numbers(name: str, table: dict[Id, int]) -> np.ndarray:
+    def numbers(name: str, table: dict[Key, int]) -> np.ndarray:
         found = np.fromiter(map(table.get, column(name), repeat(-1)), np.int64, n)
+        unknown = np.flatnonzero(found < 0)
+        found[unknown] = [table.get(_other(getattr(records[row], name)), -1) for row in unknown]
+        mended = unknown[found[unknown] >= 0]
+        findings.add_rows(f"{name} is text here and a number there (taken as the same)", mended, where)
         findings.add_rows(f"unknown {name.replace('_', ' ')} (annotation dropped)", found < 0, where)
         return found
 
@@ -256,34 +292,21 @@ def _objects(
     return ObjectTable(image, xywh, labels, where, crowd, difficult, area, ids, _points(list(column("keypoints"))))
 
 
+def _whole_number(value: float) -> Key:
+    return int(value) if value.is_integer() else str(value)
+
+
+def _other(key: Id | None) -> Key:
+    """The number that a text of digits is, and the reverse."""
+    if isinstance(key, str):
+        return int(key) if key.isdecimal() else ""
+    return "" if key is None else str(_whole_number(float(key)) if isinstance(key, float) else key)
+
+
 def _whole(values: list[Id | None]) -> np.ndarray:
     """(N,) int64 ids for the metrics' table; where one is a name or missing, all become record numbers, from one."""
-    if set(map(type, values)) <= {int}:
+    kinds = set(map(type, values))
+    if kinds <= {int} or (kinds <= {int, float} and all(value == int(value) for value in values)):  # type: ignore
         with suppress(OverflowError):
             return np.asarray(values, dtype=np.int64)
     return np.arange(1, len(values) + 1, dtype=np.int64)
-
-
-def image_folder(path: Path, names: list[str], images: Path | None, info: object = None) -> str:
-    """The folder of the images: the first of the usual ones that holds one of ``names``, else the json's own.
-
-    These are what the file says, the json's own, ../SPLIT, SPLIT, ../images, images, and SPLIT in the last two.
-
-    Args:
-        path: The json.
-        names: File names of some images.
-        images: What a person says, which is taken as it is; None: nothing.
-        info: The file's "info".
-    """
-    if images is not None:
-        return str(images)
-    beside = path.absolute().parent
-    split = path.stem.removeprefix("instances_")
-    folders = [beside, beside.parent / split, beside / split, beside.parent / "images", beside / "images"]
-    folders += [beside.parent / "images" / split, beside / "images" / split]
-    if isinstance(info, dict) and isinstance(named := info.get(IMAGE_FOLDER), str):
-        folders.insert(0, beside / named)
-    for folder in folders:
-        if any(name and (folder / name).is_file() for name in names):
-            return os.path.normpath(folder)
-    return str(beside)

@@ -166,8 +166,12 @@ def image_folders(place: Path) -> list[Path]:
     """Where the images of a label file, or of a folder of labels, may lie: the usual places, the likeliest first."""
     place = place.absolute()
     beside, part = (place, place.name) if place.is_dir() else (place.parent, _part_name(place))
-    folders = [beside, beside.parent / part, beside / part, beside.parent / "images", beside / "images"]
-    folders += [beside.parent / "images" / part, beside / "images" / part, beside.parent]
+    # zhiyuan_objv2_val.json speaks of val.
+    names = [part, *(word for word in re.split(r"[_.\-]", part) if word in PARTS and word != part)]
+    folders = [beside, *(home / name for name in names for home in (beside.parent, beside))]
+    for images in (beside.parent / "images", beside / "images"):
+        folders += [images, *(images / name for name in names)]
+    folders.append(beside.parent)
     return folders + [home / name for name in ("data", "img", "JPEGImages") for home in (beside, beside.parent)]
 
 

@@ -43,3 +43,11 @@ def test_images(coco_file: Path) -> None:
     assert "broken image" not in names(coco_file, decode=False), "its header is whole"
     (images / "a.png").unlink()
     assert names(coco_file)["missing image"] == 1
+
+
+def test_ignored_objects_are_counted(coco_file: Path) -> None:
+    report = check_annotations(read(coco_file))
+    assert (report.facts["crowd"], report.facts["difficult"]) == (1, 1)
+    assert report.lines()[0] == (
+        "3 images, 3 boxes, 2 classes (1 crowd, 1 difficult: neither right nor wrong when scored)"
+    )

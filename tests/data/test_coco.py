@@ -23,7 +23,8 @@ def change(file: Path, **changes: Any) -> None:
     ("changes", "finding"),
     [
         ({"image_id": 99}, "unknown image id (annotation dropped)"),
-        ({"image_id": "10"}, "unknown image id (annotation dropped)"),
+        ({"image_id": "ten"}, "unknown image id (annotation dropped)"),
+        ({"image_id": 10.5}, "unknown image id (annotation dropped)"),
         ({"category_id": 1}, "unknown category id (annotation dropped)"),
         ({"bbox": [1, 2, float("nan"), 4]}, "box is not finite (dropped)"),
         ({"bbox": [1, 2, float("inf"), 4]}, "box is not finite (dropped)"),
@@ -38,9 +39,10 @@ def change(file: Path, **changes: Any) -> None:
 def test_bad_record_is_dropped_and_named(coco_file: Path, changes: dict[str, Any], finding: str) -> None:
     change(coco_file, **changes)
     a = read(coco_file)
-    assert [(f.name, f.count) for f in a.findings] == [(finding, 1)]
-    assert "annotation 100" in a.findings[0].examples[0]
-    assert str(coco_file) in a.findings[0].examples[0]
+    (found,) = a.findings
+    assert (found.name, found.count) == (finding, 1)
+    assert "annotation 100" in found.examples[0]
+    assert str(coco_file) in found.examples[0]
     assert a.ids.tolist() == [101, 102]
     assert len(a) == 3
 
@@ -58,6 +60,37 @@ def test_categories_are_told_apart_by_their_ids(coco_file: Path, number: int | N
     assert (a.classes, a.class_ids) == (before.classes, before.class_ids)
     assert a.labels.tolist() == before.labels.tolist()
     assert [(f.name, f.count) for f in a.findings] == [(finding, 1)]
+
+
+@pytest.mark.parametrize(("number", "mended"), [(10.0, 0), ("10", 1)])
+def test_an_id_is_the_same_as_a_number_or_text(coco_file: Path, number: object, mended: int) -> None:
+    change(coco_file, image_id=number)
+    a = read(coco_file)
+    found = [(f.name, f.count) for f in a.findings]
+    assert found == [("image_id is text here and a number there (taken as the same)", 1)][:mended]
+    assert a.image_ids == [10, 20, 30]
+    assert a.ids.tolist() == [100, 101, 102]
+
+
+def test_ids_of_floats_and_very_large_ones(coco_file: Path) -> None:
+    value = json.loads(coco_file.read_text())
+    before = read(coco_file)
+    for record in value["images"]:
+        record["id"] = float(record["id"])
+    for record in value["annotations"]:
+        record["category_id"] = float(record["category_id"])
+        record["id"] = float(record["id"])
+    coco_file.write_text(json.dumps(value))
+    a = read(coco_file)
+    assert (a.image_ids, a.ids.tolist()) == ([10, 20, 30], [100, 101, 102])
+    assert a.labels.tolist() == before.labels.tolist()
+    for record, key in [(r, "id") for r in value["images"]] + [(r, "image_id") for r in value["annotations"]]:
+        record[key] = int(record[key]) + 10**24
+    coco_file.write_text(json.dumps(value))
+    a = read(coco_file)
+    assert a.image_ids == [10**24 + 10, 10**24 + 20, 10**24 + 30]
+    assert len(a.labels) == 3
+    assert a.ground_truth().image.tolist() == before.ground_truth().image.tolist()
 
 
 def test_ids_may_be_words(coco_file: Path) -> None:
