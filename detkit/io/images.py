@@ -1,6 +1,6 @@
 """The one reader and the one writer of images.
 
-Pillow reads the header (format, size, EXIF orientation); OpenCV decodes. Every image comes out as uint8 (H, W, 3)
+Pillow reads the header (format, size, EXIF orientation) and GIFs; OpenCV decodes the others. Every image comes out as uint8 (H, W, 3)
 RGB: EXIF orientation applied, grey and palette expanded, CMYK converted, 16 bits cut to the upper 8, transparent
 pixels laid over white. Of an animated file the first frame is read.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -70,7 +71,10 @@ def read_image(
     end = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}.get(head.format)
     if end is not None and data.find(end, head.length) < 0:
         raise DetkitError("the image is cut off: its end is missing", where, "fetch or copy it again")
-    image = _decode(data, head, reduce_to)
+    if head.format == "GIF":  # which OpenCV reads from 4.11 on only
+        with suppress(OSError, EOFError, ValueError):
+            return _from_pillow(Image.open(io.BytesIO(data)))
+    image = None if head.format == "GIF" else _decode(data, head, reduce_to)
     if image is None or 0 in image.shape or image.dtype not in (np.uint8, np.uint16):
         raise DetkitError("the image cannot be decoded", where, "it is damaged or cut off: fetch it again")
     # libtiff hands 8-bit pixels out already multiplied by their alpha.
