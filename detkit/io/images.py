@@ -1,8 +1,8 @@
 """The one reader and the one writer of images.
 
-Pillow reads the header (format, size, EXIF orientation) and GIFs; OpenCV decodes the others. Every image comes out as uint8 (H, W, 3)
-RGB: EXIF orientation applied, grey and palette expanded, CMYK converted, 16 bits cut to the upper 8, transparent
-pixels laid over white. Of an animated file the first frame is read.
+Pillow reads the header (format, size, EXIF orientation) and GIFs; OpenCV decodes the others. Every image comes out as
+uint8 (H, W, 3) RGB: EXIF orientation applied, grey and palette expanded, CMYK converted, 16 bits cut to the upper 8,
+transparent pixels laid over white. Of an animated file the first frame is read.
 """
 
 from __future__ import annotations
