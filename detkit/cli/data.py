@@ -32,12 +32,13 @@ def _read(labelled: options.LabelledData) -> Annotations:
 def check(
     labelled: options.LabelledData,
     headers: Annotated[bool, Option("--headers", help="Read only the images' headers: quick.")] = False,
+    strict: Annotated[bool, Option("--strict", help="Notes count as mistakes, too.")] = False,
 ) -> tuple[Printable, int]:
-    """Look for mistakes in labels and images; exit code 3 if there are any."""
+    """Look for mistakes in labels and images; exit code 3 if there are any, notes aside."""
     from detkit.data.check import check_annotations
 
     report = check_annotations(labelled.read(refuse=False), decode=not headers)
-    return report, 3 if report.facts["findings"] else 0
+    return report, 3 if any(strict or not one.note for one in report.facts["findings"]) else 0
 
 
 @app.command()

@@ -18,11 +18,15 @@ _COLUMNS = ("xywh", "crowd", "difficult", "area", "rows", "labels", "ids", "poin
 
 @dataclass(slots=True, frozen=True)
 class Finding:
-    """Something that is wrong in a data set: its name, how often, and where (file and line, or record)."""
+    """Something that is wrong in a data set: its name, how often, and where (file and line, or record).
+
+    A ``note`` is worth knowing, but nothing is lost and it may be as it should.
+    """
 
     name: str
     count: int
     examples: tuple[str, ...] = ()
+    note: bool = False
 
     def lines(self) -> list[str]:
         """The finding as text for a person."""
@@ -39,19 +43,19 @@ class Findings(dict[str, Finding]):
 
     def __init__(self, found: Iterable[Finding] = ()) -> None:
         for one in found:
-            self.add(one.name, *one.examples, count=one.count)
+            self.add(one.name, *one.examples, count=one.count, note=one.note)
 
-    def add(self, name: str, *examples: str, count: int = 1) -> None:
+    def add(self, name: str, *examples: str, count: int = 1, note: bool = False) -> None:
         """Counts ``count`` more cases of ``name``; none is nothing."""
         if count > 0:
             so_far = self.get(name, Finding(name, 0))
             kept = (*so_far.examples, *examples)[:EXAMPLES]
-            self[name] = Finding(name, so_far.count + count, kept)
+            self[name] = Finding(name, so_far.count + count, kept, note)
 
-    def add_rows(self, name: str, rows: np.ndarray, where: Callable[[int], str]) -> None:
+    def add_rows(self, name: str, rows: np.ndarray, where: Callable[[int], str], *, note: bool = False) -> None:
         """Counts the rows that a mask or indices select; ``where`` names one of them for a person."""
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
-        self.add(name, *(where(int(row)) for row in rows[:EXAMPLES]), count=len(rows))
+        self.add(name, *(where(int(row)) for row in rows[:EXAMPLES]), count=len(rows), note=note)
 
     def lines(self) -> list[str]:
         """All of them as text for a person."""

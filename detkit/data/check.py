@@ -44,8 +44,13 @@ def check_annotations(annotations: Annotations, *, decode: bool = True, threads:
     ignored = {"crowd": int(a.crowd.sum()), "difficult": int((a.difficult & ~a.crowd).sum())}
     if any(ignored.values()):
         size += f" ({ignored['crowd']} crowd, {ignored['difficult']} difficult: neither right nor wrong when scored)"
-    facts = {"images": len(a), "boxes": len(a.labels), **ignored, "findings": findings.as_list()}
-    return Printed(facts, [size, *(findings.lines() or ["nothing to complain of"])])
+    found = findings.as_list()
+    faults, notes = ([one for one in found if one.note is note] for note in (False, True))
+    lines = [line for one in faults for line in one.lines()] or ["nothing to complain of"]
+    if notes:
+        lines += ["notes:", *(line for one in notes for line in one.lines())]
+    facts = {"images": len(a), "boxes": len(a.labels), **ignored, "findings": faults + notes}
+    return Printed(facts, [size, *lines])
 
 
 def _check_labels(a: Annotations, findings: Findings) -> None:
@@ -57,23 +62,23 @@ def _check_labels(a: Annotations, findings: Findings) -> None:
 
     ordinary = ~a.crowd
     tiny = ordinary & (a.xywh[:, 2:].min(axis=1, initial=np.inf) < TINY)
-    findings.add_rows(f"tiny box (a side below {TINY:g} pixels)", tiny, where)
+    findings.add_rows(f"tiny box (a side below {TINY:g} pixels)", tiny, where, note=True)
     size = a.sizes[image][:, ::-1]
     whole = ordinary & (size > 0).all(axis=1) & (a.xywh[:, 2:] >= WHOLE * size).all(axis=1)
     if not a.labelled:  # there it is what says that the label is the image's
-        findings.add_rows("box over the whole image", whole, where)
+        findings.add_rows("box over the whole image", whole, where, note=True)
     key = np.concatenate([image[:, None], a.labels[:, None], a.xywh], axis=1)
     _, first = np.unique(key, axis=0, return_index=True)
     twice = np.setdiff1d(np.arange(len(key)), first)
     findings.add_rows("same box and class twice in an image", twice, where)
     for name, count in zip(a.classes, a.class_counts(), strict=True):
         if count == 0:
-            findings.add("class without boxes", name)
+            findings.add("class without boxes", name, note=True)
     first_of: dict[str, str] = {}
     for name in a.classes:
         other = first_of.setdefault("".join(name.casefold().split()), name)
         if other != name:
-            findings.add("class names that differ only in case or spaces", f"{other!r}, {name!r}")
+            findings.add("class names that differ only in case or spaces", f"{other!r}, {name!r}", note=True)
     if not len(a):
         findings.add("the data set holds no images")
     elif not len(a.labels):
@@ -104,4 +109,4 @@ def _check_copies(a: Annotations, findings: Findings) -> None:
     for file in (file for file, length in lengths.items() if alike[length] > 1):
         first = first_of.setdefault(sha256_of(file), file)
         if first != file:
-            findings.add("same image twice", f"{file} = {first}")
+            findings.add("same image twice", f"{file} = {first}", note=True)

@@ -9,6 +9,7 @@ import numpy as np
 
 from detkit import registry
 from detkit.data.annotations import Annotations, Finding, Findings, Source, concat_annotations, fills
+from detkit.data.listing import files_in
 from detkit.data.reading import UNSAFE
 from detkit.data.resize import moved_target
 from detkit.errors import DetkitError
@@ -34,31 +35,45 @@ FORMATS = {
 
 
 def format_of(path: str | Path, name: str | None = None) -> DatasetFormat:
-    """The format that ``path`` holds: detkit's own are asked first, then those that other packages announce.
+    """The format that ``path`` holds: one of detkit's own, else one of those that other packages announce.
 
     Args:
         path: File or folder.
         name: The format's name (of either kind, or ``package.module:Name``) where it is not to be recognised.
 
     Raises:
-        DetkitError: Nothing is there, or it is none of the known formats (with what was looked for); no such name.
+        DetkitError: Nothing is there, it is none of the known formats (with what was looked for) or several of them; no
+            such name.
     """
     path = Path(path)
+    files_in.cache_clear()
     if name is not None and path.exists():
         chosen: DatasetFormat = registry.find_part("format", name, where=f"format of {path}")()
         return chosen
     asked: list[DatasetFormat] = []
-    for known in (*FORMATS, *registry.installed_parts("format")):
-        # Mostly one of the first is it, and the rest stay unimported.
-        asked.append(registry.find_part("format", known)())
-        if asked[-1].recognises(path):
-            return asked[-1]
+    for names in (FORMATS, registry.installed_parts("format")):
+        known: dict[str, DatasetFormat] = {one: registry.find_part("format", one)() for one in names}
+        asked += known.values()
+        found = {one: kind for one, kind in known.items() if kind.recognises(path)}
+        if len(found) > 1:
+            found.pop("folders", None)  # whatever has labels keeps its images in folders, too
+        if len(found) > 1:
+            do = f"choose one: {' or '.join(f'--format {one}' for one in found)} (in a config: format: NAME)"
+            raise DetkitError(f"labels of {len(found)} formats lie here: {', '.join(found)}", str(path), do)
+        if found:
+            return next(iter(found.values()))
     wanted = "DATA is " + "; or ".join(one.looked_for for one in asked)
     if not path.exists():
         raise DetkitError("there is no such data set", str(path), wanted)
     kind = "folder" if path.is_dir() else "file"
+    inside = [str(child) for child in _folders(path) if any(one.recognises(child) for one in asked)]
     do = f"{wanted}; or name the format: --format NAME"
+    do = f"give one of its folders: {', '.join(inside)}" if inside else do
     raise DetkitError(f"this {kind} is not a data set that detkit knows", str(path), do)
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")) if path.is_dir() else []
 
 
 def splits(path: str | Path, *, format: str | None = None) -> list[str]:

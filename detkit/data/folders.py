@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from detkit.data.annotations import Annotations, Findings, Source
+from detkit.data.listing import count_skipped, files_in, of_suffix
 from detkit.data.reading import ImageTable, ObjectTable, assemble, check_part, size_of
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
@@ -14,7 +15,8 @@ from detkit.io.images import paths_in
 
 _PARTS = ("train", "val", "valid", "test")
 # Folders that detection sets keep beside each other.
-_NO_CLASSES = {"images", "labels", "annotations", "masks"}
+_NO_CLASSES = {"images", "labels", "annotations", "masks", "jpegimages", "visualization", "segmentationclass",
+               "segmentationclasspng", "segmentationobject", "segmentationobjectpng"}  # fmt: skip
 
 
 class FolderFormat(DatasetFormat):
@@ -43,13 +45,18 @@ class FolderFormat(DatasetFormat):
         files: list[Path] = []
         sizes, labels = [], []
         for folder, label in ((home / name, label) for home in homes for label, name in enumerate(classes)):
-            for file in paths_in(folder) if folder.is_dir() else ():
+            names = files_in(folder) if folder.is_dir() else ()
+            count_skipped((str(folder / name) for name in names), findings)
+            for file in (folder / name for name in of_suffix(names)):
                 if all(size := size_of(str(file))):
                     files.append(file)
                     sizes.append(size)
                     labels.append(label)
                 else:
                     findings.add("image that cannot be read (left out)", str(file))
+        for home in homes:
+            loose = list(map(str, paths_in(home)))
+            findings.add("image outside of every class folder (left out)", *loose, count=len(loose))
         if not files:
             raise DetkitError("no image of this folder can be read", str(path), "look at it with detkit data check")
         base = homes[0] if len(homes) == 1 else path
@@ -66,7 +73,13 @@ def _classes(path: Path, part: bool = False) -> list[str]:
     if not path.is_dir():
         return []
     folders = [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
-    names = {p.name for p in folders if p.name.lower() not in _NO_CLASSES and paths_in(p)}
+    # Images of a class may lie in sub-folders; those of a part lie in its class folders.
+    names = {
+        p.name
+        for p in folders
+        if p.name.lower() not in _NO_CLASSES
+        and (paths_in(p) if p.name.lower() in _PARTS and not part else of_suffix(files_in(p)))
+    }
     classes = names if part else {name for name in names if name.lower() not in _PARTS}
     # Beside several others "train" with images in it is VOC's and COCO's class: as a part it would hold folders.
     return sorted(classes | ({"train"} & names if len(classes) > 1 else set()))

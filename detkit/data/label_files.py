@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from detkit.data.annotations import Annotations, Findings, Source, concat_annotations
+from detkit.data.listing import PARTS
 from detkit.data.reading import ImageTable, ObjectTable, assemble, check_part, fill_sizes, pixels
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
@@ -23,7 +24,7 @@ from detkit.io.files import reading
 from detkit.io.images import IMAGE_SUFFIXES, paths_in
 
 T = TypeVar("T")
-PARTS = ("train", "val", "valid", "validation", "test")
+
 NO_CLASS = "object"  # the class of boxes that have none
 _HEAD = 1 << 16
 _SAMPLE = 20  # images that are looked for in each folder, of all
@@ -41,7 +42,8 @@ def json_kind(path: Path) -> str:
         return "labelme"
     if not {"regions", "_via_settings", "_via_img_metadata"}.isdisjoint(keys):
         return "via"
-    if keys[0] in ("classes", "labels") and {"annotations", "images"}.isdisjoint(keys):
+    # Supervisely's meta.json has classes, too.
+    if keys[0] in ("classes", "labels") and "labels" in keys and {"annotations", "images"}.isdisjoint(keys):
         return "fiftyone"
     # Label Studio's notes.json, beside YOLO's files, has categories and no images.
     known = {"images", "annotations", "categories"} & set(keys)

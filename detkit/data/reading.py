@@ -120,7 +120,7 @@ def _usable(objects: ObjectTable, xywh: np.ndarray, sizes: np.ndarray, findings:
         findings.add_rows(name, good & bad, objects.where)
         good &= ~bad
     out = good & sized & ((low < -ROUNDING) | (high > size + ROUNDING)).any(axis=1)
-    findings.add_rows("box sticks out of the image (clipped for training)", out, objects.where)
+    findings.add_rows("box sticks out of the image (clipped for training)", out, objects.where, note=True)
     return np.flatnonzero(good)
 
 

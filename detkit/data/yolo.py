@@ -1,130 +1,104 @@
-"""YOLO's data.yaml: image folders or lists, and one text file of labels per image.
+"""YOLO's data sets: images, and one text file of labels per image, whose lines ``detkit.data.yolo_lines`` reads.
 
-A label line is "class x y w h": the centre and size as fractions of the image; or "class x1 y1 x2 y2 x3 y3 ...", a
-polygon, whose bounding box is taken.
+Which images, and what the classes are called, says a data.yaml (YOLOv5 and later), an obj.data (Darknet), or, where
+there is neither, the folder itself: parts are folders or lists called train, val, test, and a classes.txt, obj.names
+or _darknet.labels has a name per line.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from detkit.data.annotations import Annotations, Findings, Source
-from detkit.data.reading import ImageTable, ObjectTable, assemble, check_part, size_of
+from detkit.data.listing import count_skipped, files_in, of_suffix
+from detkit.data.reading import ImageTable, assemble, check_part, size_of
+from detkit.data.yolo_layout import YAML, has_labels, is_label, layout_of, said_by, tails_of, text_of
+from detkit.data.yolo_lines import objects_of, parse_lines
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
-from detkit.io.images import IMAGE_SUFFIXES
 
-PARTS = ("train", "val", "test")
+_FOLDERS = {"images": "labels", "Images": "Labels", "JPEGImages": "labels"}  # of images, to that of their labels
+_MOST = 10_000  # classes that have numbers, but no names
 
 
 class YoloFormat(DatasetFormat):
-    """A data.yaml, or a folder that holds one."""
+    """A data.yaml, an obj.data, or a folder that holds one of them or images with their labels."""
 
-    looked_for = "a YOLO data.yaml (or its folder)"
+    looked_for = "a YOLO data.yaml (or its folder, or one of images and labels)"
 
     def recognises(self, path: Path) -> bool:
-        """True for a .yaml file and for a folder with data.yaml."""
-        return _yaml(path) is not None
+        """True for a .yaml or .data file, and for a folder with one, or with an image's label file."""
+        if path.is_file():
+            return path.suffix.lower() in (*YAML, ".data")
+        return path.is_dir() and (bool(said_by(path)) or has_labels(path))
 
     def splits(self, path: Path) -> list[str]:
-        """Those of train, val and test that the file names."""
-        return list(_load(path)[2])
+        """Those of train, val and test that there are."""
+        return layout_of(path).splits()
 
     def read(self, path: Path, split: str | None, images: Path | None) -> Annotations:
-        """Reads the parts that the file names, or one of them; see ``DatasetFormat.read``."""
-        file, value, parts = _load(path)
-        table = _names(value["names"], file)
-        check_part(split, parts, file)
-        findings = Findings()
-        root = file.absolute().parent / str(value.get("path") or ".")
-        if not root.is_dir():
-            # Exported files often carry another machine's path; the file's own folder is what they mean.
-            root = file.absolute().parent
+        """Reads all parts, or one of them; see ``DatasetFormat.read``."""
+        layout = layout_of(path)
+        if split in layout.absent:
+            where = f"{layout.file}: looked for {layout.absent[split]}"
+            raise DetkitError(
+                f"{split} of this {layout.file.name} is not there", where, "correct its path in that file"
+            )
+        check_part(split, layout.splits(), layout.file)
+        findings = layout.findings
         listed: dict[str, None] = {}
-        for name in parts if split is None else [split]:
-            places = parts[name]
-            for place in places if isinstance(places, list) else [places]:
-                where = images if images is not None and split is not None else _place(root, str(place), file, name)
-                listed.update(dict.fromkeys(_images(where, root, findings)))
+        for place in [place for name in (layout.parts if split is None else [split]) for place in layout.parts[name]]:
+            listed.update(dict.fromkeys(_images(images or place, layout.root, findings)))
         files = list(listed)
         if not files:
-            named = f"{file}: {', '.join(parts)}"
-            raise DetkitError("this data set has no images", named, "check the folders it names")
+            named = f"{layout.file}: {', '.join(layout.splits())}".removesuffix(": ")
+            raise DetkitError("this data set has no images", named, "check the folders it names, or give --images")
+        labels = _labels_of(files, path if path.is_dir() else path.parent)
+        _count_orphans(files, labels, findings)
         sizes = np.array([size_of(file) for file in files], dtype=np.int32)
-        objects = _read_labels(files, sizes, {float(number): i for i, number in enumerate(table)}, findings)
-        found = ImageTable(_ids(files, root), files, sizes)
-        return assemble(objects, found, table, findings, Source("yolo", file, split, root))
-
-
-def _yaml(path: Path) -> Path | None:
-    if path.is_file():
-        return path if path.suffix.lower() in (".yaml", ".yml") else None
-    return next((path / name for name in ("data.yaml", "data.yml") if (path / name).is_file()), None)
-
-
-def _load(path: Path) -> tuple[Path, dict[str, object], dict[str, object]]:
-    """The file, what it holds, and the places of each part."""
-    import yaml
-
-    file = _yaml(path) or path
-    try:
-        value = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeError) as error:
-        raise DetkitError(f"cannot read this file: {error}", str(file), "check the path") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise DetkitError(f"this is not YAML: {getattr(error, 'problem', error)}", f"{file}{line}", "mend it") from None
-    value = value if isinstance(value, dict) else {}
-    parts = {name: value[name] for name in PARTS if value.get(name)}
-    if "val" not in parts and value.get("valid"):
-        parts["val"] = value["valid"]
-    if "names" not in value or not parts:
-        missing = "train, val or test" if "names" in value else "names"
-        raise DetkitError(f"this data.yaml has no {missing}", str(file), "it needs names and at least one part")
-    return file, value, parts
-
-
-def _names(value: object, file: Path) -> dict[int | str, str]:
-    """Number to class name, in the order of the numbers."""
-    try:
-        items = value if isinstance(value, dict) else dict(enumerate(value))  # type: ignore[arg-type]
-        table: dict[int | str, str] = {int(number): str(name) for number, name in items.items()}
-    except (TypeError, ValueError):
-        do = "names is a list, or one number: name per class"
-        raise DetkitError("names of this data.yaml cannot be read", f"{file}, names", do) from None
-    names = list(table.values())
-    for twice in {name for name in names if names.count(name) > 1}:
-        raise DetkitError(f"class name {twice!r} is used twice", f"{file}, names", "give every class its own name")
-    return dict(sorted(table.items()))
-
-
-def _place(root: Path, text: str, file: Path, part: str) -> Path:
-    # "../train/images" beside a data.yaml whose folder has train/images is a common slip of exporters.
-    for name in (text, text.removeprefix("../")):
-        if (root / name).exists():
-            return Path(os.path.normpath(root / name))
-    where = f"{file}: looked for {root / text}"
-    raise DetkitError(f"{part} of this data.yaml is not there", where, "correct path or that entry")
+        lines = parse_lines(labels, files, findings)
+        names = layout.names
+        if names is None:
+            numbers = (line.number for line in lines if 0 <= line.number < _MOST)
+            names = {number: str(number) for number in range(int(max(numbers, default=-1)) + 1)}
+        classes = {float(number): i for i, number in enumerate(names)}
+        objects = objects_of(lines, sizes, classes, findings, layout.keypoints)
+        source = Source("yolo", layout.file, split, layout.root)
+        table: dict[int | str, str] = dict(names.items())
+        return assemble(objects, ImageTable(_ids(files, layout.root), files, sizes), table, findings, source)
 
 
 def _images(place: Path, root: Path, findings: Findings) -> Iterator[str]:
+    """Images of a folder and its sub-folders, of a list, or the one that the place is."""
     if place.is_dir():
-        yield from sorted(str(p) for p in place.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        files = files_in(place)
+        count_skipped((str(place / file) for file in files), findings)
+        yield from (str(place / file) for file in of_suffix(files))
         return
-    for number, line in enumerate(place.read_text(encoding="utf-8").splitlines(), 1):
+    if of_suffix([place.name]):
+        yield str(place)
+        return
+    for number, line in enumerate(text_of(place).splitlines(), 1):
         if not (line := line.strip()):
             continue
-        # "./" means beside the list, as the format's own loader has it; other relative names hang on the root.
-        image = os.path.normpath(place.parent / line if line.startswith("./") else root / line)
-        if os.path.splitext(image)[1].lower() not in IMAGE_SUFFIXES:
+        if not of_suffix([line]):
             findings.add("listed file is not an image (dropped)", f"{place}:{number}: {line}")
             continue
-        yield image
+        yield _listed(line.replace("\\", "/"), place, root)
+
+
+def _listed(line: str, place: Path, root: Path) -> str:
+    """The image of a list's line: "./" means beside the list, as the format's own loader has it; other relative names
+    hang on the root, on its parent or on the list's folder, or begin with folders of another machine."""
+    homes = [place.parent] if line.startswith("./") else [root, root.parent, place.parent]
+    found = (home / line for home in homes if (home / line).is_file())
+    image = next(found, None) or next((tail for tail in tails_of(line, root) if tail.is_file()), homes[0] / line)
+    return os.path.normpath(image)
 
 
 def _ids(files: list[str], root: Path) -> list[int | str]:
@@ -137,57 +111,44 @@ def _ids(files: list[str], root: Path) -> list[int | str]:
 
 def label_file(image: str) -> str:
     """The label file of an image: the last folder called images becomes labels, the suffix .txt."""
-    stem = os.path.splitext(image)[0]
-    before, found, after = stem.rpartition(f"{os.sep}images{os.sep}")
-    return (os.path.join(before, "labels", after) if found else stem) + ".txt"
+    folders = os.path.splitext(image)[0].split(os.sep)
+    for i in range(len(folders) - 2, -1, -1):
+        if folders[i] in _FOLDERS:
+            folders[i] = _FOLDERS[folders[i]]
+            break
+    return os.sep.join(folders) + ".txt"
 
 
-def _read_labels(files: list[str], sizes: np.ndarray, classes: Mapping[float, int], findings: Findings) -> ObjectTable:
-    rows: list[tuple[float, ...]] = []
-    places: list[str] = []
-    for i, image in enumerate(files):
-        name = label_file(image)
-        try:
-            lines = Path(name).read_text(encoding="utf-8-sig").splitlines()
-        except FileNotFoundError:
-            findings.add("image without a label file (taken as without objects)", image)
-            continue
-        except (OSError, UnicodeError) as error:
-            findings.add("label file cannot be read (image kept without objects)", f"{name}: {error}")
-            continue
-        for number, line in enumerate(lines, 1):
-            where = f"{name}:{number}"
-            row = _parse(line, classes, where, findings) if line.strip() else None
-            if row is not None and not sizes[i].all():
-                findings.add("image's size is unknown (its boxes dropped)", where)
-            elif row is not None:
-                rows.append((i, *row))
-                places.append(where)
-    table = np.asarray(rows, dtype=np.float64).reshape(-1, 6)
-    index, labels = table[:, :2].astype(np.int64).T
-    xywh = table[:, 2:] * sizes[index][:, [1, 0, 1, 0]].astype(np.float64)
-    return ObjectTable(index, xywh, labels, places.__getitem__)
+def _label_files(image: str) -> tuple[str, ...]:
+    """Where an image's label file may be: in labels, beside it, in its folder's neighbour labels."""
+    file = Path(image)
+    return label_file(image), str(file.with_suffix(".txt")), str(file.parent.parent / "labels" / f"{file.stem}.txt")
 
 
-def _parse(line: str, classes: Mapping[float, int], where: str, findings: Findings) -> tuple[float, ...] | None:
-    """(label, x, y, w, h), the corner and size as fractions; None, counted, if the line makes no sense."""
-    try:
-        values = [float(word) for word in line.split()]
-    except ValueError:
-        findings.add("line that is not numbers (dropped)", f"{where}: {line[:60]}")
-        return None
-    n = len(values)
-    polygon = n >= 7 and n % 2 == 1
-    if n != 5 and not polygon:
-        findings.add("wrong number of columns (line dropped)", f"{where}: {n} columns, expected 5")
-        return None
-    label = classes.get(values[0])
-    if label is None:
-        findings.add("unknown class number (line dropped)", f"{where}: {line.split()[0]}")
-        return None
-    if not polygon:
-        x, y, w, h = values[1:]
-        return label, x - w / 2, y - h / 2, w, h
-    findings.add("polygon made into a box", where)
-    corners = np.array(values[1:]).reshape(-1, 2)
-    return label, *corners.min(axis=0), *np.ptp(corners, axis=0)
+def _labels_of(files: Sequence[str], folder: Path) -> list[str | None]:
+    """The label file of each image; where it is in no usual place, the only one of its name in the data set's folder,
+    unless several images have that name; None: there is none."""
+    found = [next(filter(os.path.isfile, _label_files(file)), None) for file in files]
+    if None in found:
+        below = files_in(folder)
+        images = Counter(Path(file).stem for file in of_suffix(below))
+        texts = defaultdict[str, list[str]](list)
+        for text in of_suffix(below, [".txt"]):
+            texts[Path(text).stem].append(str(folder / text))
+        for i, stem in enumerate(Path(file).stem for file in files):
+            if found[i] is None and len(texts[stem]) == 1 and images[stem] <= 1:
+                found[i] = texts[stem][0]
+    return found
+
+
+def _count_orphans(files: Iterable[str], labels: Iterable[str | None], findings: Findings) -> None:
+    """Counts label files, in the folders in which some are used, that no image on the disk has."""
+    known = {label for label in labels if label}
+    folders = {os.path.dirname(label) for label in known}
+    for home in {os.path.dirname(file) for file in files}:
+        for name in of_suffix(os.listdir(home) if os.path.isdir(home) else ()):
+            known.update(_label_files(os.path.join(home, name)))
+    for label in (os.path.join(folder, name) for folder in sorted(folders) for name in sorted(os.listdir(folder))):
+        file = Path(label)
+        if file.suffix == ".txt" and label not in known and not file.name.startswith(".") and is_label(file):
+            findings.add("label file without an image (left out)", label)

@@ -11,8 +11,9 @@ import io
 import os
 import threading
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
@@ -24,12 +25,13 @@ from detkit.errors import DetkitError
 from detkit.io.files import reading, write_bytes
 
 IMAGE_SUFFIXES = frozenset((
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif", ".avif", ".jp2",
-    ".ppm", ".pgm", ".pbm",
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif", ".avif", ".jp2",
+    ".ppm", ".pgm", ".pbm", *((".heic", ".heif") if find_spec("pi_heif") else ()),
 ))  # fmt: skip
 MAX_PIXELS = 178_956_970  # a 0.5 GB RGB image; larger ones are refused before a pixel is decoded
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM")
+_HEIC = (b"heic", b"heix", b"mif1", b"msf1", b"hevc")  # brands of HEIF that phones write
 _ORIENTATION = 0x0112  # EXIF and TIFF tag: 1 upright, 2..8 mirrored and turned
 _SWAPPED = (5, 6, 7, 8)  # orientations that exchange width and height
 _QUALITY = {".jpg": cv2.IMWRITE_JPEG_QUALITY, ".jpeg": cv2.IMWRITE_JPEG_QUALITY, ".webp": cv2.IMWRITE_WEBP_QUALITY}
@@ -235,8 +237,9 @@ def _read_header(file: BinaryIO, where: str) -> Header:
     prefix = file.read(16)
     if not prefix:
         raise DetkitError("the file is empty", where, "fetch or copy it again")
-    if prefix[4:8] == b"ftyp" and prefix[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"hevc"):
-        raise DetkitError("HEIC images are not read", where, "save it as JPEG or PNG")
+    if prefix[4:8] == b"ftyp" and prefix[8:12] in _HEIC:
+        heic = _open_heic(file, where)
+        return Header("HEIC", heic.size, 1, heic.mode.endswith("A"), 0)
     image = _open_header(file, prefix, where)
     length = file.tell()  # a preview inside EXIF has an end marker of its own
     (width, height), orientation = image.size, _exif_orientation(image)
@@ -265,7 +268,23 @@ def _open_header(file: BinaryIO, prefix: bytes, where: str) -> Image.Image:
             raise DetkitError(what, where, "fetch or copy it again") from error
     text = all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in prefix)
     what = "this is a text file, not an image" if text else "the file is not an image of a known format"
-    raise DetkitError(what, where, "known: JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, JPEG 2000, PNM")
+    raise DetkitError(
+        what, where, "known: JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, JPEG 2000, PNM, HEIC with detkit[heif]"
+    )
+
+
+def _open_heic(file: BinaryIO, where: str) -> Any:
+    """A HEIC image, not decoded yet, upright."""
+    try:
+        import pi_heif
+    except ImportError:
+        do = 'pip install "detkit[heif]", or save it as JPEG or PNG'
+        raise DetkitError("HEIC images need a reader of their own", where, do) from None
+    file.seek(0)
+    try:
+        return pi_heif.open_heif(file)
+    except Exception as error:  # the library raises several kinds on damaged files
+        raise DetkitError("the header of this HEIC image is damaged or cut off", where, "fetch it again") from error
 
 
 def _exif_orientation(image: Image.Image) -> int:
@@ -276,6 +295,12 @@ def _exif_orientation(image: Image.Image) -> int:
 
 
 def _decode(data: bytes, head: Header, reduce_to: int | None) -> np.ndarray | None:
+    if head.format == "HEIC":
+        try:
+            pixels = np.asarray(_open_heic(io.BytesIO(data), ""))  # RGB or RGBA; OpenCV's order as below
+        except Exception:  # as in _open_heic
+            return None
+        return np.ascontiguousarray(pixels[..., [2, 1, 0, 3][: pixels.shape[2]]])
     flags = cv2.IMREAD_UNCHANGED if head.alpha else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     if head.format == "JPEG" and reduce_to is not None:
         reduced = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
