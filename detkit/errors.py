@@ -22,6 +22,14 @@ class DetkitError(Exception):
         return (_rebuild_error, (type(self), self.what, self.where, self.do, self.code))
 
 
+class InputNote(UserWarning):
+    """An input is used though something about it was put right or assumed; the command line says it once and counts."""
+
+    def __init__(self, what: str, where: str = "") -> None:
+        super().__init__(what)
+        self.where = where
+
+
 def _rebuild_error(kind: type[DetkitError], what: str, where: str, do: str, code: int) -> DetkitError:
     return kind(what, where, do, code=code)
 

@@ -11,12 +11,15 @@ import shlex
 import signal
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from detkit.errors import DetkitError
+from detkit.errors import DetkitError, InputNote
 from detkit.registry import UntrustedPart, outside_line
+
+_inputs: Counter[str] = Counter()  # what was put right or assumed of how many files, counted where warnings are shown
 
 
 class Terminated(BaseException):
@@ -45,9 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     signal.signal(signal.SIGTERM, _on_terminate)
+    _inputs.clear()
     try:
         with warnings.catch_warnings():
             if not debug:
+                warnings.simplefilter("always", InputNote)
                 warnings.showwarning = _note  # type: ignore[assignment]
             code = _run(words)
         sys.stdout.flush()
@@ -68,6 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return _unforeseen(error)
+    finally:
+        for text, count in _inputs.items():
+            if count > 1:
+                print(f"detkit: {count} files: {text}", file=sys.stderr)
 
 
 def _run(words: list[str]) -> int:
@@ -111,6 +120,11 @@ def _say(error: DetkitError) -> None:
 
 def _note(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
     """A warning of detkit's as a note, without the code's place; those of others as Python shows them."""
+    if isinstance(message, InputNote):
+        _inputs[str(message)] += 1
+        if _inputs[str(message)] > 1:
+            return
+        message = f"{message.where}: {message}"
     text = f"detkit: {message}\n"
     if not filename.startswith(str(Path(__file__).parents[1])):
         text = warnings.formatwarning(message, category, filename, lineno)

@@ -6,7 +6,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -78,7 +78,8 @@ def detect(
                     done, last = done + 1, _name(frame)
         except BaseException as stop:
             if done and not isinstance(stop, BrokenPipeError):  # which ends quietly
-                note(f"{done} images done, up to {last}" + (f"; results: {out}" if out is not None else ""))
+                where = "" if out is None or isinstance(stop, Exception) else f"; results: {out}"
+                note(f"{done} images done, up to {last}{where}")
             raise
     for failure in failures:
         message(f"detkit: {failure.source}: {failure.what}" + (f"\n  {failure.do}" if failure.do else ""))
@@ -95,7 +96,8 @@ def _lines(file: str | None) -> Iterator[str]:
     from detkit.io.files import reading
 
     if file is not None:
-        with reading(file), nullcontext(sys.stdin) if file == "-" else open(file, encoding="utf-8") as lines:
+        name, own = (0, False) if file == "-" else (file, True)
+        with reading(file), open(name, encoding="utf-8", errors="surrogateescape", closefd=own) as lines:
             yield from filter(None, (line.rstrip("\r\n") for line in lines))
 
 

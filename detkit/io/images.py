@@ -1,15 +1,18 @@
 """The one reader and the one writer of images.
 
 Pillow reads the header (format, size, EXIF orientation) and GIFs; OpenCV decodes the others. Every image comes out as
-uint8 (H, W, 3) RGB: EXIF orientation applied, grey and palette expanded, CMYK converted, 16 bits cut to the upper 8,
-transparent pixels laid over white. Of an animated file the first frame is read.
+uint8 (H, W, 3) RGB: EXIF orientation applied, grey and palette expanded, CMYK converted, more than 8 bits cut to the
+upper 8 of those in use, floating-point pixels scaled, transparent pixels laid over white. Of an animated file the first
+frame is read.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import re
 import threading
+import warnings
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,8 +24,9 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from detkit.errors import DetkitError
+from detkit.errors import DetkitError, InputNote
 from detkit.io.files import reading, write_bytes
+from detkit.io.repair import repaired
 
 IMAGE_SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif", ".avif", ".jp2",
@@ -36,18 +40,23 @@ _ORIENTATION = 0x0112  # EXIF and TIFF tag: 1 upright, 2..8 mirrored and turned
 _SWAPPED = (5, 6, 7, 8)  # orientations that exchange width and height
 _QUALITY = {".jpg": cv2.IMWRITE_JPEG_QUALITY, ".jpeg": cv2.IMWRITE_JPEG_QUALITY, ".webp": cv2.IMWRITE_WEBP_QUALITY}
 
+NARROW = "16-bit pixels that use 14, 12, 10 or 8 bits only are read as such"
+FLOATING = "floating-point pixels: 0 to 1, 0 to 255, or else their own range, becomes black to white"
+
 ImageSource = str | Path | bytes | np.ndarray | Image.Image
 
 
 class Header(NamedTuple):
-    """What an image's header tells: format, (width, height) after the EXIF orientation, that orientation, alpha, and
-    its own length in bytes (of a JPEG: all before the coded pixels)."""
+    """What an image's header tells: format, (width, height) after the EXIF orientation, that orientation, alpha, its
+    own length in bytes (of a JPEG: all before the coded pixels), and the values of black and white if it tells them."""
 
     format: str
     size: tuple[int, int]
     orientation: int
     alpha: bool
     length: int
+    range: tuple[float, float] | None = None
+    floating: bool = False
 
 
 def read_image(
@@ -70,17 +79,19 @@ def read_image(
     head = _read_header(io.BytesIO(data), where)
     _refuse_large(*head.size, where, max_pixels)
     # Some versions of OpenCV fill what is missing with grey and call it an image.
-    end = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}.get(head.format)
-    if end is not None and data.find(end, head.length) < 0:
-        raise DetkitError("the image is cut off: its end is missing", where, "fetch or copy it again")
+    data, notes = repaired(data, head.format, head.length, where)
+    for text in notes:
+        warnings.warn(InputNote(text, where), stacklevel=1)
     if head.format == "GIF":  # which OpenCV reads from 4.11 on only
         with suppress(OSError, EOFError, ValueError):
             return _from_pillow(Image.open(io.BytesIO(data)))
     image = None if head.format == "GIF" else _decode(data, head, reduce_to)
-    if image is None or 0 in image.shape or image.dtype not in (np.uint8, np.uint16):
+    if image is None or 0 in image.shape or image.dtype not in (np.uint8, np.uint16, np.float32, np.float64):
         raise DetkitError("the image cannot be decoded", where, "it is damaged or cut off: fetch it again")
+    eight = image.dtype == np.uint8
+    image = _to_8_bits(image, where, head.range)
     # libtiff hands 8-bit pixels out already multiplied by their alpha.
-    image = _to_rgb(image, premultiplied=head.format == "TIFF" and image.dtype == np.uint8)
+    image = _to_rgb(image, premultiplied=head.format == "TIFF" and eight)
     # OpenCV turns a TIFF by itself, whatever its flags say.
     return image if head.format == "TIFF" else orient(image, head.orientation)
 
@@ -117,8 +128,9 @@ def _from_pillow(image: Image.Image) -> np.ndarray:
     _refuse_large(*image.size, "a Pillow image", MAX_PIXELS)
     image.load()  # turns a TIFF, whose orientation is gone then
     orientation = _exif_orientation(image)
-    if image.mode.startswith("I"):  # 16 bits of grey
-        return orient(_to_rgb(np.asarray(image).clip(0, 65535).astype(np.uint16)), orientation)
+    if image.mode[0] in "IF":  # 16 bits of grey, or floating-point
+        grey = np.asarray(image) if image.mode == "F" else np.asarray(image).clip(0, 65535).astype(np.uint16)
+        return orient(_to_rgb(_to_8_bits(grey, "a Pillow image")), orientation)
     pixels = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
     return orient(as_rgb(pixels), orientation)
 
@@ -248,7 +260,27 @@ def _read_header(file: BinaryIO, where: str) -> Header:
         tags = image.tag_v2
         width, height, orientation = int(tags[256]), int(tags[257]), tags.get(_ORIENTATION, 1)
     size = (height, width) if orientation in _SWAPPED else (width, height)
-    return Header(str(image.format), size, orientation, image.has_transparency_data, length)
+    known = (str(image.format), size, orientation, image.has_transparency_data, length)
+    return Header(*known, _range(image, file, length), isinstance(image, TiffImageFile) and image.mode == "F")
+
+
+def _range(image: Image.Image, file: BinaryIO, length: int) -> tuple[float, float] | None:
+    """The values of black and white, if the header tells them."""
+    if isinstance(image, TiffImageFile):  # SMinSampleValue and SMaxSampleValue, or MaxSampleValue
+        least, most = image.tag_v2.get(340, 0), image.tag_v2.get(341, image.tag_v2.get(281, 0))
+        low, high = (float(max(v) if isinstance(v, tuple) else v) for v in (least, most))
+        return (low, high) if high > low and (image.mode == "F" or image.tag_v2.get(258, (0,))[0] == 16) else None
+    if image.format not in ("PNG", "PPM"):
+        return None
+    file.seek(0)
+    start = file.read(length)
+    if image.format == "PPM":
+        found = re.match(rb"P[56](?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+(\d+)", start)
+        return (0.0, float(found[1])) if found and int(found[1]) else None
+    at = start.find(b"sBIT")
+    if at < 0 or start[24] != 16:
+        return None
+    return 0.0, 2.0 ** max(start[at + 4 : at + 4 + int.from_bytes(start[at - 4 : at], "big")]) - 1
 
 
 def _open_header(file: BinaryIO, prefix: bytes, where: str) -> Image.Image:
@@ -301,7 +333,11 @@ def _decode(data: bytes, head: Header, reduce_to: int | None) -> np.ndarray | No
         except Exception:  # as in _open_heic
             return None
         return np.ascontiguousarray(pixels[..., [2, 1, 0, 3][: pixels.shape[2]]])
-    flags = cv2.IMREAD_UNCHANGED if head.alpha else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    if head.alpha or head.floating:
+        flags = cv2.IMREAD_UNCHANGED
+    elif head.format in ("PNG", "TIFF", "PPM", "JPEG2000"):
+        flags |= cv2.IMREAD_ANYDEPTH
     if head.format == "JPEG" and reduce_to is not None:
         reduced = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
         fits = [k for k in reduced if max(head.size) >= k * reduce_to]
@@ -314,10 +350,31 @@ def _decode(data: bytes, head: Header, reduce_to: int | None) -> np.ndarray | No
             return None
 
 
+def _to_8_bits(image: np.ndarray, where: str, known: tuple[float, float] | None = None) -> np.ndarray:
+    """Pixels of any kind as uint8; without a known range that of floating-point values and of 10, 12, 14 bits shows."""
+    if image.dtype == np.uint8 and (known is None or known[1] >= 255 or image.max() > known[1]):
+        return image
+    if image.dtype.kind == "f":
+        warnings.warn(InputNote(FLOATING, where), stacklevel=1)
+        finite = image[np.isfinite(image)]
+        low, high = known or (float(finite.min(initial=0)), float(finite.max(initial=0)))
+        if known is None and low == 0 and high <= 255:  # none is negative
+            high = 1.0 if high <= 1 else 255.0
+        shares = (np.nan_to_num(image.astype(np.float64), nan=low) - low) / (high - low)
+        return np.rint(shares.clip(0, 1) * 255).astype(np.uint8)
+    most = int(image.max())
+    if known is None or known[1] >= 65535 or most > known[1]:  # the most that 16 bits hold says nothing
+        top = next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if most < 2**bits)
+        if top < 65535:
+            warnings.warn(InputNote(NARROW, where), stacklevel=1)
+    else:
+        top = int(known[1])
+    values = np.arange(top + 1)
+    return (values * 256 // (top + 1) if top >= 255 else (values * 255 + top // 2) // top).astype(np.uint8)[image]
+
+
 def _to_rgb(image: np.ndarray, premultiplied: bool = False) -> np.ndarray:
-    """OpenCV's grey, BGR or BGRA, 8 or 16 bits, to uint8 RGB; alpha is laid over white."""
-    if image.dtype == np.uint16:
-        image = (image >> 8).astype(np.uint8)
+    """OpenCV's grey, BGR or BGRA, uint8, to RGB; alpha is laid over white."""
     if image.ndim == 2 or image.shape[2] == 1:
         return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
     if image.shape[2] == 4:

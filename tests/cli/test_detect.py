@@ -133,3 +133,16 @@ def test_a_list_of_sources(photos: Path, detector: Counting, capsys: pytest.Capt
     said = capsys.readouterr().err
     assert "missing.txt" in said
     assert "--list FILE" in said
+
+
+def test_what_was_put_right_is_said_once_and_counted(
+    photos: Path, detector: Counting, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in (1, 3, 4):
+        (photos / f"{i}.jpg").write_bytes((photos / f"{i}.jpg").read_bytes()[:-2])
+    for _ in range(2):
+        assert main(["detect", "photos"]) == 0
+        assert capsys.readouterr().err.splitlines() == [
+            f"detkit: {Path('photos/1.jpg')}: the end marker is missing; all pixels are there",
+            "detkit: 3 files: the end marker is missing; all pixels are there",
+        ]

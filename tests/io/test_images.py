@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageOps
 
-from detkit.errors import DetkitError
-from detkit.io.images import as_rgb, image_size, orient, read_header, read_image, write_image
+from detkit.errors import DetkitError, InputNote
+from detkit.io.images import NARROW, as_rgb, image_size, orient, read_header, read_image, write_image
+from detkit.io.repair import ENDLESS, STRAY
 from detkit.io.sources import Frame, open_sources
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -183,12 +186,111 @@ def test_cut_off_images_are_errors(form: str, share: float) -> None:
 def test_a_preview_does_not_hide_a_cut(tmp_path: Path) -> None:
     whole = jpeg_with_preview()
     assert read_image(whole).shape == (99, 99, 3)
-    for lost in (2, 500, 3000):
+    for lost in (3, 500, 3000):
         with pytest.raises(DetkitError, match="cut off"):
             read_image(whole[:-lost])
         # A copy that stopped half-way may have its full length, with zeros.
         with pytest.raises(DetkitError, match="cut off"):
             read_image(whole[:-lost] + bytes(lost))
+    with pytest.warns(InputNote, match="end marker"):
+        assert np.array_equal(read_image(whole[:-2]), read_image(whole))
+
+
+def noise(form: str, **options: Any) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 255, (90, 90, 3), dtype=np.uint8)
+    return encoded(Image.fromarray(pixels), form, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0, "optimize": True}])
+def test_what_other_programs_read_is_read_and_said(
+    options: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole, path = noise("JPEG", **options), tmp_path / "a.jpg"
+    tables, scan = whole.find(b"\xff\xdb"), whole.find(b"\xff\xda")
+    stray = [whole[:at] + junk + whole[at:] for at in (tables, scan) for junk in (b"\0\0", b"abc")]
+    endless = [whole[:-2], whole[:-1], whole[:-2] + bytes(2), whole[:-2] + bytes(5000)]
+    for data in (*stray, *endless, stray[0][:-2]):
+        path.write_bytes(data)
+        with pytest.warns(InputNote) as told:
+            assert np.array_equal(read_image(path), read_image(whole))
+        texts = [STRAY] * (data not in endless) + [ENDLESS] * (data not in stray)
+        assert [str(one.message) for one in told] == texts
+        assert {one.message.where for one in told} == {str(path)}  # type: ignore[union-attr]
+    assert capfd.readouterr().err == ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for data in (whole, whole + bytes(5000), whole[:2] + b"\xff\xff" + whole[2:]):
+            assert np.array_equal(read_image(data), read_image(whole))
+
+
+def test_a_png_without_its_end_is_whole_if_its_pixels_are() -> None:
+    whole = noise("PNG")
+    for lost in (1, 12):
+        with pytest.warns(InputNote, match="end marker"):
+            assert np.array_equal(read_image(whole[:-lost]), read_image(whole))
+    with pytest.raises(DetkitError, match="cut off"):
+        read_image(whole[:-20])
+
+
+@pytest.mark.parametrize(
+    ("form", "options"), [("PNG", {}), ("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {"mode": "RGBA"})]
+)
+def test_the_share_that_is_missing_is_said(form: str, options: dict[str, Any]) -> None:
+    mode = dict(options).pop("mode", "RGB")
+    pixels = np.random.default_rng(0).integers(0, 255, (320, 320, 3), dtype=np.uint8)
+    kept = {key: value for key, value in options.items() if key != "mode"}
+    data = encoded(Image.fromarray(pixels).convert(mode), form, **kept)
+    for share in (0.3, 0.6, 0.9):
+        with pytest.raises(DetkitError, match=r"about \d+% of it is missing") as caught:
+            read_image(data[: int(len(data) * share)])
+        told = int(re.findall(r"\d+", caught.value.what)[0])
+        assert abs(told - 100 * (1 - share)) <= (99 if options.get("progressive") else 6)
+
+
+@pytest.mark.parametrize("form", [".png", ".tif", ".pgm", ".jp2"])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_fewer_bits_in_16_are_read_as_such(form: str, bits: int) -> None:
+    grey = photo()[..., 0]
+    done, data = cv2.imencode(form, grey.astype(np.uint16) << (bits - 8))
+    assert done
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        image = read_image(data.tobytes())
+    assert np.abs(image[..., 0].astype(int) - grey).max() <= (form == ".jp2")  # which is lossy
+    assert [str(one.message) for one in told] == [NARROW] * (bits < 16)
+
+
+def test_the_header_tells_the_range() -> None:
+    grey = np.full((4, 4), 400, np.uint16)
+    done, png = cv2.imencode(".png", grey)
+    assert done
+    bits = b"sBIT\x0c"
+    chunk = struct.pack(">I", 1) + bits + struct.pack(">I", zlib.crc32(bits))
+    twelve = [
+        png.tobytes()[:33] + chunk + png.tobytes()[33:],
+        b"P5 4 4\n# a comment\n4095\n" + grey.astype(">u2").tobytes(),
+        encoded(Image.fromarray(grey), "TIFF", tiffinfo={281: 4095}),
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for data in twelve:
+            assert (read_image(data) == 400 // 16).all()
+        assert read_image(b"P5\n3 1\n10\n\0\5\n")[0, :, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1 / 255, 0), (1, 0), (10, -500), (0, 0)])
+def test_floating_point_tiffs(scale: float, shift: float) -> None:
+    grey = photo()[..., 0].astype(np.float64)
+    data = encoded(Image.fromarray((grey * scale + shift).astype(np.float32)), "TIFF")
+    with pytest.warns(InputNote, match="floating-point"):
+        image = read_image(data)
+    assert np.array_equal(image[..., 0], grey if scale else np.zeros_like(grey))
+    with pytest.warns(InputNote, match="floating-point"):
+        assert np.array_equal(as_rgb(Image.open(io.BytesIO(data))), image)
+    grey = np.asarray([[np.nan, 0, 2], [np.inf, -np.inf, 1]])
+    known = encoded(Image.fromarray(grey.astype(np.float32)), "TIFF", tiffinfo={340: 0.0, 341: 4.0})
+    with pytest.warns(InputNote):
+        assert read_image(known)[..., 0].tolist() == [[0, 0, 128], [255, 0, 64]]
 
 
 def test_bytes_after_the_end_do_no_harm() -> None:
