@@ -6,7 +6,9 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
+
+import numpy as np
 
 from detkit.errors import DetkitError
 from detkit.registry import allow
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
     from detkit.data.annotations import Annotations
     from detkit.detector import Detector
     from detkit.predictor import Predictor, PredictsSamples
-    from detkit.tables import Evaluation, Results
+    from detkit.structures import Detections, Target
+    from detkit.tables import Evaluation, GroundTruth, Results
 
     Network = TypeVar("Network", bound=nn.Module)
 
@@ -147,8 +150,8 @@ def set_threads(threads: int) -> None:
 
 
 def evaluate(
-    predictions_or_model: str | Path | PredictsSamples,
-    data: str | Path,
+    predictions_or_model: str | Path | PredictsSamples | Sequence[Detections | Mapping[str, Any]],
+    data: str | Path | Sequence[Target | Mapping[str, Any]],
     *,
     split: str | None = None,
     images: str | Path | None = None,
@@ -160,8 +163,10 @@ def evaluate(
 
     Args:
         predictions_or_model: A model (file, run folder, name, or anything that predicts); or detections: .json of COCO
-            results, .jsonl of ``detect --json``, a folder of YOLO's or PASCAL's text files.
-        data: COCO json, VOC folder, YOLO data.yaml or class folders.
+            results, .jsonl of ``detect --json``, a folder of YOLO's or PASCAL's text files; or a list of what was found
+            in each image, see ``detkit.tables.results_of``.
+        data: COCO json, VOC folder, YOLO data.yaml or class folders; with a list of what was found, a list of what is
+            in each image, see ``detkit.tables.truth_of``. Labels count from 0, like the ``classes`` of ``Detections``.
         split: One part of the data; None: all of it.
         images: Folder of the images of a COCO json.
         format: Of the data, by name or ``module:Name``; None: recognised.
@@ -174,10 +179,17 @@ def evaluate(
 
     Raises:
         DetkitError: Data or detections that cannot be read, or that do not fit each other.
+        ValueError: Arrays that do not have a row for each box.
     """
     from detkit import metrics
     from detkit.predictor import as_predictor
 
+    if isinstance(data, Sequence) and not isinstance(data, str):
+        truth, results = _tables(predictions_or_model, data)
+        return metrics.evaluate_results(truth, results, protocol=protocol or "coco")
+    if isinstance(predictions_or_model, Sequence) and not isinstance(predictions_or_model, str):
+        do = "give data as a list too, or the detections as a file"
+        raise DetkitError("a list of what was found is compared with a list of what is there", "data", do)
     how: DataOptions = {"split": split, "images": images, "format": format}
     if isinstance(predictions_or_model, (str, Path)) and _holds_detections(Path(predictions_or_model)):
         annotations, results, notes = read_predictions(predictions_or_model, data, **how)
@@ -190,6 +202,26 @@ def evaluate(
         annotations, results, _ = evaluate_model(predictor, data, **how)
         usual = predictor.protocol
     return metrics.evaluate_results(annotations.ground_truth(), results, protocol=protocol or usual)
+
+
+def _tables(found: object, targets: Sequence[Target | Mapping[str, Any]]) -> tuple[GroundTruth, Results]:
+    """Lists of detections and of targets as tables; classes by the detections' names, else by number."""
+    from detkit.tables import results_of, truth_of
+
+    if not isinstance(found, Sequence) or isinstance(found, str):
+        do = "give a list, such as model.predict(images) returns"
+        raise DetkitError("what is there in each image is compared with a list of what was found", "data", do)
+    if len(found) != len(targets):
+        do = "give both for each image, empty ones too"
+        raise DetkitError(f"detections of {len(found)} images, and {len(targets)} to compare them with", do=do)
+    results, truth = results_of(found), truth_of(targets, ())
+    names = next((one.classes for one in found if getattr(one, "classes", ())), ())
+    labels = np.concatenate([truth.label, results.label])
+    low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, -1)
+    if low < 0 or (names and high >= len(names)):
+        known = f" and {len(names)} classes are known" if names else ""
+        raise DetkitError(f"labels count from 0{known}, got {low if low < 0 else high}", "labels", "correct them")
+    return replace(truth, classes=names or tuple(map(str, range(high + 1)))), results
 
 
 def read_predictions(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -40,6 +40,17 @@ def convert_kind(value: Either, dtype: str, like: Either) -> Either:
         return np.asarray(value, dtype=dtype)
     torch = sys.modules["torch"]
     return torch.as_tensor(value, dtype=getattr(torch, dtype), device=None if is_tensor(value) else like.device)
+
+
+def joined(values: Sequence[Either], axis: int = 0) -> Either:
+    """Arrays or tensors of one kind as one, end to end.
+
+    Raises:
+        TypeError: Numpy arrays and tensors are mixed.
+    """
+    if len({is_tensor(value) for value in values}) > 1:
+        raise TypeError("a structure holds numpy arrays or torch tensors, never both")
+    return sys.modules["torch"].cat(values, axis) if is_tensor(values[0]) else np.concatenate(values, axis)
 
 
 def row_index(index: Either, like: Either) -> Either:

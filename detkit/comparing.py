@@ -166,6 +166,6 @@ def _times(models: Mapping[str, Predictor], dataset: Dataset, count: int) -> dic
         for name, model in models.items():
             if len(spent[name]) <= 3 or sum(spent[name]) <= _SECONDS:
                 started = time.perf_counter()
-                model.predict_samples([sample], Limits.evaluation())
+                model.predict_samples([sample], Limits.evaluation(model.iou))
                 spent[name].append(time.perf_counter() - started)
     return {name: own[1:] or own for name, own in spent.items()}

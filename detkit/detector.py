@@ -105,12 +105,18 @@ class Detector(nn.Module, Predictor):
         Args:
             batch: The images.
             targets: Per image, torch, boxes in input pixels: asks for losses.
-            limits: Of the detections; None: the model's threshold, and evaluation's limits where both are asked for.
+            limits: Of the detections; None: the model's own, and evaluation's where both are asked for.
             detections: With targets, asks for both: from one pass over proposals that have not seen the targets.
 
         Returns:
             Terms of the loss by name, detections per image (torch, original pixels), or the pair of them.
+
+        Raises:
+            DetkitError: ``batch`` is none.
         """
+        if not isinstance(batch, Batch):
+            kind, do = type(batch).__name__, "for an image, or a list of them: detector.predict(image)"
+            raise DetkitError(f"detector(...) takes a Batch of detkit's, got {kind}", do=do)
         features = self.features(batch.pixels, batch.cached)
         sampled = targets is not None and not detections
         boxes, learned = self.propose(batch, features, sampled)

@@ -11,13 +11,14 @@ from detkit.errors import DetkitError
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is CUDA, else MPS, else the CPU.
+    """The device of that name; ``auto`` is CUDA, else MPS, else the CPU; a number is that GPU.
 
     Raises:
         DetkitError: It is not there.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    name = f"cuda:{name}" if name.isdigit() else name
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)

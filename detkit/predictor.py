@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypedDict, TypeVar, Unpack, overload
 
 from detkit.errors import DetkitError, nearest
 from detkit.io.images import ImageSource, as_rgb
@@ -12,6 +12,18 @@ from detkit.io.sources import Failure, Frame, Source, open_sources
 from detkit.structures import Detections, Limits, Sample
 
 Seen = TypeVar("Seen", bound=Frame | Failure)
+Classes = int | str | Sequence[int | str]  # by label or name
+
+
+class PredictOptions(TypedDict, total=False):
+    """The keyword arguments of ``Predictor.predict``."""
+
+    conf: float | None
+    iou: float | None
+    max_detections: int
+    classes: Classes | None
+    bgr: bool
+    batch: int
 
 
 class Predictor:
@@ -51,34 +63,45 @@ class Predictor:
         """
         raise DetkitError("this model's input size is fixed", type(self).__name__, "leave out --size and --tta scales")
 
+    @overload
+    def predict(self, source: ImageSource, **options: Unpack[PredictOptions]) -> Detections: ...
+    @overload
+    def predict(self, source: list[Any] | tuple[Any, ...], **options: Unpack[PredictOptions]) -> list[Detections]: ...
     def predict(
         self,
-        source: ImageSource,
+        source: ImageSource | list[Any] | tuple[Any, ...],
         *,
         conf: float | None = None,
         iou: float | None = None,
         max_detections: int = 100,
-        classes: Sequence[int | str] | None = None,
+        classes: Classes | None = None,
         bgr: bool = False,
-    ) -> Detections:
-        """What is in one image.
+        batch: int = 8,
+    ) -> Detections | list[Detections]:
+        """What is in one image, or in each of a list.
 
         Args:
-            source: A path, a file's bytes, a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
+            source: A path, a file's bytes, a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); or
+                a list of these.
             conf: Lowest score; None: the model's own threshold.
             iou: NMS drops boxes that overlap more; None: the model's own.
-            max_detections: At most so many, the best.
-            classes: Only these, by name or label; None: all.
-            bgr: The array is in OpenCV's order.
+            max_detections: At most so many per image, the best.
+            classes: Only this one or these, by name or label; None: all.
+            bgr: Arrays are in OpenCV's order.
+            batch: Images of a list at a time.
 
         Returns:
-            Detections (numpy) in the image's pixels, best first.
+            Detections (numpy) in the image's pixels, best first; of a list a list of them, in its order.
 
         Raises:
-            DetkitError: The image cannot be read, an unknown class, or an argument out of range.
+            DetkitError: An image cannot be read, an unknown class, or an argument out of range.
         """
-        sample = Sample(as_rgb(source, bgr=bgr))
-        return self.predict_samples([sample], self.limits(conf, iou, max_detections, classes))[0]
+        limits, found = self.limits(conf, iou, max_detections, classes), list[Detections]()
+        images = source if isinstance(source, (list, tuple)) else [source]
+        for start in range(0, len(images), batch):
+            samples = [Sample(as_rgb(image, bgr=bgr)) for image in images[start : start + batch]]
+            found += self.predict_samples(samples, limits)
+        return found if images is source else found[0]
 
     def stream(
         self,
@@ -87,7 +110,7 @@ class Predictor:
         conf: float | None = None,
         iou: float | None = None,
         max_detections: int = 100,
-        classes: Sequence[int | str] | None = None,
+        classes: Classes | None = None,
         batch: int = 1,
     ) -> Iterator[Detections]:
         """Detections in each image or frame, one batch in memory at a time.
@@ -95,7 +118,7 @@ class Predictor:
         Args:
             source: What ``predict`` takes, a folder, glob, video or camera number, or several of those.
             conf: As ``predict``'s, like the next three.
-            iou: NMS drops boxes that overlap more.
+            iou: NMS drops boxes that overlap more; None: the model's own.
             max_detections: Per image.
             classes: Only these.
             batch: Images at a time.
@@ -142,16 +165,17 @@ class Predictor:
         conf: float | None = None,
         iou: float | None = None,
         max_detections: int = 100,
-        classes: Sequence[int | str] | None = None,
+        classes: Classes | None = None,
     ) -> Limits:
         """``Limits`` of these values: the model's own where ``conf`` or ``iou`` is None, class names made labels.
 
         Raises:
             DetkitError: An unknown class, with the nearest name, or a value out of range.
         """
-        labels = None if classes is None else tuple(self._label(one) for one in classes)
-        conf, iou = self.threshold if conf is None else conf, self.iou if iou is None else iou
-        return Limits(conf, iou, max_detections, labels)
+        several = [classes] if isinstance(classes, (int, str)) else classes
+        labels = None if several is None else tuple(self._label(one) for one in several)
+        lowest, most = self.threshold if conf is None else conf, self.iou if iou is None else iou
+        return Limits(lowest, most, max_detections, labels)
 
     def _label(self, name: int | str) -> int:
         if isinstance(name, str) and name in self.classes:

@@ -13,9 +13,10 @@ import importlib.util
 import sysconfig
 import traceback
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,20 @@ class UntrustedPart(DetkitError):
         self.module = module
 
 
-def allow(modules: Iterable[str]) -> None:
-    """Lets model files name parts of these modules (and of modules inside them) from now on, in this process."""
-    _allowed.update(modules)
+def allow(modules: str | Iterable[str], where: str = "plugins") -> None:
+    """Lets model files name parts of these modules (and of modules inside them) from now on, in this process.
+
+    Args:
+        modules: Their names; one may stand by itself.
+        where: The place of the names, for errors.
+
+    Raises:
+        DetkitError: One is not the name of a module that can be found, with what to write instead.
+    """
+    named = [modules] if isinstance(modules, str) else list(modules)
+    for module in named:
+        check_module(module, where)
+    _allowed.update(named)
 
 
 def own_parts(kind: str) -> Mapping[str, str]:
@@ -113,6 +125,21 @@ def find_part(kind: str, name: object, *, where: str = "", trusted: bool = True)
     if "." in str(name):
         do += " or package.module:Name"
     raise DetkitError(f"there is no {kind} {name!r}", where, do)
+
+
+def make(part: Callable[..., Any], where: str, *wired: object, **keys: object) -> Any:
+    """``part(*wired, **keys)``, once its signature takes these.
+
+    Raises:
+        DetkitError: It does not: ``where`` names the part's place.
+    """
+    try:
+        signature(part).bind(*wired, **keys)
+    except TypeError as error:
+        what = f"{part.__module__}:{part.__qualname__} cannot be made: {error}"
+        do = f"it is given {len(wired)} arguments in order, then keys by name: give all others a default"
+        raise DetkitError(what, where, f"{do}, see docs/parts.md") from None
+    return part(*wired, **keys)
 
 
 def renamed(name: str) -> str:

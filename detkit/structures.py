@@ -11,15 +11,16 @@ Conventions, written once and checked here:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detkit.arrays import as_numpy, convert_kind, moved, row_index
+from detkit.arrays import as_numpy, convert_kind, joined, moved
 from detkit.errors import DetkitError, nearest
+from detkit.rows import Array, Rows
 
 if TYPE_CHECKING:
     import supervision
@@ -27,59 +28,9 @@ if TYPE_CHECKING:
 
     from detkit.geometry import Geometry
 
-# A numpy array or a torch tensor. As a union, every expression of two of them would be a type error.
-Array = Any
-
 
 @dataclass(slots=True, frozen=True, eq=False)
-class _Rows:
-    """Boxes, and what subclasses know of each: indexed, moved and converted together."""
-
-    boxes: Array
-
-    def _check_boxes(self) -> None:
-        boxes = convert_kind(self.boxes, "float32", self.boxes)
-        if boxes.shape == (0,):
-            boxes = boxes.reshape(0, 4)
-        if boxes.ndim != 2 or boxes.shape[1] != 4:
-            raise ValueError(f"{type(self).__name__}: boxes must be (N, 4) xyxy, got shape {tuple(boxes.shape)}")
-        object.__setattr__(self, "boxes", boxes)
-
-    def _check_column(self, name: str, dtype: str, default: Array = None) -> None:
-        value = getattr(self, name)
-        value = convert_kind(default if value is None else value, dtype, self.boxes)
-        if value.ndim != 1 or len(value) != len(self):
-            raise ValueError(f"{type(self).__name__}: {name} must be ({len(self)},), got shape {tuple(value.shape)}")
-        object.__setattr__(self, name, value)
-
-    def __len__(self) -> int:
-        return len(self.boxes)
-
-    def __getitem__(self, index: Any) -> Self:
-        """The rows of a mask, a slice, indices or one index; always of the same type."""
-        index = row_index(index, self.boxes)
-        return self._each(lambda column: column[index])
-
-    def to(self, device: torch.device | str) -> Self:
-        """The same as torch tensors on ``device``."""
-        return self._each(lambda column: moved(column, device))
-
-    def numpy(self) -> Self:
-        """The same as numpy arrays."""
-        return self._each(as_numpy)
-
-    def _each(self, change: Callable[[Array], Array]) -> Self:
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
-        for name, value in values.items():
-            if name == "extra":
-                values[name] = {key: change(column) for key, column in value.items()}
-            elif name not in ("classes", "image_label") and value is not None:
-                values[name] = change(value)
-        return type(self)(**values)
-
-
-@dataclass(slots=True, frozen=True, eq=False)
-class Target(_Rows):
+class Target(Rows):
     """The labelled objects of one image.
 
     Attributes:
@@ -113,7 +64,7 @@ class Target(_Rows):
         self._check_column("labels", "int64")
         self._check_column("crowd", "bool", [False] * n)
         self._check_column("difficult", "bool", [False] * n)
-        self._check_column("area", "float32", (self.boxes[:, 2:] - self.boxes[:, :2]).prod(1))
+        self._check_column("area", "float32", self.xywh[:, 2:].prod(1))
         self._check_column("weight", "float32", [1.0] * n)
         for name in ("points", "masks"):
             value = getattr(self, name)
@@ -137,7 +88,7 @@ class Target(_Rows):
 
 
 @dataclass(slots=True, frozen=True, eq=False)
-class Detections(_Rows):
+class Detections(Rows):
     """What a detector found in one image, best first.
 
     Attributes:
@@ -174,23 +125,64 @@ class Detections(_Rows):
         """No detections (numpy)."""
         return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), classes)
 
+    @classmethod
+    def merge(cls, found: Iterable[Detections]) -> Detections:
+        """Those of several looks at one image as one, best first; of equal scores the earlier one comes first.
+
+        Args:
+            found: All numpy or all torch, with the same classes and the same names in ``extra``; empty ones may differ.
+
+        Raises:
+            ValueError: They differ in these.
+        """
+        several = list(found)
+        parts = [one for one in several if len(one)] or several[:1] or [cls.empty()]
+        first = parts[0]
+        if any(one.classes != first.classes or one.extra.keys() != first.extra.keys() for one in parts):
+            raise ValueError("only detections of the same classes, with the same extra arrays, can be merged")
+        boxes, scores, labels = (
+            joined([getattr(one, name) for one in parts]) for name in ("boxes", "scores", "labels")
+        )
+        extra = {name: joined([one.extra[name] for one in parts]) for name in first.extra}
+        best_first = np.argsort(-as_numpy(scores), kind="stable")
+        return cls(boxes, scores, labels, first.classes, extra)[best_first]
+
+    def with_nms(self, iou: float = 0.5, *, class_agnostic: bool = False) -> Detections:
+        """Those that no better one of the same class overlaps by more than ``iou``, best first.
+
+        Args:
+            iou: From 0 to 1.
+            class_agnostic: Boxes of different classes suppress each other too.
+        """
+        from detkit.ops.suppression import batched_nms, nms
+
+        if class_agnostic:
+            return self[nms(self.boxes, self.scores, iou)]
+        return self[batched_nms(self.boxes, self.scores, self.labels, iou)]
+
+    @property
+    def area(self) -> Array:
+        """(N,) float32: of the boxes, square pixels."""
+        return self.xywh[:, 2:].prod(1)
+
     @property
     def names(self) -> list[str]:
         """The class name of each detection."""
         return [self.classes[int(label)] if self.classes else str(int(label)) for label in self.labels]
 
-    def filter(self, conf: float = 0.0, classes: tuple[int | str, ...] | None = None) -> Detections:
+    def filter(self, conf: float = 0.0, classes: int | str | Iterable[int | str] | None = None) -> Detections:
         """Some of them, in the same order.
 
         Args:
             conf: The lowest score to keep.
-            classes: Names or labels to keep; None: all.
+            classes: Name or label to keep, or several of these; None: all.
 
         Raises:
             ValueError: A class name that the model does not know.
         """
         keep = self.scores >= conf
         if classes is not None:
+            classes = [classes] if isinstance(classes, (int, str)) else list(classes)
             unknown = [one for one in classes if isinstance(one, str) and one not in self.classes]
             if unknown:
                 raise ValueError(f"no class {unknown[0]!r}: {nearest(unknown[0], self.classes)}")

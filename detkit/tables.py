@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+
+from detkit.arrays import as_numpy
+from detkit.ops import inputs
 
 
 @dataclass(slots=True, frozen=True, eq=False)
@@ -104,3 +107,83 @@ def rank_of(ids: Sequence[int | str]) -> np.ndarray:
     """(N,) int64: the place of each image or class in ascending order of their ids, numbers before words."""
     order = sorted(range(len(ids)), key=lambda i: (isinstance(ids[i], str), ids[i]))
     return np.argsort(order)
+
+
+def truth_of(targets: Sequence[Any], classes: tuple[str, ...]) -> GroundTruth:
+    """The objects of images as a table.
+
+    Args:
+        targets: Per image a ``Target``, or a mapping of arrays (lists, tensors): boxes (N, 4) xyxy, labels (N,), and
+            where they matter area, iscrowd and difficult (N,).
+        classes: Names by label.
+
+    Raises:
+        ValueError: An array that is missing or does not have N rows.
+        TypeError: Labels that are not whole numbers.
+    """
+    xyxy, labels, image = _boxes_and_labels(targets)
+    xywh, none = _xywh(xyxy), np.zeros(len(xyxy), bool)
+    area = _optional(targets, "area", xywh[:, 2] * xywh[:, 3])
+    crowd = _optional(targets, "crowd", none) | _optional(targets, "iscrowd", none)
+    ids = np.arange(1, len(xywh) + 1)
+    return GroundTruth(
+        len(targets), image, labels, xywh, area, crowd, _optional(targets, "difficult", none), ids, classes
+    )
+
+
+def results_of(found: Sequence[Any], images: Sequence[int] | None = None) -> Results:
+    """Detections of images, in original pixels, as a table.
+
+    Args:
+        found: Per image a ``Detections``, or a mapping of arrays (lists, tensors): boxes (N, 4) xyxy, scores and labels
+            (N,).
+        images: Their indices; None: 0, 1, 2, ...
+
+    Raises:
+        ValueError: An array that is missing or does not have N rows.
+        TypeError: Labels that are not whole numbers.
+    """
+    xyxy, labels, image = _boxes_and_labels(found)
+    counts = np.bincount(image, minlength=len(found)) if len(found) else np.zeros(0, np.int64)
+    scores = [inputs.score_array(_column(one, "scores"), n) for one, n in zip(found, counts, strict=True)]
+    points = [one.extra["points"] for one in found if "points" in getattr(one, "extra", {})]
+    return Results(
+        image=image if images is None else np.asarray(images, np.int64)[image],
+        label=labels,
+        xywh=_xywh(xyxy),
+        score=np.concatenate([np.zeros(0), *scores]).astype(np.float64),
+        points=np.concatenate(points).astype(np.float64) if points else None,
+    )
+
+
+def _boxes_and_labels(items: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(N, 4) float64 xyxy, (N,) labels and (N,) indices of the items."""
+    boxes = [inputs.box_array(_column(item, "boxes")) for item in items]
+    labels = [inputs.label_array(_column(item, "labels"), len(b)) for item, b in zip(items, boxes, strict=True)]
+    image = np.repeat(np.arange(len(items), dtype=np.int64), [len(b) for b in boxes])
+    xyxy = np.concatenate([np.zeros((0, 4)), *boxes]).astype(np.float64)
+    return xyxy, np.concatenate([np.zeros(0, np.int64), *labels]), image
+
+
+def _column(item: Any, name: str) -> Any:
+    """An array of a mapping, or of an object with such an attribute."""
+    value = item.get(name) if isinstance(item, Mapping) else getattr(item, name, None)
+    if value is None:
+        raise ValueError(f"each image needs {name}, got {type(item).__name__} without")
+    return as_numpy(value)
+
+
+def _optional(items: Sequence[Any], name: str, default: np.ndarray) -> np.ndarray:
+    """The column of all items end to end, in the default's type; the default where an item has none."""
+    try:
+        values = [np.zeros(0), *(_column(item, name) for item in items)]
+    except ValueError:
+        return default
+    column = np.concatenate(values).astype(default.dtype)
+    if column.shape != default.shape:
+        raise ValueError(f"{name} must have {len(default)} rows, one per box, got {len(column)}")
+    return column
+
+
+def _xywh(xyxy: np.ndarray) -> np.ndarray:
+    return np.concatenate([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], axis=1)

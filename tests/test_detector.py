@@ -73,6 +73,12 @@ def test_arguments_decide_what_comes_out(detector):
     assert len(found[0]) > 0
 
 
+@pytest.mark.parametrize("wrong", [noise_image(), torch.zeros(1, 3, 64, 64), "photo.jpg", [noise_image()]])
+def test_what_is_no_batch_is_told_how_to_predict(detector, wrong):
+    with pytest.raises(DetkitError, match=r"takes a Batch.*\n.*detector\.predict\(image\)"):
+        detector(wrong)
+
+
 def test_boxes_come_back_in_original_pixels(detector):
     for sample, found in zip(samples(), detector.predict_samples(samples(), Limits(conf=0.0)), strict=True):
         height, width = sample.image.shape[:2]

@@ -76,6 +76,25 @@ def test_what_predicts_samples_becomes_a_predictor() -> None:
     assert wrapped.predict(np.full((4, 5, 3), 3, np.uint8), classes=["a"]).boxes[0, 2] == 3
 
 
+def test_a_list_in_is_a_list_out() -> None:
+    counting = Counting()
+    images = [np.full((4, 5, 3), i, np.uint8) for i in range(5)]
+    found = as_predictor(counting).predict(images, batch=2)
+    assert [one.boxes[0, 2] for one in found] == [0, 1, 2, 3, 4]
+    assert counting.batches == [2, 2, 1]
+    assert as_predictor(counting).predict([]) == []
+    assert as_predictor(counting).predict(images[:1], classes="a")[0].boxes[0, 2] == 0
+    assert isinstance(as_predictor(counting).predict(images[3], classes=0), Detections)
+
+
+def test_limits_that_are_not_given_are_the_models() -> None:
+    class Careful(Counting):
+        threshold, iou = 0.4, 0.65
+
+    assert as_predictor(Careful()).limits() == Limits(0.4, 0.65)
+    assert as_predictor(Careful()).limits(0.1, 0.3, classes="a") == Limits(0.1, 0.3, 100, (0,))
+
+
 class Recalls(Predictor):
     """Finds nothing, and keeps the image."""
 

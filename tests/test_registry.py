@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import detkit
 from detkit import registry
 from detkit.errors import DetkitError
 from detkit.registry import UntrustedPart, find_part
@@ -42,6 +43,28 @@ def test_every_part_of_every_table_is_there(kind: str) -> None:
         assert find_part(kind, name, trusted=False) is not None
 
 
+def test_only_modules_that_are_there_are_allowed(outside: str) -> None:
+    registry.allow(outside)
+    with pytest.raises(DetkitError, match="there is no module nowhere_at_all") as caught:
+        detkit.load(plugins=["nowhere_at_all"])
+    assert caught.value.where == "plugins"
+    with pytest.raises(DetkitError) as caught:
+        detkit.train(data="toy", plugins=f"./{outside}.py")
+    assert caught.value.do == f"write {outside}"
+
+
+def test_a_part_is_made_of_what_it_takes() -> None:
+    def part(channels: int, strides: int, mine: int, *, ratio: float = 1.0) -> tuple[float, ...]:
+        return channels, strides, mine, ratio
+
+    assert registry.make(part, "", 1, 2, 3, ratio=4) == (1, 2, 3, 4)
+    for wired, named in (((1, 2), {}), ((1, 2, 3, 4), {}), ((1, 2, 3), {"other": 1})):
+        with pytest.raises(DetkitError, match="part cannot be made") as caught:
+            registry.make(part, "mine.yaml, line 3", *wired, **named)
+        assert caught.value.where == "mine.yaml, line 3"
+        assert "docs/parts.md" in caught.value.do
+
+
 def test_an_unknown_name_points_at_the_nearest() -> None:
     with pytest.raises(DetkitError) as caught:
         find_part("head", "yollo", where="mine.yaml, line 3, model.head.name")
@@ -66,7 +89,7 @@ def test_a_file_may_not(outside: str) -> None:
     ("allowed", "works"), [("outside_parts", True), ("outside", False), ("outside_parts.sub", False)]
 )
 def test_until_the_module_is_allowed(outside: str, allowed: str, works: bool) -> None:
-    registry.allow([allowed])
+    registry._allowed.add(allowed)
     if works:
         assert find_part("head", f"{outside}:Mine", trusted=False).__name__ == "Mine"
     else:

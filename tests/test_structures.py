@@ -90,6 +90,38 @@ def test_extra_follows_the_boxes() -> None:
         Detections(BOXES, [0.9, 0.8, 0.3], [0, 1, 1], extra={"id": np.zeros(2)})
 
 
+@pytest.mark.parametrize("torch_kind", [False, True])
+def test_sizes_merging_and_suppression(torch_kind: bool) -> None:
+    names = ("cat", "dog")
+    one = Detections([[0, 0, 10, 20], [0, 0, 10, 10]], [0.5, 0.9], [0, 1], names, {"id": np.array([1, 2])})
+    other = Detections([[0, 0, 10, 19], [50, 0, 60, 10]], [0.7, 0.9], [0, 1], names, {"id": np.array([3, 4])})
+    if torch_kind:
+        one, other = one.to("cpu"), other.to("cpu")
+    assert one.area.tolist() == [200, 100]
+    assert other.xywh.tolist() == [[0, 0, 10, 19], [50, 0, 10, 10]]
+    both = Detections.merge([one, Detections.empty().to("cpu") if torch_kind else Detections.empty(), other])
+    assert both.extra["id"].tolist() == [2, 4, 3, 1]  # best first, equal scores as they came
+    assert both.scores.tolist() == pytest.approx([0.9, 0.9, 0.7, 0.5])
+    assert both.with_nms(0.5).extra["id"].tolist() == [2, 4, 3]
+    assert both.with_nms(0.5, class_agnostic=True).extra["id"].tolist() == [2, 4, 1]  # IoU 0.526 and 0.5
+    assert both.with_nms(0.96).extra["id"].tolist() == [2, 4, 3, 1]
+    assert both.filter(classes="dog").extra["id"].tolist() == both.filter(classes=1).extra["id"].tolist() == [2, 4]
+
+
+def test_only_what_is_alike_is_merged() -> None:
+    one = Detections(BOXES[:1], [0.5], [0], ("cat",))
+    assert len(Detections.merge([])) == 0
+    assert Detections.merge([Detections.empty(("cat",))]).classes == ("cat",)
+    for other in (
+        Detections(BOXES[:1], [0.5], [0], ("dog",)),
+        Detections(BOXES[:1], [0.5], [0], ("cat",), {"id": [1]}),
+    ):
+        with pytest.raises(ValueError, match="can be merged"):
+            Detections.merge([one, other])
+    with pytest.raises(TypeError, match="never both"):
+        Detections.merge([one, one.to("cpu")])
+
+
 def test_records_have_the_command_lines_form() -> None:
     found = Detections([[1.234, 2, 3, 4]], [0.123456], [1], ("cat", "dog"))
     assert found.to_records() == [{"label": "dog", "label_id": 1, "score": 0.12346, "box": [1.23, 2.0, 3.0, 4.0]}]

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 
 def _allow(modules: list[str] | None) -> None:
-    for module in modules or ():
-        registry.check_module(module, "--plugin")
-    registry.allow(modules or ())
+    registry.allow(modules or (), "--plugin")
 
 
 Data = Annotated[str, Argument(metavar="DATA", help="COCO json, VOC or YOLO folder, csv, labelme, ... (docs/data.md).")]
@@ -50,7 +48,7 @@ Iou = Annotated[
 ]
 Classes = Annotated[str | None, Option(help="Only these, by name: cat,dog.")]
 BatchSize = Annotated[int, Option(min=1, help="Images at a time.")]
-Device = Annotated[str | None, Option(help="cpu, cuda, cuda:1, mps (default: the best).")]
+Device = Annotated[str | None, Option(help="cpu, cuda, cuda:1 or 1, mps (default: the best).")]
 Threads = Annotated[int | None, Option(help="CPU threads (default: torch's choice).")]
 Seed = Annotated[int, Option(min=0, help="Seed of every random choice.")]
 Out = Annotated[Path | None, Option("--out", "-o", help="Write to exactly this path.")]

@@ -184,7 +184,7 @@ def _part(model: Section, kind: str, place: Place, *wired: Any) -> Any:
     name = arguments.pop("name")
     constructor = part_at(kind, name, place, ("model", kind, "name"))
     with located(place, ("model", kind), arguments):
-        return constructor(*wired, **arguments)
+        return registry.make(constructor, place.at(("model", kind, "name")), *wired, **arguments)
 
 
 def input_resize(model: Section, neck: Neck) -> Resize:

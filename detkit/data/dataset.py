@@ -48,11 +48,14 @@ def format_of(path: str | Path, name: str | None = None) -> DatasetFormat:
     path = Path(path)
     files_in.cache_clear()
     if name is not None and path.exists():
-        chosen: DatasetFormat = registry.find_part("format", name, where=f"format of {path}")()
+        where = f"format of {path}"
+        chosen: DatasetFormat = registry.make(registry.find_part("format", name, where=where), where)
         return chosen
     asked: list[DatasetFormat] = []
     for names in (FORMATS, registry.installed_parts("format")):
-        known: dict[str, DatasetFormat] = {one: registry.find_part("format", one)() for one in names}
+        known: dict[str, DatasetFormat] = {
+            one: registry.make(registry.find_part("format", one), f"format {one}") for one in names
+        }
         asked += known.values()
         found = {one: kind for one, kind in known.items() if kind.recognises(path)}
         if len(found) > 1:

@@ -25,7 +25,7 @@ from detkit.errors import DetkitError
 from detkit.interfaces import Losses, Raw
 from detkit.predictor import PredictsSamples, as_predictor
 from detkit.structures import Batch, Detections, Limits, Sample, Target
-from detkit.tables import GroundTruth, Results
+from detkit.tables import GroundTruth, Results, results_of
 
 Item = tuple[Batch, list[Target]] | list[Sample]  # a batch, for a Detector or for other predictors
 LossSums = dict[str, list[float]]  # a term's name: its sum and its count
@@ -152,7 +152,7 @@ def infer(
         found = sorted((pair for pairs, _ in parts for pair in pairs), key=itemgetter(0))
         for _, part in parts:
             add_losses(sums, part)
-    results = detections_to_results([d for _, d in found], [i for i, _ in found])
+    results = results_of([d for _, d in found], [i for i, _ in found])
     truth = dataset.annotations.ground_truth()
     return Inference(truth, _with_labels_of(truth.classes, predictor.classes, results), timings, mean_losses(sums))
 
@@ -213,20 +213,6 @@ def add_losses(sums: LossSums, totals: Mapping[str, Sequence[float]]) -> None:
 def mean_losses(sums: LossSums) -> dict[str, float]:
     """Each term's sum over its count."""
     return {name: total / (count or 1.0) for name, (total, count) in sums.items()}
-
-
-def detections_to_results(detections: Sequence[Detections], images: Sequence[int]) -> Results:
-    """Detections (numpy, original pixels) of the images with these indices as one float64 table in xywh."""
-    counts = np.array([len(d) for d in detections], dtype=np.int64)
-    boxes = np.concatenate([np.zeros((0, 4)), *(d.boxes for d in detections)]).astype(np.float64)
-    points = [d.extra["points"] for d in detections if "points" in d.extra]
-    return Results(
-        image=np.repeat(np.asarray(images, dtype=np.int64), counts),
-        label=np.concatenate([np.zeros(0, np.int64), *(d.labels for d in detections)]),
-        xywh=np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1),
-        score=np.concatenate([np.zeros(0), *(d.scores for d in detections)]).astype(np.float64),
-        points=np.concatenate(points).astype(np.float64) if points else None,
-    )
 
 
 def _with_labels_of(wanted: tuple[str, ...], classes: tuple[str, ...], results: Results) -> Results:

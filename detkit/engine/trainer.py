@@ -324,7 +324,8 @@ class Trainer:
             if self.config and not resume:
                 write_text(self.run / "config.yaml", self.config, overwrite=True)
             folder = RunFolder(self.run, self.record, self.progress.rows, (*self.metric.scores, "AP75"))
-            loggers = [self.opened.enter_context(closing(kind(self.run))) for kind in kinds]
+            made = [registry.make(kind, "train.loggers", self.run) for kind in kinds]
+            loggers = [self.opened.enter_context(closing(logger)) for logger in made]
             self.listeners = [folder, *loggers, self.on_event]
         lengths = (options.epochs, self.steps, len(self.train_set), len(self.val_set or ()), parameters)
         first, device = self.progress.epoch, str(runtime.device)

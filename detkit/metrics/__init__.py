@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from detkit.errors import DetkitError
 from detkit.interfaces import Metric
-from detkit.registry import find_part
+from detkit.registry import find_part, make
 
 if TYPE_CHECKING:
     from detkit.tables import Evaluation, GroundTruth, Results
@@ -33,7 +33,7 @@ def find_metric(protocol: str, *, where: str = "", trusted: bool = True) -> Metr
     Raises:
         DetkitError: As ``detkit.registry.find_part``.
     """
-    found: Metric = find_part("metric", protocol, where=where, trusted=trusted)()
+    found: Metric = make(find_part("metric", protocol, where=where, trusted=trusted), where or f"metric {protocol}")
     return found
 
 

@@ -21,13 +21,14 @@ from detkit.ops import inputs
 from detkit.ops.order import descending
 
 
-def nms(boxes: Array, scores: Array, threshold: float) -> Array:
+def nms(boxes: Array, scores: Array, threshold: float | None = None, *, iou_threshold: float | None = None) -> Array:
     """Greedy NMS over all boxes.
 
     Args:
         boxes: (N, 4) xyxy.
         scores: (N,).
         threshold: A box whose IoU with a better one is above it is dropped, 0..1.
+        iou_threshold: torchvision's name of ``threshold``.
 
     Returns:
         Kept indices (K,) int64, by descending score: the same in the same order as ``torchvision.ops.nms`` (NaN apart),
@@ -35,10 +36,17 @@ def nms(boxes: Array, scores: Array, threshold: float) -> Array:
     """
     scores = inputs.of_nothing(scores, boxes)
     inputs.check_same_kind(boxes, scores)
-    return _nms(boxes, scores, None, threshold)
+    return _nms(boxes, scores, None, _the_one(threshold, iou_threshold))
 
 
-def batched_nms(boxes: Array, scores: Array, labels: Array, threshold: float) -> Array:
+def batched_nms(
+    boxes: Array,
+    scores: Array,
+    labels: Array,
+    threshold: float | None = None,
+    *,
+    iou_threshold: float | None = None,
+) -> Array:
     """Greedy NMS within each label.
 
     Args:
@@ -46,6 +54,7 @@ def batched_nms(boxes: Array, scores: Array, labels: Array, threshold: float) ->
         scores: (N,).
         labels: (N,) integers.
         threshold: A box whose IoU with a better one of its label is above it is dropped, 0..1.
+        iou_threshold: torchvision's name of ``threshold``.
 
     Returns:
         Kept indices (K,) int64, by descending score, ties by lower index: the same boxes as
@@ -54,7 +63,14 @@ def batched_nms(boxes: Array, scores: Array, labels: Array, threshold: float) ->
     """
     scores, labels = inputs.of_nothing(scores, boxes), inputs.of_nothing(labels, boxes)
     inputs.check_same_kind(boxes, scores, labels)
-    return _nms(boxes, scores, inputs.label_array(labels, len(boxes)), threshold)
+    return _nms(boxes, scores, inputs.label_array(labels, len(boxes)), _the_one(threshold, iou_threshold))
+
+
+def _the_one(threshold: float | None, iou_threshold: float | None) -> float:
+    given = [value for value in (threshold, iou_threshold) if value is not None]
+    if len(given) != 1:
+        raise TypeError("give threshold, or iou_threshold, which is the same")
+    return given[0]
 
 
 def soft_nms(

@@ -7,20 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detkit.engine.evaluator import detections_to_results
 from detkit.engine.optim import rate_factor
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
 from detkit.structures import Detections
+from detkit.tables import results_of
 
 
 def test_results_are_float64_xywh() -> None:
     one = Detections(np.array([[1, 2, 4, 8]]), np.array([0.5]), np.array([1]))
-    results = detections_to_results([one, Detections.empty(), one], [4, 5, 7])
+    results = results_of([one, Detections.empty(), one], [4, 5, 7])
     assert results.image.tolist() == [4, 7]
     assert results.xywh.dtype == np.float64
     assert results.xywh.tolist() == [[1, 2, 3, 6]] * 2
-    assert len(detections_to_results([], [])) == 0
+    assert len(results_of([], [])) == 0
 
 
 def test_rates_rise_and_fall() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -323,3 +324,14 @@ def test_quantised_boxes_and_scores_are_the_numbers_that_they_stand_for() -> Non
         torch.quantize_per_tensor(scores, 0.25, 0, torch.qint8),
     )
     assert nms(*packed, 0.5).tolist() == nms(boxes, scores, 0.5).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.tensor])
+def test_the_threshold_has_torchvisions_name_too(kind: Callable[..., Any]) -> None:
+    boxes, scores, labels = kind([[0.0, 0, 4, 4], [0, 0, 4, 3]]), kind([0.9, 0.8]), kind([0, 0])
+    assert nms(boxes, scores, iou_threshold=0.7).tolist() == nms(boxes, scores, threshold=0.7).tolist() == [0]
+    assert batched_nms(boxes, scores, labels, iou_threshold=0.8).tolist() == [0, 1]
+    with pytest.raises(TypeError, match="iou_threshold"):
+        nms(boxes, scores)
+    with pytest.raises(TypeError, match="iou_threshold"):
+        batched_nms(boxes, scores, labels, 0.5, iou_threshold=0.5)

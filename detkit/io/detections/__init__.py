@@ -47,9 +47,8 @@ def open_writer(
             written.
     """
     ids = range(len(classes)) if class_ids is None else class_ids
-    writer: Writer = registry.find_part("writer", kind)(
-        Path(path), tuple(classes), class_ids=tuple(ids), image_ids=image_ids or {}, overwrite=overwrite
-    )
+    part, options = registry.find_part("writer", kind), {"image_ids": image_ids or {}, "overwrite": overwrite}
+    writer: Writer = registry.make(part, str(kind), Path(path), tuple(classes), class_ids=tuple(ids), **options)
     return writer
 
 
