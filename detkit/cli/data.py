@@ -96,7 +96,7 @@ def show(
 @app.command()
 def convert(
     labelled: options.LabelledData,
-    to: Annotated[Literal["coco", "voc", "yolo"], Option("--to", help="The format to write.")],
+    to: Annotated[Literal["coco", "voc", "yolo", "csv", "labelme"], Option("--to", help="The format to write.")],
     out: Annotated[Path, Option("--out", "-o", help="Folder to write (COCO: or one .json, without images).")],
     link: Annotated[bool, Option("--link", help="Link the images instead of copying them.")] = False,
     overwrite: options.Overwrite = False,

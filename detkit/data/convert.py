@@ -1,10 +1,12 @@
-"""Writing data sets: any of the three formats from any other, counting by name what the new one cannot hold.
+"""Writing data sets: COCO, VOC, YOLO, csv and labelme from any format, counting by name what the new one cannot hold.
 
 The records of a COCO source go verbatim into a COCO json; those of other sources are made.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import shutil
@@ -17,12 +19,14 @@ import numpy as np
 
 from detkit.data.annotations import Annotations, Findings, Source
 from detkit.data.coco import IMAGE_FOLDER, RawFile, load_json, mapped
+from detkit.data.labelme import CLASS_LIST
 from detkit.errors import DetkitError
 from detkit.io.detections.writers import voc_xml
 from detkit.io.files import atomic_folder, atomic_path, flat_names, write_text
 from detkit.printed import Printed
 
 Lists = dict[str, Iterable[bytes | msgspec.Raw]]
+_WITHOUT_FLAGS = ("yolo", "csv")  # crowds would be objects there: they are left out
 _PLAIN = {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "difficult"}
 
 
@@ -33,7 +37,7 @@ def convert_annotations(
 
     Args:
         parts: Name to labels.
-        to: "coco", "voc" or "yolo".
+        to: "coco", "voc", "yolo", "csv" or "labelme".
         out: Folder; images are copied into it. For COCO a name that ends in .json writes just that file, and the
             images stay where they are.
         overwrite: Replace files of the same names.
@@ -66,7 +70,7 @@ def convert_annotations(
     else:
         with atomic_folder(out, overwrite) as folder:
             _WRITERS[to](parts, folder, link, lost)
-    boxes = sum(len(a.labels) - (int(a.crowd.sum()) if to == "yolo" else 0) for a in parts.values())
+    boxes = sum(len(a.labels) - (int(a.crowd.sum()) if to in _WITHOUT_FLAGS else 0) for a in parts.values())
     images = sum(map(len, parts.values()))
     facts = {"out": out, "images": images, "boxes": boxes, "lost": lost.as_list()}
     held = [f"{to} cannot hold:", *lost.lines()] if lost else []
@@ -75,7 +79,7 @@ def convert_annotations(
 
 def _refuse_outside(a: Annotations) -> None:
     """No label file brings an image into the copy that is not the data set's own; YOLO's lists may name any folder."""
-    if a.source is None or a.source.images is None or a.source.format not in ("coco", "voc"):
+    if a.source is None or a.source.images is None or a.source.format == "yolo":
         return
     root = os.path.join(os.path.abspath(a.source.images), "")
     for file in a.files:
@@ -85,14 +89,17 @@ def _refuse_outside(a: Annotations) -> None:
 
 
 def _count_lost(a: Annotations, to: str, lost: Findings) -> None:
-    lost.add(f"crowd regions ({'written as difficult' if to == 'voc' else 'left out'})", count=int(a.crowd.sum()))
-    if to == "yolo":
+    if to != "labelme":
+        lost.add(f"crowd regions ({'written as difficult' if to == 'voc' else 'left out'})", count=int(a.crowd.sum()))
+    if to in _WITHOUT_FLAGS:
         lost.add("difficult flags (the objects are written)", count=int((a.difficult & ~a.crowd).sum()))
     boxes = a.xywh[:, 2] * a.xywh[:, 3]
     lost.add("areas that are not the box's", count=int((np.abs(a.area - boxes) > 1e-3 * np.maximum(boxes, 1)).sum()))
     source = _coco_source(a)
     if source is None or not source.path.is_file():
+        lost.add("points of objects", count=0 if a.points is None else len(a.points))
         return
+    lost.add("image ids (the files' names are the ids)", count=len(a))
     if list(a.class_ids) != list(range(1, len(a.classes) + 1)):
         lost.add("category ids (numbered anew)", count=len(a.classes))
     records = _records_of(source.path).annotations
@@ -202,7 +209,64 @@ def _voc_xml(a: Annotations, i: int, name: str) -> str:
     return voc_xml(name, width, height, objects)
 
 
-_WRITERS = {"coco": _write_coco, "voc": _write_voc, "yolo": _write_yolo}
+def _write_csv(parts: Mapping[str, Annotations], out: Path, link: bool, lost: Findings) -> None:
+    """PART.csv with the images' paths, and classes.csv, which keras-retinanet reads too."""
+    for part, a in parts.items():
+        names = flat_names(a.files)
+        copy_images(a.files, names, out / part, link)
+        rows: list[Sequence[object]] = [("image", "x1", "y1", "x2", "y2", "label")]
+        for i, name in enumerate(names):
+            kept = [row for row in range(int(a.offsets[i]), int(a.offsets[i + 1])) if not a.crowd[row]]
+            boxes = ((*_corners(a, row), a.classes[a.labels[row]]) for row in kept)
+            rows += [(f"{part}/{name}", *box) for box in boxes] if kept else [(f"{part}/{name}", *[""] * 5)]
+        _write_rows(out / f"{part}.csv", rows)
+    _write_rows(out / "classes.csv", [(name, i) for i, name in enumerate(next(iter(parts.values())).classes)])
+
+
+def _write_rows(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def _corners(a: Annotations, row: int) -> list[float]:
+    x, y, w, h = a.xywh[row].tolist()
+    return [x, y, x + w, y + h]
+
+
+def _write_labelme(parts: Mapping[str, Annotations], out: Path, link: bool, lost: Findings) -> None:
+    """A folder for each part; crowds and difficult objects are flags of their shapes."""
+    for part, a in parts.items():
+        names = flat_names(a.files)
+        copy_images(a.files, names, out / part, link)
+        for i, name in enumerate(names):
+            shapes = []
+            for row in range(int(a.offsets[i]), int(a.offsets[i + 1])):
+                x1, y1, x2, y2 = _corners(a, row)
+                flags = {flag: True for flag in ("crowd", "difficult") if getattr(a, flag)[row]}
+                shape = {"label": a.classes[a.labels[row]], "points": [[x1, y1], [x2, y2]], "group_id": None}
+                shapes.append({**shape, "description": "", "shape_type": "rectangle", "flags": flags})
+            height, width = a.sizes[i].tolist()
+            value: dict[str, object] = {
+                "version": "5.5.0",
+                "flags": {},
+                "shapes": shapes,
+                "imagePath": name,
+                "imageData": None,
+            }
+            value |= {"imageHeight": height, "imageWidth": width}
+            file = out / part / f"{os.path.splitext(name)[0]}.json"
+            write_text(file, json.dumps(value, ensure_ascii=False, indent=1))
+    write_text(out / CLASS_LIST, "".join(f"{name}\n" for name in next(iter(parts.values())).classes))
+
+
+_WRITERS = {
+    "coco": _write_coco,
+    "voc": _write_voc,
+    "yolo": _write_yolo,
+    "csv": _write_csv,
+    "labelme": _write_labelme,
+}
 
 
 def _coco_source(a: Annotations) -> Source | None:
@@ -243,7 +307,7 @@ def write_coco_json(
         raw = _records_of(source.path)
         old = msgspec.json.decode(raw.info)
         info |= old if isinstance(old, dict) else {}
-        licenses, lists = bytes(raw.licenses), _kept(annotations, raw)
+        licenses, lists = bytes(raw.licenses), _kept(annotations, source, raw)
     else:
         lists = _made(annotations)
     if image_folder is not None:
@@ -258,10 +322,24 @@ def write_coco_json(
         file.write(b"}\n")
 
 
-def _kept(a: Annotations, raw: RawFile) -> Lists:
-    by_id = {msgspec.json.decode(record).get("id"): record for record in reversed(raw.categories)}
+class _Named(msgspec.Struct):
+    file_name: str | None = None
+
+
+def _image_record(raw: msgspec.Raw, file: str, folder: str) -> bytes | msgspec.Raw:
+    """An image's record as it is; if its file was not found by its file_name, with the name by which it was."""
+    said = msgspec.json.decode(raw, type=_Named).file_name or ""
+    if os.path.normpath(os.path.join(folder, said)) == file:
+        return raw
+    name = Path(os.path.relpath(file, folder)).as_posix()
+    return msgspec.json.encode({**msgspec.json.decode(raw), "file_name": name})
+
+
+def _kept(a: Annotations, source: Source, raw: RawFile) -> Lists:
+    folder, files = str(source.images), map(os.path.normpath, a.files)
+    by_id = {msgspec.json.decode(record).get("id"): record for record in reversed(raw.categories)}  # 1.0 is 1
     return {
-        "images": (raw.images[row] for row in a.image_rows),
+        "images": (_image_record(raw.images[i], file, folder) for i, file in zip(a.image_rows, files, strict=True)),
         "annotations": (raw.annotations[row] for row in np.sort(a.rows)),
         "categories": [by_id[i] for i in a.class_ids],
     }

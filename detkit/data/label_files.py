@@ -232,7 +232,9 @@ class LabelTable:
     def annotations(self, source: Source, classes: Sequence[str]) -> Annotations:
         """The labels, with these classes, all of ``names`` among them; ``source.images``: the person's own folder."""
         if not self._index:
-            raise DetkitError("this data set names no image", str(self.place), "label some, and export it again")
+            faults = [f"{one.name}: {one.examples[0]}" for one in self.findings.as_list()]
+            do = faults[0] if faults else "label some, and export it again"
+            raise DetkitError("this data set names no image", str(self.place), do)
         folders = [source.images] if source.images else self.folders
         folder, names = place_images(list(self._index), folders, self.findings)
         files, sizes = [os.path.normpath(folder / name) for name in names], np.array(self._sizes, dtype=np.int32)
@@ -287,7 +289,8 @@ class LabelFilesFormat(DatasetFormat):
 
     def read(self, path: Path, split: str | None, images: Path | None) -> Annotations:
         """Reads all parts or one of them; all have the classes of the whole. See ``DatasetFormat.read``."""
-        places = self.places(path)
+        # A person has named the format of a file that does not look like it: what is wrong will be said.
+        places = self.places(path) or ({path.stem: path} if path.is_file() else {})
         check_part(split, places, path)
         if not places:
             raise DetkitError(f"nothing of the format {self.name} is here", str(path), f"it is {self.looked_for}")

@@ -81,16 +81,14 @@ def _is_csv(path: Path) -> bool:
 
 
 def _json_regions(place: Path) -> Iterator[_Found]:
-    value = decode_json(place, dict[str, msgspec.Raw], "a json of VIA's")
-    images = value
-    if any(key.startswith("_via_") for key in value):
-        images = msgspec.json.decode(value.get("_via_img_metadata", b"{}"), type=dict[str, msgspec.Raw])
-    for key, raw in images.items():
-        try:
-            image = msgspec.json.decode(raw, type=_Image)
-        except msgspec.ValidationError as error:
-            do = "export the annotations again from VIA 2 (VIA 3 writes COCO, too)"
-            raise DetkitError(f"this is not a json of VIA's: {error}", f"{place}: {key}", do) from None
+    value = decode_json(place, dict[str, Any], "a json of VIA's")
+    images = value.get("_via_img_metadata", {}) if any(key.startswith("_via_") for key in value) else value
+    try:
+        found = msgspec.convert(images, dict[str, _Image])
+    except msgspec.ValidationError as error:
+        do = "export the annotations again from VIA 2 (VIA 3 writes COCO, too)"
+        raise DetkitError(f"this is not a json of VIA's: {error}", str(place), do) from None
+    for image in found.values():
         regions = image.regions.values() if isinstance(image.regions, dict) else image.regions
         yield _Found(image.filename, None, "")
         for number, region in enumerate(regions):

@@ -14,7 +14,7 @@ from detkit.errors import DetkitError
 
 
 @pytest.mark.parametrize("kind", ["coco_file", "voc_folder", "yolo_file"])
-@pytest.mark.parametrize("to", ["coco", "voc", "yolo"])
+@pytest.mark.parametrize("to", ["coco", "voc", "yolo", "csv", "labelme"])
 def test_round_trip(request: pytest.FixtureRequest, tmp_path: Path, kind: str, to: str) -> None:
     a = read(request.getfixturevalue(kind))
     out = tmp_path / "deep" / "out"
@@ -24,11 +24,13 @@ def test_round_trip(request: pytest.FixtureRequest, tmp_path: Path, kind: str, t
     assert all(Path(f).is_file() for f in b.files)
     assert b.classes == a.classes
     assert b.findings == []
-    keep = ~a.crowd if to == "yolo" else np.ones(3, bool)
+    keep = ~a.crowd if to in ("yolo", "csv") else np.ones(3, bool)
     np.testing.assert_allclose(b.xywh, a.xywh[keep], atol=1e-5)
     assert b.labels.tolist() == a.labels[keep].tolist()
     assert done.facts["boxes"] == int(keep.sum())
-    if to != "yolo":
+    if to == "labelme":
+        assert (b.crowd.tolist(), b.difficult.tolist()) == (a.crowd.tolist(), a.difficult.tolist())
+    if to not in ("yolo", "csv"):
         ignored = a.difficult | a.crowd
         assert (b.difficult | b.crowd).tolist() == ignored.tolist()
 
@@ -57,10 +59,16 @@ def test_verbatim_from_a_file_with_nan(coco_file: Path, tmp_path: Path) -> None:
     ("to", "lost"),
     [
         ("voc", {"crowd regions (written as difficult)": 1, "areas that are not the box's": 3,
-                 "category ids (numbered anew)": 2, "segmentation of annotations": 3, "extra of annotations": 3}),
+                 "image ids (the files' names are the ids)": 3, "category ids (numbered anew)": 2,
+                 "segmentation of annotations": 3, "extra of annotations": 3}),
+        ("labelme", {"areas that are not the box's": 3, "image ids (the files' names are the ids)": 3,
+                     "category ids (numbered anew)": 2, "segmentation of annotations": 3, "extra of annotations": 3}),
         ("yolo", {"crowd regions (left out)": 1, "difficult flags (the objects are written)": 1,
-                  "areas that are not the box's": 3, "category ids (numbered anew)": 2,
-                  "segmentation of annotations": 3, "extra of annotations": 3}),
+                  "areas that are not the box's": 3, "image ids (the files' names are the ids)": 3,
+                  "category ids (numbered anew)": 2, "segmentation of annotations": 3, "extra of annotations": 3}),
+        ("csv", {"crowd regions (left out)": 1, "difficult flags (the objects are written)": 1,
+                 "areas that are not the box's": 3, "image ids (the files' names are the ids)": 3,
+                 "category ids (numbered anew)": 2, "segmentation of annotations": 3, "extra of annotations": 3}),
     ],
 )  # fmt: skip
 def test_what_is_lost_is_counted(coco_file: Path, tmp_path: Path, to: str, lost: dict[str, int]) -> None:
@@ -85,13 +93,13 @@ def test_images_as_links(coco_file: Path, tmp_path: Path) -> None:
 def test_missing_image_and_file_name_outside(coco_file: Path, tmp_path: Path) -> None:
     original = coco_file.read_text()
     coco_file.write_text(original.replace('"a.png"', '"../a.png"'))
-    for to in ("coco", "voc", "yolo"):
+    for to in ("coco", "voc", "yolo", "csv", "labelme"):
         with pytest.raises(DetkitError, match="outside the image folder"):
             convert_annotations({"train": read(coco_file)}, to, tmp_path / "o")
     done = convert_annotations({"train": read(coco_file)}, "coco", coco_file.parent / "copy.json")
     assert done.facts["images"] == 3, "copies nothing"
     coco_file.write_text(original.replace('"a.png"', '"gone.png"'))
-    for to in ("coco", "voc", "yolo"):
+    for to in ("coco", "voc", "yolo", "csv", "labelme"):
         with pytest.raises(DetkitError, match="missing"):
             convert_annotations({"train": read(coco_file)}, to, tmp_path / "o2")
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith((".", "o"))] == [], "nothing half-written is left"

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from detkit.data.annotations import Annotations
+from detkit.data.convert import convert_annotations
+from detkit.data.dataset import read
 from detkit.io.images import write_image
 
 
@@ -88,6 +90,15 @@ class Scene:
             np.testing.assert_allclose([row[1:] for row in found], [row[1:] for row in wanted], atol=atol)
         assert not a.crowd.any()
         assert not a.difficult.any()
+
+    def check_round_trips(self, a: Annotations, folder: Path, coco: dict[str, int] | None = None) -> None:
+        """Written in every format and read again the labels are the scene's; only COCO's may say ``coco``."""
+        for to in ("coco", "voc", "yolo", "csv", "labelme"):
+            convert_annotations({"train": a}, to, folder / to)
+            self.check(read(folder / to), coco if to == "coco" else None)
+        if a.source is not None and a.source.images is not None:  # the images stay where they are
+            convert_annotations({"train": a}, "coco", folder / "alone.json")
+            self.check(read(folder / "alone.json"), coco)
 
 
 @pytest.fixture

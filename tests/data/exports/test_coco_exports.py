@@ -161,7 +161,9 @@ EXPORTS: dict[str, Export] = {
 def test_every_export_holds_the_scene(name: str, scene: Any, tmp_path: Path) -> None:
     path, findings = EXPORTS[name](scene, tmp_path / "export")
     assert isinstance(format_of(path), CocoFormat)
-    scene.check(read(path), findings)
+    a = read(path)
+    scene.check(a, findings)
+    scene.check_round_trips(a, tmp_path, findings if name == "LVIS" else None)
 
 
 def test_parts(scene: Any, tmp_path: Path) -> None:

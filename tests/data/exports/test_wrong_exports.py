@@ -1,0 +1,171 @@
+"""What is wrong in an export ends in three lines for a person, or is counted; never in a traceback or in silence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from detkit.data.dataset import read
+from detkit.errors import DetkitError
+
+SHAPE = {"label": "cat", "points": [[1, 2], [11, 12]], "shape_type": "rectangle"}
+REGION = {"shape_attributes": {"name": "rect", "x": 1, "y": 2, "width": 3, "height": 4}, "region_attributes": {}}
+FIGURE = {"classTitle": "cat", "geometryType": "rectangle", "points": {"exterior": [[1, 2], [3, 4]]}}
+
+
+def labelme(root: Path, text: str) -> Path:
+    (root / "alpha.json").write_text(text)
+    return root
+
+
+def via(root: Path, text: str) -> Path:
+    (root / "via.json").write_text(text)
+    return root / "via.json"
+
+
+def supervisely(root: Path, text: str) -> Path:
+    (root / "ds" / "ann").mkdir(parents=True)
+    (root / "ds" / "ann" / "alpha.jpg.json").write_text(text)
+    return root
+
+
+def fiftyone(root: Path, text: str) -> Path:
+    (root / "labels.json").write_text(text)
+    return root / "labels.json"
+
+
+def csv(root: Path, text: str) -> Path:
+    (root / "boxes.csv").write_text(text)
+    return root / "boxes.csv"
+
+
+def coco(root: Path, text: str) -> Path:
+    (root / "coco.json").write_text(text)
+    return root / "coco.json"
+
+
+def j(value: object) -> str:
+    return json.dumps(value)
+
+
+NAMES = {"labelme": labelme, "via": via, "supervisely": supervisely, "fiftyone": fiftyone, "csv": csv, "coco": coco}
+
+# format, what the file holds, what the error says
+ERRORS: list[tuple[str, str, str]] = [
+    *((name, text, message) for name in NAMES if name != "csv" for text, message in (
+        ("", "empty|not JSON"), ("{", "not JSON"), ("[]", "a list|not a"), ("null", "not a"), ('"x"', "not a"),
+        ("{}", "not a|names no"), ('{"a": NaN}', "not"),
+    )),
+    ("labelme", j({"shapes": 5}), "not a file of labelme"),
+    ("labelme", j({"shapes": [{"label": "a", "points": [[1]]}]}), "not a file of labelme"),
+    ("labelme", j({"shapes": [SHAPE]})[:-9], "not JSON"),
+    ("via", j({"_via_img_metadata": 5}), "not a json of VIA's"),
+    ("via", j({"a.jpg1": {"filename": "a.jpg", "regions": 3}}), "not a json of VIA's"),
+    ("via", j({"a.jpg1": {"filename": 5, "regions": []}}), "not a json of VIA's"),
+    ("via", j({"_via_img_metadata": {}}), "names no image"),
+    ("via", j({"a.jpg1": {"filename": "a.jpg", "regions": [{**REGION, "region_attributes": {"x": "1", "z": "2"}}]}}),
+     "which attribute"),
+    ("supervisely", j({"objects": 5}), "not a Supervisely annotation"),
+    ("supervisely", j({"objects": [{**FIGURE, "points": 3}]}), "not a Supervisely annotation"),
+    ("supervisely", j({"objects": [FIGURE], "size": 3}), "not a Supervisely annotation"),
+    ("fiftyone", j({"classes": ["a"], "labels": []}), "not a FiftyOne"),
+    ("fiftyone", j({"classes": ["a"], "labels": {}}), "names no image"),
+    ("fiftyone", j({"labels": {"a": [{"label": "cat"}]}}), "not a FiftyOne"),
+    ("fiftyone", j({"labels": {"a": [{"label": "cat", "bounding_box": [0, 0, 1]}]}}), "not a FiftyOne"),
+    *(("csv", text, "no columns") for text in (
+        "", "\n\n", "a,b\n1,2\n", "image,label\na.jpg,cat\n", "x1,y1,x2,y2,label\n1,2,3,4,cat\n",
+        "image,x1,y1,x2,label\na.jpg,1,2,3,cat\n", "a.jpg,1,2,3,4\n", "a.jpg,one,2,3,4,cat\n", "\0\0\0", "{}",
+    )),
+    ("csv", "image,x1,y1,x2,y2,label\n", "names no image"),
+    ("csv", "image,x1,y1,x2,y2,label\na.jpg,1,2,3,4,\"" + "x" * 200_000, "not csv"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "text", "message"), ERRORS)
+def test_errors(name: str, text: str, message: str, tmp_path: Path) -> None:
+    path = NAMES[name](tmp_path, text)
+    # Of formats with a file for each image, what is wrong with the first is what to do.
+    if name in ("labelme", "supervisely"):
+        message = f"nothing of the format|names no image\\n.*\\n.*({message})"
+    with pytest.raises(DetkitError, match=message) as error:
+        read(path, format=name)
+    assert str(tmp_path) in error.value.where
+    assert error.value.do
+
+
+# format, what the file holds, the finding that names it, and how many boxes are left
+FINDINGS: list[tuple[str, str, str, int]] = [
+    ("labelme", j({"shapes": [SHAPE, {**SHAPE, "points": []}]}), "rectangle has no area (dropped)", 1),
+    ("labelme", j({"shapes": [SHAPE, {**SHAPE, "points": [[1, 1]]}]}), "box of zero size (dropped)", 1),
+    ("labelme", j({"shapes": [{**SHAPE, "label": None}]}), "box without a class (called object)", 1),
+    ("labelme", j({"shapes": [{**SHAPE, "points": [[1, 1], [900, 9]]}]}),
+     "box sticks out of the image (clipped for training)", 1),
+    ("via", j({"a": {"filename": "alpha.jpg", "regions": [REGION]}}), "box without a class (called object)", 1),
+    ("via", j({"a": {"filename": "alpha.jpg", "regions": [REGION, {"shape_attributes": {"name": "rect", "x": None}}]}}),
+     "region without its numbers (dropped)", 1),
+    ("via", j({"a": {"filename": "alpha.jpg", "regions": [{"shape_attributes": {"name": "polygon", "all_points_x": [],
+     "all_points_y": []}}]}}), "region without its numbers (dropped)", 0),
+    ("supervisely", j({"objects": [FIGURE, {**FIGURE, "geometryType": "point"}]}), "point has no area (dropped)", 1),
+    ("supervisely", j({"objects": [{"geometryType": "bitmap", "bitmap": {"data": "AAAA", "origin": [0, 0]}}]}),
+     "bitmap has no area (dropped)", 0),
+    ("fiftyone", j({"labels": {"alpha": [{"bounding_box": [0, 0, 1, 0.5], "confidence": 0.5, "label": "cat"}]}}),
+     "score of a box (left out)", 1),
+    ("fiftyone", j({"labels": {"gone": [{"bounding_box": [0, 0, 1, 0.5], "label": "cat"}]}}),
+     "image's size is unknown (its boxes dropped)", 0),
+    ("csv", "image,x1,y1,x2,y2,label\nalpha.jpg,1,2,3,4,cat\nalpha.jpg,1,x,3,4,cat\n",
+     "line whose box is not four numbers (dropped)", 1),
+    ("csv", "image,x1,y1,x2,y2,label\nalpha.jpg,1,2,3,4,cat\n,1,2,3,4,cat\n", "line without an image (dropped)", 1),
+    ("csv", "image,x1,y1,x2,y2,label\nalpha.jpg,1,2,3,4,cat\nalpha.jpg,9,2,3,4,cat\n",
+     "box of negative size (dropped)", 1),
+    ("csv", "image,x1,y1,x2,y2,label\nalpha.jpg,1,2,3,4,cat\nalpha.jpg,nan,2,3,4,cat\n",
+     "box is not finite (dropped)", 1),
+    ("csv", "image,x1,y1,x2,y2,label\nalpha.jpg,0.5,0.5,1.0,1.0,cat\n",
+     "coordinates are fractions of the image (made pixels)", 1),
+    ("csv", "image,x,y,w,h\nalpha.jpg,1,2,3,4\n", "box without a class (called object)", 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "text", "finding", "boxes"), FINDINGS)
+def test_findings(name: str, text: str, finding: str, boxes: int, scene: Any, tmp_path: Path) -> None:
+    make: Callable[[Path, str], Path] = NAMES[name]
+    path = make(tmp_path, text)
+    scene.draw(tmp_path / "ds" / "img" if name == "supervisely" else tmp_path)
+    a = read(path, format=name)
+    found = {f.name: f for f in a.findings}
+    assert found[finding].count == 1
+    assert str(tmp_path) in found[finding].examples[0]
+    assert len(a.labels) == boxes
+
+
+def test_bad_files_among_good_ones_are_counted(scene: Any, tmp_path: Path) -> None:
+    scene.draw(tmp_path)
+    for stem, text in {"alpha": j({"shapes": [SHAPE]}), "beta": "{", "gamma": j({"other": []})}.items():
+        (tmp_path / f"{stem}.json").write_text(text)
+    a = read(tmp_path)
+    assert {f.name: f.count for f in a.findings} == {
+        "label file cannot be read (image dropped)": 2,
+        "image without a label file (left out)": 2,
+    }
+    assert (len(a), len(a.labels)) == (1, 1)
+
+
+def test_crowds_of_open_images(scene: Any, tmp_path: Path) -> None:
+    scene.draw(tmp_path)
+    text = "ImageID,LabelName,XMin,XMax,YMin,YMax,IsGroupOf\nalpha,/m/1,0,0.5,0,0.5,1\nalpha,/m/1,0.5,1,0.5,1,0\n"
+    (tmp_path / "boxes.csv").write_text(text)
+    a = read(tmp_path)
+    assert a.crowd.tolist() == [True, False]
+    assert a.xywh.tolist() == [[0, 0, 32, 24], [32, 24, 32, 24]]
+
+
+def test_parts_share_their_classes(scene: Any, tmp_path: Path) -> None:
+    scene.draw(tmp_path / "images")
+    for part, row in {"train": "alpha.jpg,1,2,3,4,zebra", "val": "beta.jpg,1,2,3,4,cat"}.items():
+        (tmp_path / f"{part}.csv").write_text(f"image,x1,y1,x2,y2,label\n{row}\n")
+    assert read(tmp_path, split="val").classes == ("cat", "zebra")
+    with pytest.raises(DetkitError, match="no part 'test'"):
+        read(tmp_path, split="test")
