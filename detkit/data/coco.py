@@ -210,10 +210,10 @@ def _read_file(path: Path, split: str | None, images: Path | None) -> Annotation
     findings.add_rows("image without a file_name", nameless, lambda row: f"{path}: image {kept[row].id}")
     partly = np.array([bool(image.not_exhaustive_category_ids) for image in kept], dtype=bool)
     lvis = "image some of whose objects may have no box (LVIS's not_exhaustive_category_ids)"
-    findings.add_rows(lvis, partly, lambda row: f"{path}: image {kept[row].id}")
+    findings.add_rows(lvis, partly, lambda row: f"{path}: image {kept[row].id}", note=True)
     sizes = np.asarray([(pixels(p.height), pixels(p.width)) for p in kept], dtype=np.int32).reshape(-1, 2)
     for i in fill_sizes(sizes, files):
-        findings.add("image without width and height (read from the image)", f"{path}: image {kept[i].id}")
+        findings.add("image without width and height (read from the image)", f"{path}: image {kept[i].id}", note=True)
     classes: dict[Key, str] = {}  # names made unique: classes are told apart by name everywhere else
     for number, row in category_rows.items():
         name = file.categories[row].name or str(number)
@@ -237,7 +237,7 @@ def _drop_root(file: _File, rows: dict[Key, int], path: Path, findings: Findings
         if above_all and all(one.category_id != number for one in file.annotations):
             del rows[number]
             where = f"{path}: category {number} ({root.name})"
-            findings.add("category over all others, without boxes (Roboflow's; dropped)", where)
+            findings.add("category over all others, without boxes (Roboflow's; dropped)", where, note=True)
 
 
 def _by_id(
@@ -271,7 +271,7 @@ def _objects(
         unknown = np.flatnonzero(found < 0)
         found[unknown] = [table.get(_other(getattr(records[row], name)), -1) for row in unknown]
         mended = unknown[found[unknown] >= 0]
-        findings.add_rows(f"{name} is text here and a number there (taken as the same)", mended, where)
+        findings.add_rows(f"{name} is text here and a number there (taken as the same)", mended, where, note=True)
         findings.add_rows(f"unknown {name.replace('_', ' ')} (annotation dropped)", found < 0, where)
         return found
 
@@ -288,7 +288,7 @@ def _objects(
     ids = _whole(list(column("id")))
     order = np.argsort(ids, kind="stable")
     again = order[1:][ids[order[1:]] == ids[order[:-1]]]
-    findings.add_rows("annotation id used again (kept)", np.sort(again), where)
+    findings.add_rows("annotation id used again (kept)", np.sort(again), where, note=True)
     return ObjectTable(image, xywh, labels, where, crowd, difficult, area, ids, _points(list(column("keypoints"))))
 
 

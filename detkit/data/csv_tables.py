@@ -85,14 +85,15 @@ class CsvFormat(LabelFilesFormat):
                 table.findings.add("line whose box is not four numbers (dropped)", where)
                 continue
             if cells.get("score", "1") not in ("", "1", "1.0"):
-                table.findings.add("score of a box (left out)", where)
+                table.findings.add("score of a box (left out)", where, note=True)
             label = cells.get("label", "")
             flags = {name: cells.get(name, "").lower() in ("1", "1.0", "true") for name in ("crowd", "difficult")}
             table.add(image, codes.get(label, label), box, where, **flags)
         boxes = table.boxes
         table.fractions = bool(len(boxes) and (boxes <= 1).all() and (boxes >= 0).all())
         if table.fractions and not codes:  # Open Images' always are
-            table.findings.add("coordinates are fractions of the image (made pixels)", str(place), count=len(boxes))
+            fractions = "coordinates are fractions of the image (made pixels)"
+            table.findings.add(fractions, str(place), count=len(boxes), note=True)
         return table
 
 

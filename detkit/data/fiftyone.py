@@ -48,7 +48,7 @@ class FiftyOneFormat(LabelFilesFormat):
             for one in detections or ():
                 where, (x, y, w, h) = f"{place}: {image}", one.bounding_box
                 if one.confidence is not None:
-                    table.findings.add("score of a box (left out)", where)
+                    table.findings.add("score of a box (left out)", where, note=True)
                 label = names.get(one.label, str(one.label)) if isinstance(one.label, int) else one.label or ""
                 table.add(index, label, (x, y, x + w, y + h), where)
         return table

@@ -24,9 +24,9 @@ from detkit.io.files import reading
 from detkit.io.images import IMAGE_SUFFIXES, paths_in
 
 T = TypeVar("T")
-
 NO_CLASS = "object"  # the class of boxes that have none
 _HEAD = 1 << 16
+_MANY = 50  # files of a folder that are looked into for one of the format
 _SAMPLE = 20  # images that are looked for in each folder, of all
 _UPLOAD = re.compile(r"[0-9a-f]{8}-")  # Label Studio puts it before an uploaded file's name
 
@@ -60,18 +60,25 @@ def label_files(path: Path, suffix: str, holds: Callable[[Path], bool]) -> dict[
     """
 
     def within(folder: Path) -> list[Path]:
-        files = sorted(p for p in folder.glob("*") if p.suffix.lower() == suffix and not p.name.startswith("."))
-        return [p for p in files if p.is_file() and holds(p)]
+        named = (p for p in folder.glob("[!.]*") if p.suffix.lower() == suffix)
+        files = sorted(p for p in named if p.is_file())
+        if not any(holds(p) for p in files[:_MANY]):  # a file for each image: to open them all takes long
+            return []
+        return [p for p in files if holds(p)]
 
     if not path.is_dir():
         return {_part_name(path): path} if path.suffix.lower() == suffix and path.is_file() and holds(path) else {}
     for folder in (path / "annotations", path, path / "labels"):
         if found := within(folder):
             chosen = [p for p in found if p.stem.startswith("instances_")] or found  # not COCO's captions
-            return {_part_name(p): p for p in chosen}
+            names = [_part_name(p) for p in chosen]
+            alike = len(set(names)) < len(names)
+            return {p.stem if alike else name: p for p, name in zip(chosen, names, strict=True)}
     parts = sorted((p for p in path.iterdir() if p.name.lower() in PARTS), key=lambda p: PARTS.index(p.name.lower()))
-    first = {p.name: next(iter(within(p) or within(p / "labels")), None) for p in parts}
-    return {name: file for name, file in first.items() if file is not None}
+    found_in = {p.name: within(p) or within(p / "labels") for p in parts}
+    return {
+        name if len(files) == 1 else f"{name}/{file.stem}": file for name, files in found_in.items() for file in files
+    }
 
 
 def _part_name(file: Path) -> str:
@@ -139,9 +146,8 @@ def place_images(names: Sequence[str], folders: Sequence[Path], findings: Findin
 def _say_mended(names: Sequence[str], mended: Sequence[str], findings: Findings) -> None:
     rows = [i for i, (name, new) in enumerate(zip(names, mended, strict=True)) if name != new]
     examples = (f"{names[i]} is {mended[i]}" for i in rows)
-    findings.add(
-        "file name of another machine or upload (found by its last part)", *islice(examples, 5), count=len(rows)
-    )
+    name = "file name of another machine or upload (found by its last part)"
+    findings.add(name, *islice(examples, 5), count=len(rows), note=True)
 
 
 def _plain(name: str) -> str:
@@ -220,7 +226,7 @@ class LabelTable:
             difficult: It is hard to see.
         """
         if not (name := name.strip()):
-            self.findings.add(f"box without a class (called {NO_CLASS})", where)
+            self.findings.add(f"box without a class (called {NO_CLASS})", where, note=True)
         self.names.setdefault(name or NO_CLASS)
         self._rows.append((image, name or NO_CLASS, box, crowd, difficult, where))
 

@@ -73,7 +73,9 @@ class LabelmeFormat(LabelFilesFormat):
             image = table.image(name, content.imageWidth, content.imageHeight)
             _add_shapes(table, image, content.shapes, str(file))
         bare = [p for p in paths_in(home) if p.stem not in labelled] if place.is_dir() else []
-        table.findings.add("image without a label file (left out)", *map(str, islice(bare, 5)), count=len(bare))
+        table.findings.add(
+            "image without a label file (left out)", *map(str, islice(bare, 5)), count=len(bare), note=True
+        )
         return table
 
 
@@ -104,7 +106,7 @@ def _add_shapes(table: LabelTable, image: int, shapes: Sequence[_Shape], where: 
         boxes = [box for shape in group for box in _boxes(shape, table, where)]
         if not boxes:
             continue
-        table.findings.add("shape of a group made into one box", where, count=len(boxes) - 1)
+        table.findings.add("shape of a group made into one box", where, count=len(boxes) - 1, note=True)
         corners = np.array(boxes)
         label, flags = group[0].label, [shape.flags or {} for shape in group]
         table.add(
@@ -125,7 +127,7 @@ def _boxes(shape: _Shape, table: LabelTable, where: str) -> Iterator[tuple[float
         return
     xs, ys = zip(*shape.points, strict=True)
     if kind != "rectangle":
-        table.findings.add(f"{kind} made into a box", where)
+        table.findings.add(f"{kind} made into a box", where, note=True)
     if kind == "circle":  # its centre, and a point on it
         radius = math.dist(shape.points[0], shape.points[-1])
         yield xs[0] - radius, ys[0] - radius, xs[0] + radius, ys[0] + radius

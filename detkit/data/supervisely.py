@@ -86,7 +86,7 @@ class SuperviselyFormat(LabelFilesFormat):
                     table.findings.add(f"{one.geometryType} has no area (dropped)", str(file))
                     continue
                 if one.geometryType != "rectangle":
-                    table.findings.add(f"{one.geometryType} made into a box", str(file))
+                    table.findings.add(f"{one.geometryType} made into a box", str(file), note=True)
                 table.add(image, one.classTitle, box, str(file))
         return table
 

@@ -70,7 +70,7 @@ class ViaFormat(LabelFilesFormat):
                 table.findings.add("region without its numbers (dropped)", one.where)
             else:
                 if kind != "rect":
-                    table.findings.add(f"{kind} made into a box", one.where)
+                    table.findings.add(f"{kind} made into a box", one.where, note=True)
                 table.add(image, _chosen(one.region.region_attributes.get(attribute)), box, one.where)
         return table
 

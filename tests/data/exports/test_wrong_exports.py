@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from detkit.data.dataset import read
+from detkit.data.dataset import format_of, read, splits
+from detkit.data.labelme import LabelmeFormat
 from detkit.errors import DetkitError
 
 SHAPE = {"label": "cat", "points": [[1, 2], [11, 12]], "shape_type": "rectangle"}
@@ -169,3 +170,21 @@ def test_parts_share_their_classes(scene: Any, tmp_path: Path) -> None:
     assert read(tmp_path, split="val").classes == ("cat", "zebra")
     with pytest.raises(DetkitError, match="no part 'test'"):
         read(tmp_path, split="test")
+
+
+def test_no_label_file_of_a_folder_is_left_out(scene: Any, tmp_path: Path) -> None:
+    """Kaggle has train.csv and train_labels.csv; a part's folder may hold several."""
+    for part in ("train", "val"):
+        scene.draw(tmp_path / "parts" / part)
+    for name in ("train.csv", "train_labels.csv", "parts/train/a.csv", "parts/train/b.csv", "parts/val/a.csv"):
+        (tmp_path / name).write_text("image,x1,y1,x2,y2,label\nalpha.jpg,1,2,3,4,cat\n")
+    assert splits(tmp_path) == ["train", "train_labels"]
+    assert splits(tmp_path / "parts") == ["train/a", "train/b", "val"]
+    assert len(read(tmp_path / "parts").labels) == 3
+
+
+def test_a_file_for_each_image_is_not_read_as_coco(scene: Any, tmp_path: Path) -> None:
+    for k in range(60):
+        (tmp_path / f"{k:03}.json").write_text(j({"version": "5", "shapes": [SHAPE], "imagePath": f"{k:03}.jpg"}))
+    assert isinstance(format_of(tmp_path), LabelmeFormat)
+    assert len(read(tmp_path)) == 60
