@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from detkit import registry
 from detkit.data.annotations import Annotations, Finding, Findings, Source, concat_annotations, fills
-from detkit.data.listing import files_in
+from detkit.data.listing import PARTS, files_in
 from detkit.data.reading import UNSAFE
 from detkit.data.resize import moved_target
 from detkit.errors import DetkitError
@@ -32,6 +32,7 @@ FORMATS = {
     "folders": "detkit.data.folders:FolderFormat",
     "toy": "detkit.data.toy:ToyFormat",
 }
+_USUAL = {*PARTS, "annotations", "images", "imagesets", "jpegimages", "labels"}  # folders of one data set
 
 
 def format_of(path: str | Path, name: str | None = None) -> DatasetFormat:
@@ -51,12 +52,12 @@ def format_of(path: str | Path, name: str | None = None) -> DatasetFormat:
         where = f"format of {path}"
         chosen: DatasetFormat = registry.make(registry.find_part("format", name, where=where), where)
         return chosen
-    asked: list[DatasetFormat] = []
+    asked: dict[str, DatasetFormat] = {}
     for names in (FORMATS, registry.installed_parts("format")):
         known: dict[str, DatasetFormat] = {
             one: registry.make(registry.find_part("format", one), f"format {one}") for one in names
         }
-        asked += known.values()
+        asked |= known
         found = {one: kind for one, kind in known.items() if kind.recognises(path)}
         if len(found) > 1:
             found.pop("folders", None)  # whatever has labels keeps its images in folders, too
@@ -64,19 +65,26 @@ def format_of(path: str | Path, name: str | None = None) -> DatasetFormat:
             do = f"choose one: {' or '.join(f'--format {one}' for one in found)} (in a config: format: NAME)"
             raise DetkitError(f"labels of {len(found)} formats lie here: {', '.join(found)}", str(path), do)
         if found:
+            if inside := _data_sets_in(path, {one: kind for one, kind in known.items() if one not in found}):
+                only = "" if "folders" in found else f", or --format {next(iter(found))}"
+                do = f"give one as DATA: {', '.join(inside)}{only}"
+                raise DetkitError("folders of this one are data sets of another format", str(path), do)
             return next(iter(found.values()))
-    wanted = "DATA is " + "; or ".join(one.looked_for for one in asked)
+    do = "DATA is " + "; or ".join(one.looked_for for one in asked.values())
     if not path.exists():
-        raise DetkitError("there is no such data set", str(path), wanted)
+        raise DetkitError("there is no such data set", str(path), do)
+    inside = _data_sets_in(path, asked)
+    do = f"give one of its folders: {', '.join(inside)}" if inside else f"{do}; or name the format: --format NAME"
     kind = "folder" if path.is_dir() else "file"
-    inside = [str(child) for child in _folders(path) if any(one.recognises(child) for one in asked)]
-    do = f"{wanted}; or name the format: --format NAME"
-    do = f"give one of its folders: {', '.join(inside)}" if inside else do
     raise DetkitError(f"this {kind} is not a data set that detkit knows", str(path), do)
 
 
-def _folders(path: Path) -> list[Path]:
-    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")) if path.is_dir() else []
+def _data_sets_in(path: Path, known: Mapping[str, DatasetFormat]) -> list[str]:
+    """Folders in a folder that are data sets themselves; not those that belong to one: images, train and so on."""
+    kinds = [kind for name, kind in known.items() if name != "folders"]
+    folders = sorted(p for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
+    own = [p for p in folders if not p.name.startswith((".", "_")) and p.name.lower() not in _USUAL]
+    return [str(folder) for folder in own if any(kind.recognises(folder) for kind in kinds)]
 
 
 def splits(path: str | Path, *, format: str | None = None) -> list[str]:

@@ -1,22 +1,25 @@
-"""PASCAL VOC folders: Annotations/*.xml, JPEGImages, ImageSets/Main/*.txt.
+"""PASCAL VOC's xml files, one per image: Annotations, JPEGImages and ImageSets/Main, or as other tools lay them out.
 
 Everingham et al., "The PASCAL Visual Object Classes (VOC) Challenge", 2010. Its corners are one-based and inclusive;
-subtracting 1 from xmin and ymin only makes them zero-based with exclusive x2 and y2.
+subtracting 1 from xmin and ymin only makes them zero-based with exclusive x2 and y2. Some tools write zero-based
+corners: where more of a folder's lowest corners are 0 than 1, nothing is subtracted, and that is said.
 """
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from detkit.data.annotations import Annotations, Findings, Source
-from detkit.data.reading import UNSAFE, ImageTable, ObjectTable, assemble, check_part, pixels, size_of
+from detkit.data.listing import ImageIndex, count_skipped, files_in, of_suffix, part_of
+from detkit.data.reading import UNSAFE, ImageTable, ObjectTable, assemble, pixels, size_of
+from detkit.data.voc_layout import VocFiles, is_voc, label_place, voc_files
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
-from detkit.io.images import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -27,6 +30,8 @@ CLASSES = (
 )  # fmt: skip
 _PARTS = ("head", "hand", "foot")  # VOC's person layout names these inside <part>
 _NEEDED = ("name", "bndbox/xmin", "bndbox/ymin", "bndbox/xmax", "bndbox/ymax")
+_NAME = re.compile(rb"<name>\s*([^<]*?)\s*</name>")
+_EDGE = re.compile(rb"<[xy]min>\s*([01])(?:\.0*)?\s*</[xy]min>")
 
 
 class _Object(NamedTuple):
@@ -39,42 +44,33 @@ class _Object(NamedTuple):
 
 
 class VocFormat(DatasetFormat):
-    """A folder with Annotations/*.xml, and lists of its parts in ImageSets/Main."""
+    """A folder with an xml per image, in Annotations or beside the images, and perhaps lists in ImageSets/Main."""
 
-    looked_for = "a PASCAL VOC folder (with Annotations/*.xml)"
+    looked_for = "a PASCAL VOC folder (an xml per image)"
 
     def recognises(self, path: Path) -> bool:
-        """True for a folder with Annotations/*.xml."""
-        return path.is_dir() and next((path / "Annotations").glob("*.xml"), None) is not None
+        """True for a folder with xml files in Annotations, or that begin with <annotation>."""
+        return path.is_dir() and is_voc(path)
 
     def splits(self, path: Path) -> list[str]:
-        """Names of the lists in ImageSets/Main, without the lists of single classes (two columns)."""
-        lists = sorted((path / "ImageSets" / "Main").glob("*.txt"))
-        return [p.stem for p in lists if "_" not in p.stem or not _is_class_list(p)]
+        """Names of the lists in ImageSets/Main, but those of one class; without any, of folders train, val, test."""
+        return voc_files(path).splits()
 
     def read(self, path: Path, split: str | None, images: Path | None) -> Annotations:
-        """Reads the folder, or one list of it; ``split`` may also be the path of a list. See ``DatasetFormat.read``."""
-        findings, xml = Findings(), path / "Annotations"
-        stems = sorted(p.stem for p in xml.glob("*.xml"))
-        if split is not None:
-            lists = path / "ImageSets" / "Main"
-            file = next((f for f in (lists / f"{split}.txt", Path(split)) if f.is_file()), None)
-            check_part(split, self.splits(path) if file is None else [split], lists)
-            stems = _listed(file or lists, set(stems), findings)
-        folder = images or next((f for f in (path / "JPEGImages", path / "images") if f.is_dir()), path / "JPEGImages")
-        present = folder.iterdir() if folder.is_dir() else ()
-        by_stem = {p.stem: p.name for p in present if p.suffix.lower() in IMAGE_SUFFIXES}
-        ids: list[int | str] = []
-        files, sizes, objects = list[str](), list[tuple[int, int]](), list[_Object]()
-        for stem in stems:
-            file = xml / f"{stem}.xml"
+        """Reads the folder, or one part of it; ``split`` may also be the path of a list. See ``DatasetFormat.read``."""
+        findings, found = Findings(), voc_files(path)
+        chosen = found.chosen(split, findings)
+        finder = _Images(found, images)
+        files, sizes, objects, read = list[str](), list[tuple[int, int]](), list[_Object](), list[str]()
+        for xml in chosen:
+            file = found.root / xml
             if (tree := _parse(file, findings)) is None:
                 continue
-            ids.append(stem)
-            files.append(str(folder / by_stem.get(stem, _text(tree, "filename") or f"{stem}.jpg")))
+            read.append(xml)
+            files.append(str(finder.find(xml, _text(tree, "filename"))))
             size = pixels(_number(_text(tree, "size/height"))), pixels(_number(_text(tree, "size/width")))
             if not all(size):
-                findings.add("size missing (read from the image)", str(file))
+                findings.add("size missing (read from the image)", str(file), note=True)
             sizes.append(size if all(size) else size_of(files[-1]))
             for number, element in enumerate(tree.findall("object")):
                 texts = {field.removeprefix("bndbox/"): _text(element, field) for field in _NEEDED}
@@ -83,37 +79,57 @@ class VocFormat(DatasetFormat):
                     continue
                 name, *corners = texts.values()
                 difficult = _text(element, "difficult") in ("1", "true", "True")
-                objects.append(_Object(len(ids) - 1, file, number, name, list(map(_number, corners)), difficult))
-        if not ids:
+                objects.append(_Object(len(read) - 1, file, number, name, list(map(_number, corners)), difficult))
+        if not read:
             faults = [f"{one.name}: {one.examples[0]}" for one in findings.as_list()]
             do = faults[0] if faults else "the list of images is empty"
-            raise DetkitError("no annotation of this data set could be read", str(xml), do)
-        classes = _classes(path, {one.name for one in objects})
-        found = ImageTable(ids, files, np.array(sizes, np.int32))
-        columns = _columns(objects, classes, findings)
-        return assemble(columns, found, dict(enumerate(classes, 1)), findings, Source("voc", path, split, folder))
+            raise DetkitError("no annotation of this data set could be read", str(found.root), do)
+        if not found.lists:
+            finder.count_rest(files, split, findings)
+        names, zero_based = _survey(found)
+        names |= {one.name for one in objects}
+        classes = _listed_classes(found.root) or _classes(names)
+        if zero_based:
+            findings.add("corners count from 0, not from 1 as VOC's (taken as they are)", str(found.root), note=True)
+        columns = _columns(objects, classes, findings, 0 if zero_based else 1)
+        table = ImageTable(_ids(read), files, np.array(sizes, np.int32))
+        source = Source("voc", found.root, split, finder.folder)
+        return assemble(columns, table, dict(enumerate(classes, 1)), findings, source)
 
 
-def _is_class_list(path: Path) -> bool:
-    with open(path, encoding="utf-8") as file:
-        return len(file.readline().split()) == 2
+class _Images:
+    """Where the image of each xml is: what its <filename> says, else what is called as the xml."""
+
+    def __init__(self, found: VocFiles, images: Path | None) -> None:
+        homes = [found.root / name for name in ("JPEGImages", "images", "Images") if (found.root / name).is_dir()]
+        self.folder = images or next(iter(homes), found.root)
+        self.own = images is not None
+        self.index = ImageIndex(self.folder if self.own else found.root)
+
+    def find(self, xml: str, name: str) -> Path:
+        """The image of an xml; where there is none, the file that it should be."""
+        place = label_place(xml)
+        near = ["", *place.within] if self.own else place.near
+        stems = PurePosixPath(name.replace("\\", "/")).stem, PurePosixPath(xml).stem
+        found = self.index.find(name, near) or next(filter(None, (self.index.find_stem(s, near) for s in stems)), None)
+        return self.index.root / found if found else self.folder / (Path(name).name or f"{stems[1]}.jpg")
+
+    def count_rest(self, files: Iterable[str], split: str | None, findings: Findings) -> None:
+        """Counts the images without an xml, and what is no image, in the folders where some have one."""
+        used = set(files)
+        folders = {str(Path(file).parent) for file in used}
+        beside = [file for file in files_in(self.index.root) if str((self.index.root / file).parent) in folders]
+        beside = [file for file in beside if split is None or part_of(file) == split]
+        count_skipped(beside, findings)
+        rest = (str(self.index.root / file) for file in of_suffix(beside))
+        for file in (file for file in rest if file not in used):
+            findings.add("image without an annotation file (left out)", file)
 
 
-def _listed(file: Path, known: set[str], findings: Findings) -> list[str]:
-    stems: dict[str, None] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        words = line.split()
-        # Lists of one class carry a second column, -1 where the class is absent.
-        if not words or (len(words) > 1 and words[-1] == "-1"):
-            continue
-        stem = words[0] if len(words) == 1 or words[-1] in ("0", "1") else line.strip()
-        if stem not in known:
-            findings.add("listed image without annotation (dropped)", f"{file}:{number}: {stem}")
-        elif stem in stems:
-            findings.add("image listed twice (once dropped)", f"{file}:{number}: {stem}")
-        else:
-            stems[stem] = None
-    return list(stems)
+def _ids(files: list[str]) -> list[int | str]:
+    """Names of the xml files without suffix; with their folders if that is not unique."""
+    stems: list[int | str] = [PurePosixPath(file).stem for file in files]
+    return stems if len(set(stems)) == len(stems) else [str(PurePosixPath(file).with_suffix("")) for file in files]
 
 
 def _parse(file: Path, findings: Findings) -> Element | None:
@@ -132,7 +148,9 @@ def _parse(file: Path, findings: Findings) -> Element | None:
     except OSError as error:
         findings.add("annotation file cannot be read (image dropped)", f"{file}: {error.strerror}")
     else:
-        return root
+        if root.tag == "annotation":
+            return root
+        findings.add("xml file that is no VOC annotation (left out)", f"{file}: <{root.tag}>")
     return None
 
 
@@ -155,7 +173,9 @@ def _where(file: Path, number: int) -> str:
     return f"{file}:{line}"
 
 
-def _columns(objects: list[_Object], classes: tuple[str, ...], findings: Findings) -> ObjectTable:
+def _columns(objects: list[_Object], classes: tuple[str, ...], findings: Findings, first: int) -> ObjectTable:
+    """The table of the objects; ``first`` is the lowest corner in the files' counting."""
+
     def where(row: int) -> str:
         return _where(objects[row].file, objects[row].number)
 
@@ -164,25 +184,37 @@ def _columns(objects: list[_Object], classes: tuple[str, ...], findings: Finding
     unnamed = "object of a class that classes.txt does not name (dropped)"
     findings.add_rows(unnamed, labels < 0, lambda row: f"{where(row)}: {objects[row].name}")
     xywh = np.asarray([one.corners for one in objects], dtype=np.float64).reshape(-1, 4)
-    xywh[:, :2] -= 1
+    xywh[:, :2] -= first
     xywh[:, 2:] -= xywh[:, :2]
     image = np.asarray([one.image for one in objects], dtype=np.int64)
     difficult = np.asarray([one.difficult for one in objects], dtype=bool)
     return ObjectTable(image, xywh, labels, where, difficult=difficult)
 
 
-def _classes(path: Path, found: set[str]) -> tuple[str, ...]:
-    """classes.txt; else VOC's twenty if no file names another class; else all names of the whole folder, sorted.
-
-    The whole folder counts, so that every part of a data set has the same labels.
-    """
-    listed = path / "classes.txt"
-    if listed.is_file():
-        return tuple(line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip())
-    names = set(found)
-    for file in (path / "Annotations").glob("*.xml"):
-        text = file.read_bytes()
-        words = {name.decode("utf-8", "replace") for name in re.findall(rb"<name>\s*([^<]*?)\s*</name>", text)}
+def _survey(found: VocFiles) -> tuple[set[str], bool]:
+    """Names of all classes of the whole folder, so that every part of a data set has the same labels, and whether its
+    corners are zero-based: more of them lie at 0 than at 1."""
+    names, edges = set[str](), list[bytes]()
+    for file in (found.root / xml for xml in found.xml):
+        try:
+            text = file.read_bytes()
+        except OSError:
+            continue  # counted where it is read
+        edges += _EDGE.findall(text)
+        words = {name.decode("utf-8", "replace") for name in _NAME.findall(text)}
+        # Only what is not known yet is worth parsing: parts, entities and comments are no classes.
         if not words <= names | set(_PARTS) and (tree := _parse(file, Findings())) is not None:
             names |= {_text(one, "name") for one in tree.findall("object")} - {""}
-    return CLASSES if names <= set(CLASSES) else tuple(sorted(names))
+    return names, 2 * edges.count(b"0") > len(edges)
+
+
+def _listed_classes(folder: Path) -> tuple[str, ...]:
+    listed = folder / "classes.txt"
+    if not listed.is_file():
+        return ()
+    return tuple(line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip())
+
+
+def _classes(names: set[str]) -> tuple[str, ...]:
+    """VOC's twenty, in their order, where the data holds most of them and no other; else the names, sorted."""
+    return CLASSES if names <= set(CLASSES) and 2 * len(names) > len(CLASSES) else tuple(sorted(names))

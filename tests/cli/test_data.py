@@ -29,7 +29,13 @@ def data(tmp_path: Path) -> Path:
 
 def test_check(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "check", str(data), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"images": 8, "boxes": 16, "findings": []}
+    assert json.loads(capsys.readouterr().out) == {
+        "images": 8, "boxes": 16, "crowd": 0, "difficult": 0, "findings": []
+    }  # fmt: skip
+    (data.parent / "labels" / "train" / "1.txt").unlink()  # worth a note
+    assert main(["data", "check", str(data)]) == 0
+    assert "notes:\n      1  image without a label file" in capsys.readouterr().out
+    assert main(["data", "check", str(data), "--strict"]) == 3
     (data.parent / "labels" / "train" / "0.txt").write_text("0 1 2\n")
     assert main(["data", "check", str(data), "--format", "yolo"]) == 3
     assert "0.txt:1" in capsys.readouterr().out

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from detkit.data.check import check_annotations
 from detkit.data.convert import convert_annotations
 from detkit.data.dataset import read
 from detkit.data.reading import UNSAFE
@@ -40,11 +41,18 @@ def test_list_with_unknown_and_repeated_images(voc_folder: Path) -> None:
     assert "train.txt:2: a" in found["image listed twice (once dropped)"]
 
 
-def test_the_twenty_classes_keep_their_order(voc_folder: Path) -> None:
+def test_classes_come_from_the_data(voc_folder: Path) -> None:
+    """The twenty keep their order where the data holds most of them, and then those without boxes are no finding."""
     for file in (voc_folder / "Annotations").glob("*.xml"):
         text = file.read_text(encoding="utf-8").replace(">red<", ">dog<").replace(">blue thing<", ">cat<")
         file.write_text(text, encoding="utf-8")
-    assert read(voc_folder).classes == CLASSES
+    assert read(voc_folder).classes == ("cat", "dog")
+    xml = (voc_folder / "Annotations" / "a.xml").read_text(encoding="utf-8")
+    one = xml[xml.index("<object>") : xml.index("</object>") + 9]
+    more = "".join(one.replace(">dog<", f">{name}<") for name in CLASSES[:11])
+    (voc_folder / "Annotations" / "empty.xml").write_text(xml.replace(one, more))
+    assert read(voc_folder, split="train").classes == CLASSES
+    assert "class without boxes" not in {f.name for f in check_annotations(read(voc_folder)).facts["findings"]}
 
 
 @pytest.mark.parametrize(
