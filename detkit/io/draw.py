@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
+import re
+import unicodedata
+import warnings
 from collections.abc import Sequence
-from functools import lru_cache
+from contextlib import suppress
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,11 +31,12 @@ Colour = tuple[int, int, int]
 Corners = tuple[int, int, int, int]
 Font = ImageFont.FreeTypeFont
 _NOWHERE: Corners = (0, 0, -1, -1)
+_FONT_SUFFIXES = (".ttf", ".ttc", ".otf")
+_FANCY = re.compile("Bold|Black|Light|Thin|Italic|Oblique|Mono|Serif|Condensed", re.IGNORECASE)
 GAP = 6  # pixels between the images of a sheet
-# Fonts with the scripts that DejaVu lacks, as the common systems name them.
-_WIDE_FONTS = (
-    "NotoSansCJK-Regular.ttc", "NotoSansSC-Regular.otf", "wqy-microhei.ttc", "DroidSansFallbackFull.ttf", "msyh.ttc",
-    "PingFang.ttc", "Hiragino Sans GB.ttc", "Arial Unicode.ttf", "ARIALUNI.TTF", "Nirmala.ttf",
+_FONT_FOLDERS = (
+    "~/.local/share/fonts", "~/.fonts", "/usr/local/share/fonts", "/usr/share/fonts", "~/Library/Fonts",
+    "/Library/Fonts", "/System/Library/Fonts", "$WINDIR/Fonts", "$LOCALAPPDATA/Microsoft/Windows/Fonts",
 )  # fmt: skip
 
 
@@ -239,16 +245,66 @@ def overlap(a: Corners, b: Corners) -> bool:
 def _tab(text: str, size: int, colour: Colour) -> np.ndarray:
     """(h, w, 3) uint8: the text in black or white, whichever stands out more, on the colour."""
     text = " ".join(text.split())
-    font = _font_for(text, size)
+    runs = _runs(text, size)
     pad = max(2, size // 5)
-    left, _, right, _ = font.getbbox(text)
-    paper = (max(1, math.ceil(right - left)) + 2 * pad, sum(font.getmetrics()) + pad)
-    luminance = np.asarray(colour) @ (0.299, 0.587, 0.114)
-    image = Image.new("RGB", paper, colour)
-    ImageDraw.Draw(image).text((pad - left, pad // 2), text, fill="black" if luminance > 125 else "white", font=font)
+    boxes = [font.getbbox(part) for part, font in runs]
+    ascent, descent = (max(side) for side in zip(*(font.getmetrics() for _, font in runs), strict=True))
+    widths = [right - left for left, _, right, _ in boxes]
+    image = Image.new("RGB", (max(1, math.ceil(sum(widths))) + 2 * pad, ascent + descent + pad), colour)
+    ink = "black" if np.asarray(colour) @ (0.299, 0.587, 0.114) > 125 else "white"  # by luminance
+    x: float = pad
+    for (part, font), (left, *_), width in zip(runs, boxes, widths, strict=True):
+        ImageDraw.Draw(image).text((x - left, pad // 2 + ascent), part, fill=ink, font=font, anchor="ls")
+        x += width
     tab = np.array(image)
     tab.flags.writeable = False
     return tab
+
+
+def _runs(text: str, size: int) -> list[tuple[str, Font]]:
+    """The text in pieces, each with a font that has its letters; "?" for letters that no font of this system has."""
+    base = _base_font(size)
+    if text.isascii() or _has_letters(base, text):
+        return [(text, base)]
+    pieces: list[tuple[str, bool]] = []
+    for char in text:
+        joins = char.isspace() or unicodedata.category(char) in ("Mn", "Mc", "Cf")
+        known = pieces[-1][1] if joins and pieces else _has_letters(base, char)
+        if (
+            pieces and pieces[-1][1] == known and (known or joins or not pieces[-1][0].endswith(" "))
+        ):  # words may differ
+            char = pieces.pop()[0] + char
+        pieces.append((char, known))
+    fonts = [None if known else _font_file(part) for part, known in pieces]
+    return [
+        (part, base)
+        if known
+        else ("?" + " " * part.endswith(" "), base)
+        if file is None
+        else (part, ImageFont.truetype(file, size))
+        for (part, known), file in zip(pieces, fonts, strict=True)
+    ]
+
+
+@lru_cache(maxsize=2048)
+def _font_file(text: str) -> str | None:
+    """The first font of this system that has every letter of the text; a warning where none has."""
+    for file in _font_files():
+        with suppress(OSError):
+            if _has_letters(ImageFont.truetype(file, 20), text):
+                return file
+    warnings.warn(
+        f"no font of this system has the letters of {text.strip()!r}: drawn as ?; Noto Sans has them", stacklevel=1
+    )
+    return None
+
+
+@cache
+def _font_files() -> list[str]:
+    """All fonts, upright ones of normal weight without serifs first."""
+    folders = (Path(os.path.expandvars(folder)).expanduser() for folder in _FONT_FOLDERS)
+    files = [str(file) for folder in folders for file in folder.rglob("*") if file.suffix.lower() in _FONT_SUFFIXES]
+    return sorted(files, key=lambda file: (bool(_FANCY.search(file)), file))
 
 
 @lru_cache(maxsize=64)
@@ -260,22 +316,7 @@ def _base_font(size: int) -> Font:
     return font  # type: ignore[return-value]
 
 
-@lru_cache(maxsize=256)
-def _font_for(text: str, size: int) -> Font:
-    """A font that has every letter of the text, if this system has one; else the base font."""
-    base = _base_font(size)
-    if text.isascii() or _has_letters(base, text):
-        return base
-    for name in _WIDE_FONTS:
-        try:
-            font = ImageFont.truetype(name, size)
-        except OSError:
-            continue
-        if _has_letters(font, text):
-            return font
-    return base
-
-
 def _has_letters(font: Font, text: str) -> bool:
     missing = bytes(font.getmask("\U0010fffe"))
-    return all(char.isspace() or bytes(font.getmask(char)) != missing for char in text)
+    shown = [char for char in text if not char.isspace() and unicodedata.category(char) != "Cf"]
+    return all(bytes(font.getmask(char)) != missing for char in shown)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 
 from detkit.io import draw
 from detkit.io.draw import PALETTE, colour_of, draw_detections, draw_target
@@ -82,7 +87,55 @@ def test_letters_beyond_ascii_are_drawn() -> None:
     assert draw._has_letters(font, "Straßenbahn кошка größe É")
     assert not draw._has_letters(font, "\U0010ffff")
     assert draw._tab("ß", 20, (0, 0, 0)).shape[1] > 0
-    assert draw._tab("猫\n", 20, (0, 0, 0)).any()
+
+
+def glyph(*corners: tuple[int, int]) -> object:
+    pen = TTGlyphPen(None)
+    pen.moveTo(corners[0])
+    for corner in corners[1:]:
+        pen.lineTo(corner)
+    pen.closePath()
+    return pen.glyph()
+
+
+@pytest.fixture
+def fonts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A system with two fonts: of the letter 猫 (a full square), of क and ् (lower halves); neither has others."""
+    square = glyph((0, 0), (0, 800), (800, 800), (800, 0))
+    low = glyph((0, 0), (0, 400), (800, 400), (800, 0))
+    for name, letters in (("a.ttf", {"猫": square}), ("b.otf", {"क": low, "\u094d": low})):
+        shapes = {".notdef": glyph((0, 0), (400, 800), (800, 0)), **{f"u{ord(key)}": letters[key] for key in letters}}
+        builder = FontBuilder(1000, isTTF=True)
+        builder.setupGlyphOrder(list(shapes))
+        builder.setupCharacterMap({ord(key): f"u{ord(key)}" for key in letters})
+        builder.setupGlyf(shapes)
+        builder.setupHorizontalMetrics(dict.fromkeys(shapes, (800, 0)))
+        builder.setupHorizontalHeader(ascent=800, descent=-200)
+        builder.setupNameTable({"familyName": name, "styleName": "Regular"})
+        builder.setupOS2()
+        builder.setupPost()
+        builder.save(tmp_path / name)
+    caches = (draw._font_files, draw._font_file, draw._tab)
+    for one in caches:
+        one.cache_clear()
+    monkeypatch.setattr(draw, "_FONT_FOLDERS", (str(tmp_path), str(tmp_path / "missing")))
+    yield
+    for one in caches:
+        one.cache_clear()
+
+
+def test_letters_of_any_script_are_drawn_with_a_font_that_has_them(
+    fonts: None, recwarn: pytest.WarningsRecorder
+) -> None:
+    parts = [(part, Path(str(font.path)).name) for part, font in draw._runs("猫 क\u094d\u200dक 0.9", 20)]
+    assert parts == [("猫 ", "a.ttf"), ("क\u094d\u200dक ", "b.otf"), ("0.9", "DejaVuSans.ttf")]
+    white = (draw._tab("猫", 20, (0, 0, 0)) > 127).all(axis=2)
+    assert white.sum() == pytest.approx(16 * 16, abs=32)  # the square: 0.8 of 20 pixels
+    assert not recwarn
+    for _ in range(2):
+        assert [part for part, _ in draw._runs("cat ไทย", 20)] == ["cat ", "?"]
+    assert ["ไทย" in str(one.message) for one in recwarn] == [True]
+    assert np.array_equal(draw._tab("ไทย", 20, (0, 0, 0)), draw._tab("?", 20, (0, 0, 0)))
 
 
 def test_answers_that_share_a_box_stand_below_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
