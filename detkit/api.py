@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from detkit.data.annotations import Annotations
     from detkit.detector import Detector
+    from detkit.engine.events import Event
     from detkit.predictor import Predictor, PredictsSamples
     from detkit.structures import Detections, Target
     from detkit.tables import Evaluation, GroundTruth, Results
@@ -41,6 +42,8 @@ class DataOptions(TypedDict, total=False):
     split: str | None
     images: str | Path | None
     format: str | None
+    keep_degenerate: bool
+    on_read: Callable[[Annotations], None]
 
 
 @overload
@@ -156,7 +159,10 @@ def evaluate(
     split: str | None = None,
     images: str | Path | None = None,
     format: str | None = None,
+    keep_degenerate: bool = False,
+    strict: bool = False,
     protocol: str | None = None,
+    on_event: Callable[[Event], None] | None = None,
     plugins: Sequence[str] = (),
 ) -> Evaluation:
     """AP of a model, or of a file of detections, on labelled data; of a classifier top-1 and top-5.
@@ -170,8 +176,12 @@ def evaluate(
         split: One part of the data; None: all of it.
         images: Folder of the images of a COCO json.
         format: Of the data, by name or ``module:Name``; None: recognised.
+        keep_degenerate: Of COCO's json keep boxes without area or outside of their image, which pycocotools counts.
+        strict: Labels or images that are dropped while reading are an error.
         protocol: Of ``detkit.metrics.METRICS``; None: what the model's config names, else what its head answers; for a
             file "coco", on class folders "classify".
+        on_event: Called with what was read (``detkit.engine.events.DataRead``) and what to know of it (``Notice``);
+            None: what was dropped or repaired, and the notices, are warnings.
         plugins: Modules whose parts a model file may name as ``module:Name``.
 
     Returns:
@@ -182,6 +192,8 @@ def evaluate(
         ValueError: Arrays that do not have a row for each box.
     """
     from detkit import metrics
+    from detkit.data.summary import summarise, unlike_pycocotools
+    from detkit.engine.events import DataRead, Notice
     from detkit.predictor import as_predictor
 
     if isinstance(data, Sequence) and not isinstance(data, str):
@@ -190,17 +202,29 @@ def evaluate(
     if isinstance(predictions_or_model, Sequence) and not isinstance(predictions_or_model, str):
         do = "give data as a list too, or the detections as a file"
         raise DetkitError("a list of what was found is compared with a list of what is there", "data", do)
-    how: DataOptions = {"split": split, "images": images, "format": format}
+    tell = on_event or _warn
+
+    def read(annotations: Annotations) -> None:
+        summary = summarise({split or "data": annotations})
+        tell(DataRead(summary, table=False))
+        if strict:
+            summary.refuse_drops()
+
+    how: DataOptions = {"split": split, "images": images, "format": format, "keep_degenerate": keep_degenerate}
+    how["on_read"] = read
+    notes: list[str] = []
     if isinstance(predictions_or_model, (str, Path)) and _holds_detections(Path(predictions_or_model)):
         annotations, results, notes = read_predictions(predictions_or_model, data, **how)
-        for note in notes:
-            warnings.warn(note, stacklevel=2)
-        usual = "classify" if annotations.labelled else "coco"
+        usual = "classify" if annotations.image_labels else "coco"
     else:
         given = predictions_or_model
         predictor = load(given, plugins=plugins) if isinstance(given, (str, Path)) else as_predictor(given)
         annotations, results, _ = evaluate_model(predictor, data, **how)
         usual = predictor.protocol
+    if (protocol or usual) == "coco":
+        notes += unlike_pycocotools(annotations, results)
+    for note in notes:
+        tell(Notice(note))
     return metrics.evaluate_results(annotations.ground_truth(), results, protocol=protocol or usual)
 
 
@@ -224,6 +248,14 @@ def _tables(found: object, targets: Sequence[Target | Mapping[str, Any]]) -> tup
     return replace(truth, classes=names or tuple(map(str, range(high + 1)))), results
 
 
+def _warn(event: Event) -> None:
+    """An event as a warning where there is something to know."""
+    from detkit.engine.events import DataRead, Notice
+
+    if isinstance(event, Notice) or (isinstance(event, DataRead) and event.summary.findings):
+        warnings.warn(str(event), stacklevel=3)
+
+
 def read_predictions(
     path: str | Path,
     data: str | Path,
@@ -231,6 +263,8 @@ def read_predictions(
     split: str | None = None,
     images: str | Path | None = None,
     format: str | None = None,
+    keep_degenerate: bool = False,
+    on_read: Callable[[Annotations], None] = lambda annotations: None,
 ) -> tuple[Annotations, Results, list[str]]:
     """Detections from a file, the labels they are of, and what a person should know of them.
 
@@ -240,6 +274,8 @@ def read_predictions(
         split: One part of the data; None: all of it.
         images: Folder of the images of a COCO json.
         format: Of the data, by name or ``module:Name``; None: recognised.
+        keep_degenerate: See ``detkit.data.dataset.read``.
+        on_read: Called with the labels, before anything else is done.
 
     Raises:
         DetkitError: Data or detections that cannot be read, or that do not fit each other.
@@ -248,7 +284,8 @@ def read_predictions(
     from detkit.io.detections import read_detections
     from detkit.metrics.confusion import swapped_classes
 
-    annotations = read(data, split=split, images=images, format=format)
+    annotations = read(data, split=split, images=images, format=format, keep_degenerate=keep_degenerate)
+    on_read(annotations)
     results, notes = read_detections(path, annotations)
     return annotations, results, [*notes, *swapped_classes(annotations.ground_truth(), results)]
 
@@ -268,6 +305,8 @@ def evaluate_model(
     split: str | None = None,
     images: str | Path | None = None,
     format: str | None = None,
+    keep_degenerate: bool = False,
+    on_read: Callable[[Annotations], None] = lambda annotations: None,
     iou: float | None = None,
     max_detections: int = 100,
     batch: int = 8,
@@ -283,6 +322,8 @@ def evaluate_model(
         split: One part of the data; None: all of it.
         images: Folder of the images of a COCO json.
         format: Of the data, by name or ``module:Name``; None: recognised.
+        keep_degenerate: See ``detkit.data.dataset.read``.
+        on_read: Called with the labels, before anything else is done.
         iou: The NMS threshold; None: the model's own.
         max_detections: Per image.
         batch: Images at a time.
@@ -300,7 +341,8 @@ def evaluate_model(
     from detkit.metrics import find_metric
     from detkit.structures import Limits
 
-    annotations = read(data, split=split, images=images, format=format)
+    annotations = read(data, split=split, images=images, format=format, keep_degenerate=keep_degenerate)
+    on_read(annotations)
     find_metric(predictor.protocol).check(annotations.ground_truth())  # before a long run
     _, results, timings = detect_dataset(
         predictor,

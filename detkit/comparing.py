@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from detkit.config.datasets import build_dataset, train_val_datasets
 from detkit.config.experiment import is_config, read_config
 from detkit.data.dataset import Dataset, read
 from detkit.data.names import explain_match
+from detkit.data.summary import summarise
 from detkit.engine.evaluator import detect_dataset
 from detkit.engine.options import TrainOptions
 from detkit.engine.run_folder import data_hash
@@ -38,6 +40,7 @@ def compare(
     split: str | None = None,
     images: str | Path | None = None,
     format: str | None = None,
+    strict: bool = False,
     timed: int = 20,
     bootstrap: int = 1000,
     seed: int = 0,
@@ -56,6 +59,7 @@ def compare(
         split: One part of the data; "test" takes the configs' test images.
         images: Folder of the images of a COCO json.
         format: Of the data, by name or ``module:Name``; None: recognised.
+        strict: Labels or images that are dropped while reading are an error.
         timed: Images to take the time of, one by one.
         bootstrap: Draws of the images.
         seed: Of the draws.
@@ -83,6 +87,11 @@ def compare(
         dataset = sets[names[0]]
     else:
         dataset = Dataset(read(data, split=split, images=images, format=format))
+    summary = summarise({split or "data": dataset.annotations})
+    for line in summary.lines(table=False):
+        tell(line)
+    if strict:
+        summary.refuse_drops()
     judged_on = data_hash(dataset)
     for name, record in records.items():
         if judged_on == record.get("data_hash"):
@@ -99,7 +108,8 @@ def compare(
         _, results, _ = detect_dataset(model, dataset, batch=batch)
         minutes = records[name].get("minutes")
         candidates.append(Candidate(name, results, seconds[name], minutes, predictor_facts(model)))
-    return compare_results(dataset.annotations.ground_truth(), candidates, samples=bootstrap, seed=seed)
+    compared = compare_results(dataset.annotations.ground_truth(), candidates, samples=bootstrap, seed=seed)
+    return replace(compared, data=summary.to_dict())
 
 
 def _folder(name: str, any_model: bool) -> str:

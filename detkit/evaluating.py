@@ -13,6 +13,7 @@ from detkit.metrics import find_metric
 
 if TYPE_CHECKING:
     from detkit.data.annotations import Annotations
+    from detkit.data.summary import DataSummary
     from detkit.predictor import Predictor
     from detkit.report.content import Report, Settings
 
@@ -26,6 +27,8 @@ def full_report(
     split: str | None = None,
     images: Path | None = None,
     format: str | None = None,
+    keep_degenerate: bool = False,
+    strict: bool = False,
     iou: float | None = None,
     batch: int = 8,
     details: bool = True,
@@ -44,6 +47,8 @@ def full_report(
         split: One part of the data; None: all of it.
         images: Folder of the images of a COCO json.
         format: Of the data, by name or ``module:Name``; None: recognised.
+        keep_degenerate: See ``detkit.data.dataset.read``.
+        strict: Labels or images that are dropped while reading are an error.
         iou: The model's NMS drops boxes that overlap more than this; None: its own.
         batch: Images at a time.
         details: Curves, confusion, calibration, kinds of errors, worst images, too.
@@ -55,13 +60,27 @@ def full_report(
     Raises:
         DetkitError: Data, detections and options that do not fit each other; said before a model runs where it can be.
     """
+    from detkit.data.dataset import splits
+    from detkit.data.summary import summarise, unlike_pycocotools
     from detkit.report.content import build_report
 
-    how: api.DataOptions = {"split": split, "images": images, "format": format}
+    read_in: list[DataSummary] = []
+
+    def read(annotations: Annotations) -> None:
+        read_in.append(summarise({split or "data": annotations}))
+        for line in read_in[0].lines(table=False) if read_in[0].findings else ():
+            tell(line)
+        if strict:
+            read_in[0].refuse_drops()
+        if split is None and len(parts := splits(data, format=format)) > 1:
+            tell(f"{data}: all of {', '.join(parts)} together; --split takes one part")
+
+    how: api.DataOptions = {"split": split, "images": images, "format": format, "keep_degenerate": keep_degenerate}
+    how["on_read"] = read
     about, timings, details = None, None, details or page
     if isinstance(predictions_or_model, Path):
         annotations, results, notes = api.read_predictions(predictions_or_model, data, **how)
-        usual = settings.protocol or ("classify" if annotations.labelled else "coco")
+        usual = settings.protocol or ("classify" if annotations.image_labels else "coco")
         protocol = _fitting(settings, usual, page, check)
     else:
         from detkit.data.names import explain_match
@@ -74,7 +93,9 @@ def full_report(
         )
         notes = explain_match(predictor.classes, annotations.classes)
         about = {"name": name, **predictor_facts(predictor)} if details else None
-    for note in [*_about_data(annotations, data, split, format), *notes]:
+    if protocol == "coco":
+        notes = [*notes, *unlike_pycocotools(annotations, results)]
+    for note in notes:
         tell(note)
     draws = settings.bootstrap if page else settings.bootstrap or 0
     if draws is None and not find_metric(protocol).gives_intervals:
@@ -82,6 +103,7 @@ def full_report(
         draws = 0
     settings = replace(settings, protocol=protocol, bootstrap=draws)
     report = build_report(annotations, results, settings, about=about, timings=timings, details=details)
+    report.facts["data"] = read_in[0].to_dict()
     if not report.facts["counts"]["objects"]:
         tell("the data has no object to find, so nothing can be measured")
     if check is not None:
@@ -116,16 +138,3 @@ def _fitting(settings: Settings, usual: str, page: bool, check: str | None) -> s
     if check not in (None, "pycocotools"):
         raise DetkitError(f"nothing is called {check!r}", "--check", "write --check pycocotools")
     return protocol
-
-
-def _about_data(annotations: Annotations, data: str, split: str | None, format: str | None) -> list[str]:
-    """What reading the data found, and that several parts of it (training images too) are judged as one."""
-    from detkit.data.dataset import splits
-
-    notes = [f"{data}: {one.name}: {one.count} (detkit data check lists them)" for one in annotations.findings]
-    difficult = int((annotations.difficult & ~annotations.crowd).sum())
-    if difficult and annotations.source is not None and annotations.source.format == "coco":
-        notes.append(f"{data}: {difficult} difficult objects count neither way (pycocotools counts them)")
-    if split is None and len(parts := splits(data, format=format)) > 1:
-        notes.append(f"{data}: all of {', '.join(parts)} together; --split takes one part")
-    return notes

@@ -26,6 +26,7 @@ def train(
     out: str | Path | None = None,
     resume: str | Path | None = None,
     dry_run: bool = False,
+    strict: bool = False,
     on_event: Callable[[Event], None] = lambda event: None,
     plugins: Sequence[str] = (),
 ) -> TrainFinished | DryRun:
@@ -39,6 +40,7 @@ def train(
         out: The run folder; None: a new numbered one in runs/.
         resume: A run folder to go on with.
         dry_run: Two steps and a batch of validation, then an estimate of time and memory.
+        strict: Labels or images that are dropped while reading are an error.
         on_event: Called with each event of the engine (see ``detkit.engine.events``).
         plugins: Modules whose parts the config of a run or a model file may name as ``module:Name``.
 
@@ -56,7 +58,8 @@ def train(
     from detkit.config.datasets import train_val_datasets
     from detkit.config.experiment import read_config
     from detkit.data.augment import Augment
-    from detkit.engine.events import Notice
+    from detkit.data.summary import summarise
+    from detkit.engine.events import DataRead, Notice
     from detkit.engine.options import TrainOptions
     from detkit.engine.trainer import Trainer
     from detkit.io.files import numbered_folder
@@ -87,7 +90,11 @@ def train(
     train_set, val_set, notes = train_val_datasets(checked)
     if config is None:
         notes.insert(0, f"recipe: {DEFAULT_RECIPE} (detkit config {DEFAULT_RECIPE} shows it)")
-    for note in [*notes, f"classes: {', '.join(train_set.classes)}"]:
+    summary = summarise({"train": train_set.annotations, "val": val_set.annotations}, missing=True)
+    on_event(DataRead(summary))
+    if strict:
+        summary.refuse_drops()
+    for note in notes:
         on_event(Notice(note))
     torch.manual_seed(checked.train.seed)
     anchors = anchors_for(checked, train_set, lambda text: on_event(Notice(text)))
@@ -103,6 +110,7 @@ def train(
         run=Path(resume or out or numbered_folder("runs", Path(recipe).stem)),
         config=checked.to_yaml(),
         limits=checked.evaluate.limits(),
+        summary=summary,
         on_event=on_event,
     )
     return trainer.train(resume=resume is not None, dry_run=dry_run)

@@ -59,6 +59,10 @@ def test_run_folder_is_complete(run: Path) -> None:
     rows = (run / "metrics.csv").read_text().splitlines()
     assert len(rows) == 3
     assert {"AP", "AP50", "val_loss", "loss"} <= set(rows[0].split(","))
+    read = json.loads((run / "run.json").read_text())["data"]
+    assert [(name, part["images"]) for name, part in read["parts"].items()] == [("train", 8), ("val", 4)]
+    assert set(read["parts"]["val"]["classes"]) == set(CLASSES)
+    assert read["findings"] == []
 
 
 def test_the_config_of_a_run_repeats_it(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

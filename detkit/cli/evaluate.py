@@ -26,6 +26,8 @@ def evaluate(
     split: options.SplitName = None,
     images: options.Images = None,
     format: options.Format = None,
+    keep_degenerate: options.KeepDegenerate = False,
+    strict: options.Strict = False,
     match_iou: Annotated[float | None, Option(help="Also AP at this IoU (VOC: at this instead of 0.5).")] = None,
     max_detections: Annotated[
         int | None, Option(min=1, help="Per image and class, that COCO's AP counts (default: 100).")
@@ -66,6 +68,8 @@ def evaluate(
         split=split,
         images=images,
         format=format,
+        keep_degenerate=keep_degenerate,
+        strict=strict,
         iou=iou,
         batch=batch,
         details=as_json,
@@ -101,6 +105,7 @@ class _Comparing:
     split: options.SplitName = None
     images: options.Images = None
     format: options.Format = None
+    strict: options.Strict = False
     timed: Annotated[int, Option(min=1, help="Images to take the time of, one by one.")] = 20
     bootstrap: Annotated[int, Option(min=1, metavar="N", help="Draws of the images.")] = 1000
     seed: options.Seed = 0

@@ -53,6 +53,10 @@ Threads = Annotated[int | None, Option(help="CPU threads (default: torch's choic
 Seed = Annotated[int, Option(min=0, help="Seed of every random choice.")]
 Out = Annotated[Path | None, Option("--out", "-o", help="Write to exactly this path.")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace outputs that exist.")]
+Strict = Annotated[bool, Option("--strict", help="A label or image that is dropped while reading is an error.")]
+KeepDegenerate = Annotated[
+    bool, Option("--keep-degenerate", help="Keep COCO boxes without area or outside, which pycocotools counts.")
+]
 Json = Annotated[bool, Option("--json", help="Print the result as JSON on stdout.")]
 
 

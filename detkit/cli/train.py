@@ -31,6 +31,7 @@ def train(
     device: options.Device = None,
     threads: options.Threads = None,
     out: options.Out = None,
+    strict: options.Strict = False,
     dry_run: Annotated[
         bool, Option("--dry-run", help="Run two steps and a batch of validation, estimate time and memory.")
     ] = False,
@@ -51,9 +52,8 @@ def train(
 
     if threads:
         api.set_threads(threads)
-    run = partial(
-        training.train, config, data=data, format=format, overrides=overrides, out=out, resume=resume, dry_run=dry_run
-    )
+    run = partial(training.train, config, data=data, format=format, overrides=overrides, out=out, resume=resume)
+    run = partial(run, dry_run=dry_run, strict=strict)
     if os.environ.get("RANK", "0") != "0":  # of several processes one speaks
         run()
         return 0

@@ -10,8 +10,9 @@ import numpy as np
 from detkit.config.experiment import Config, sources
 from detkit.config.schema import Place
 from detkit.config.yaml_file import Section
-from detkit.data.dataset import Annotations, Dataset, concat, read, splits
+from detkit.data.dataset import Annotations, Dataset, Findings, concat, read, splits
 from detkit.data.split import stratify
+from detkit.data.summary import refuse_nothing
 from detkit.errors import DetkitError
 
 
@@ -54,6 +55,7 @@ def train_val_datasets(config: Config) -> tuple[Dataset, Dataset, list[str]]:
         train = Dataset(train.annotations.select_classes(chosen), proposals=train.proposals)
     if not train.classes:
         raise DetkitError("the training data names no classes", config.place.at(("data", "train")), "add labels")
+    refuse_nothing(train.annotations)
     if data["val"] is not None:
         return train, build_dataset(data["val"], split="val", classes=train.classes), []
     found = [_val_of(item) for item in data["train"]]
@@ -104,10 +106,14 @@ def _val_of(item: Section) -> Section | None:
 
 
 def _with_classes(annotations: Annotations, classes: Sequence[str]) -> Annotations:
-    """Exactly these classes in this order, whether the data has objects of them or not."""
+    """Exactly these classes in this order, whether the data has objects of them or not; others are counted."""
+    findings = Findings(annotations.findings)
+    for name, count in zip(annotations.classes, annotations.class_counts().tolist(), strict=True):
+        if name not in classes:
+            findings.add(f"box of a class that is not trained (left out): {name}", count=count)
     kept = annotations.select_classes([name for name in classes if name in annotations.classes])
     table = np.asarray([list(classes).index(name) for name in kept.classes], dtype=np.int64)
     own = dict(zip(kept.classes, kept.class_ids, strict=True))
     ids = tuple(own.get(name, name) for name in classes)
     labels = table[kept.labels] if len(table) else kept.labels
-    return replace(kept, labels=labels, classes=tuple(classes), class_ids=ids)
+    return replace(kept, labels=labels, classes=tuple(classes), class_ids=ids, findings=findings.as_list())

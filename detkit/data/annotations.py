@@ -106,6 +106,7 @@ class Annotations:
         findings: What was dropped or repaired.
         source: None if there is more than one.
         points: (N, K, 3) float64 x, y in pixels, visible (0: not), or None.
+        image_labels: True for a set for classification, whatever the boxes: each label names its whole image.
     """
 
     image_ids: list[int | str]
@@ -125,6 +126,7 @@ class Annotations:
     findings: list[Finding] = field(default_factory=list)
     source: Source | None = None
     points: np.ndarray | None = None
+    image_labels: bool = False
 
     def __len__(self) -> int:
         return len(self.files)
@@ -143,7 +145,7 @@ class Annotations:
 
     @property
     def labelled(self) -> bool:
-        """True if each image has one object, which fills it: a set for classification."""
+        """True if each image has one object, which fills it: such a set can teach classification."""
         alone = 0 < len(self) == len(self.labels) and bool((np.diff(self.offsets) == 1).all())
         return alone and bool(fills(self.xywh, self.sizes).all())
 
@@ -255,5 +257,6 @@ def concat_annotations(parts: Sequence[Annotations]) -> Annotations:
         class_ids=tuple(classes.values()),
         findings=Findings(f for part in parts for f in part.findings).as_list(),
         source=None,
+        image_labels=all(part.image_labels for part in parts),
         **joined,
     )

@@ -66,7 +66,7 @@ def _check_labels(a: Annotations, findings: Findings) -> None:
     findings.add_rows(f"tiny box (a side below {TINY:g} pixels)", tiny, where, note=True)
     size = a.sizes[image][:, ::-1]
     whole = ordinary & (size > 0).all(axis=1) & (a.xywh[:, 2:] >= WHOLE * size).all(axis=1)
-    if not a.labelled:  # there it is what says that the label is the image's
+    if not a.image_labels:  # there it is what says that the label is the image's
         findings.add_rows("box over the whole image", whole, where, note=True)
     key = np.concatenate([image[:, None], a.labels[:, None], a.xywh], axis=1)
     _, first = np.unique(key, axis=0, return_index=True)

@@ -85,6 +85,7 @@ class CocoFormat(DatasetFormat):
     """One json, or a folder whose annotations/ has one per part."""
 
     looked_for = "a COCO .json file (or a folder with annotations/*.json)"
+    keep_degenerate = False  # set before reading, see ``assemble``
 
     def recognises(self, path: Path) -> bool:
         """True for a .json file and for a folder with annotations/*.json."""
@@ -99,9 +100,9 @@ class CocoFormat(DatasetFormat):
         parts = _parts(path)
         check_part(split, parts if path.is_dir() or split in parts else (), path)
         if path.is_file():
-            return _read_file(path, None, images)
+            return _read_file(path, None, images, self.keep_degenerate)
         chosen = parts if split is None else [split]
-        return concat_annotations([_read_file(parts[name], name, images) for name in chosen])
+        return concat_annotations([_read_file(parts[name], name, images, self.keep_degenerate) for name in chosen])
 
 
 def _parts(path: Path) -> dict[str, Path]:
@@ -186,7 +187,7 @@ def _points(lists: list[list[float] | None]) -> np.ndarray | None:
     return points
 
 
-def _read_file(path: Path, split: str | None, images: Path | None) -> Annotations:
+def _read_file(path: Path, split: str | None, images: Path | None, keep_degenerate: bool = False) -> Annotations:
     findings = Findings()
     try:
         with mapped(path) as data:
@@ -224,7 +225,8 @@ def _read_file(path: Path, split: str | None, images: Path | None) -> Annotation
     image_index, label_of = ({number: i for i, number in enumerate(rows)} for rows in (image_rows, category_rows))
     found = ImageTable(list(image_rows), files, sizes, np.asarray(list(image_rows.values()), dtype=np.int64))
     objects = _objects(file.annotations, image_index, label_of, path, findings)
-    return assemble(objects, found, classes, findings, Source("coco", path, split, Path(folder)))
+    source = Source("coco", path, split, Path(folder))
+    return assemble(objects, found, classes, findings, source, keep_degenerate=keep_degenerate)
 
 
 def _drop_root(file: _File, rows: dict[Key, int], path: Path, findings: Findings) -> None:

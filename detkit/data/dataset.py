@@ -99,6 +99,7 @@ def read(
     images: str | Path | None = None,
     format: str | None = None,
     refuse: bool = True,
+    keep_degenerate: bool = False,
 ) -> Annotations:
     """Reads a COCO json, a PASCAL VOC folder, a YOLO data.yaml, class folders, or what another package reads.
 
@@ -108,6 +109,7 @@ def read(
         images: Folder of the images, if not where the format puts them.
         format: Its name; None: recognised by looking, see ``format_of``.
         refuse: False: labels that are not safe to read are only counted.
+        keep_degenerate: Of COCO's json keep boxes without area or outside of their image, which pycocotools counts.
 
     Returns:
         The labels; single bad records are counted in ``Annotations.findings``.
@@ -118,6 +120,11 @@ def read(
     """
     path = Path(path)
     chosen = format_of(path, format)
+    if keep_degenerate:
+        if not hasattr(chosen, "keep_degenerate"):
+            what = "only COCO's json has boxes without area to keep, for pycocotools counts them"
+            raise DetkitError(what, str(path), "leave --keep-degenerate out")
+        chosen.keep_degenerate = True
     folder = None if images is None else Path(images)
     if folder is not None and not folder.is_dir():
         raise DetkitError("there is no such image folder", str(folder), "give --images the folder of the images")

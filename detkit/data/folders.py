@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,8 @@ class FolderFormat(DatasetFormat):
         found = ImageTable(ids, [str(file) for file in files], np.array(sizes, np.int32))
         xywh = np.pad(found.sizes[:, ::-1].astype(np.float64), ((0, 0), (2, 0)))
         objects = ObjectTable(np.arange(len(files)), xywh, np.array(labels), found.files.__getitem__)
-        return assemble(objects, found, dict(enumerate(classes)), findings, Source("folders", path, split))
+        made = assemble(objects, found, dict(enumerate(classes)), findings, Source("folders", path, split))
+        return replace(made, image_labels=True)
 
 
 def _classes(path: Path, part: bool = False) -> list[str]:

@@ -14,6 +14,8 @@ from detkit.errors import DetkitError
 from detkit.io.images import image_size
 
 UNSAFE = "annotation file declares entities, which can exhaust the memory (never read, image dropped)"
+# Boxes that no detector can be asked for, of which pycocotools asks.
+DEGENERATE = ("box of negative size (dropped)", "box of zero size (dropped)", "box outside the image (dropped)")
 ROUNDING = 0.1  # pixels; files round their coordinates, so a box this little outside is not worth a finding
 
 
@@ -61,7 +63,13 @@ class ImageTable(NamedTuple):
 
 
 def assemble(
-    objects: ObjectTable, images: ImageTable, classes: Mapping[int | str, str], findings: Findings, source: Source
+    objects: ObjectTable,
+    images: ImageTable,
+    classes: Mapping[int | str, str],
+    findings: Findings,
+    source: Source,
+    *,
+    keep_degenerate: bool = False,
 ) -> Annotations:
     """Sorts objects by image and drops what cannot be used; whatever is dropped or sticks out is counted.
 
@@ -71,9 +79,10 @@ def assemble(
         classes: The file's own ids, in the order of the labels, to names.
         findings: The reader's so far; these are added to.
         source: What was read.
+        keep_degenerate: Boxes without area, of negative size or outside of their image stay, as in pycocotools.
     """
     xywh = np.asarray(objects.xywh, dtype=np.float64).reshape(-1, 4)
-    keep = _usable(objects, xywh, images.sizes, findings)
+    keep = _usable(objects, xywh, images.sizes, findings, keep_degenerate)
     order = keep[np.argsort(objects.image[keep], kind="stable")]
     xywh = xywh[order]
     area = xywh[:, 2] * xywh[:, 3]
@@ -102,7 +111,9 @@ def assemble(
     )
 
 
-def _usable(objects: ObjectTable, xywh: np.ndarray, sizes: np.ndarray, findings: Findings) -> np.ndarray:
+def _usable(
+    objects: ObjectTable, xywh: np.ndarray, sizes: np.ndarray, findings: Findings, keep_degenerate: bool
+) -> np.ndarray:
     """Rows of usable boxes; counts the others, and those that stick out of their image (these are kept)."""
     finite = np.isfinite(xywh).all(axis=1)
     safe = np.where(finite[:, None], xywh, 1.0)
@@ -111,10 +122,11 @@ def _usable(objects: ObjectTable, xywh: np.ndarray, sizes: np.ndarray, findings:
     sized = (size > 0).all(axis=1)
     faults = {
         "box is not finite (dropped)": ~finite,
-        "box of negative size (dropped)": (safe[:, 2:] < 0).any(axis=1),
-        "box of zero size (dropped)": (safe[:, 2:] == 0).any(axis=1),
-        "box outside the image (dropped)": sized & ((low >= size) | (high <= 0)).any(axis=1),
     }
+    if not keep_degenerate:
+        negative, flat = (safe[:, 2:] < 0).any(axis=1), (safe[:, 2:] == 0).any(axis=1)
+        outside = sized & ((low >= size) | (high <= 0)).any(axis=1)
+        faults |= zip(DEGENERATE, (negative, flat, outside), strict=True)
     good = (objects.image >= 0) & (objects.labels >= 0)
     for name, bad in faults.items():
         findings.add_rows(name, good & bad, objects.where)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from detkit.data.summary import DataSummary
+
 Row = dict[str, float]
 
 
@@ -20,6 +22,22 @@ def score_texts(row: Row, names: Sequence[str]) -> list[str]:
 
 def _plural(count: int, word: str) -> str:
     return f"{count} {word}{'s' * (count > 1)}"
+
+
+@dataclass(frozen=True, slots=True)
+class DataRead:
+    """The labels are read.
+
+    Attributes:
+        summary: What was read.
+        table: The line for a person has the classes, too.
+    """
+
+    summary: DataSummary
+    table: bool = True
+
+    def __str__(self) -> str:
+        return "\n".join(self.summary.lines(table=self.table))
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,5 +257,5 @@ class DryRun:
         ]
 
 
-Event = TrainStarted | EpochStarted | BatchDone | BatchValidated | EpochDone | Saved | Notice | TrainFinished
+Event = DataRead | TrainStarted | EpochStarted | BatchDone | BatchValidated | EpochDone | Saved | Notice | TrainFinished
 Listener = Callable[[Event], None]

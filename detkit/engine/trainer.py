@@ -16,6 +16,7 @@ from detkit import registry
 from detkit.data.augment import Augment
 from detkit.data.dataset import Dataset
 from detkit.data.loader import Loader
+from detkit.data.summary import DataSummary
 from detkit.detector import Detector
 from detkit.engine import events
 from detkit.engine.checkpoint import Progress, random_states, restore_random, restore_state, save_state
@@ -62,6 +63,7 @@ class Trainer:
         augment: Changes to training images.
         config: Text of config.yaml.
         limits: Of validation.
+        summary: Of the data, for run.json.
         on_event: Called with each event (see ``detkit.engine.events``), in the main process.
     """
 
@@ -73,6 +75,7 @@ class Trainer:
     augment: Augment | None = None
     config: str = ""
     limits: Limits = field(default_factory=Limits.evaluation)
+    summary: DataSummary | None = None
     on_event: Listener = lambda event: None
     opened: ExitStack = field(default_factory=ExitStack, init=False)  # what is closed when the run ends
 
@@ -323,7 +326,8 @@ class Trainer:
             kinds = [registry.find_part("logger", name, where="train.loggers") for name in sorted(names)]
             if self.config and not resume:
                 write_text(self.run / "config.yaml", self.config, overwrite=True)
-            folder = RunFolder(self.run, self.record, self.progress.rows, (*self.metric.scores, "AP75"))
+            about = {} if self.summary is None else {"data": self.summary.to_dict()}
+            folder = RunFolder(self.run, self.record | about, self.progress.rows, (*self.metric.scores, "AP75"))
             made = [registry.make(kind, "train.loggers", self.run) for kind in kinds]
             loggers = [self.opened.enter_context(closing(logger)) for logger in made]
             self.listeners = [folder, *loggers, self.on_event]

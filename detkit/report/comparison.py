@@ -14,7 +14,7 @@ import numpy as np
 from detkit.io.files import written_figure
 from detkit.metrics.bootstrap import draws
 from detkit.metrics.coco import Coco
-from detkit.report.content import aligned
+from detkit.printed import aligned
 from detkit.tables import GroundTruth, Results
 
 if TYPE_CHECKING:
@@ -52,12 +52,14 @@ class Comparison:
         runs: Of each detector name, parameters, multiply_adds, AP and AP50 with a 95% interval, seconds (median, p95),
             minutes.
         differences: Of each pair and score, second minus first on the same draws of the images (paired bootstrap).
+        data: As ``detkit.data.summary.DataSummary.to_dict``.
     """
 
     images: int
     samples: int
     runs: list[dict[str, Any]]
     differences: list[dict[str, Any]]
+    data: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The form of ``compare --json``."""

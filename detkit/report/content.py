@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from detkit.metrics.confusion import confusion_matrix
 from detkit.metrics.curves import Curve, calibration, class_curves
 from detkit.metrics.errors import KINDS, MISSED, ap_impact, error_breakdown
 from detkit.metrics.matching import positives
+from detkit.printed import aligned
 
 if TYPE_CHECKING:
     from detkit.data.annotations import Annotations
@@ -31,16 +32,6 @@ def number(value: float | None, digits: int = 3) -> str:
     if value is None or (isinstance(value, float) and (value != value or value == -1)):
         return "-"
     return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of a table as lines of equal length: the first column begins, the others end at one place."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for name, *cells in rows:
-        padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
-        lines.append("  ".join([name.ljust(widths[0]), *padded]))
-    return lines
 
 
 @dataclass(frozen=True, slots=True)

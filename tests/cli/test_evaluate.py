@@ -137,6 +137,7 @@ def test_a_model_is_run_with_the_options_given(
     def evaluate_model(model: object, data: str, **options: object) -> tuple:
         asked.update(options)
         annotations = read(data)
+        options["on_read"](annotations)  # type: ignore[operator]
         return annotations, read_detections(found, annotations)[0], {"batches": [(2, 0.1, 0.5, 0.0)]}
 
     monkeypatch.setattr(api, "load", load)
