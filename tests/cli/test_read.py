@@ -38,7 +38,7 @@ def coco(images: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("label", "words"),
-    [("0 80 60 40 30", ["12 x", "(dropped)", "labels/0.txt", ":1"]), (None, ["images/0.png"])],
+    [("0 80 60 40 30", ["12 x", "dropped)", "labels/0.txt:1"]), (None, ["images/0.png"])],
 )
 def test_nothing_left_to_learn_from_stops_with_examples(
     images: Path, label: str | None, words: list[str], capsys: pytest.CaptureFixture[str]
