@@ -62,6 +62,6 @@ class Rows:
         for name, value in values.items():
             if name == "extra":
                 values[name] = {key: change(column) for key, column in value.items()}
-            elif name not in ("classes", "image_label") and value is not None:
+            elif name not in ("classes", "image_label", "known") and value is not None:
                 values[name] = change(value)
         return type(self)(**values)

@@ -43,6 +43,7 @@ class Target(Rows):
         points: (N, K, 3) x, y, visible, which follow the pixels through augmentation; or None.
         masks: (N, H, W), which augmentation and batches leave out; or None.
         image_label: Class index of the whole image, for classification; or None.
+        known: The labels whose objects are all told of, so that a place without one holds none; None: all labels.
 
     Raises:
         ValueError: Columns that do not have N rows, or boxes that are not (N, 4).
@@ -57,6 +58,7 @@ class Target(Rows):
     points: Array = None
     masks: Array = None
     image_label: int | None = None
+    known: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         self._check_boxes()

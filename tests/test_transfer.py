@@ -18,8 +18,8 @@ from detkit.config.schema import Place
 from detkit.config.transfer import with_rows
 from detkit.data.dataset import Dataset, read
 from detkit.data.toy import write_toy_data
-from detkit.detector import Detector
-from detkit.engine.events import Event
+from detkit.detector import Detector, read_weights
+from detkit.engine.events import BatchDone, Event, Notice
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
 
@@ -236,3 +236,60 @@ def test_a_run_that_goes_on_keeps_its_anchors(tmp_path: Path, monkeypatch: pytes
     again = detkit.train(resume=run, on_event=told.append)
     assert [pair for level in again.head.anchors for pair in level.tolist()] == other
     assert sum("anchors" in str(event) for event in told) == 1
+
+
+def toys(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[str]]:
+    """Toy data and what makes runs on it small."""
+    monkeypatch.chdir(folder)
+    small = ["train.epochs=1", "train.batch=2", "train.workers=0", "train.ema=0", "model.size=64"]
+    return write_toy_data(folder / "toys", train=6, val=2, size=64), [*small, "model.head={name: aligned}"]
+
+
+def texts(told: list[Event]) -> list[str]:
+    return [event.text for event in told if isinstance(event, Notice)]
+
+
+def test_a_model_may_keep_its_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, small = toys(tmp_path, monkeypatch)
+    config = read_config("toy", [*small, f"data.train={data}"], train_schema=TrainOptions)
+    own = ("person", "disc", "dog")
+    first = build_detector(config, own, class_ids=(1, 7, 18))
+    torch.nn.init.normal_(first.head.layers[0].weight)
+    first.save("first.safetensors")
+    told: list[Event] = []
+    keep = [*small, "model.weights=first.safetensors", "model.classes=keep", "train.lr=1e-9", "train.weight_decay=0"]
+    shape, *others = read(data, split="train").classes
+    rename = f"data.train={{path: {data}, rename: {{{shape}: disc}}}}"
+    finished = detkit.train("toy", overrides=[*keep, rename], on_event=told.append)
+    second = detkit.load(finished.run / "best.safetensors")
+    assert second.classes == (*own, *others)
+    assert second.class_ids[:3] == (1, 7, 18)
+    assert len(set(second.class_ids)) == len(second.class_ids)
+    torch.testing.assert_close(second.head.layers[0].weight[:3], first.head.layers[0].weight, atol=1e-6, rtol=0)
+    wanted = f"classes: the 3 of first.safetensors are kept; the data has 1 of them, and adds {', '.join(others)}"
+    assert wanted in texts(told)
+
+
+def test_what_keeps_no_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, small = toys(tmp_path, monkeypatch)
+    with pytest.raises(DetkitError, match="no model whose classes could be kept"):
+        detkit.train("toy", data=data, overrides=[*small, "model.classes=keep"])
+    with pytest.raises(DetkitError, match="known: no class 'strar'"):
+        detkit.train("toy", overrides=[*small, f"data.train={{path: {data}, known: [strar]}}"])
+
+
+def test_from_a_detector_rates_are_low_and_norms_keep_their_statistics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, small = toys(tmp_path, monkeypatch)
+    small += ["train.lr=auto", "train.backbone_lr=auto", "train.warmup_steps=0", "train.warmup=0"]
+    first = detkit.train("toy", data=data, overrides=small)
+    told: list[Event] = []
+    second = detkit.train("toy", data=data, overrides=[*small, f"model.weights={first.run}"], on_event=told.append)
+    assert "train.lr: 0.0001, since training starts from a detector's weights" in texts(told)
+    assert sum(text.startswith("train.freeze_norms: ") for text in texts(told)) == 1
+    assert next(event.lr for event in told if isinstance(event, BatchDone)) == pytest.approx(1e-4)
+    before, after = (read_weights(run / "last.safetensors") for run in (first.run, second.run))
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert not [name for name in moved if "running" in name]
+    assert moved

@@ -7,13 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 
+from detkit import zoo
 from detkit.config.experiment import Config, sources
 from detkit.config.schema import Place
 from detkit.config.yaml_file import Section
 from detkit.data.dataset import Annotations, Dataset, Findings, concat, read, splits
+from detkit.data.names import match_classes
 from detkit.data.split import stratify
 from detkit.data.summary import refuse_nothing
-from detkit.errors import DetkitError
+from detkit.errors import DetkitError, nearest
 
 
 def build_dataset(source: object, *, split: str, classes: Sequence[str] | None = None) -> Dataset:
@@ -23,6 +25,7 @@ def build_dataset(source: object, *, split: str, classes: Sequence[str] | None =
         source: A path, a mapping of ``SOURCE_KEYS``, or a list of those.
         split: Which part to read ("train", "val", "test") of sources that have several and name none.
         classes: The classes to have, in this order; those that the data lacks have no objects, others are dropped.
+            Other spellings of a name (``detkit.data.names``) are the same class.
 
     Raises:
         DetkitError: A path that is not there, a part or class that the data does not have, data without images.
@@ -49,27 +52,31 @@ def train_val_datasets(config: Config) -> tuple[Dataset, Dataset, list[str]]:
         DetkitError: As ``build_dataset``; no classes, or too few images to draw from.
     """
     data = config.data
+    notes: list[str] = []
     train = build_dataset(data["train"], split="train")
-    chosen = data["classes"]
+    listed, chosen = train.classes, data["classes"]
     if chosen is not None:
         train = Dataset(train.annotations.select_classes(chosen), proposals=train.proposals)
     if not train.classes:
         raise DetkitError("the training data names no classes", config.place.at(("data", "train")), "add labels")
     refuse_nothing(train.annotations)
+    if config.model["classes"] == "keep":
+        train, notes = _with_models_classes(config, train)
+    _check_known(config, (*listed, *train.classes))
     if data["val"] is not None:
-        return train, build_dataset(data["val"], split="val", classes=train.classes), []
+        return train, build_dataset(data["val"], split="val", classes=train.classes), notes
     found = [_val_of(item) for item in data["train"]]
     if all(found):
         val = build_dataset([item for item in found if item], split="val", classes=train.classes)
         names = ", ".join(dict.fromkeys(str(item["split"]) for item in found if item))
-        return train, val, [f"validation: the data's own part {names}, {len(val)} images"]
+        return train, val, [*notes, f"validation: the data's own part {names}, {len(val)} images"]
     seed, share = config.train.seed, data["val_share"]
     parts = stratify(train.annotations, {"train": 1 - share, "val": share}, seed)
     if not all(len(part) for part in parts.values()):
         what = f"{len(train)} images are too few to draw {share:.0%} of them"
         raise DetkitError(what, "data.val_share", "set data.val")
     note = f"validation: {len(parts['val'])} of {len(train)} training images, drawn with seed {seed}"
-    return train.subset(parts["train"]), train.subset(parts["val"]), [note]
+    return train.subset(parts["train"]), train.subset(parts["val"]), [*notes, note]
 
 
 def _read(item: Section, split: str) -> Dataset:
@@ -77,7 +84,42 @@ def _read(item: Section, split: str) -> Dataset:
     annotations = read(item["path"], split=wanted, images=item["images"], format=item["format"])
     if item["classes"] is not None or item["rename"] is not None:
         annotations = annotations.select_classes(item["classes"], item["rename"])
+    if (known := item["known"]) is not None:
+        annotations = replace(annotations, known=[None if known == "all" else frozenset(known)] * len(annotations))
     return Dataset(annotations)
+
+
+def _check_known(config: Config, classes: Sequence[str]) -> None:
+    """Refuses names in a source's ``known`` that are no class at all."""
+    for source in config.data["train"]:
+        names = source["known"] if isinstance(source["known"], list) else []
+        for name, place in zip(names, match_classes(names, classes), strict=True):
+            if place < 0:
+                raise DetkitError(f"known: no class {name!r} in the data", source["path"], nearest(name, classes))
+
+
+def _with_models_classes(config: Config, train: Dataset) -> tuple[Dataset, list[str]]:
+    """The classes of ``model.weights``, then those of the data that it does not know; and what is said of it."""
+    weights = config.model["weights"]
+    if weights == "none":
+        what, do = "there is no model whose classes could be kept", "give model.weights, or set model.classes: data"
+        raise DetkitError(what, config.place.at(("model", "classes")), do)
+    file = zoo.model_file(weights)
+    header = zoo.read_model_header(file)
+    own = dict(zip(header["classes"], header["class_ids"], strict=True))
+    table = match_classes(train.classes, tuple(own))
+    pairs = list(zip(train.classes, table, strict=True))
+    named = [f"{name} as {header['classes'][place]}" for name, place in pairs if name not in own and place >= 0]
+    added = [name for name, place in pairs if place < 0]
+    annotations = _with_classes(train.annotations, (*own, *added))
+    # The model's own ids stay; another's must not be one of them.
+    ids = [
+        own.get(name, name if number in own.values() else number)
+        for name, number in zip(annotations.classes, annotations.class_ids, strict=True)
+    ]
+    note = f"classes: the {len(own)} of {file.name} are kept; the data has {len(pairs) - len(added)} of them"
+    note += f" ({', '.join(named)})" * bool(named) + f", and adds {', '.join(added)}" * bool(added)
+    return Dataset(replace(annotations, class_ids=tuple(ids)), proposals=train.proposals), [note]
 
 
 def _part(item: Section, split: str) -> str | None:
@@ -106,14 +148,29 @@ def _val_of(item: Section) -> Section | None:
 
 
 def _with_classes(annotations: Annotations, classes: Sequence[str]) -> Annotations:
-    """Exactly these classes in this order, whether the data has objects of them or not; others are counted."""
+    """Exactly these classes in this order, whether the data has objects of them or not; others are counted.
+
+    Labelled, and so known, are those that the data has.
+    """
+    places = match_classes(annotations.classes, classes)
     findings = Findings(annotations.findings)
-    for name, count in zip(annotations.classes, annotations.class_counts().tolist(), strict=True):
-        if name not in classes:
+    for name, count, place in zip(annotations.classes, annotations.class_counts().tolist(), places, strict=True):
+        if place < 0:
             findings.add(f"box of a class that is not trained (left out): {name}", count=count)
-    kept = annotations.select_classes([name for name in classes if name in annotations.classes])
-    table = np.asarray([list(classes).index(name) for name in kept.classes], dtype=np.int64)
-    own = dict(zip(kept.classes, kept.class_ids, strict=True))
-    ids = tuple(own.get(name, name) for name in classes)
-    labels = table[kept.labels] if len(table) else kept.labels
-    return replace(kept, labels=labels, classes=tuple(classes), class_ids=ids, findings=findings.as_list())
+    kept = annotations.select_classes([name for name, k in zip(annotations.classes, places, strict=True) if k >= 0])
+    table = np.asarray([k for k in places if k >= 0], dtype=np.int64)
+    ids: dict[str, int | str] = {classes[k]: number for k, number in zip(table, kept.class_ids, strict=True)}
+    known = kept.known or [frozenset(kept.classes)] * len(kept)
+    spelt = {
+        names: names and frozenset(classes[k] for k in match_classes(list(names), classes) if k >= 0)
+        for names in set(known)
+    }
+    known = [spelt[names] for names in known]
+    return replace(
+        kept,
+        labels=table[kept.labels] if len(table) else kept.labels,
+        classes=tuple(classes),
+        class_ids=tuple(ids.get(name, name) for name in classes),
+        findings=findings.as_list(),
+        known=None if all(names == set(classes) for names in known) else known,
+    )

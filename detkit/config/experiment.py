@@ -27,11 +27,13 @@ SOURCE_KEYS = {
     "format": Key(str | None, None),
     "classes": Key(list[str] | None, None),
     "rename": Key(dict[str, str] | None, None),
+    "known": Key(Literal["all"] | list[str] | None, None),
 }
 MODEL_KEYS = {
     "size": Key(int | tuple[int, int], 320),
     "resize": Key(Literal["letterbox", "stretch"], "letterbox"),
     "weights": Key(str, "none"),
+    "classes": Key(Literal["data", "keep"], "data"),
     "backbone": Key(Any),
     "neck": Key(Any, "identity"),
     "proposals": Key(Any, None),

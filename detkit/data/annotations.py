@@ -13,7 +13,7 @@ from detkit.errors import DetkitError, nearest
 from detkit.tables import GroundTruth, rank_of
 
 EXAMPLES = 5
-_COLUMNS = ("xywh", "crowd", "difficult", "area", "rows", "labels", "ids", "points")  # of objects
+_COLUMNS = ("xywh", "crowd", "difficult", "area", "rows", "labels", "ids", "points", "weight")  # of objects
 
 
 @dataclass(slots=True, frozen=True)
@@ -107,6 +107,9 @@ class Annotations:
         source: None if there is more than one.
         points: (N, K, 3) float64 x, y in pixels, visible (0: not), or None.
         image_labels: True for a set for classification, whatever the boxes: each label names its whole image.
+        weight: (N,) float64, of each object in the loss; None: 1.
+        known: For each image the names of the classes of which all objects are labelled, or None for any class there
+            may be; None: ``classes`` for all images.
     """
 
     image_ids: list[int | str]
@@ -127,6 +130,8 @@ class Annotations:
     source: Source | None = None
     points: np.ndarray | None = None
     image_labels: bool = False
+    weight: np.ndarray | None = None
+    known: list[frozenset[str] | None] | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -170,6 +175,7 @@ class Annotations:
             files=[self.files[i] for i in images],
             sizes=self.sizes[images],
             image_rows=self.image_rows[images],
+            known=self.known and [self.known[i] for i in images],
             offsets=offsets,
             **self._columns(np.repeat(self.offsets[:-1][images], counts) + within),
         )
@@ -201,6 +207,8 @@ class Annotations:
             class_ids=tuple(self.class_ids[renamed.index(name)] for name in kept),
             # Renamed classes are no longer those of the source's records.
             source=None if rename else self.source,
+            known=self.known
+            and [names and frozenset(rename.get(name, name) for name in names) for names in self.known],
             **{**self._columns(keep), "labels": labels[keep]},
         )
 
@@ -244,6 +252,13 @@ def concat_annotations(parts: Sequence[Annotations]) -> Annotations:
         name: np.concatenate([getattr(part, name) for part in parts])
         for name in ("sizes", "xywh", "crowd", "difficult", "area", "image_rows", "rows")
     }
+    weights = [part.weight for part in parts]
+    if any(weight is not None for weight in weights):
+        parts_of = zip(weights, parts, strict=True)
+        joined["weight"] = np.concatenate([np.ones(len(p.labels)) if w is None else w for w, p in parts_of])
+    known: list[frozenset[str] | None] = []
+    for part in parts:
+        known += part.known or [frozenset(part.classes)] * len(part)
     widths = {0 if part.points is None else part.points.shape[1] for part in parts if len(part.labels)}
     if len(widths) == 1 and widths != {0}:  # of several kinds of points none can be learned
         joined["points"] = np.concatenate([part.points for part in parts if len(part.labels)])
@@ -258,5 +273,6 @@ def concat_annotations(parts: Sequence[Annotations]) -> Annotations:
         findings=Findings(f for part in parts for f in part.findings).as_list(),
         source=None,
         image_labels=all(part.image_labels for part in parts),
+        known=None if all(names == set(classes) for names in known) else known,
         **joined,
     )

@@ -265,7 +265,8 @@ def joined(targets: Sequence[Target]) -> Target:
     if all(t.points is not None for t in targets):
         names.append("points")
     columns: dict[str, Any] = {name: np.concatenate([getattr(t, name) for t in targets]) for name in names}
-    return Target(**columns)
+    known = [set(t.known) for t in targets if t.known is not None]
+    return Target(**columns, known=tuple(sorted(set.intersection(*known))) if known else None)
 
 
 def mixup_of(first: Sample, second: Sample, rng: np.random.Generator) -> Sample:

@@ -62,6 +62,7 @@ class _Annotation(msgspec.Struct, gc=False):
     iscrowd: object = 0
     difficult: object = 0
     keypoints: list[float] | None = None
+    weight: float | None = None
 
 
 class _File(msgspec.Struct):
@@ -291,7 +292,13 @@ def _objects(
     order = np.argsort(ids, kind="stable")
     again = order[1:][ids[order[1:]] == ids[order[:-1]]]
     findings.add_rows("annotation id used again (kept)", np.sort(again), where, note=True)
-    return ObjectTable(image, xywh, labels, where, crowd, difficult, area, ids, _points(list(column("keypoints"))))
+    points, weight = _points(list(column("keypoints"))), None
+    if any(value is not None for value in column("weight")):
+        weight = np.asarray([1.0 if value is None else value for value in column("weight")], dtype=np.float64)
+        bad = ~((weight >= 0) & np.isfinite(weight))
+        findings.add_rows("weight that is no number of 0 or more (taken as 1)", bad, where)
+        weight[bad] = 1.0
+    return ObjectTable(image, xywh, labels, where, crowd, difficult, area, ids, points, weight)
 
 
 def _whole_number(value: float) -> Key:

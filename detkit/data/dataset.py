@@ -227,8 +227,11 @@ class Dataset:
         # In float32, as a model sees it: a sliver may vanish by the rounding.
         boxes = boxes.astype(np.float32)
         points = None if a.points is None else a.points[rows].astype(np.float32)
-        flags = a.crowd[rows], a.difficult[rows]
-        target = Target(boxes, a.labels[rows], *flags, a.area[rows], points=points, image_label=label)
+        weight = None if a.weight is None else a.weight[rows]
+        flags, names = (a.crowd[rows], a.difficult[rows]), None if a.known is None else a.known[i]
+        known = None if names is None else tuple(k for k, name in enumerate(a.classes) if name in names)
+        table = boxes, a.labels[rows], *flags, a.area[rows], weight, points
+        target = Target(*table, image_label=label, known=known)
         return target[(boxes[:, 2:] > boxes[:, :2]).all(axis=1)]
 
     def labels_of(self, i: int) -> np.ndarray:

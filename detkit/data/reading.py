@@ -33,6 +33,7 @@ class ObjectTable:
         area: Default, also where it is not finite: the boxes' own.
         ids: Default: counted from one.
         points: Default: nothing has any.
+        weight: Default: 1.
     """
 
     image: np.ndarray
@@ -44,6 +45,7 @@ class ObjectTable:
     area: np.ndarray | None = None
     ids: np.ndarray | None = None
     points: np.ndarray | None = None
+    weight: np.ndarray | None = None
 
 
 class ImageTable(NamedTuple):
@@ -108,6 +110,7 @@ def assemble(
         findings=findings.as_list(),
         source=source,
         points=None if objects.points is None else objects.points[order],
+        weight=None if objects.weight is None else objects.weight[order],
     )
 
 

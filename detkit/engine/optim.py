@@ -19,6 +19,52 @@ from detkit.errors import DetkitError
 Network = TypeVar("Network", bound=nn.Module)
 
 
+ENOUGH_IMAGES = 32  # of a step: from so many on, a BatchNorm's statistics of them are as good as those it came with
+_FROM_DETECTOR, _FROM_LESS, _BACKBONE = 1e-4, 2e-3, 4e-4  # rates
+
+
+def from_detector(model: Detector) -> bool:
+    """Whether training starts from a whole detector's weights, not from a backbone's or from nothing."""
+    return bool(model.config.get("model", {}).get("weights", "none") != "none")
+
+
+def learning_rates(model: Detector, options: TrainOptions) -> tuple[float, float]:
+    """The rate, and the backbone's, that ``options`` mean for this model."""
+    on = from_detector(model)
+    lr, backbone_lr = options.lr, options.backbone_lr
+    if lr == "auto":
+        lr = _FROM_DETECTOR if on and options.optimizer in ("adamw", "adam") else _FROM_LESS
+    if backbone_lr == "auto":
+        backbone_lr = None if on else _BACKBONE
+    return lr, lr if backbone_lr is None else backbone_lr
+
+
+def norms_to_freeze(model: Detector, options: TrainOptions, images: int) -> list[nn.Module]:
+    """The BatchNorms that keep their statistics, see ``TrainOptions.freeze_norms``; ``images``: of a step."""
+    freeze = options.freeze_norms
+    if freeze == "auto":
+        freeze = from_detector(model) and images < ENOUGH_IMAGES
+    return [layer for layer in model.modules() if freeze and isinstance(layer, _NormBase) and _trained(layer)]
+
+
+def chosen(model: Detector, options: TrainOptions, frozen_norms: list[nn.Module]) -> list[str]:
+    """Sentences on what was chosen for a run that starts from a detector."""
+    said = []
+    if options.lr == "auto" and from_detector(model):
+        said.append(f"train.lr: {learning_rates(model, options)[0]:g}, since training starts from a detector's weights")
+    if frozen_norms:
+        said.append(f"train.freeze_norms: {len(frozen_norms)} BatchNorms keep the statistics of these weights")
+    return said
+
+
+def _trained(layer: _NormBase) -> bool:
+    """Whether it comes with statistics, counted or not (as some are published)."""
+    if layer.running_mean is None:
+        return False
+    mean, var, count = cast(tuple[Tensor, ...], (layer.running_mean, layer.running_var, layer.num_batches_tracked))
+    return bool(count) or not (torch.all(mean == 0) and torch.all(var == 1))
+
+
 def parameter_groups(model: Detector, options: TrainOptions) -> list[dict[str, Any]]:
     """Groups of head, backbone and, with ``stage_lr``, its stages, decayed or not; each with its ``base_lr``.
 
@@ -56,8 +102,8 @@ def parameter_groups(model: Detector, options: TrainOptions) -> list[dict[str, A
             groups.setdefault(key, []).append(parameter)
     if not groups:
         raise DetkitError("no parameter is left to train", "model", "freeze fewer stages of the backbone")
-    backbone_lr = options.lr if options.backbone_lr is None else options.backbone_lr
-    rates = [backbone_lr * factor for factor in factors or (1,)] + [options.lr]  # the last one: outside the backbone
+    lr, backbone_lr = learning_rates(model, options)
+    rates = [backbone_lr * factor for factor in factors or (1,)] + [lr]  # the last one: outside the backbone
     return [
         {"params": params, "base_lr": rates[stage], "weight_decay": options.weight_decay if decays else 0.0}
         for (stage, decays), params in sorted(groups.items())
@@ -67,15 +113,16 @@ def parameter_groups(model: Detector, options: TrainOptions) -> list[dict[str, A
 def make_optimizer(model: Detector, options: TrainOptions) -> torch.optim.Optimizer:
     """The optimizer that ``options`` name, over ``parameter_groups``."""
     groups, momentum = parameter_groups(model, options), options.momentum
+    lr, _ = learning_rates(model, options)
     if options.optimizer == "rmsprop":
-        return torch.optim.RMSprop(groups, lr=options.lr, momentum=momentum, alpha=0.9, eps=1e-3)
+        return torch.optim.RMSprop(groups, lr=lr, momentum=momentum, alpha=0.9, eps=1e-3)
     kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
         "adamw": torch.optim.AdamW,
         "adam": torch.optim.Adam,
         "sgd": partial(torch.optim.SGD, momentum=momentum, nesterov=momentum > 0),
     }
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
-    return kinds[options.optimizer](groups, lr=options.lr, fused=fused)
+    return kinds[options.optimizer](groups, lr=lr, fused=fused)
 
 
 def rate_factor(step: int, steps_per_epoch: int, options: TrainOptions) -> float:
@@ -166,9 +213,8 @@ def begin_averages(model: nn.Module) -> None:
     for layer in model.modules():
         if not isinstance(layer, _NormBase) or layer.running_mean is None or not layer.momentum:
             continue
-        mean, var, count = cast(tuple[Tensor, ...], (layer.running_mean, layer.running_var, layer.num_batches_tracked))
-        own = layer.momentum
-        if not count and not (torch.all(mean == 0) and torch.all(var == 1)):
+        count, own = cast(Tensor, layer.num_batches_tracked), layer.momentum
+        if not count and _trained(layer):
             count.fill_(round(1 / own))  # trained, but published without the count
         elif count * own < 1:
             _Young(layer, own)

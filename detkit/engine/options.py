@@ -34,8 +34,10 @@ class TrainOptions:
             (Gupta et al., LVIS, 2019, section 4.2).
         seed: Of every random choice.
         optimizer: Its name.
-        lr: Learning rate.
-        backbone_lr: The rate of the backbone; None: ``lr``.
+        lr: Learning rate; ``auto``: 2e-3, but 1e-4 from a detector's weights (``model.weights``) with adamw or adam.
+        backbone_lr: The rate of the backbone; ``auto``: 4e-4, or ``lr`` from a detector's weights; None: ``lr``.
+        freeze_norms: BatchNorms whose statistics come with the weights keep them; ``auto``: from a detector's weights
+            with fewer than 32 images per step and process, whose own statistics are too rough to replace those.
         stage_lr: Factors on it for the backbone's first, second ... stage, the last one for all others (lower for the
             first, which fit any data).
         unfreeze: Epochs, counted from 1, each of which begins with one frozen stage of the backbone fewer, the last
@@ -77,8 +79,9 @@ class TrainOptions:
     balance: float = 0.0
     seed: int = 0
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw"
-    lr: float = 2e-3
-    backbone_lr: float | None = 4e-4
+    lr: float | Literal["auto"] = "auto"
+    backbone_lr: float | Literal["auto"] | None = "auto"
+    freeze_norms: bool | Literal["auto"] = "auto"
     stage_lr: tuple[float, ...] = ()
     unfreeze: tuple[int, ...] = ()
     momentum: float = 0.9
@@ -111,7 +114,7 @@ class TrainOptions:
                 value = getattr(self, name)
                 values = value if isinstance(value, tuple) else (value,)
                 # NaN does not hold either.
-                self._require(name, all(one is None or holds(one, bound) for one in values), rule)
+                self._require(name, all(one in (None, "auto") or holds(one, bound) for one in values), rule)
         self._require("unfreeze", list(self.unfreeze) == sorted(self.unfreeze), "epochs in rising order")
         self._require("cache_views", self.cache_features or not self.cache_views, "left out without cache_features")
 

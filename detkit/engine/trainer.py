@@ -25,7 +25,16 @@ from detkit.engine.errors import explained, not_finite, stop_requests
 from detkit.engine.evaluator import LossSums, add_losses, infer, mean_losses
 from detkit.engine.events import BatchDone, DryRun, Event, Listener, Row, TrainFinished
 from detkit.engine.feature_cache import CachedLoader, cache_frozen, fit_head
-from detkit.engine.optim import Average, begin_averages, highest_rate, make_optimizer, move_weights, set_rate
+from detkit.engine.optim import (
+    Average,
+    begin_averages,
+    chosen,
+    highest_rate,
+    make_optimizer,
+    move_weights,
+    norms_to_freeze,
+    set_rate,
+)
 from detkit.engine.options import TrainOptions
 from detkit.engine.run_folder import RunFolder, data_hash, machine_record, save_first_batch
 from detkit.engine.runtime import Runtime
@@ -179,6 +188,8 @@ class Trainer:
         begun, progress, runtime = time.perf_counter(), self.progress, self.runtime
         set_rate(self.optimizer, progress.step, self.steps, self.options)
         self.model.train()
+        for norm in self.frozen_norms:
+            norm.eval()
         counts = self._window_counts(window) if len(window) > 1 else {}
         sums: LossSums = {}
         for number, (batch, targets) in enumerate(window, 1):
@@ -277,6 +288,7 @@ class Trainer:
         speed_up_depthwise(model)
         self.average = Average(model, options.ema)
         self.optimizer = make_optimizer(model, options)
+        self.frozen_norms = norms_to_freeze(model, options, options.batch // self.runtime.world)
         self.module = self.runtime.wrap(model)  # what is called in training: it averages gradients over processes
         self.data_hash = data_hash(self.train_set)
         self.progress, self.started = Progress(), time.perf_counter()
@@ -288,6 +300,8 @@ class Trainer:
         self.steps = -(-len(self.loader) // options.accumulate)  # of an epoch
         if late := [epoch for epoch in options.unfreeze if epoch > options.epochs]:
             self.say(f"train.unfreeze: the run ends before epoch {late[0]}, so {len(late)} more stages stay frozen")
+        for text in chosen(model, options, self.frozen_norms):
+            self.say(text)
         if self.metric.answers != "labels" and self.train_set.annotations.labelled:
             self.say("every image has one object, which fills it: to name images, train classify")
 

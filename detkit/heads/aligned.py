@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.heads.dense import GridHead, GridOptions, gather_objects
+from detkit.heads.dense import GridHead, GridOptions, gather_objects, known_classes
 from detkit.heads.layers import Act, conv_block, exact_output
 from detkit.ops.coder import Level, Priors, decode_deltas
 from detkit.ops.dynamic import assign_soft, assign_tal, class_mask
@@ -204,7 +204,8 @@ class Aligned(GridHead):
 
         The box's terms are weighted, and divided, by the quality of the answers. The class term is divided by the sum
         of qualities and one per image, so that a batch without objects stays calm. Crowds and difficult objects switch
-        off their own class, and an objectness, where nothing answers for another object.
+        off their own class, and an objectness, where nothing answers for another object. Classes of which an image's
+        labels do not tell (``Target.known``) count only where an object of theirs is labelled.
 
         Args:
             raw: What ``raw`` returned.
@@ -227,6 +228,8 @@ class Aligned(GridHead):
         mask = class_mask(priors, objects, images, self.num_classes)
         wanted, active = torch.zeros_like(logits), mask.to(logits.dtype)
         wanted[image, prior, label] = quality
+        if (known := known_classes(targets, self.num_classes, logits.device)) is not None:
+            active *= known[:, None]
         active[image, prior, label] = own
         terms = {}
         if self.objectness:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from detkit.errors import DetkitError
 from detkit.heads.layers import exact_output, light_stem
 from detkit.interfaces import Head
 from detkit.ops import boxes as box_ops
@@ -25,7 +24,6 @@ from detkit.ops.suppression import batched_nms
 from detkit.options import split, takes
 from detkit.structures import Detections, Limits, Loss, Target
 
-Item = TypeVar("Item")
 RegressionLoss = Literal["ciou", "diou", "giou", "iou", "squared"]
 
 
@@ -304,7 +302,10 @@ class DenseHead(GridHead):
         }
         if self.class_scores:
             found, labels, smoothing = raw["classes"][image, prior], objects.labels[row], options.smoothing
-            one = class_loss(found, labels, options.classes, squared=squared, smoothing=smoothing)
+            known = known_classes(targets, self.num_classes, labels.device)
+            if known is not None:
+                known = known[image].scatter(1, labels[:, None], True)
+            one = class_loss(found, labels, options.classes, squared=squared, smoothing=smoothing, known=known)
             terms["classes"] = (one * weight).sum() * options.class_gain, each
         return {name: Loss(total, total.new_tensor(count)) for name, (total, count) in terms.items()}
 
@@ -375,22 +376,11 @@ def gather_objects(targets: Sequence[Target], device: torch.device | str) -> Obj
     return Objects(boxes, labels, image.to(device), weight, crowd, difficult)
 
 
-def deal(items: Sequence[Item], strides: Sequence[float], name: str, key: str) -> list[Sequence[Item]]:
-    """For each stride its share of ``items``: equally many to each, the first to the finest.
-
-    Args:
-        items: Sorted.
-        strides: Of the levels.
-        name: What the items are, for the error.
-        key: Where they stand in a config file.
-
-    Raises:
-        DetkitError: They cannot be shared evenly.
-    """
-    each, rest = divmod(len(items), len(strides))
-    if rest:
-        what = f"{len(items)} {name} cannot be dealt evenly to {len(strides)} levels"
-        raise DetkitError(what, key, f"give a multiple of {len(strides)}, or other backbone taps")
-    finest_first = sorted(range(len(strides)), key=lambda i: strides[i])
-    starts = [finest_first.index(i) * each for i in range(len(strides))]
-    return [items[start : start + each] for start in starts]
+def known_classes(targets: Sequence[Target], classes: int, device: torch.device | str) -> Tensor | None:
+    """(B, C) bool: of which of the C classes each image's labels tell; None where they tell of all."""
+    if all(target.known is None for target in targets):
+        return None
+    known = torch.zeros((len(targets), classes), dtype=torch.bool)
+    for row, target in zip(known, targets, strict=True):
+        row[slice(None) if target.known is None else list(target.known)] = True
+    return known.to(device)

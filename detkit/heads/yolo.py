@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from detkit.errors import DetkitError
-from detkit.heads.dense import DenseHead, DenseOptions, deal, gather_objects
+from detkit.heads.dense import DenseHead, DenseOptions, gather_objects
 from detkit.ops import boxes as box_ops
+from detkit.ops.anchors import deal
 from detkit.ops.assign import Assignment, Objects, assign_midpoint, assign_ratio
 from detkit.ops.coder import Level, Priors, decode_fractions, decode_grid, encode_fractions, grid_priors, to_fractions
 from detkit.ops.losses import squared_loss

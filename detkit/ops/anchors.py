@@ -7,13 +7,16 @@ tensors of any device, which go through the CPU. IoU here is that of two boxes w
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from detkit.arrays import Array, as_numpy
+from detkit.errors import DetkitError
 from detkit.ops.inputs import as_kind, check_same_kind, float_array, label_array
+
+Item = TypeVar("Item")
 
 _SAMPLE = 4096  # sizes on which the restarts are tried where there are many more
 _STEPS = 30  # the last ones change a side by less than a thousandth
@@ -151,6 +154,27 @@ def _nearest(sizes: np.ndarray, centres: np.ndarray, by_iou: bool = True) -> tup
         raise ValueError("at least one anchor is needed")
     near = _nearness(np.asarray(sizes, np.float32), np.asarray(centres, np.float32), by_iou)
     return near.argmax(0), near.max(0)
+
+
+def deal(items: Sequence[Item], strides: Sequence[float], name: str, key: str) -> list[Sequence[Item]]:
+    """For each stride its share of ``items``: equally many to each, the first to the finest.
+
+    Args:
+        items: Sorted.
+        strides: Of the levels.
+        name: What the items are, for the error.
+        key: Where they stand in a config file.
+
+    Raises:
+        DetkitError: They cannot be shared evenly.
+    """
+    each, rest = divmod(len(items), len(strides))
+    if rest:
+        what = f"{len(items)} {name} cannot be dealt evenly to {len(strides)} levels"
+        raise DetkitError(what, key, f"give a multiple of {len(strides)}, or other backbone taps")
+    finest_first = sorted(range(len(strides)), key=lambda i: strides[i])
+    starts = [finest_first.index(i) * each for i in range(len(strides))]
+    return [items[start : start + each] for start in starts]
 
 
 def _best_run(

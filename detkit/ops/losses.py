@@ -15,6 +15,7 @@ from detkit.ops import boxes as box_ops
 
 BoxLoss = Literal["iou", "giou", "diou", "ciou"]
 Activation = Literal["sigmoid", "softmax"]
+_NEVER = -1e4  # a logit whose probability, and its gradient, is 0 in float32
 
 
 def iou_loss(pred: Tensor, boxes: Tensor, kind: BoxLoss = "ciou") -> Tensor:
@@ -39,7 +40,13 @@ def squared_loss(pred: Tensor, target: Tensor) -> Tensor:
 
 
 def class_loss(
-    logits: Tensor, labels: Tensor, activation: Activation = "sigmoid", *, squared: bool = False, smoothing: float = 0.0
+    logits: Tensor,
+    labels: Tensor,
+    activation: Activation = "sigmoid",
+    *,
+    squared: bool = False,
+    smoothing: float = 0.0,
+    known: Tensor | None = None,
 ) -> Tensor:
     """Loss of class logits, summed over the classes.
 
@@ -50,6 +57,7 @@ def class_loss(
             binary cross-entropy each.
         squared: The squared error of the probabilities instead.
         smoothing: Share of the target's mass that is spread evenly over all classes.
+        known: (N, C) bool, the classes that count; None: all.
 
     Returns:
         (N,).
@@ -57,6 +65,8 @@ def class_loss(
     target = F.one_hot(labels, logits.shape[-1]).to(logits.dtype)
     if smoothing:
         target = target * (1 - smoothing) + smoothing / logits.shape[-1]
+    if known is not None:
+        logits, target = logits.masked_fill(~known, _NEVER), target * known
     if squared:
         return squared_loss(class_probabilities(logits, activation), target)
     if activation == "softmax":

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkit.errors import DetkitError
-from detkit.heads.dense import DenseHead, deal, select_detections
+from detkit.heads.dense import DenseHead, select_detections
 from detkit.interfaces import ProposalSource
 from detkit.ops import boxes as box_ops
+from detkit.ops.anchors import deal
 from detkit.ops.assign import Assignment, Objects, assign_iou, draw
 from detkit.ops.coder import Priors, encode_deltas
 from detkit.ops.inputs import check_positive, check_shares

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 from torch import nn
 
 from detkit.backbones.efficientnet_lite import efficientnet_lite0
-from detkit.engine.optim import begin_averages
+from detkit.engine.optim import begin_averages, learning_rates, norms_to_freeze
+from detkit.engine.options import TrainOptions
 
 BATCHES = [torch.full((4, 1, 2, 2), 3.0 + k) + torch.arange(16.0).reshape(4, 1, 2, 2) for k in range(20)]
 
@@ -101,3 +104,32 @@ def test_a_deep_network_from_nothing_says_in_evaluation_what_it_says_in_training
             trained = net(torch.randn(4, 3, 96, 96))[0]
         answer = net.eval()(pixels)[0]
     assert 0.7 < (answer.std() / trained.std()).item() < 1.4
+
+
+def test_norms_are_frozen_where_they_come_with_statistics():
+    def frozen(images=16, weights="first.safetensors", **options):
+        model.config = {"model": {"weights": weights}}
+        return norms_to_freeze(model, TrainOptions(**options), images)
+
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Sequential(nn.BatchNorm2d(1)), nn.BatchNorm2d(1))
+    model[0](BATCHES[0])
+    model[1][0].running_mean += 1  # published without the count
+    trained = [model[0], model[1][0]]
+    assert frozen() == trained
+    assert frozen(images=32) == []
+    assert frozen(weights="none") == []
+    assert frozen(weights="none", freeze_norms=True) == trained
+    assert frozen(freeze_norms=False) == []
+
+
+def test_rates_by_where_training_starts():
+    def rates(weights="first.safetensors", **options):
+        return learning_rates(SimpleNamespace(config={"model": {"weights": weights}}), TrainOptions(**options))
+
+    assert rates() == (1e-4, 1e-4)
+    assert rates("none") == (2e-3, 4e-4)
+    assert rates(optimizer="sgd") == (2e-3, 2e-3)
+    assert rates(lr=0.01) == (0.01, 0.01)
+    assert rates("none", lr=0.01) == (0.01, 4e-4)
+    assert rates(lr=0.01, backbone_lr=0.002) == (0.01, 0.002)
+    assert rates("none", backbone_lr=None) == (2e-3, 2e-3)

@@ -169,3 +169,18 @@ def test_rows_of_known_classes_are_kept(options: dict[str, Any]) -> None:
 def test_options_that_do_not_fit(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(**options)
+
+
+@pytest.mark.parametrize("options", KINDS)
+def test_classes_that_the_labels_do_not_tell_of_count_where_they_are_labelled(options: dict[str, Any]) -> None:
+    head = build(**options)
+    raw = head.raw(features(2))
+    raw["classes"] = raw["classes"].detach().requires_grad_()
+    head.loss(raw, [target(known=(0,)), target()], SIZES)["classes"].sum.backward()
+    heard = raw["classes"].grad != 0  # type: ignore[union-attr]
+    other = head.loss(raw, [target(), target()], SIZES)["classes"].sum
+    everywhere = torch.autograd.grad(other, raw["classes"])[0] != 0
+    assert torch.equal(heard[1], everywhere[1])
+    assert torch.equal(heard[0, :, 0], everywhere[0, :, 0])
+    assert not heard[0, :, 1].any()
+    assert 0 < heard[0, :, 2].sum() <= 13  # the second object's own answers

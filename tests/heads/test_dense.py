@@ -245,3 +245,16 @@ def test_gathered_objects_know_their_image() -> None:
     assert objects.image.tolist() == [1, 1, 3, 3]
     assert objects.labels.tolist() == [0, 2, 0, 2]
     assert gather_objects([second], "cpu").boxes.shape == (0, 4)
+
+
+def test_classes_that_the_labels_do_not_tell_of_do_not_count() -> None:
+    head = build("yolo")
+    raw = head.raw(features())
+    raw["classes"] = raw["classes"].detach().requires_grad_()
+    known = Target(targets()[0].boxes, targets()[0].labels, known=(0,))
+    head.loss(raw, [known, targets()[1]], SIZES)["classes"].sum.backward()
+    gradient = raw["classes"].grad[0]
+    assert gradient[:, 0].any()
+    assert not gradient[:, 1].any()
+    assert gradient[:, 2].any()
+    assert (gradient[:, 2] <= 0).all()  # up, where class 2 is labelled

@@ -102,3 +102,15 @@ def test_distribution_focal_loss_by_hand() -> None:
     logits = torch.tensor([1.0, 2.0, 3.0]).log().expand(2, 3)
     found = distribution_focal_loss(logits, torch.tensor([1.25, 0.0]))
     torch.testing.assert_close(found, torch.tensor([-0.75 * math.log(1 / 3) - 0.25 * math.log(0.5), math.log(6)]))
+
+
+@pytest.mark.parametrize("squared", [False, True])
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_only_known_classes_count(activation: str, squared: bool) -> None:
+    """As if there were no others."""
+    logits, labels = torch.tensor([[0.3, -1.0, 2.0, 0.1]], requires_grad=True), torch.tensor([2])
+    known = torch.tensor([[True, False, True, False]])
+    found = class_loss(logits, labels, activation, squared=squared, known=known)
+    torch.testing.assert_close(found, class_loss(logits[:, [0, 2]], torch.tensor([1]), activation, squared=squared))
+    found.sum().backward()
+    assert (logits.grad != 0).tolist() == known.tolist()
