@@ -131,7 +131,7 @@ def check_value(value: object, type_: Any, place: Place, path: Path_) -> Any:
         words = _words(type_)
         if isinstance(value, str) and registry.RENAMED.get(value) in words:
             return registry.renamed(value)
-        do = nearest(value, words) if isinstance(value, str) and words else f"give {_describe(type_)}"
+        do = nearest(value, words) if isinstance(value, str) and len(words) > 1 else f"give {_describe(type_)}"
         what = f"{dotted(path)} must be {_describe(type_)}; got {json.dumps(value, ensure_ascii=False)}"
         raise DetkitError(what, place.at(path), do) from None
 
