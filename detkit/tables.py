@@ -187,3 +187,12 @@ def _optional(items: Sequence[Any], name: str, default: np.ndarray) -> np.ndarra
 
 def _xywh(xyxy: np.ndarray) -> np.ndarray:
     return np.concatenate([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], axis=1)
+
+
+def other_spelling(key: int | float | str | None) -> int | str:
+    """The number that a text of digits is, and the text of digits that a number is (of 1.0, "1"); else nothing."""
+    if key is None:
+        return ""
+    if isinstance(key, str):
+        return int(key) if key.isdecimal() and len(key) < 40 else ""
+    return str(int(key) if isinstance(key, float) and key.is_integer() else key)

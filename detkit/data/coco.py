@@ -24,6 +24,7 @@ from detkit.data.label_files import image_folders, json_kind, label_files, named
 from detkit.data.reading import ImageTable, ObjectTable, assemble, check_part, fill_sizes, pixels
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
+from detkit.tables import other_spelling
 
 # An extra key of "info", relative to the json: other readers ignore it; with it a json finds images kept elsewhere.
 IMAGE_FOLDER = "image_folder"
@@ -272,7 +273,7 @@ def _objects(
     def numbers(name: str, table: dict[Key, int]) -> np.ndarray:
         found = np.fromiter(map(table.get, column(name), repeat(-1)), np.int64, n)
         unknown = np.flatnonzero(found < 0)
-        found[unknown] = [table.get(_other(getattr(records[row], name)), -1) for row in unknown]
+        found[unknown] = [table.get(other_spelling(getattr(records[row], name)), -1) for row in unknown]
         mended = unknown[found[unknown] >= 0]
         findings.add_rows(f"{name} is text here and a number there (taken as the same)", mended, where, note=True)
         findings.add_rows(f"unknown {name.replace('_', ' ')} (annotation dropped)", found < 0, where)
@@ -303,13 +304,6 @@ def _objects(
 
 def _whole_number(value: float) -> Key:
     return int(value) if value.is_integer() else str(value)
-
-
-def _other(key: Id | None) -> Key:
-    """The number that a text of digits is, and the reverse."""
-    if isinstance(key, str):
-        return int(key) if key.isdecimal() else ""
-    return "" if key is None else str(_whole_number(float(key)) if isinstance(key, float) else key)
 
 
 def _whole(values: list[Id | None]) -> np.ndarray:

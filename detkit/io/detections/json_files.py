@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain, repeat
 from operator import attrgetter
 from pathlib import Path
@@ -17,7 +20,7 @@ import numpy as np
 
 from detkit.errors import DetkitError
 from detkit.io.detections.lookup import Found, Lookup, Row, found_rows, path_parts, some
-from detkit.tables import Results
+from detkit.tables import Results, other_spelling
 
 if TYPE_CHECKING:
     from detkit.data.annotations import Annotations
@@ -30,8 +33,8 @@ _FORMS = (
 
 
 class _Entry(msgspec.Struct, gc=False):
-    image_id: int | str
-    category_id: int | str
+    image_id: int | float | str  # pandas writes 3 as 3.0
+    category_id: int | float | str
     bbox: tuple[float, float, float, float]
     score: float
     file_name: str | None = None  # detkit's own files have it
@@ -85,32 +88,56 @@ def _read_coco(path: Path, raw: bytes, start: int, data: Annotations) -> Found:
     images = _first_places(data.image_ids)
     if any(column("file_name")):
         _check_file_names(entries, images, data, where)
-    image = np.fromiter(map(images.get, column("image_id"), repeat(-1)), np.int64, len(entries))
-    labels = _first_places(data.class_ids)
-    label = np.fromiter(map(labels.get, column("category_id"), repeat(-1)), np.int64, len(entries))
-    for key, index in (("image_id", image), ("category_id", label)):
-        if len(bad := np.flatnonzero(index < 0)):
-            row = int(bad[0])
-            what = f"{key} {getattr(entries[row], key)!r} is not in the data ({len(bad)} such)"
-            split = "the part (--split) of the data it was made on"
-            hint = _id_hint(data.image_ids, split) if key == "image_id" else _class_hint(entries, data.class_ids)
-            raise DetkitError(what, where(row), hint)
+    notes: list[str] = []
+    image = _places("image_id", list(column("image_id")), images, notes)
+    kinds = list(column("category_id"))
+    label = _places("category_id", kinds, _first_places(data.class_ids), notes)
+    unknown = np.flatnonzero(label < 0)
+    counted = Counter(kinds[row] for row in unknown)
+    refused = _class_hint(kinds, data.class_ids) if counted else ""
+    for key, bad, hint in (
+        (
+            "image_id",
+            np.flatnonzero(image < 0),
+            _id_hint(data.image_ids, "the part (--split) of the data it was made on"),
+        ),
+        ("category_id", unknown if refused else unknown[:0], refused),
+    ):
+        if len(bad):
+            what = f"{key} {getattr(entries[bad[0]], key)!r} is not in the data ({len(bad)} such)"
+            raise DetkitError(what, where(int(bad[0])), hint)
     boxes = np.fromiter(chain.from_iterable(column("bbox")), np.float64, 4 * len(entries))
     score = np.fromiter(column("score"), np.float64, len(entries))
     missing = len(data.image_ids) - int(np.count_nonzero(np.bincount(image, minlength=len(data.image_ids))))
-    notes = [f"{missing} of {len(data.image_ids)} images have no detection in {path.name}"] if missing else []
-    return Results(image, label, boxes.reshape(-1, 4), score), where, notes
+    notes += [f"{missing} of {len(data.image_ids)} images have no detection in {path.name}"] if missing else []
+    return Found(Results(image, label, boxes.reshape(-1, 4), score), where, notes, counted)
 
 
-def _first_places(ids: Sequence[int | str]) -> dict[int | str, int]:
+def _places(
+    name: str, keys: list[int | float | str], table: dict[int | float | str, int], notes: list[str]
+) -> np.ndarray:
+    """(N,) int64: what ``table`` has for each id, -1 for nothing; other spellings of an id are told in ``notes``."""
+    found = np.fromiter(map(table.get, keys, repeat(-1)), np.int64, len(keys))
+    if floats := Counter(map(type, keys))[float]:
+        notes.append(f"{floats} {name} have a decimal point (taken as whole numbers)")
+        # Beyond 2^53 a float stands for several numbers.
+        found[[row for row, key in enumerate(keys) if isinstance(key, float) and abs(key) >= 1 << 53]] = -1
+    missing = np.flatnonzero(found < 0)
+    found[missing] = [table.get(other_spelling(keys[row]), -1) for row in missing.tolist()]
+    if respelt := np.count_nonzero(found[missing] >= 0):
+        notes.append(f"{respelt} {name} are text here and a number in the data, or the reverse (taken as the same)")
+    return found
+
+
+def _first_places(ids: Sequence[int | str]) -> dict[int | float | str, int]:
     return {key: i for i, key in reversed(list(enumerate(ids)))}
 
 
 def _check_file_names(
-    entries: Sequence[_Entry], images: dict[int | str, int], data: Annotations, where: Callable[[int], str]
+    entries: Sequence[_Entry], images: dict[int | float | str, int], data: Annotations, where: Callable[[int], str]
 ) -> None:
     """Raises DetkitError where a file_name is not the image's; adds unknown ids, if words are among them, by name."""
-    named: dict[tuple[int | str, str], int] = {}
+    named: dict[tuple[int | float | str, str], int] = {}
     for row, entry in enumerate(entries):
         if entry.file_name is not None:
             named.setdefault((entry.image_id, entry.file_name), row)
@@ -146,11 +173,11 @@ def _read_lines(path: Path, raw: bytes, offset: int, data: Annotations) -> Found
         _check_size(line, data.sizes[index], where)
         for found in line.detections:
             x1, y1, x2, y2 = found.box
-            label = lookup.label(found.label, where)
+            label = lookup.label(found.label)
             rows.append((index, label, (x1, y1, x2 - x1, y2 - y1), found.score, where))
     missing = len(data.image_ids) - len(seen)
     notes = [f"{missing} of {len(data.image_ids)} images have no line in {path.name}"] if missing else []
-    return found_rows(rows, notes)
+    return found_rows(rows, notes, lookup)
 
 
 def _check_size(line: _Line, size: np.ndarray, where: str) -> None:
@@ -172,6 +199,8 @@ def _decode(raw: bytes | memoryview, kind: type[T], path: Path, offset: int, lin
         entry = re.sub(r"^\$", "", at.strip("`"))
         raise DetkitError(f"wrong detections: {what}", f"{place}{', at ' if entry else ''}{entry}", _FORMS) from None
     except msgspec.DecodeError as error:
+        with suppress(ValueError):  # Python's json writes NaN, which JSON has not
+            return msgspec.convert(json.loads(bytes(raw)), kind)
         _malformed(str(error), raw, place, offset)
 
 
@@ -189,12 +218,13 @@ def _malformed(problem: str, raw: bytes | memoryview, place: str, offset: int) -
     raise DetkitError(what, f"{place}, byte {offset + at}", do) from None
 
 
-def _class_hint(entries: Sequence[_Entry], ids: Sequence[int | str]) -> str:
-    numbers = [entry.category_id if isinstance(entry.category_id, int) else -1 for entry in entries]
-    hint = _id_hint(ids, "the data's own category ids")
-    if min(numbers) >= 0 and max(numbers) <= len(ids):
-        return f"they look like places in the list of classes, counted from {int(0 not in numbers)}: {hint}"
-    return hint
+def _class_hint(kinds: Sequence[int | float | str], ids: Sequence[int | str]) -> str:
+    """What to do about category ids some of which the data lacks; empty where the others' meaning is plain."""
+    numbers = {int(kind) if isinstance(kind, (int, float)) else -1 for kind in kinds}
+    hint, first = _id_hint(ids, "the data's own category ids"), int(0 not in numbers)
+    if min(numbers) >= 0 and max(numbers) < len(ids) + first:
+        return f"they look like places in the list of classes, counted from {first}: {hint}"
+    return "" if set(kinds) & set(ids) else hint
 
 
 def _id_hint(ids: Sequence[int | str], use: str) -> str:

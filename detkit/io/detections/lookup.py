@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from operator import eq
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -17,8 +18,23 @@ from detkit.tables import Results
 if TYPE_CHECKING:
     from detkit.data.annotations import Annotations
 
-Found = tuple[Results, Callable[[int], str], list[str]]  # detections, where each of them stands, notes for the reader
 Row = tuple[int, int, Sequence[float], float, str]  # image, label, xywh in pixels, score, where it stands
+
+
+class Found(NamedTuple):
+    """What a file of detections holds.
+
+    Attributes:
+        results: With the label -1 where the data has no such class.
+        where: Names the place of a row.
+        notes: For a person.
+        unknown: Classes that the data does not have, and how many detections of each.
+    """
+
+    results: Results
+    where: Callable[[int], str]
+    notes: list[str]
+    unknown: Mapping[int | str, int]
 
 
 class Lookup:
@@ -31,6 +47,7 @@ class Lookup:
 
     def __init__(self, data: Annotations, *, endings: bool = True) -> None:
         self.data, self.endings = data, endings
+        self.unknown = Counter[int | str]()
         self._labels = {name: k for k, name in enumerate(data.classes)}
         self._by_name: dict[str, list[tuple[tuple[str, ...], int]]] = {}
         for i, file in enumerate(data.files):
@@ -56,19 +73,24 @@ class Lookup:
             raise DetkitError(what, where, do)
         return found[shared.index(max(shared))][1]
 
-    def label(self, name: str, where: str) -> int:
-        """Place of the class in the data's."""
-        if name not in self._labels:
-            do = nearest(name, self.data.classes, otherwise=f"the data has {some(self.data.classes)}")
-            raise DetkitError(f"class {name!r} is not in the data", where, do)
-        return self._labels[name]
+    def label(self, name: str) -> int:
+        """Place of the class in the data's; -1, and counted, if it has none of this name."""
+        label = self._labels.get(name, -1)
+        if label < 0:
+            self.unknown[name] += 1
+        return label
 
 
-def found_rows(rows: Sequence[Row], notes: list[str]) -> Found:
-    """The table of rows."""
+def found_rows(rows: Sequence[Row], notes: list[str], lookup: Lookup) -> Found:
+    """The table of rows; DetkitError if the data knows none of their classes."""
+    if rows and lookup.unknown.total() == len(rows):
+        name, known = next(iter(lookup.unknown)), lookup.data.classes
+        do = nearest(name, known, otherwise=f"the data has {some(known)}")
+        raise DetkitError(f"class {name!r} is not in the data", rows[0][4], do)
     image, label = (np.array([row[i] for row in rows], np.int64) for i in (0, 1))
     xywh, score = (np.array([row[i] for row in rows], np.float64) for i in (2, 3))
-    return Results(image, label, xywh.reshape(-1, 4), score), lambda row: rows[row][4], notes
+    results = Results(image, label, xywh.reshape(-1, 4), score)
+    return Found(results, lambda row: rows[row][4], notes, lookup.unknown)
 
 
 def path_parts(path: str) -> tuple[str, ...]:

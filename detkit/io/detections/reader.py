@@ -14,7 +14,7 @@ import numpy as np
 
 from detkit.errors import DetkitError
 from detkit.io.detections.json_files import read_json
-from detkit.io.detections.lookup import Found, Lookup, Row, found_rows
+from detkit.io.detections.lookup import Found, Lookup, Row, found_rows, some
 from detkit.io.images import image_size
 from detkit.tables import Results
 
@@ -25,6 +25,7 @@ _FEW = 20  # detections that say nothing about a whole file
 _VOC_NAME = re.compile(r"comp\d_det_(.+)\.txt")
 _YOLO_LINE = "class centre-x centre-y width height score, as fractions of the image"
 _VOC_LINE = "image score left top right bottom, in one-based inclusive pixels"
+_ROUNDING = 1e-6  # of scores; float32's is a tenth of it
 _SEARCHED = 20_000  # detections among which repeated ones are looked for, in a file that is in order
 
 
@@ -44,25 +45,38 @@ def read_detections(path: str | Path, data: Annotations) -> tuple[Results, list[
 
     Raises:
         DetkitError: A file that is missing, empty, cut off (with the byte) or of another form; wrong types; unknown
-            images or classes; numbers that are not finite; scores outside 0..1; boxes of negative size; two lines for
-            one image; a line whose image has another size.
+            images; classes that are all unknown; numbers of which most are not finite; scores outside 0..1; boxes of
+            negative size; two lines for one image; a line whose image has another size.
     """
     path = Path(path)
-    results, where, notes = read_texts(path, data) if is_text(path) else read_json(path, data)
-    _check(results, where)
+    results, where, notes, unknown = read_texts(path, data) if is_text(path) else read_json(path, data)
+    finite = np.isfinite(results.score) & np.isfinite(results.xywh).all(axis=1)
+    _check(results, finite, where)
+    if len(lost := np.flatnonzero(~finite)):
+        notes.append(
+            f"{len(lost)} detections whose box or score is no finite number are left out: {where(int(lost[0]))}"
+        )
+    if unknown:
+        names = some([*unknown])
+        notes.append(f"{sum(unknown.values())} detections are left out, since the data has no class {names}")
+    if rounded := int((results.score > 1).sum() + (results.score < 0).sum()):
+        notes.append(f"{rounded} scores lie outside 0..1 by rounding only (taken as they are)")
+    if len(lost) or unknown:
+        results = results[finite & (results.label >= 0)]
     flat = int(np.count_nonzero((results.xywh[:, 2:] == 0).any(axis=1)))
     if flat:
         notes.append(f"{flat} detections of zero width or height (they match nothing)")
     return results, notes + score_warnings(results, data.sizes)
 
 
-def _check(results: Results, where: Callable[[int], str]) -> None:
+def _check(results: Results, finite: np.ndarray, where: Callable[[int], str]) -> None:
     """Raises DetkitError for numbers that make no sense, with the first place and how many there are."""
-    finite = np.isfinite(results.score) & np.isfinite(results.xywh).all(axis=1)
-    negative = (results.xywh[:, 2:] < 0).any(axis=1)
+    broken = ~finite & (2 * np.count_nonzero(finite) < len(finite))
+    outside = finite & ((results.score < -_ROUNDING) | (results.score > 1 + _ROUNDING))
+    negative = finite & (results.xywh[:, 2:] < 0).any(axis=1)
     rules = (
-        (~finite, "a box or score is not a finite number", "the model's output holds NaN or infinity: repair it first"),
-        ((results.score < 0) | (results.score > 1), "a score lies outside 0..1", "write probabilities, not logits"),
+        (broken, "most boxes or scores are not a finite number", "the model's output holds NaN or infinity: repair it"),
+        (outside, "a score lies outside 0..1", "write probabilities, not logits"),
         (negative, "a box of negative size", "COCO's bbox is x, y, width, height; box is x1, y1, x2, y2"),
     )
     for bad, what, do in rules:
@@ -160,29 +174,30 @@ def _read_yolo(folder: Path, files: list[Path], data: Annotations) -> Found:
             width, height = _image_size(data, image)
             w, h = w * width, h * height
             box = (x * width - w / 2, y * height - h / 2, w, h)
-            rows.append((image, lookup.label(names[number], where), box, score, where))
+            rows.append((image, lookup.label(names[number]), box, score, where))
     missing = len(data.files) - len(files)
     if missing > 0:
         notes.append(f"{missing} of {len(data.files)} images have no file in {folder.name}")
-    return found_rows(rows, notes)
+    return found_rows(rows, notes, lookup)
 
 
 def _read_voc(files: list[Path], data: Annotations) -> Found:
     lookup, rows = Lookup(data, endings=False), list[Row]()
-    named: dict[int, Path] = {}
+    named: dict[str, Path] = {}
     for file in files:
-        label = _class_of(file, lookup)
-        if label in named:
-            what = f"two files of detections of {data.classes[label]}: {named[label].name} and {file.name}"
+        name = _class_of(file, data)
+        if name in named:
+            what = f"two files of detections of {name}: {named[name].name} and {file.name}"
             raise DetkitError(what, str(file.parent), "keep one competition and one part of the data in a folder")
-        named[label] = file
+        named[name] = file
         for where, word, (score, left, top, right, bottom) in _lines(file, _VOC_LINE):
             # One-based and inclusive: only the upper left corner moves when that becomes zero-based and exclusive.
             x, y = left - 1, top - 1
-            rows.append((lookup.image(word, where), label, (x, y, right - x, bottom - y), score, where))
-    without = [name for k, name in enumerate(data.classes) if k not in named]
+            box = (x, y, right - x, bottom - y)
+            rows.append((lookup.image(word, where), lookup.label(name), box, score, where))
+    without = [name for name in data.classes if name not in named]
     notes = [f"no file for {', '.join(without)}: every such object counts as missed"] if without else []
-    return found_rows(rows, notes)
+    return found_rows(rows, notes, lookup)
 
 
 def _lines(file: Path, form: str) -> Iterator[tuple[str, str, list[float]]]:
@@ -203,11 +218,11 @@ def _lines(file: Path, form: str) -> Iterator[tuple[str, str, list[float]]]:
             yield where, words[0], numbers
 
 
-def _class_of(file: Path, lookup: Lookup) -> int:
+def _class_of(file: Path, data: Annotations) -> str:
     """The class in a file's name; the longest one, since a name may end in another."""
     rest = file.stem.partition("_det_")[2]
-    ends = [name for name in lookup.data.classes if rest == name or rest.endswith(f"_{name}")]
-    return lookup.label(max(ends, key=len) if ends else rest.rpartition("_")[2], str(file))
+    ends = [name for name in data.classes if rest == name or rest.endswith(f"_{name}")]
+    return max(ends, key=len) if ends else rest.rpartition("_")[2]
 
 
 def _image_size(data: Annotations, image: int) -> tuple[int, int]:

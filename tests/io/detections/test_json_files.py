@@ -12,6 +12,7 @@ import pytest
 
 from detkit.errors import DetkitError
 from detkit.io.detections import read_detections
+from detkit.tables import Results
 
 DATA = SimpleNamespace(
     image_ids=[3, 7, "x"],
@@ -95,7 +96,7 @@ def test_ids_far_apart_negative_and_of_two_kinds(tmp_path: Path) -> None:
     data = SimpleNamespace(image_ids=ids, files=list("abcd"), sizes=np.zeros((4, 2)), classes=("dog",), class_ids=(9,))
     some = [ENTRY.replace("3", json.dumps(key), 1) for key in (7, -5, 1 << 40, "x")]
     assert read_detections(write(tmp_path, f"[{', '.join(some)}]"), data)[0].image.tolist() == [3, 0, 1, 2]
-    for key in (8, -6, "7"):
+    for key in (8, -6, "8", 7.5, float(1 << 60)):
         with pytest.raises(DetkitError, match="is not in the data"):
             read_detections(write(tmp_path, f"[{ENTRY.replace('3', json.dumps(key), 1)}]"), data)
 
@@ -154,7 +155,7 @@ def test_images_numbered_anew_are_told_by_their_names(tmp_path: Path, entries: l
 
 
 @pytest.mark.parametrize(
-    ("numbers", "words"), [((0, 1), "counted from 0"), ((1, 2), "counted from 1"), ((1, 90), "use the data's own")]
+    ("numbers", "words"), [((0, 1), "counted from 0"), ((1, 2), "counted from 1"), ((80, 90), "use the data's own")]
 )
 @pytest.mark.parametrize("image", ["3", '"x"'])
 def test_category_ids_that_are_places_in_a_list(
@@ -180,8 +181,9 @@ def test_category_ids_that_are_places_in_a_list(
         (f"[{ENTRY.replace('0.5}', '0.')}", ["ends too early"]),
         (f"[{ENTRY}] x", ["trailing", "byte"]),
         (f"[{ENTRY} {ENTRY}]", ["not JSON", f"byte {len(ENTRY) + 2}"]),
-        (f"[{ENTRY}]".replace("0.5", "NaN"), ["NaN is not a number", f"byte {ENTRY.index('0.5') + 1}"]),
-        (f"[{ENTRY}]".replace("4.5", "-Infinity"), ["-Infinity is not a number", f"byte {ENTRY.index('4.5') + 1}"]),
+        (f"[{ENTRY}]".replace("0.5", "NaN"), ["not a finite number", "entry 0"]),
+        (f"[{ENTRY}]".replace("4.5", "-Infinity"), ["not a finite number", "entry 0"]),
+        (f"[{ENTRY}".replace("0.5", "NaN"), ["NaN is not a number", f"byte {ENTRY.index('0.5') + 1}"]),
         (f"[{ENTRY}]".replace("0.5", "1e999"), ["range", "[0].score"]),
         (f"[{ENTRY}]".replace("0.5", '"0.5"'), ["str", "[0].score"]),
         (f"[{ENTRY}]".replace("0.5", "true"), ["bool", "[0].score"]),
@@ -192,7 +194,7 @@ def test_category_ids_that_are_places_in_a_list(
         (f"[{ENTRY}]".replace("0.5", "-0.1"), ["0..1", "logits"]),
         (f"[{ENTRY}]".replace("4.5", "-4.5"), ["negative size", "entry 0"]),
         (f"[{ENTRY}]".replace(": 3", ": 4"), ["image_id 4", "3, 7", "--split"]),
-        (f"[{ENTRY}]".replace(": 3", ': "3"'), ["image_id '3'"]),
+        (f"[{ENTRY}]".replace(": 3", ': "4"'), ["image_id '4'"]),
         (f"[{ENTRY}]".replace(": 9", ": 0"), ["category_id 0", "1, 9"]),
         ('{"annotations": []}', ["source", "line 1", "COCO results"]),
         (f"{LINE}\n{LINE[:-20]}", ["ends too early", "line 2", f"byte {2 * len(LINE) - 19}"]),
@@ -219,3 +221,51 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     for path, what in ((tmp_path / "none.json", "cannot read"), (tmp_path, "no txt files")):
         with pytest.raises(DetkitError, match=what):
             read_detections(path, DATA)
+
+
+def read_entries(tmp_path: Path, *entries: str) -> tuple[Results, list[str]]:
+    got, notes = read_detections(write(tmp_path, f"[{', '.join(entries)}]"), DATA)
+    return got, [note for note in notes if "images have no detection" not in note]
+
+
+def test_other_spellings_of_ids_are_taken_and_said(tmp_path: Path) -> None:
+    got, notes = read_entries(
+        tmp_path, ENTRY.replace(": 3", ": 3.0"), ENTRY.replace(": 3", ': "7"'), ENTRY.replace(": 9", ": 9.0")
+    )
+    assert (got.image.tolist(), got.label.tolist()) == ([0, 1, 0], [1, 1, 1])
+    assert notes == [
+        "1 image_id have a decimal point (taken as whole numbers)",
+        "1 image_id are text here and a number in the data, or the reverse (taken as the same)",
+        "1 category_id have a decimal point (taken as whole numbers)",
+    ]
+
+
+def test_very_large_ids_are_told_apart(tmp_path: Path) -> None:
+    ids = [(1 << 53) + 1, 1 << 53, (1 << 70) + 1, 0]
+    data = SimpleNamespace(**vars(DATA) | {"image_ids": ids, "files": list("abcd"), "sizes": np.zeros((4, 2))})
+    entries = [ENTRY.replace(": 3", f": {key}") for key in ids]
+    assert read_detections(write(tmp_path, f"[{', '.join(entries)}]"), data)[0].image.tolist() == [0, 1, 2, 3]
+
+
+def test_scores_beyond_1_by_rounding_stay_as_they_are(tmp_path: Path) -> None:
+    got, notes = read_entries(tmp_path, ENTRY.replace("0.5}", "1.0000001}"), ENTRY)
+    assert got.score.tolist() == [1.0000001, 0.5]
+    assert notes == ["1 scores lie outside 0..1 by rounding only (taken as they are)"]
+
+
+@pytest.mark.parametrize("change", [("4.5", "NaN"), ("0.5}", "NaN}"), ("[1, 2", "[-Infinity, 2")])
+def test_one_box_or_score_that_is_no_number_is_left_out(tmp_path: Path, change: tuple[str, str]) -> None:
+    got, notes = read_entries(tmp_path, ENTRY, ENTRY.replace(*change), ENTRY)
+    assert got.xywh.tolist() == [[1, 2, 3, 4.5]] * 2
+    assert "1 detections whose box or score is no finite number are left out: " in notes[0]
+    assert notes[0].endswith("entry 1 (counted from 0)")
+
+
+def test_classes_that_the_data_lacks_are_left_out_and_counted(tmp_path: Path) -> None:
+    got, notes = read_entries(tmp_path, ENTRY, ENTRY.replace(": 9", ": 90"), ENTRY.replace(": 9", ": 90"))
+    assert got.label.tolist() == [1]
+    assert notes == ["2 detections are left out, since the data has no class 90"]
+    lines = LINE.replace(FOUND, f"{FOUND}, {FOUND.replace('dog', 'plane')}")
+    got, notes = read_detections(write(tmp_path, lines), DATA)
+    assert got.label.tolist() == [1]
+    assert "1 detections are left out, since the data has no class plane" in notes
