@@ -19,8 +19,9 @@ from detkit.detector import Detector
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
 from detkit.heads.yolo import YOLO
-from detkit.importers.darknet_backbone import Darknet, plan
+from detkit.importers.darknet_backbone import Darknet
 from detkit.importers.darknet_files import Convolution, Section, load_darknet_weights, read_cfg, read_text, to_lines
+from detkit.importers.darknet_graph import plan
 
 
 def import_darknet(cfg: str | Path, weights: str | Path, names: str | Path | None = None) -> Detector:

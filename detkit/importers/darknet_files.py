@@ -24,6 +24,8 @@ KEYS = {
     "upsample": ("stride",),
     "route": ("layers", "groups", "group_id"),
     "shortcut": ("from", "activation"),
+    "scale_channels": ("from", "activation"),
+    "sam": ("from", "activation"),
     "reorg": ("stride",),
     "dropout": ("probability",),
     "avgpool": (),
@@ -36,8 +38,9 @@ _FIXED: dict[str, dict[str, int | str | None]] = {
     "maxpool": {"maxpool_depth": 0, "antialiasing": 0, "stride_x": None, "stride_y": None},
     "upsample": {"scale": 1, "reverse": 0},
     "shortcut": {"weights_type": "none"},
+    "scale_channels": {"scale_wh": 0},
     "reorg": {"reverse": 0, "flatten": 0, "extra": 0},
-    "region": {"coords": 4, "tree": None, "map": None, "absolute": 0},
+    "region": {"coords": 4, "tree": None, "map": None},
     "yolo": {"map": None},
 }
 

@@ -32,7 +32,7 @@ def yolo(mask: str, more: str = "") -> str:
 V2 = [
     *(conv(8), "maxpool size=2 stride=2", conv(16), "maxpool size=2 stride=2", conv(16), "maxpool size=2 stride=2"),
     *(conv(24), "route layers=-3", conv(4, 1), "reorg stride=2", "route layers=-1,-4", conv(24), predict(2)),
-    "region anchors=0.6,0.7,1.9,2.1 classes=3 coords=4 num=2 softmax=1 rescore=1 thresh=.6 bias_match=1",
+    "region anchors=0.6,0.7,1.9,2.1 classes=3 coords=4 num=2 softmax=1 rescore=1 thresh=.6 bias_match=1 absolute=1",
 ]
 # Residual blocks and two levels joined by an upsampled route; "head" of v3.
 V3 = [

@@ -162,7 +162,7 @@ def test_the_older_header_is_four_bytes_shorter(make: Make) -> None:
     [
         ("stride=2\n", "stride=two\n", "stride must be a number", "layer 1 [convolutional]"),
         ("activation=leaky", "activation=selu", "activation selu", "line 12: layer 0 [convolutional]"),
-        ("[shortcut]", "[sam]", "layer sam is not supported", "layer 4 [sam]"),
+        ("[shortcut]", "[gru]", "layer gru is not supported", "layer 4 [gru]"),
         ("classes=3", "classes=4", "24 filters, but 3 anchors and 4 classes need 27", "layer 15 [convolutional]"),
         ("mask=3,4,5", "mask=3,4,6", "not within 0..5", "layer 16 [yolo]"),
         ("num=6", "num=9", "9 anchors are 18 numbers", "layer 16 [yolo]"),

@@ -11,8 +11,9 @@ import torch
 
 from detkit.backbones.base import StagedBackbone
 from detkit.errors import DetkitError
-from detkit.importers.darknet_backbone import Reorg, Route, darknet, darknet19, darknet53, max_pool, plan
+from detkit.importers.darknet_backbone import darknet, darknet19, darknet53
 from detkit.importers.darknet_files import read_cfg, read_lines, to_lines
+from detkit.importers.darknet_graph import Reorg, Route, Scale, Shortcut, max_pool, plan
 
 GRAPH = [
     "convolutional filters=8 size=3 stride=2 pad=1 batch_normalize=1 activation=leaky",
@@ -62,6 +63,27 @@ def test_a_route_takes_its_group_of_every_input() -> None:
     a, b = torch.arange(4.0).reshape(1, 4, 1, 1), torch.arange(4.0, 8).reshape(1, 4, 1, 1)
     assert Route(2, 1)(a, b).flatten().tolist() == [2, 3, 6, 7]
     assert torch.equal(Route(1, 0)(a), a)
+
+
+def test_a_shortcut_of_unlike_channels_adds_what_the_first_input_has() -> None:
+    x, wide, narrow = (torch.full((1, c, 1, 1), v) for c, v in ((2, 1.0), (3, 10.0), (1, 100.0)))
+    assert Shortcut([2, 3, 1], "linear")(x, wide, narrow).flatten().tolist() == [111, 11]
+
+
+def test_a_scale_is_a_number_per_channel_or_per_value() -> None:
+    x = torch.tensor([[1.0, -2], [3, 4]]).reshape(1, 2, 1, 2)
+    assert Scale("linear")(torch.tensor([2.0, 10]).reshape(1, 2, 1, 1), x).flatten().tolist() == [2, -4, 30, 40]
+    assert Scale("relu")(x, x - 1).flatten().tolist() == [0, 6, 6, 12]
+
+
+def test_squeeze_and_excitation_starts_no_stage() -> None:
+    squeeze = ["avgpool", "convolutional filters=12 activation=logistic", "scale_channels from=2"]
+    layers = plan(read_lines([*GRAPH[:3], *squeeze]))
+    assert [layer.stride for layer in layers] == [2, 4, 8, 0, 0, 8]
+    assert layers[-1].channels == 12
+    net = darknet(graph=[*GRAPH[:3], *squeeze], outputs=(5,))
+    assert [list(stage) for stage in net.stages] == [["0"], ["1"], ["2", "3", "4", "5"]]
+    assert net(torch.rand(2, 3, 32, 64))[0].shape == (2, 12, 4, 8)
 
 
 def test_lines_and_sections_say_the_same() -> None:
@@ -117,7 +139,9 @@ def test_frozen_stages_keep_still() -> None:
         ("route layers=0,1", "differ in width and height"),
         ("route layers=1 groups=3", "group 0 of 3"),
         ("route layers=1 groups=2 group_id=2", "group 2 of 2"),
-        ("shortcut from=-5", "channels"),
+        ("scale_channels from=-3", "does not fit"),
+        ("scale_channels", "from is missing"),
+        ("sam from=2", "does not fit"),
         ("shortcut from=2", "differ in width"),
         ("shortcut from=-1 weights_type=per_feature", "weights_type"),
         ("reorg stride=3", "cannot be regrouped"),
