@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,7 @@ from detkit.config.datasets import build_dataset, train_val_datasets
 from detkit.config.experiment import check_model, read_config, shipped, shipped_configs
 from detkit.config.schema import Key, Place, check, keys_of, located
 from detkit.config.yaml_file import dump, parse
+from detkit.data.toy import write_toy_data
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
 
@@ -416,3 +418,30 @@ def test_older_spellings_work_and_say_so():
     assert (model["backbone"]["name"], model["head"]["coder"]) == ("lenet_textbook", "textbook")
     with pytest.warns(FutureWarning, match="lenet_course"):
         assert len(registry.find_part("backbone", "identity")(7, cnn="lenet_course").classifier) > 3
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("annotations-train.json", "annotations-val.json"),
+        ("instances_train2017.json", "instances_val2017.json"),
+        ("train/_annotations.coco.json", "valid/_annotations.coco.json"),
+    ],
+)
+def test_the_validation_part_may_lie_beside(file, tmp_path, train, val):
+    write_toy_data(tmp_path / "toy", train=6, val=2, size=32)
+    for name, part in ((train, "train"), (val, "val")):
+        to = tmp_path / "toy" / name
+        to.parent.mkdir(exist_ok=True)
+        text = (tmp_path / "toy" / "annotations" / f"instances_{part}.json").read_text()
+        to.write_text(text.replace('"file_name":"', f'"file_name":"{tmp_path}/toy/{part}/'))
+    shutil.rmtree(tmp_path / "toy" / "annotations")
+    config = read(file, f"data.train={json.dumps(str(tmp_path / 'toy' / train))}", "data.val=null", "data.classes=null")
+    data, found, notes = train_val_datasets(config)
+    assert (len(data), len(found)) == (6, 2)
+    assert str(Path(val)) in notes[0]
+    (tmp_path / "toy" / val).unlink()
+    data, found, notes = train_val_datasets(config)
+    assert (len(data), len(found)) == (4, 2)
+    assert "2 of 6 training images, drawn" in notes[0]
+    assert "a part of your own would be" in notes[0]

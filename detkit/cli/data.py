@@ -117,9 +117,9 @@ def split(
     seed: options.Seed = 0,
     overwrite: options.Overwrite = False,
 ) -> Printable:
-    """Draw train, val and test parts with balanced classes; writes lists or json files, moves no image.
+    """Draw train, val and test parts with balanced classes; --out gets lists or json files, no image is moved.
 
-    Of class folders, whose parts are folders, the images are copied to --out.
+    Of class folders, whose parts are folders, the images are copied to --out. Without it nothing is written.
     """
     from detkit.data.split import split_annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from detkit.data.names import match_classes
 from detkit.data.split import stratify
 from detkit.data.summary import refuse_nothing
 from detkit.errors import DetkitError, nearest
+
+_LEAST = 4  # images of a drawn validation part, where it is no more than a third
 
 
 def build_dataset(source: object, *, split: str, classes: Sequence[str] | None = None) -> Dataset:
@@ -42,8 +45,9 @@ def build_dataset(source: object, *, split: str, classes: Sequence[str] | None =
 def train_val_datasets(config: Config) -> tuple[Dataset, Dataset, list[str]]:
     """Reads what a config trains on.
 
-    Without ``data.val`` the sources' own validation parts are taken; if one has none, ``data.val_share`` of the
-    training images is drawn with ``train.seed``, the classes in balance.
+    Without ``data.val`` the sources' own validation parts are taken, or what lies beside a source under the same name
+    with val for train; if one has none, ``data.val_share`` of the training images, and as a rule no fewer than can be
+    judged, is drawn with ``train.seed``, the classes in balance.
 
     Returns:
         Training and validation data with the same classes, and sentences on what was chosen for the user.
@@ -68,14 +72,16 @@ def train_val_datasets(config: Config) -> tuple[Dataset, Dataset, list[str]]:
     found = [_val_of(item) for item in data["train"]]
     if all(found):
         val = build_dataset([item for item in found if item], split="val", classes=train.classes)
-        names = ", ".join(dict.fromkeys(str(item["split"]) for item in found if item))
+        names = ", ".join(dict.fromkeys(str(item["split"] or item["path"]) for item in found if item))
         return train, val, [*notes, f"validation: the data's own part {names}, {len(val)} images"]
-    seed, share = config.train.seed, data["val_share"]
+    if len(train) < 2:
+        raise DetkitError("one image is too few to draw a validation part", "data.val_share", "set data.val")
+    seed = config.train.seed
+    share = max(data["val_share"], min(_LEAST, len(train) // 3) / len(train))
     parts = stratify(train.annotations, {"train": 1 - share, "val": share}, seed)
-    if not all(len(part) for part in parts.values()):
-        what = f"{len(train)} images are too few to draw {share:.0%} of them"
-        raise DetkitError(what, "data.val_share", "set data.val")
     note = f"validation: {len(parts['val'])} of {len(train)} training images, drawn with seed {seed}"
+    wanted = [str(beside[0]) for item in data["train"] if (beside := _siblings(item)) and not _val_of(item)]
+    note += f" (a part of your own would be {wanted[0]})" if wanted else ""
     return train.subset(parts["train"]), train.subset(parts["val"]), [*notes, note]
 
 
@@ -142,9 +148,23 @@ def _val_of(item: Section) -> Section | None:
     names = splits(item["path"], format=item["format"])
     used = item["split"] or (_part(item, "train") if names else None)
     found = [name for name in names if name.startswith("val")]
-    if used is None or used in found or "val" in used or len(found) != 1:
+    if used is None:
+        beside = next((path for path in _siblings(item) if path.exists()), None)
+        return None if beside is None else {**item, "path": str(beside)}
+    if used in found or "val" in used or len(found) != 1:
         return None
     return {**item, "split": found[0]}
+
+
+def _siblings(item: Section) -> list[Path]:
+    """What the validation part of a source that is one piece would be called: its own name with val for train."""
+    path = Path(item["path"])
+    before, train, after = path.stem.rpartition("train")
+    if train and path.suffix.lower() not in (".yaml", ".yml", ".data"):  # these name their parts themselves
+        return [path.with_name(f"{before}{word}{after}{path.suffix}") for word in ("val", "valid", "validation")]
+    if path.parent.name == "train" and path.is_file():  # Roboflow's train/_annotations.coco.json
+        return [path.parent.with_name(word) / path.name for word in ("val", "valid", "validation")]
+    return []
 
 
 def _with_classes(annotations: Annotations, classes: Sequence[str]) -> Annotations:

@@ -57,7 +57,7 @@ class FolderFormat(DatasetFormat):
                     findings.add("image that cannot be read (left out)", str(file))
         for home in homes:
             loose = list(map(str, paths_in(home)))
-            findings.add("image outside of every class folder (left out)", *loose, count=len(loose))
+            findings.add("image outside of every class folder (left out)", *loose, count=len(loose), note=True)
         if not files:
             raise DetkitError("no image of this folder can be read", str(path), "look at it with detkit data check")
         base = homes[0] if len(homes) == 1 else path

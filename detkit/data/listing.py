@@ -55,7 +55,7 @@ def count_skipped(files: Iterable[str], findings: Findings) -> None:
     """Counts films, HEIC images without their reader, raw photos and the like, which lie among the images."""
     for file in of_suffix(files, _MEDIA - IMAGE_SUFFIXES):
         suffix = os.path.splitext(file)[1].lower()
-        findings.add(f"file that is not read as an image: {suffix} (skipped)", file)
+        findings.add(f"file that is not read as an image: {suffix} (skipped)", file, note=True)
 
 
 class ImageIndex:

@@ -14,6 +14,7 @@ import numpy as np
 
 from detkit.data.annotations import Annotations
 from detkit.data.convert import copy_images, write_coco_json, write_yolo_yaml
+from detkit.data.yolo_layout import layout_of
 from detkit.errors import DetkitError
 from detkit.io.files import atomic_folder, flat_names, refuse_existing, write_text
 from detkit.printed import Printed
@@ -23,7 +24,9 @@ def stratify(annotations: Annotations, fractions: Mapping[str, float], seed: int
     """Image indices of each part, ascending; the same for the same seed.
 
     Objects of every class, and images without objects, are shared out as the fractions say: the class with the fewest
-    objects left is dealt out first, each of its images going to the part that lacks most of that class.
+    objects left is dealt out first, each of its images going to the part that lacks most of that class; a class of
+    enough images is wanted in every part. Then images that matter least to the classes move, until each part has its
+    share of the images, to a tenth of the smallest part, and at least one.
 
     Args:
         annotations: The labels.
@@ -31,9 +34,12 @@ def stratify(annotations: Annotations, fractions: Mapping[str, float], seed: int
         seed: Of the draws.
 
     Raises:
-        DetkitError: Shares or names that make no sense.
+        DetkitError: Shares or names that make no sense, or fewer images than parts.
     """
     _check(fractions)
+    if len(annotations) < len(fractions):
+        what = f"{len(annotations)} images are too few for {len(fractions)} parts"
+        raise DetkitError(what, do="give more images, or ask for fewer parts")
     parts = list(fractions)
     share = np.asarray([fractions[name] for name in parts])
     rng = np.random.default_rng(seed)
@@ -43,7 +49,9 @@ def stratify(annotations: Annotations, fractions: Mapping[str, float], seed: int
     np.add.at(counts, (annotations.image_index, annotations.labels), 1)
     counts[:, classes] = counts.sum(axis=1) == 0
     wanted = share[:, None] * counts.sum(axis=0)[None, :].astype(np.float64)
-    room = share * images
+    wanted = np.maximum(wanted, (counts > 0).sum(axis=0) >= len(parts))
+    room = _sizes(share, images)
+    spare = room.min() // 10
     part_of = np.full(images, -1, dtype=np.int64)
     left = counts.sum(axis=0)
     while (left > 0).any():
@@ -55,7 +63,31 @@ def stratify(annotations: Annotations, fractions: Mapping[str, float], seed: int
             wanted[part] -= counts[image]
             room[part] -= 1
         left -= counts[chosen].sum(axis=0)
+    while room.max() > spare:
+        _move(part_of, counts, wanted, room)
     return {name: np.flatnonzero(part_of == i) for i, name in enumerate(parts)}
+
+
+def _move(part_of: np.ndarray, counts: np.ndarray, wanted: np.ndarray, room: np.ndarray) -> None:
+    """Moves a few images from the part that has most too many to the one that lacks most; all but ``counts`` change."""
+    over, under = int(room.argmin()), int(room.argmax())
+    rows = np.flatnonzero(part_of == over)
+    cost = ((wanted[over] + counts[rows]) ** 2).sum(axis=1) + ((wanted[under] - counts[rows]) ** 2).sum(axis=1)
+    moved = rows[np.argsort(cost, kind="stable")[: max(int(min(-room[over], room[under])) // 20, 1)]]
+    part_of[moved] = under
+    for part, sign in ((over, 1), (under, -1)):
+        wanted[part] += sign * counts[moved].sum(axis=0)
+        room[part] += sign * len(moved)
+
+
+def _sizes(share: np.ndarray, images: int) -> np.ndarray:
+    """How many images each part gets: its share, rounded so that they sum up (largest remainders), and at least one."""
+    sizes = np.maximum(np.floor(share * images + 1e-9), 1)
+    while sizes.sum() < images:
+        sizes[np.argmax(share * images - sizes)] += 1
+    while sizes.sum() > images:
+        sizes[np.argmax(sizes - share * images)] -= 1
+    return sizes
 
 
 def _neediest(wanted: np.ndarray, room: np.ndarray, share: np.ndarray, rng: np.random.Generator) -> int:
@@ -77,18 +109,18 @@ def _check(fractions: Mapping[str, float]) -> None:
 
 
 def write_split(
-    annotations: Annotations, parts: Mapping[str, np.ndarray], out: Path | None = None, *, overwrite: bool = False
+    annotations: Annotations, parts: Mapping[str, np.ndarray], out: Path, *, overwrite: bool = False
 ) -> list[Path]:
     """Writes what makes the parts usable, and returns the files; images and labels stay where they are.
 
-    COCO: STEM-PART.json, with the records as they were. VOC: a list PART.txt (default: in ImageSets/Main). YOLO:
-    STEM-PART.txt with the images' paths, and STEM-split.yaml that names them. Class folders, whose parts are folders:
-    copies of the images, PART/CLASS/NAME, and the folders are returned.
+    COCO: STEM-PART.json, with the records as they were. VOC: a list PART.txt (in its own folder: in ImageSets/Main).
+    YOLO: STEM-PART.txt with the images' paths, and STEM-split.yaml that names them. Class folders, whose parts are
+    folders: copies of the images, PART/CLASS/NAME, and the folders are returned.
 
     Args:
         annotations: The labels, of one source.
         parts: Name to image indices.
-        out: Folder; None: beside the source (for class folders a new one must be given).
+        out: Folder, which may be the data's own; for class folders a new one.
         overwrite: Replace files that exist.
 
     Raises:
@@ -100,8 +132,8 @@ def write_split(
         raise DetkitError("only a data set of one source can be split", do="split each of them by itself")
     if source.format == "folders":
         return _copy_folders(annotations, parts, source.path, out, overwrite)
-    home = source.path.parent if source.path.is_file() else source.path
-    folder = out or (home / "ImageSets" / "Main" if source.format == "voc" else home)
+    own = source.format == "voc" and out.resolve() == source.path.resolve()
+    folder = out / "ImageSets" / "Main" if own else out
     stem = source.path.stem if source.path.is_file() else source.split or "all"
     stem = stem.removeprefix("instances_")
     names = {"coco": f"{stem}-{{}}.json", "voc": "{}.txt", "yolo": f"{stem}-{{}}.txt"}
@@ -123,14 +155,17 @@ def write_split(
     for file in lists:
         places = {part: str(f.absolute()) for part, f in zip(parts, files, strict=True)}
         classes = dict(zip(annotations.class_ids, annotations.classes, strict=True))
-        write_yolo_yaml(file, {"path": str(folder.absolute()), **places, "names": classes}, overwrite=overwrite)
+        value = {"path": str(folder.absolute()), **places, "names": classes}
+        if points := layout_of(source.path).keypoints:
+            value["kpt_shape"] = list(points)
+        write_yolo_yaml(file, value, overwrite=overwrite)
     return files + lists
 
 
 def _copy_folders(
-    annotations: Annotations, parts: Mapping[str, np.ndarray], source: Path, out: Path | None, overwrite: bool
+    annotations: Annotations, parts: Mapping[str, np.ndarray], source: Path, out: Path, overwrite: bool
 ) -> list[Path]:
-    if out is None or out.resolve().is_relative_to(source.resolve()):
+    if out.resolve().is_relative_to(source.resolve()):
         do = "give --out a new folder outside of it: the images are copied to PART/CLASS/ there"
         raise DetkitError("parts of class folders are folders themselves", str(source), do)
     # Where parts of the source were joined, a name may come twice in a class.
@@ -151,12 +186,12 @@ def split_annotations(
     seed: int = 0,
     overwrite: bool = False,
 ) -> Printed:
-    """Draws parts with balanced classes and writes them.
+    """Draws parts with balanced classes, and writes them where ``out`` says.
 
     Args:
         annotations: The labels, of one source.
         fractions: Part name to share, all positive, sum 1; see ``stratify``.
-        out: Folder; None: beside the source; see ``write_split``.
+        out: Folder, see ``write_split``; None: nothing is written.
         seed: Of the draws.
         overwrite: Replace files that exist.
 
@@ -169,9 +204,10 @@ def split_annotations(
     parts = stratify(annotations, fractions, seed)
     drawn = {name: annotations.subset(rows) for name, rows in parts.items()}
     boxes = {name: dict(zip(a.classes, a.class_counts().tolist(), strict=True)) for name, a in drawn.items()}
-    files = write_split(annotations, parts, out, overwrite=overwrite)
+    files = [] if out is None else write_split(annotations, parts, out, overwrite=overwrite)
     said = [f"{name}: {len(a)} images, {len(a.labels)} boxes" for name, a in drawn.items()]
     for label in annotations.classes:
         said.append(f"  {label}: " + ", ".join(f"{name} {table[label]}" for name, table in boxes.items()))
     facts = {name: {"images": len(a), "classes": boxes[name]} for name, a in drawn.items()}
-    return Printed({"files": files, "parts": facts}, [*said, *map(str, files)])
+    written = list(map(str, files)) or ["nothing is written: say where with --out FOLDER, which may be the data's own"]
+    return Printed({"files": files, "parts": facts}, [*said, *written])

@@ -123,7 +123,7 @@ class _Images:
         count_skipped(beside, findings)
         rest = (str(self.index.root / file) for file in of_suffix(beside))
         for file in (file for file in rest if file not in used):
-            findings.add("image without an annotation file (left out)", file)
+            findings.add("image without an annotation file (left out)", file, note=True)
 
 
 def _ids(files: list[str]) -> list[int | str]:
