@@ -1,32 +1,18 @@
 """CSPDarknet, the trunk of YOLOX (Ge et al. 2021, arXiv 2107.08430), of cross stage partial blocks (CSPNet, Wang et al.
-2019, arXiv 1911.11929); its blocks, of which ``detkit.necks.pafpn`` is made too.
-
-The names of all layers but the stem's are those of the published weights.
-"""
+2019, arXiv 1911.11929); its blocks, of which ``detkit.necks.pafpn`` is made too."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkit.backbones.base import Classifier, Network, StagedBackbone, family, stages_and
+from detkit.backbones.layers import conv_block
 
-
-def unit(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    """Convolution, BatchNorm and SiLU."""
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, (kernel - 1) // 2, groups=groups, bias=False)
-    norm = nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.03)
-    return nn.Sequential(OrderedDict(conv=conv, bn=norm, act=nn.SiLU(inplace=True)))
-
-
-def spatial(inputs: int, outputs: int, stride: int = 1, depthwise: bool = False) -> nn.Sequential:
-    """A 3 x 3 ``unit``; depthwise: one for each channel by itself, then a 1 x 1 that mixes them."""
-    if not depthwise:
-        return unit(inputs, outputs, 3, stride)
-    return nn.Sequential(OrderedDict(dconv=unit(inputs, inputs, 3, stride, inputs), pconv=unit(inputs, outputs, 1)))
+unit = partial(conv_block, norm_eps=1e-3, momentum=0.03)
 
 
 class Bottleneck(nn.Module):
@@ -34,7 +20,7 @@ class Bottleneck(nn.Module):
 
     def __init__(self, channels: int, add: bool, depthwise: bool) -> None:
         super().__init__()
-        self.conv1, self.conv2 = unit(channels, channels, 1), spatial(channels, channels, 1, depthwise)
+        self.conv1, self.conv2 = unit(channels, channels, 1), unit(channels, channels, 3, separable=depthwise)
         self.add = add
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,7 +38,8 @@ class CSP(nn.Module):
         self.m = nn.Sequential(*(Bottleneck(half, add, depthwise) for _ in range(repeats)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv3(torch.cat((self.m(self.conv1(x)), self.conv2(x)), 1))
+        through, beside = self.conv1(x), self.conv2(x)  # in the order of published files
+        return self.conv3(torch.cat((self.m(through), beside), 1))
 
 
 class SPP(nn.Module):
@@ -83,15 +70,18 @@ def _network(name: str, *, depth: float = 0.33, width: float = 0.5, depthwise: b
     Args:
         depth: Of the blocks, as a share of YOLOX-l's: 0.33 (nano, tiny, s), 0.67 (m), 1 (l), 1.33 (x).
         width: Of the channels, the same: 0.25 (nano), 0.375 (tiny), 0.5 (s), 0.75 (m), 1 (l), 1.25 (x).
-        depthwise: Each 3 x 3 as ``spatial`` of two steps (nano).
+        depthwise: Each 3 x 3 for each channel by itself and then a 1 x 1 (nano).
     """
     base, repeats = int(64 * width), repeats_of(depth)
     channels = [base * 2**i for i in range(5)]
-    stages: list[nn.Module] = [unit(3, base, 6, 2)]
+    stages: list[nn.Module] = [unit(3, base, 6, stride=2)]
     for i, factor in enumerate((1, 3, 3, 1), 1):
         inputs, outputs = channels[i - 1 : i + 1]
         last = i == 4
-        layers: list[nn.Module] = [spatial(inputs, outputs, 2, depthwise), *([SPP(outputs)] if last else [])]
+        layers: list[nn.Module] = [
+            unit(inputs, outputs, 3, stride=2, separable=depthwise),
+            *([SPP(outputs)] if last else []),
+        ]
         layers.append(CSP(outputs, outputs, factor * repeats, not last, depthwise))
         stages.append(nn.Sequential(*layers))
     body = StagedBackbone(stages, channels, mean=(0.0,) * 3, std=(1.0,) * 3, size=640)

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detkit.backbones.layers import Act, conv_block
 from detkit.heads.dense import GridHead, GridOptions, gather_objects, known_classes
-from detkit.heads.layers import Act, conv_block, exact_output
+from detkit.heads.layers import exact_output
 from detkit.ops.coder import Level, Priors, decode_deltas
 from detkit.ops.dynamic import assign_soft, assign_tal, class_mask
 from detkit.ops.inputs import check_positive, check_shares

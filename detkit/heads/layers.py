@@ -3,20 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
-
-Act = Literal["silu", "leaky", "relu"]
-
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "silu": partial(nn.SiLU, inplace=True),
-    "leaky": partial(nn.LeakyReLU, 0.1, inplace=True),
-    "relu": partial(nn.ReLU, inplace=True),
-}
 
 
 def light_stem(channels: int, blocks: int) -> nn.Sequential:
@@ -29,27 +18,6 @@ def light_stem(channels: int, blocks: int) -> nn.Sequential:
             nn.BatchNorm2d(channels),
             nn.SiLU(inplace=True),
         ]
-    return nn.Sequential(*layers)
-
-
-def conv_block(
-    inputs: int, outputs: int, kernel: int, *, separable: bool = False, act: Act = "silu", norm_eps: float = 1e-5
-) -> nn.Sequential:
-    """Convolution, batch norm and activation; ``separable``: a depthwise one with both, then a pointwise one with both.
-
-    Args:
-        inputs: Channels.
-        outputs: Channels.
-        kernel: Side of the convolution, or of the depthwise one.
-        separable: See above.
-        act: The activation.
-        norm_eps: Of the batch norms.
-    """
-    steps = [(inputs, kernel, inputs), (outputs, 1, 1)] if separable else [(outputs, kernel, 1)]
-    layers: list[nn.Module] = []
-    for width, side, groups in steps:
-        conv = nn.Conv2d(inputs, width, side, padding=side // 2, groups=groups, bias=False)
-        layers += [conv, nn.BatchNorm2d(width, eps=norm_eps), ACTIVATIONS[act]()]
     return nn.Sequential(*layers)
 
 

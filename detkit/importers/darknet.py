@@ -139,7 +139,7 @@ def _head(sections: list[Section]) -> dict[str, object]:
 
 
 def untrained_detector(
-    model: Mapping[str, object], classes: Sequence[str], class_ids: Sequence[int | str], source: str
+    model: Mapping[str, object], classes: Sequence[str], class_ids: Sequence[int | str], source: str, iou: float = 0.5
 ) -> Detector:
     """The detector of a config's ``model`` section; no way of training is on record, for nothing was trained here.
 
@@ -148,14 +148,15 @@ def untrained_detector(
         classes: Names by label.
         class_ids: Of the classes.
         source: The file that the section is made of, for errors.
+        iou: The NMS threshold that the model is meant for.
 
     Raises:
         DetkitError: Parts that do not fit together.
     """
     place = Place(source)
-    config = Config({}, check_model(model, place), {}, TrainOptions(), EvaluateOptions(), place)
+    config = Config({}, check_model(model, place), {}, TrainOptions(), EvaluateOptions(iou=iou), place)
     detector = build_detector(config, classes, class_ids=class_ids)
-    detector.config = {"model": detector.config["model"]}
+    detector.config = {key: detector.config[key] for key in ("model", "evaluate")}
     return detector
 
 

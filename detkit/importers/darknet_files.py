@@ -115,8 +115,12 @@ def read_file(path: str | Path) -> bytes:
         raise DetkitError(f"the file cannot be read: {error.strerror}", str(path), "check the path") from None
 
 
-def read_text(path: str | Path) -> str:
+def read_text(path: str | Path, do: str = "the order is cfg, weights, --names FILE") -> str:
     """What a text file holds.
+
+    Args:
+        path: The file.
+        do: What to do if it is no text.
 
     Raises:
         DetkitError: It cannot be read, or is no text.
@@ -124,7 +128,7 @@ def read_text(path: str | Path) -> str:
     try:
         return read_file(path).decode("utf-8")
     except UnicodeDecodeError:
-        raise DetkitError("this is not a text file", str(path), "the order is cfg, weights, --names FILE") from None
+        raise DetkitError("this is not a text file", str(path), do) from None
 
 
 def read_cfg(text: str, source: str) -> list[Section]:

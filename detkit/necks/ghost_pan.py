@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detkit.backbones.layers import Act, conv_block
 from detkit.interfaces import Neck
 
 
@@ -36,11 +37,11 @@ class GhostPAN(Neck, nn.Module):
         ratios = [coarse // fine for fine, coarse in pairwise(strides)]
         self.channels, self.strides = [out] * (len(channels) + 1), [*strides, 2 * strides[-1]]
         self.divisor = strides[-1]
-        self.lateral = nn.ModuleList(_unit(width, out, 1) for width in channels)
+        self.lateral = nn.ModuleList(conv_block(width, out, 1, act="leaky") for width in channels)
         self.down = nn.ModuleList(GhostBlock(2 * out, out, kernel) for _ in ratios)  # coarsest first
-        self.shrink = nn.ModuleList(_separable(out, max(kernel, ratio | 1), ratio) for ratio in ratios)
+        self.shrink = nn.ModuleList(_shrinking(out, max(kernel, ratio | 1), ratio) for ratio in ratios)
         self.up = nn.ModuleList(GhostBlock(2 * out, out, kernel) for _ in ratios)
-        self.extra_in, self.extra_out = _separable(out, kernel, 2), _separable(out, kernel, 2)
+        self.extra_in, self.extra_out = _shrinking(out, kernel, 2), _shrinking(out, kernel, 2)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """(B, channels[i], H_i, W_i) maps to (B, out, H_i, W_i) maps, finest first, and one of half the last's sides,
@@ -61,7 +62,9 @@ class Ghost(nn.Module):
     def __init__(self, inputs: int, outputs: int, act: bool) -> None:
         super().__init__()
         half = outputs // 2
-        self.primary, self.cheap = _unit(inputs, half, 1, act=act), _unit(half, half, 3, groups=half, act=act)
+        kind: Act | None = "leaky" if act else None
+        self.primary = conv_block(inputs, half, 1, act=kind)
+        self.cheap = conv_block(half, half, 3, groups=half, act=kind)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.primary(x)
@@ -74,18 +77,11 @@ class GhostBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
         super().__init__()
         self.ghosts = nn.Sequential(Ghost(inputs, outputs, True), Ghost(outputs, outputs, False))
-        shortcut = _unit(inputs, inputs, kernel, groups=inputs, act=False), _unit(inputs, outputs, 1, act=False)
-        self.shortcut = nn.Sequential(*shortcut[0], *shortcut[1])
+        self.shortcut = conv_block(inputs, outputs, kernel, separable=True, act=None)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.ghosts(x) + self.shortcut(x)
 
 
-def _unit(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, act: bool = True) -> nn.Sequential:
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), *([nn.LeakyReLU(0.1, inplace=True)] if act else []))
-
-
-def _separable(channels: int, kernel: int, stride: int) -> nn.Sequential:
-    """Depthwise, then 1 x 1."""
-    return nn.Sequential(*_unit(channels, channels, kernel, stride, channels), *_unit(channels, channels, 1))
+def _shrinking(channels: int, kernel: int, stride: int) -> nn.Sequential:
+    return conv_block(channels, channels, kernel, stride=stride, separable=True, act="leaky")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.backbones.csp_darknet import CSP, repeats_of, spatial, unit
+from detkit.backbones.csp_darknet import CSP, repeats_of, unit
 from detkit.interfaces import Neck
 
 
@@ -42,7 +42,8 @@ class PAFPN(Neck, nn.Module):
         self.lateral = nn.ModuleList(unit(coarse, fine, 1) for fine, coarse in reversed(steps))  # coarsest first
         self.down = nn.ModuleList(block(2 * fine, fine) for fine, _ in reversed(steps))
         self.shrink = nn.ModuleList(
-            spatial(fine, fine, ratio, depthwise) for (fine, _), ratio in zip(steps, ratios, strict=True)
+            unit(fine, fine, 3, stride=ratio, separable=depthwise)
+            for (fine, _), ratio in zip(steps, ratios, strict=True)
         )
         self.up = nn.ModuleList(block(2 * fine, coarse) for fine, coarse in steps)
 

@@ -419,6 +419,6 @@ def test_csp_darknet_has_yoloxs_depths_and_widths():
     assert net.channels == [192, 384, 768]
     assert [len(stage[-1].m) for stage in net.stages[1:]] == [2, 6, 6, 2]
     assert [stage[-1].m[0].add for stage in net.stages[1:]] == [True, True, True, False]
-    assert light.stages[1][0].dconv.conv.groups == 16
+    assert light.stages[1][0][0].groups == 16
     assert {(m.eps, m.momentum) for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)} == {(1e-3, 0.03)}
     assert (net.mean, net.std) == ((0, 0, 0), (1, 1, 1))
