@@ -174,7 +174,7 @@ def evaluate(
         data: COCO json, VOC folder, YOLO data.yaml or class folders; with a list of what was found, a list of what is
             in each image, see ``detkit.tables.truth_of``. Labels count from 0, like the ``classes`` of ``Detections``.
         split: One part of the data; None: all of it.
-        images: Folder of the images of a COCO json.
+        images: Folder of the images, if not where the format puts them.
         format: Of the data, by name or ``module:Name``; None: recognised.
         keep_degenerate: Of COCO's json keep boxes without area or outside of their image, which pycocotools counts.
         strict: Labels or images that are dropped while reading are an error.
@@ -270,9 +270,9 @@ def read_predictions(
 
     Args:
         path: See ``detkit.io.detections.read_detections``.
-        data: COCO json, VOC folder, YOLO data.yaml or class folders.
+        data: A data set of any format (docs/data.md).
         split: One part of the data; None: all of it.
-        images: Folder of the images of a COCO json.
+        images: Folder of the images, if not where the format puts them.
         format: Of the data, by name or ``module:Name``; None: recognised.
         keep_degenerate: See ``detkit.data.dataset.read``.
         on_read: Called with the labels, before anything else is done.
@@ -318,9 +318,9 @@ def evaluate_model(
 
     Args:
         predictor: What ``load`` or ``as_predictor`` gives.
-        data: COCO json, VOC folder, YOLO data.yaml or class folders.
+        data: A data set of any format (docs/data.md).
         split: One part of the data; None: all of it.
-        images: Folder of the images of a COCO json.
+        images: Folder of the images, if not where the format puts them.
         format: Of the data, by name or ``module:Name``; None: recognised.
         keep_degenerate: See ``detkit.data.dataset.read``.
         on_read: Called with the labels, before anything else is done.

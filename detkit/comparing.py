@@ -57,7 +57,7 @@ def compare(
             shipped names.
         data: What to measure on; None: the validation images of the runs' configs.
         split: One part of the data; "test" takes the configs' test images.
-        images: Folder of the images of a COCO json.
+        images: Folder of the images, if not where the format puts them.
         format: Of the data, by name or ``module:Name``; None: recognised.
         strict: Labels or images that are dropped while reading are an error.
         timed: Images to take the time of, one by one.

@@ -45,7 +45,7 @@ def full_report(
         settings: How to judge.
         name: Of the model, for people.
         split: One part of the data; None: all of it.
-        images: Folder of the images of a COCO json.
+        images: Folder of the images, if not where the format puts them.
         format: Of the data, by name or ``module:Name``; None: recognised.
         keep_degenerate: See ``detkit.data.dataset.read``.
         strict: Labels or images that are dropped while reading are an error.

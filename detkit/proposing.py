@@ -150,7 +150,7 @@ def proposal_recall(
         method: See ``propose``.
         max: Boxes per image at most; 0: all.
         split: One part of the data; None: all of it.
-        images: Folder of the images of a COCO json.
+        images: Folder of the images, if not where the format puts them.
         format: Of the data, by name or ``module:Name``; None: recognised.
         limit: Only the first images; 0: all.
         cache: Folder that keeps what selective search finds; None: the user's.

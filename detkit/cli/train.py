@@ -25,7 +25,7 @@ def train(
         list[str] | None,
         Argument(metavar="[CONFIG] [KEY=VALUE]...", help="A YAML file, a shipped name, or a model to train on."),
     ] = None,
-    data: Annotated[str | None, Option(help="COCO json, VOC folder, data.yaml or class folders to train on.")] = None,
+    data: Annotated[str | None, Option(help="A data set of any format to train on (docs/data.md).")] = None,
     format: options.Format = None,
     resume: Annotated[Path | None, Option(help="Go on with this run folder.")] = None,
     device: options.Device = None,

@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from detkit.data.annotations import Annotations, Findings, Source, concat_annotations
-from detkit.data.label_files import image_folders, json_kind, label_files, named_parts, place_images
+from detkit.data.label_files import image_folders, json_kind, label_files, named_parts, place_images, with_unnamed
 from detkit.data.reading import ImageTable, ObjectTable, assemble, check_part, fill_sizes, pixels
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
@@ -102,9 +102,10 @@ class CocoFormat(DatasetFormat):
         parts = _parts(path)
         check_part(split, parts if path.is_dir() or split in parts else (), path)
         if path.is_file():
-            return _read_file(path, None, images, self.keep_degenerate)
+            return with_unnamed(_read_file(path, None, images, self.keep_degenerate))
         chosen = parts if split is None else [split]
-        return concat_annotations([_read_file(parts[name], name, images, self.keep_degenerate) for name in chosen])
+        read = [_read_file(parts[name], name, images, self.keep_degenerate) for name in chosen]
+        return concat_annotations(read) if split else with_unnamed(concat_annotations(read))
 
 
 def _parts(path: Path) -> dict[str, Path]:

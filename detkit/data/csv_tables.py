@@ -10,11 +10,11 @@ zero-based with exclusive x2 and y2.
 from __future__ import annotations
 
 import csv
-import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 from detkit.data.label_files import LabelFilesFormat, LabelTable, label_files
@@ -54,7 +54,8 @@ class CsvFormat(LabelFilesFormat):
 
     def places(self, path: Path) -> dict[str, Path]:
         """The csv of each part."""
-        return label_files(path, ".csv", _holds_boxes)
+        # A single csv that is not VIA's is taken for one of boxes, so that what is wrong with it can be said.
+        return label_files(path, ".csv", _holds_boxes if path.is_dir() else _is_not_via)
 
     def listed(self, path: Path) -> list[str]:
         """Those of classes.csv, which keras-retinanet reads: lines of a name and its number."""
@@ -71,7 +72,7 @@ class CsvFormat(LabelFilesFormat):
             raise DetkitError("this csv has no columns for an image and a box", str(place), do)
         kind = next(names for names in _BOXES if columns.keys() >= set(names))
         codes = _codes(place)
-        for line, row in itertools.islice(_lines(place), columns["first"], None):
+        for line, row in islice(_lines(place), columns["first"], None):
             where = f"{place}:{line}"
             cells = {name: row[i].strip() for name, i in columns.items() if name != "first" and i < len(row)}
             if not cells.get("image"):
@@ -101,6 +102,10 @@ def _holds_boxes(path: Path) -> bool:
     with suppress(DetkitError):  # some other table
         return _columns(path) is not None
     return False
+
+
+def _is_not_via(path: Path) -> bool:
+    return all("region_shape_attributes" not in row for _, row in islice(_lines(path), 1))
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from detkit.data.annotations import Annotations, Findings, Source, concat_annotations
-from detkit.data.listing import PARTS
+from detkit.data.listing import PARTS, of_suffix
 from detkit.data.reading import ImageTable, ObjectTable, assemble, check_part, fill_sizes, pixels
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
@@ -135,11 +135,14 @@ def place_images(names: Sequence[str], folders: Sequence[Path], findings: Findin
                 _say_mended(names, mended, findings)
                 return folder, mended
     if all(Path(name).suffix.lower() not in IMAGE_SUFFIXES for name in some):  # some formats leave endings out
-        last = _dropping(depth)
+        plain = [_plain(name) for name in names]
+        within = dict.fromkeys(map(os.path.dirname, plain))
         for folder in folders:
-            endings = {p.stem: p.name for p in (paths_in(folder) if folder.is_dir() else ())}
-            if any(last(name) in endings for name in some):
-                return folder, [endings.get(last(name), name) for name in names]
+            homes = [home for home in within if (folder / home).is_dir()]
+            files = [os.path.join(home, p.name) for home in homes for p in paths_in(folder / home)]
+            endings = {os.path.splitext(file)[0]: file for file in files}
+            if not endings.keys().isdisjoint(plain):
+                return folder, [endings.get(name, name) for name in plain]
     return folders[0], list(names)
 
 
@@ -181,6 +184,16 @@ def image_folders(place: Path) -> list[Path]:
         folders += [images, *(images / name for name in names)]
     folders.append(beside.parent)
     return folders + [home / name for name in ("data", "img", "JPEGImages") for home in (beside, beside.parent)]
+
+
+def with_unnamed(a: Annotations) -> Annotations:
+    """Adds to the findings the images that lie among those of the data set and that no label names."""
+    folders = [folder for folder in dict.fromkeys(map(os.path.dirname, a.files)) if os.path.isdir(folder)]
+    there = {os.path.join(folder, name) for folder in folders for name in os.listdir(folder) if name[0] != "."}
+    unnamed = sorted(of_suffix(there - set(a.files)))
+    findings = Findings(a.findings)
+    findings.add("image that no label names (left out)", *unnamed[:5], count=len(unnamed), note=True)
+    return replace(a, findings=findings.as_list())
 
 
 class LabelTable:
@@ -304,6 +317,6 @@ class LabelFilesFormat(DatasetFormat):
         listed = list(dict.fromkeys(self.listed(path)))
         classes = [*listed, *sorted({name for table in tables.values() for name in table.names} - set(listed))]
         chosen = list(tables) if split is None else [split]
-        return concat_annotations(
-            [tables[part].annotations(Source(self.name, path, split, images), classes) for part in chosen]
-        )
+        source = Source(self.name, path, split, images)
+        found = concat_annotations([tables[part].annotations(source, classes) for part in chosen])
+        return found if split else with_unnamed(found)

@@ -15,8 +15,9 @@ import msgspec
 import numpy as np
 
 from detkit.data.label_files import PARTS, LabelFilesFormat, LabelTable, decode_json, image_folders, json_kind
+from detkit.data.listing import count_skipped, files_in
 from detkit.errors import DetkitError
-from detkit.io.images import IMAGE_SUFFIXES, paths_in
+from detkit.io.images import IMAGE_SUFFIXES
 
 CLASS_LIST = "labels.txt"  # what labelme --labels reads
 _NOT_CLASSES = ("__ignore__", "_background_")
@@ -59,7 +60,7 @@ class LabelmeFormat(LabelFilesFormat):
     def table(self, place: Path) -> LabelTable:
         """The folder, with its sub-folders."""
         home = place if place.is_dir() else place.parent
-        table, labelled = LabelTable(place, image_folders(home)), set()
+        table = LabelTable(place, image_folders(home))
         for file in sorted(home.rglob("*.json")) if place.is_dir() else [place]:
             if file.name.startswith("."):
                 continue
@@ -69,13 +70,9 @@ class LabelmeFormat(LabelFilesFormat):
                 table.findings.add("label file cannot be read (image dropped)", f"{file}: {error.what}")
                 continue
             name = _image_name(file, content.imagePath or "", home)
-            labelled.add(Path(name).stem)
             image = table.image(name, content.imageWidth, content.imageHeight)
-            _add_shapes(table, image, content.shapes, str(file))
-        bare = [p for p in paths_in(home) if p.stem not in labelled] if place.is_dir() else []
-        table.findings.add(
-            "image without a label file (left out)", *map(str, islice(bare, 5)), count=len(bare), note=True
-        )
+            _add_shapes(table, image, content.shapes, file)
+        count_skipped(files_in(home), table.findings)
         return table
 
 
@@ -98,12 +95,15 @@ def _image_name(file: Path, name: str, home: Path) -> str:
     return found.relative_to(home).as_posix() if found.is_relative_to(home) else name
 
 
-def _add_shapes(table: LabelTable, image: int, shapes: Sequence[_Shape], where: str) -> None:
-    groups: dict[object, list[_Shape]] = {}
+def _add_shapes(table: LabelTable, image: int, shapes: Sequence[_Shape], file: Path) -> None:
+    groups: dict[object, list[tuple[int, _Shape]]] = {}
     for number, shape in enumerate(shapes):
-        groups.setdefault(number if shape.group_id is None else (shape.label, shape.group_id), []).append(shape)
-    for group in groups.values():
-        boxes = [box for shape in group for box in _boxes(shape, table, where)]
+        key = number if shape.group_id is None else (shape.label, shape.group_id)
+        groups.setdefault(key, []).append((number, shape))
+    for numbered in groups.values():
+        group = [shape for _, shape in numbered]
+        boxes = [box for n, shape in numbered for box in _boxes(shape, table, f"{file}: shapes[{n}]")]
+        where = f"{file}: shapes[{numbered[0][0]}]"
         if not boxes:
             continue
         table.findings.add("shape of a group made into one box", where, count=len(boxes) - 1, note=True)

@@ -81,13 +81,14 @@ class SuperviselyFormat(LabelFilesFormat):
                 table.findings.add("label file cannot be read (image dropped)", f"{file}: {error.what}")
                 continue
             image = table.image(file.stem, content.size.width, content.size.height)
-            for one in content.objects:
+            for number, one in enumerate(content.objects):
+                where = f"{file}: objects[{number}]"
                 if (box := _box(one)) is None:
-                    table.findings.add(f"{one.geometryType} has no area (dropped)", str(file))
+                    table.findings.add(f"{one.geometryType} has no area (dropped)", where)
                     continue
                 if one.geometryType != "rectangle":
-                    table.findings.add(f"{one.geometryType} made into a box", str(file), note=True)
-                table.add(image, one.classTitle, box, str(file))
+                    table.findings.add(f"{one.geometryType} made into a box", where, note=True)
+                table.add(image, one.classTitle, box, where)
         return table
 
 

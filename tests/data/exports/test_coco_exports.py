@@ -57,6 +57,8 @@ def roboflow(scene: Any, root: Path) -> tuple[Path, dict[str, int]]:
         value["categories"].insert(0, {"id": 0, "name": "cat", "supercategory": "none"})
         write(root / name / "_annotations.coco.json", value)
         scene.draw(root / name, *(f"{p.stem}_jpg.rf.0a1b2c.jpg" for p in scene))
+        for photo in set(scene.photos) - set(photos):
+            (root / name / f"{photo.stem}_jpg.rf.0a1b2c.jpg").unlink()
     return root, {"category over all others, without boxes (Roboflow's; dropped)": 2}
 
 

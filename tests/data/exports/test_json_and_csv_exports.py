@@ -151,6 +151,20 @@ def supervisely(scene: Any, root: Path) -> tuple[Path, dict[str, int]]:
     return root, {"polygon made into a box": 2, "bitmap made into a box": 1}
 
 
+def fiftyone_nested(scene: Any, root: Path) -> tuple[Path, dict[str, int]]:
+    """Images in a folder of data/, names of classes in place of numbers."""
+    scene.draw(root / "data" / "day 1")
+    labels = {
+        f"day 1/{p.stem}": [
+            {"label": b.name, "bounding_box": [b.x / p.width, b.y / p.height, b.w / p.width, b.h / p.height]}
+            for b in p.boxes
+        ]
+        for p in scene
+    }
+    write(root / "labels.json", {"labels": labels})
+    return root, {}
+
+
 def fiftyone(scene: Any, root: Path) -> tuple[Path, dict[str, int]]:
     scene.draw(root / "data")
     labels = {
@@ -230,6 +244,7 @@ EXPORTS: dict[str, tuple[str, Export]] = {
     "VIA csv": ("via", via_csv),
     "Supervisely": ("supervisely", supervisely),
     "FiftyOne image detection": ("fiftyone", fiftyone),
+    "FiftyOne image detection, nested": ("fiftyone", fiftyone_nested),
     "Open Images": ("csv", open_images),
     "csv": ("csv", csv),
     "csv of TensorFlow and Roboflow": ("csv", tensorflow_csv),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from detkit.data.convert import convert_annotations
 from detkit.data.dataset import format_of, read, splits
 from detkit.data.labelme import LabelmeFormat
 from detkit.errors import DetkitError
@@ -149,7 +150,7 @@ def test_bad_files_among_good_ones_are_counted(scene: Any, tmp_path: Path) -> No
     a = read(tmp_path)
     assert {f.name: f.count for f in a.findings} == {
         "label file cannot be read (image dropped)": 2,
-        "image without a label file (left out)": 2,
+        "image that no label names (left out)": 2,
     }
     assert (len(a), len(a.labels)) == (1, 1)
 
@@ -188,3 +189,26 @@ def test_a_file_for_each_image_is_not_read_as_coco(scene: Any, tmp_path: Path) -
         (tmp_path / f"{k:03}.json").write_text(j({"version": "5", "shapes": [SHAPE], "imagePath": f"{k:03}.jpg"}))
     assert isinstance(format_of(tmp_path), LabelmeFormat)
     assert len(read(tmp_path)) == 60
+
+
+def test_odd_names_survive_csv_and_labelme(scene: Any, tmp_path: Path) -> None:
+    names = ['a, "b"; c.jpg', "ü  x.jpg", "#1.jpg"]
+    scene.draw(tmp_path / "in", *names)
+    labels = ['cat, "big"', "no", "007"]
+    for k, (name, label) in enumerate(zip(names, labels, strict=True)):
+        value = {"shapes": [{**SHAPE, "label": label}], "imagePath": name}
+        (tmp_path / "in" / f"{k}.json").write_text(j(value))
+    for to in ("csv", "labelme", "coco", "yolo", "voc"):
+        convert_annotations({"train": read(tmp_path / "in")}, to, tmp_path / to)
+        a = read(tmp_path / to)
+        found = {Path(file).name: a.classes[label] for file, label in zip(a.files, a.labels, strict=True)}
+        assert found == dict(zip(names, labels, strict=True)), to
+
+
+def test_a_label_file_brings_no_foreign_image_into_a_copy(scene: Any, tmp_path: Path) -> None:
+    scene.draw(tmp_path / "secret")
+    for name in ("../../secret/alpha.jpg", str(tmp_path / "secret" / "alpha.jpg")):
+        (tmp_path / "a" / "labels").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "a" / "labels" / "x.json").write_text(j({"shapes": [SHAPE], "imagePath": name}))
+        with pytest.raises(DetkitError, match="outside the image folder"):
+            convert_annotations({"train": read(tmp_path / "a" / "labels")}, "csv", tmp_path / "out")
