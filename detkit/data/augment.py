@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from detkit.data.resize import Resize, moved_target
-from detkit.data.warp import Warp, cropped, turned
+from detkit.data.warp import Outline, Warp, cropped, turned
 from detkit.errors import DetkitError
 from detkit.geometry import Geometry
 from detkit.structures import Sample, Target
@@ -50,6 +50,8 @@ class Augment:
         aspect: Largest relative change of width to height.
         rotate: Largest angle in degrees.
         shear: Largest angle in degrees.
+        boxes: What stands for an object when its box is turned, sheared or warped: the ``ellipse`` inside, tight for
+            most things, or its ``corners``, right for screens, signs and houses and too large for others.
         warp: Local displacement, as a share (up to 0.25) of a cell of a grid.
         warp_grid: Cells of that grid along each side.
         shift: Largest change of each colour channel (0..255).
@@ -81,6 +83,7 @@ class Augment:
     aspect: float = 0.1
     rotate: float = 0.0
     shear: float = 0.0
+    boxes: Outline = "ellipse"
     warp: float = 0.0
     warp_grid: int = 4
     shift: float = 10.0
@@ -130,7 +133,14 @@ class Augment:
 
     @classmethod
     def _strengths(cls) -> list[str]:
-        settings = ("crop_area", "min_visible", "warp_grid", "covariance", "chance")  # of what others switch on
+        settings = (
+            "crop_area",
+            "min_visible",
+            "boxes",
+            "warp_grid",
+            "covariance",
+            "chance",
+        )  # of what others switch on
         return [field.name for field in fields(cls) if field.name not in settings]
 
     def reduce_to(self, resize: Resize) -> int | None:
@@ -227,7 +237,7 @@ class Augment:
             cell = np.array([size[1], size[0]]) / self.warp_grid
             nodes = rng.uniform(-1, 1, (self.warp_grid + 1, self.warp_grid + 1, 2)) * self.warp * cell
             displacement = nodes.astype(np.float32)
-        return Warp(np.column_stack([linear, offset]), size, displacement, self.flip_pairs)
+        return Warp(np.column_stack([linear, offset]), size, displacement, self.flip_pairs, self.boxes)
 
     # Colour
 

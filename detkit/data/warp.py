@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import cv2
 import numpy as np
 
 from detkit.structures import Sample, Target
 
-_OUTLINE = np.stack([f(np.linspace(0, 2 * np.pi, 64, endpoint=False)) for f in (np.cos, np.sin)], axis=1)
+Outline = Literal["ellipse", "corners"]
+_CIRCLE = np.stack([f(np.linspace(0, 2 * np.pi, 64, endpoint=False)) for f in (np.cos, np.sin)], axis=1)
+_OUTLINES = {"ellipse": _CIRCLE, "corners": _CIRCLE / np.abs(_CIRCLE).max(axis=1, keepdims=True)}
 
 
 def _dense(nodes: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -47,12 +50,14 @@ class Warp:
         displacement: (g + 1, g + 1, 2) float32, x and y in output pixels at the corners of a grid of g x g cells, and
             smooth between them: the output pixel at q shows what the matrix puts at q + field(q). None: nothing.
         flip_pairs: Points that change places where the image is mirrored.
+        outline: What stands for an object where its box is turned: the ellipse in the box, or the box itself.
     """
 
     matrix: np.ndarray
     size: tuple[int, int]
     displacement: np.ndarray | None = None
     flip_pairs: Sequence[tuple[int, int]] = ()
+    outline: Outline = "ellipse"
 
     def image(self, image: np.ndarray, out: np.ndarray, fill: int) -> None:
         """Draws ``image`` (uint8 (h, w, 3)) into ``out`` (uint8, of ``size``); what it does not cover is ``fill``."""
@@ -82,18 +87,34 @@ class Warp:
         """(N, 4) float64: where ``boxes`` (N, 4) xyxy end up, not clipped.
 
         A box that is turned is replaced by the bound of its inscribed ellipse, not of its corners: objects seldom
-        reach into the corners, so that stays tight. Under mirror and scale both are the same.
+        reach into the corners, so that stays tight (``outline``: else). Under mirror and scale both are the same.
         """
         boxes = np.asarray(boxes, dtype=np.float64)
-        centre = (boxes[:, :2] + boxes[:, 2:]) / 2
-        half = (boxes[:, 2:] - boxes[:, :2]) / 2
-        linear = self.matrix[:, :2]
         if self.displacement is None:
-            centre = centre @ linear.T + self.matrix[:, 2]
-            half = np.sqrt((half**2) @ (linear**2).T)
+            centre, half = self.points((boxes[:, :2] + boxes[:, 2:]) / 2), (boxes[:, 2:] - boxes[:, :2]) / 2
+            power = 2 if self.outline == "ellipse" else 1
+            half = (half**power @ np.abs(self.matrix[:, :2].T) ** power) ** (1 / power)
             return np.concatenate([centre - half, centre + half], axis=1)
-        outline = self.points(centre[:, None] + half[:, None] * _OUTLINE)
-        return np.concatenate([outline.min(axis=1), outline.max(axis=1)], axis=1).reshape(-1, 4)
+        outlines = self._outlines(boxes)
+        return np.concatenate([outlines.min(axis=1), outlines.max(axis=1)], axis=1).reshape(-1, 4)
+
+    def _outlines(self, boxes: np.ndarray) -> np.ndarray:
+        """(N, 64, 2) float64: points of what stands for the objects in ``boxes``, moved."""
+        centre, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
+        return self.points(centre[:, None] + half[:, None] * _OUTLINES[self.outline])
+
+    def _cut(self, boxes: np.ndarray, moved: np.ndarray) -> np.ndarray:
+        """(N, 4): the parts of ``moved`` inside the output; across its border, bounds of what is left there."""
+        height, width = self.size
+        cut = np.clip(moved, 0, (width, height, width, height))
+        if self.displacement is None and not (self.matrix[0, 1] or self.matrix[1, 0]):
+            return cut
+        window = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
+        crossing = np.flatnonzero((cut != moved).any(axis=1))
+        for i, outline in zip(crossing, self._outlines(boxes[crossing]), strict=True):
+            area, part = cv2.intersectConvexConvex(cv2.convexHull(outline.astype(np.float32)), window)
+            cut[i] = (*part.min(axis=(0, 1)), *part.max(axis=(0, 1))) if area > 0 else 0
+        return cut
 
     def points(self, points: np.ndarray) -> np.ndarray:
         """(..., 2) float64: where ``points`` (..., 2) x, y end up."""
@@ -113,7 +134,8 @@ class Warp:
             points = swapped(points, self.flip_pairs) if scale < 0 else points.copy()
             points[..., :2] = self.points(points[..., :2])
         moved = replace(target, area=target.area * np.float32(abs(scale)), points=points, masks=None)
-        return visible(moved, self.boxes(target.boxes), self.size, min_visible)
+        boxes = self.boxes(target.boxes)
+        return visible(moved, boxes, self._cut(target.boxes, boxes), self.size, min_visible)
 
     def sample(self, sample: Sample, image: np.ndarray, min_visible: float, *, clip: bool = True) -> Sample:
         """``sample`` with target and proposals moved (masks are not carried).
@@ -146,7 +168,7 @@ def clipped(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return boxes[(boxes[:, 2:] - boxes[:, :2] >= 1).all(axis=1)]
 
 
-def visible(target: Target, boxes: np.ndarray, size: tuple[int, int], min_visible: float) -> Target:
+def visible(target: Target, boxes: np.ndarray, cut: np.ndarray, size: tuple[int, int], min_visible: float) -> Target:
     """``target`` with other boxes, cut to an image.
 
     What is left of an object must be at least one pixel wide and high, else it is dropped. Points outside the image
@@ -155,12 +177,12 @@ def visible(target: Target, boxes: np.ndarray, size: tuple[int, int], min_visibl
     Args:
         target: Numpy.
         boxes: (N, 4) xyxy, not cut.
+        cut: (N, 4), the parts of them that are in the image.
         size: (height, width) of the image.
         min_visible: An object of which a smaller share is left becomes difficult: too little to be learned, but not
             background either.
     """
     height, width = size
-    cut = np.clip(boxes, 0, (width, height, width, height))
     sides = cut[:, 2:] - cut[:, :2]
     whole = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     share = (sides.prod(axis=1) / np.maximum(whole, 1e-9)).astype(np.float32)
