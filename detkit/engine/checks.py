@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from detkit.data.augment import Augment
@@ -10,6 +11,7 @@ from detkit.data.dataset import Dataset
 from detkit.detector import Detector
 from detkit.engine.evaluator import infer
 from detkit.engine.events import DryRun
+from detkit.engine.optim import from_detector, learning_rates
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError, nearest
 from detkit.metrics import evaluate_results, find_metric
@@ -78,6 +80,19 @@ def _check_caching(model: Detector, options: TrainOptions, augment: Augment | No
     if (views or 1) > 1 and not changes:
         what = "without augmentation all views of an image are the same"
         raise DetkitError(what, "train.cache_views", "set it to 1, or switch an augmentation on")
+
+
+def remarks(trainer: Trainer) -> Iterator[str]:
+    """What a run does that was not asked for in so many words."""
+    model, options = trainer.model, trainer.options
+    if late := [epoch for epoch in options.unfreeze if epoch > options.epochs]:
+        yield f"train.unfreeze: the run ends before epoch {late[0]}, so {len(late)} more stages stay frozen"
+    if options.lr == "auto" and from_detector(model):
+        yield f"train.lr: {learning_rates(model, options)[0]:g}, since training starts from a detector's weights"
+    if trainer.frozen_norms:
+        yield f"train.freeze_norms: {len(trainer.frozen_norms)} BatchNorms keep the statistics of these weights"
+    if trainer.metric.answers != "labels" and trainer.train_set.annotations.labelled:
+        yield "every image has one object, which fills it: to name images, train classify"
 
 
 def try_out(trainer: Trainer) -> DryRun:

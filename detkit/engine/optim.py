@@ -47,16 +47,6 @@ def norms_to_freeze(model: Detector, options: TrainOptions, images: int) -> list
     return [layer for layer in model.modules() if freeze and isinstance(layer, _NormBase) and _trained(layer)]
 
 
-def chosen(model: Detector, options: TrainOptions, frozen_norms: list[nn.Module]) -> list[str]:
-    """Sentences on what was chosen for a run that starts from a detector."""
-    said = []
-    if options.lr == "auto" and from_detector(model):
-        said.append(f"train.lr: {learning_rates(model, options)[0]:g}, since training starts from a detector's weights")
-    if frozen_norms:
-        said.append(f"train.freeze_norms: {len(frozen_norms)} BatchNorms keep the statistics of these weights")
-    return said
-
-
 def _trained(layer: _NormBase) -> bool:
     """Whether it comes with statistics, counted or not (as some are published)."""
     if layer.running_mean is None:

@@ -20,7 +20,7 @@ from detkit.data.summary import DataSummary
 from detkit.detector import Detector
 from detkit.engine import events
 from detkit.engine.checkpoint import Progress, random_states, restore_random, restore_state, save_state
-from detkit.engine.checks import check_run, try_out
+from detkit.engine.checks import check_run, remarks, try_out
 from detkit.engine.errors import explained, not_finite, stop_requests
 from detkit.engine.evaluator import LossSums, add_losses, infer, mean_losses
 from detkit.engine.events import BatchDone, DryRun, Event, Listener, Row, TrainFinished
@@ -28,7 +28,6 @@ from detkit.engine.feature_cache import CachedLoader, cache_frozen, fit_head
 from detkit.engine.optim import (
     Average,
     begin_averages,
-    chosen,
     highest_rate,
     make_optimizer,
     move_weights,
@@ -298,12 +297,8 @@ class Trainer:
         if self.val_set:
             self.val_loader = self.make_loader(self.val_set, None, shuffle=False)
         self.steps = -(-len(self.loader) // options.accumulate)  # of an epoch
-        if late := [epoch for epoch in options.unfreeze if epoch > options.epochs]:
-            self.say(f"train.unfreeze: the run ends before epoch {late[0]}, so {len(late)} more stages stay frozen")
-        for text in chosen(model, options, self.frozen_norms):
+        for text in remarks(self):
             self.say(text)
-        if self.metric.answers != "labels" and self.train_set.annotations.labelled:
-            self.say("every image has one object, which fills it: to name images, train classify")
 
     def make_loader(self, dataset: Dataset, augment: Augment | None, shuffle: bool) -> Loader:
         """Batches for this process; shuffle: to train on. Closed when the run ends, if not before."""
