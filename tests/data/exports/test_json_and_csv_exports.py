@@ -260,6 +260,7 @@ def test_every_export_holds_the_scene(name: str, scene: Any, tmp_path: Path) -> 
     path, findings = export(scene, tmp_path / "export")
     a = read(path)
     scene.check(a, findings)
+    assert all(f.note or "no area" in f.name for f in a.findings), "nothing is wrong with these"
     scene.check_round_trips(a, tmp_path)
     assert a.source is not None
     assert a.source.format == kind
