@@ -107,7 +107,7 @@ def _frames(source: Iterable[str], failures: list[Failure]) -> Iterator[Frame]:
 
     watched = sys.stderr.isatty() and not sys.stdout.isatty()
     number = 0
-    for number, frame in enumerate(open_sources(source), 1):
+    for number, frame in enumerate(open_sources(map(_telling_skipped, source)), 1):
         if watched:
             print(f"\r{number} read", end="", file=sys.stderr, flush=True)
         if isinstance(frame, Frame):
@@ -116,6 +116,15 @@ def _frames(source: Iterable[str], failures: list[Failure]) -> Iterator[Frame]:
             failures.append(frame)
     if watched:
         print(f"\r{number} read, done", file=sys.stderr)
+
+
+def _telling_skipped(source: str) -> str:
+    """The source; says what a folder leaves out."""
+    from detkit.io.sources import skipped_in
+
+    if Path(source).is_dir() and (rest := skipped_in(source)):
+        message(f"{source}: skipped {rest}")
+    return source
 
 
 def _format_of(out: Path | None, form: str | None) -> str | None:

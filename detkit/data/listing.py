@@ -10,11 +10,10 @@ from pathlib import Path, PurePosixPath
 
 from detkit.data.annotations import Findings
 from detkit.io.images import IMAGE_SUFFIXES
-from detkit.io.video import VIDEO_SUFFIXES
+from detkit.io.sources import MEDIA, READERS
 
 PARTS = ("train", "val", "valid", "validation", "test")  # folders and lists of these names are parts of a data set
 _JUNK = {"__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini"}
-_MEDIA = VIDEO_SUFFIXES | {".heic", ".heif", ".jxl", ".svg", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw"}
 
 
 @lru_cache(maxsize=2)
@@ -53,9 +52,10 @@ def part_of(file: str) -> str | None:
 
 def count_skipped(files: Iterable[str], findings: Findings) -> None:
     """Counts films, HEIC images without their reader, raw photos and the like, which lie among the images."""
-    for file in of_suffix(files, _MEDIA - IMAGE_SUFFIXES):
+    for file in of_suffix(files, MEDIA - IMAGE_SUFFIXES):
         suffix = os.path.splitext(file)[1].lower()
-        findings.add(f"file that is not read as an image: {suffix} (skipped)", file, note=True)
+        mend = f", {READERS[suffix]} reads it" if suffix in READERS else ""
+        findings.add(f"file that is not read as an image: {suffix} (skipped{mend})", file, note=True)
 
 
 class ImageIndex:

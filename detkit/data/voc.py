@@ -120,9 +120,9 @@ class _Images:
         folders = {str(Path(file).parent) for file in used}
         beside = [file for file in files_in(self.index.root) if str((self.index.root / file).parent) in folders]
         beside = [file for file in beside if split is None or part_of(file) == split]
+        beside = [str(self.index.root / file) for file in beside]
         count_skipped(beside, findings)
-        rest = (str(self.index.root / file) for file in of_suffix(beside))
-        for file in (file for file in rest if file not in used):
+        for file in (file for file in of_suffix(beside) if file not in used):
             findings.add("image without an annotation file (left out)", file, note=True)
 
 

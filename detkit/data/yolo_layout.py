@@ -233,7 +233,7 @@ def _place_parts(layout: Layout, places: dict[str, list[str]]) -> None:
             continue
         found = {text: _place(text, layout.root, layout.findings) for text in texts}
         if missing := [text for text, place in found.items() if place is None]:
-            layout.absent[part] = layout.root / missing[0]
+            layout.absent[part] = Path(os.path.normpath(layout.root / missing[0]))
         else:
             layout.parts[part] = [place for place in found.values() if place is not None]
     for part, place in layout.absent.items():

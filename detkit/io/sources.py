@@ -9,6 +9,7 @@ import glob
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from detkit.io.images import IMAGE_SUFFIXES, ImageSource, as_rgb, paths_in, read
 from detkit.io.video import STREAMS, VIDEO_SUFFIXES, Open, VideoReader, without_password
 
 Source = ImageSource | int
+# Of files that lie among photos; those without a reader are not taken for images, and that is said.
+MEDIA = VIDEO_SUFFIXES | {".heic", ".heif", ".jxl", ".svg", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw"}
+READERS = dict.fromkeys((".heic", ".heif"), 'pip install "detkit[heif]"')
 _WAITS = (1, 2, 4, 8, 16)  # seconds before each attempt to connect to a stream again
 
 
@@ -139,6 +143,17 @@ def _items(source: Source, name: str, stdin: BinaryIO | None) -> list[tuple[str,
     if not paths:
         raise DetkitError(empty[0], do=empty[1])
     return [(str(file), file) for file in paths]
+
+
+def skipped_in(folder: str | Path) -> str:
+    """What a folder, as a source, leaves out: films, raw photos and the like by suffix, counted; empty: nothing."""
+    with reading(str(folder)):
+        found = Counter(path.suffix.lower() for path in Path(folder).iterdir() if not path.name.startswith("."))
+    advice = dict.fromkeys(VIDEO_SUFFIXES, "name it to see it") | READERS
+    rest = ((suffix, count) for suffix, count in sorted(found.items()) if suffix in MEDIA - IMAGE_SUFFIXES)
+    return ", ".join(
+        f"{count} {suffix}" + (f" ({advice[suffix]})" if suffix in advice else "") for suffix, count in rest
+    )
 
 
 def _is_video(path: Path) -> bool:

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detkit.errors import DetkitError
 from detkit.io.download import fetched
-from detkit.io.images import write_image
-from detkit.io.sources import Failure, Frame, open_sources
+from detkit.io.images import IMAGE_SUFFIXES, write_image
+from detkit.io.sources import Failure, Frame, open_sources, skipped_in
 from detkit.io.video import VideoWriter
 
 
@@ -256,3 +257,13 @@ def test_a_real_video_cut_in_the_middle(shared_data: Path, tmp_path: Path) -> No
     kinds = [type(f) for f in open_sources(cut)]
     assert kinds.count(Failure) == 1
     assert kinds[-1] is Failure
+
+
+def test_what_a_folder_leaves_out_is_told(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.MOV", "c.svg", "d.svg", "e.txt", "._f.mp4"):
+        (tmp_path / name).write_bytes(b"x")
+    assert skipped_in(tmp_path) == "1 .mov (name it to see it), 1 .mp4 (name it to see it), 2 .svg"
+    (tmp_path / "g.heic").write_bytes(b"x")
+    assert ('1 .heic (pip install "detkit[heif]")' in skipped_in(tmp_path)) == (".heic" not in IMAGE_SUFFIXES)
+    with pytest.raises(DetkitError):
+        skipped_in(tmp_path / "nowhere")
