@@ -56,6 +56,13 @@ MODELS: dict[str, tuple[dict[str, Any], int]] = {
         },
         0,
     ),
+    "branches of a head without anchors": (
+        {
+            "backbone": {"name": "resnet18", "taps": [2, 3]},
+            "head": {"name": "aligned", "width": 16, "stem": 2, "kernel": 3, "act": "leaky", "norm_eps": 1e-3},
+        },
+        0,
+    ),
     "a Darknet graph": (
         {"backbone": {"name": "darknet", "graph": GRAPH, "outputs": [5, 6], "frozen": 1}, "neck": {"name": "identity"}},
         0,
