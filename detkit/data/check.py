@@ -29,7 +29,7 @@ def check_annotations(annotations: Annotations, *, decode: bool = True, threads:
         threads: That read images.
 
     Returns:
-        As facts: images, boxes, crowd and difficult ones, counted, and findings.
+        As facts: images and boxes, counted, and findings.
     """
     a = annotations
     findings = Findings(a.findings)
@@ -42,15 +42,15 @@ def check_annotations(annotations: Annotations, *, decode: bool = True, threads:
         findings.add("same file listed twice", file, count=count - 1)
     _check_copies(a, findings)
     size = f"{len(a)} images, {len(a.labels)} boxes, {len(a.classes)} classes"
-    ignored = {"crowd": int(a.crowd.sum()), "difficult": int((a.difficult & ~a.crowd).sum())}
-    if any(ignored.values()):
-        size += f" ({ignored['crowd']} crowd, {ignored['difficult']} difficult: neither right nor wrong when scored)"
+    if (a.crowd | a.difficult).any():
+        crowd, difficult = int(a.crowd.sum()), int((a.difficult & ~a.crowd).sum())
+        size += f" ({crowd} crowd, {difficult} difficult: neither right nor wrong when scored)"
     found = findings.as_list()
     faults, notes = ([one for one in found if one.note is note] for note in (False, True))
     lines = [line for one in faults for line in one.lines()] or ["nothing to complain of"]
     if notes:
         lines += ["notes:", *(line for one in notes for line in one.lines())]
-    facts = {"images": len(a), "boxes": len(a.labels), **ignored, "findings": faults + notes}
+    facts = {"images": len(a), "boxes": len(a.labels), "findings": faults + notes}
     return Printed(facts, [size, *lines])
 
 

@@ -46,8 +46,6 @@ def test_images(coco_file: Path) -> None:
 
 
 def test_ignored_objects_are_counted(coco_file: Path) -> None:
-    report = check_annotations(read(coco_file))
-    assert (report.facts["crowd"], report.facts["difficult"]) == (1, 1)
-    assert report.lines()[0] == (
+    assert check_annotations(read(coco_file)).lines()[0] == (
         "3 images, 3 boxes, 2 classes (1 crowd, 1 difficult: neither right nor wrong when scored)"
     )
