@@ -203,12 +203,12 @@ def growing(path: str | Path, overwrite: bool = False, *, folder: bool = False) 
     """
     path = Path(path)
     refuse = _refuse_filled if folder else refuse_existing
-    names = ("" if copy == 1 else f"-{copy}" for copy in count(1))
-    with _explained(path, path):
+    name = path.with_name(f"{path.stem[:60]}.partial")
+    with _explained(path, name):
         refuse(path, overwrite)
         path.parent.mkdir(parents=True, exist_ok=True)
-        for number in names:
-            partial = path.with_name(f"{path.stem[:60]}.partial{number}{path.suffix}")
+        for copy in count(1):
+            partial = path.with_name(f"{name.name}{'' if copy == 1 else f'-{copy}'}{path.suffix}")
             with suppress(FileExistsError):
                 partial.mkdir() if folder else partial.open("x").close()
                 break
