@@ -335,8 +335,8 @@ class Trainer:
             kinds = [registry.find_part("logger", name, where="train.loggers") for name in sorted(names)]
             if self.config and not resume:
                 write_text(self.run / "config.yaml", self.config, overwrite=True)
-            about = {} if self.summary is None else {"data": self.summary.to_dict()}
-            folder = RunFolder(self.run, self.record | about, self.progress.rows, (*self.metric.scores, "AP75"))
+            record = {**self.record, "data": self.summary and self.summary.to_dict()}
+            folder = RunFolder(self.run, record, self.progress.rows, (*self.metric.scores, "AP75"))
             made = [registry.make(kind, "train.loggers", self.run) for kind in kinds]
             loggers = [self.opened.enter_context(closing(logger)) for logger in made]
             self.listeners = [folder, *loggers, self.on_event]

@@ -46,6 +46,7 @@ class Finder:
 
     classes = ("square",)
     protocol = "coco"
+    iou = 0.5
 
     def __init__(self, every: int) -> None:
         self.every = every
@@ -103,6 +104,7 @@ def test_table_image_and_json(runs: dict[str, Path], tmp_path: Path, capsys: pyt
     assert half["minutes"] == 2
     assert half["seconds"]["median"] > 0
     assert {(one["metric"], one["significant"]) for one in got["differences"]} == {("AP", True), ("AP50", True)}
+    assert got["data"]["parts"]["data"]["boxes"] == got["images"] == 8
     assert (tmp_path / "c.png").stat().st_size > 5000
     assert main(words) == 0
     lines = capsys.readouterr().out.splitlines()
