@@ -154,6 +154,7 @@ def test_every_export_holds_the_scene(name: str, scene: Any, tmp_path: Path) -> 
     label(scene, path / "__MACOSX")
     a = read(path)
     scene.check(a, findings)
+    scene.check_round_trips(a, tmp_path)
     assert a.source is not None
     assert a.source.format == "voc"
     assert a.image_ids == sorted(map(str, a.image_ids))
