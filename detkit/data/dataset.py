@@ -65,7 +65,9 @@ def format_of(path: str | Path, name: str | None = None) -> DatasetFormat:
             do = f"choose one: {' or '.join(f'--format {one}' for one in found)} (in a config: format: NAME)"
             raise DetkitError(f"labels of {len(found)} formats lie here: {', '.join(found)}", str(path), do)
         if found:
-            if inside := _data_sets_in(path, {one: kind for one, kind in known.items() if one not in found}):
+            if inside := _data_sets_in(
+                path, {one: kind for one, kind in known.items() if one not in (*found, "folders")}
+            ):
                 only = "" if "folders" in found else f", or --format {next(iter(found))}"
                 do = f"give one as DATA: {', '.join(inside)}{only}"
                 raise DetkitError("folders of this one are data sets of another format", str(path), do)
@@ -81,10 +83,9 @@ def format_of(path: str | Path, name: str | None = None) -> DatasetFormat:
 
 def _data_sets_in(path: Path, known: Mapping[str, DatasetFormat]) -> list[str]:
     """Folders in a folder that are data sets themselves; not those that belong to one: images, train and so on."""
-    kinds = [kind for name, kind in known.items() if name != "folders"]
     folders = sorted(p for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
     own = [p for p in folders if not p.name.startswith((".", "_")) and p.name.lower() not in _USUAL]
-    return [str(folder) for folder in own if any(kind.recognises(folder) for kind in kinds)]
+    return [str(folder) for folder in own if any(kind.recognises(folder) for kind in known.values())]
 
 
 def splits(path: str | Path, *, format: str | None = None) -> list[str]:

@@ -75,13 +75,7 @@ def _classes(path: Path, part: bool = False) -> list[str]:
     if not path.is_dir():
         return []
     folders = [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
-    # Images of a class may lie in sub-folders; those of a part lie in its class folders.
-    names = {
-        p.name
-        for p in folders
-        if p.name.lower() not in _NO_CLASSES
-        and (paths_in(p) if p.name.lower() in _PARTS and not part else of_suffix(files_in(p)))
-    }
+    names = {p.name for p in folders if p.name.lower() not in _NO_CLASSES and paths_in(p)}
     classes = names if part else {name for name in names if name.lower() not in _PARTS}
     # Beside several others "train" with images in it is VOC's and COCO's class: as a part it would hold folders.
     return sorted(classes | ({"train"} & names if len(classes) > 1 else set()))

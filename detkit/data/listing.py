@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from detkit.data.annotations import Findings
+from detkit.errors import DetkitError
 from detkit.io.images import IMAGE_SUFFIXES
 from detkit.io.sources import MEDIA, READERS
 
@@ -43,6 +44,16 @@ def _wanted(name: str) -> bool:
 def of_suffix(files: Iterable[str], suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[str]:
     """Those of the files that end in one of the suffixes (lower case, with the dot), in either case."""
     return [file for file in files if os.path.splitext(file)[1].lower() in suffixes]
+
+
+def text_of(file: Path) -> str:
+    """The text of a file; DetkitError where it cannot be read."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeError) as error:
+        raise DetkitError(
+            f"cannot read this file: {error}", str(file), "check its path, and save it as UTF-8"
+        ) from None
 
 
 def part_of(file: str) -> str | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from detkit.data.annotations import Annotations, Findings, Source
-from detkit.data.listing import ImageIndex, count_skipped, files_in, of_suffix, part_of
+from detkit.data.listing import ImageIndex, count_skipped, files_in, of_suffix, part_of, text_of
 from detkit.data.reading import UNSAFE, ImageTable, ObjectTable, assemble, pixels, size_of
 from detkit.data.voc_layout import VocFiles, is_voc, label_place, voc_files
 from detkit.errors import DetkitError
@@ -212,7 +212,7 @@ def _listed_classes(folder: Path) -> tuple[str, ...]:
     listed = folder / "classes.txt"
     if not listed.is_file():
         return ()
-    return tuple(line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip())
+    return tuple(line.strip() for line in text_of(listed).splitlines() if line.strip())
 
 
 def _classes(names: set[str]) -> tuple[str, ...]:

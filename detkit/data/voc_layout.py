@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from detkit.data.annotations import Findings
-from detkit.data.listing import PARTS, files_in, of_suffix, part_of
+from detkit.data.listing import PARTS, files_in, of_suffix, part_of, text_of
 from detkit.data.reading import check_part
 from detkit.errors import DetkitError
 from detkit.io.images import IMAGE_SUFFIXES
@@ -112,7 +112,7 @@ def voc_files(path: Path) -> VocFiles:
         xml = [file.removeprefix(f"{home}/") for file in xml if file.startswith(f"{home}/")]
     found = VocFiles(path / home, xml)
     plain, of_class = dict[str, list[Path]](), defaultdict[str, list[Path]](list)
-    for file in sorted(found.lists_home.glob("*.txt")):
+    for file in sorted(filter(Path.is_file, found.lists_home.glob("*.txt"))):
         if "_" in file.stem and _is_class_list(file):
             of_class[file.stem.rpartition("_")[2]].append(file)
         elif not file.name.startswith("."):
@@ -123,7 +123,7 @@ def voc_files(path: Path) -> VocFiles:
 
 
 def _is_class_list(path: Path) -> bool:
-    with open(path, encoding="utf-8-sig") as file:
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
         return len(file.readline().split()) == 2
 
 
@@ -139,7 +139,7 @@ def _listed(files: Sequence[Path], xml: list[str], findings: Findings) -> list[s
     chosen: dict[str, None] = {}
     several = len(files) > 1
     for listed in files:
-        for number, line in enumerate(listed.read_text(encoding="utf-8-sig").splitlines(), 1):
+        for number, line in enumerate(text_of(listed).splitlines(), 1):
             words = line.split()
             # Lists of one class carry a second column, -1 where the class is absent; all of them together list all.
             if not words or (not several and len(words) > 1 and words[-1] == "-1"):

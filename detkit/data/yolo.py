@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from detkit.data.annotations import Annotations, Findings, Source
-from detkit.data.listing import count_skipped, files_in, of_suffix
+from detkit.data.listing import count_skipped, files_in, of_suffix, text_of
 from detkit.data.reading import ImageTable, assemble, check_part, size_of
-from detkit.data.yolo_layout import YAML, has_labels, is_label, layout_of, said_by, tails_of, text_of
+from detkit.data.yolo_layout import YAML, has_labels, is_label, layout_of, said_by, tails_of
 from detkit.data.yolo_lines import objects_of, parse_lines
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
@@ -86,7 +86,7 @@ def _images(place: Path, root: Path, findings: Findings) -> Iterator[str]:
     for number, line in enumerate(text_of(place).splitlines(), 1):
         if not (line := line.strip()):
             continue
-        if not of_suffix([line]):
+        if not of_suffix([line]) or "\0" in line:
             findings.add("listed file is not an image (dropped)", f"{place}:{number}: {line}")
             continue
         yield _listed(line.replace("\\", "/"), place, root)

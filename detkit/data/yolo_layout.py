@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from detkit.data.annotations import Findings
-from detkit.data.listing import PARTS, files_in, of_suffix, part_of
+from detkit.data.listing import PARTS, files_in, of_suffix, part_of, text_of
 from detkit.errors import DetkitError
 
 YAML = (".yaml", ".yml")
@@ -71,13 +71,6 @@ def _names_classes(file: Path) -> bool:
     except (OSError, UnicodeError):
         return False
     return all(re.search(rf"^\s*({keys})\s*[:=]", text, re.MULTILINE) for keys in ("names", "train|val|valid|test"))
-
-
-def text_of(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeError) as error:
-        raise DetkitError(f"cannot read this file: {error}", str(file), "check the path") from None
 
 
 def _from_yaml(file: Path) -> Layout:
@@ -178,6 +171,8 @@ def has_labels(folder: Path) -> bool:
 def is_label(file: Path) -> bool:
     """True if the first line of a text file that is not empty is a label, and the file is no list of class names."""
     if file.name in CLASSES:
+        return False
+    if not file.is_file():
         return False
     with open(file, encoding="utf-8-sig", errors="replace") as lines:
         return bool(_LABEL.fullmatch(next((line for line in lines if line.strip()), "")))

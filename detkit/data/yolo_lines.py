@@ -116,7 +116,9 @@ def objects_of(
         table[:, 2:] * np.tile(scale, 2),
         labels,
         lambda row: kept[row].where,
-        points=_points(np.asarray(points).reshape(len(rows), kind.points, -1), scale) if kind.points else None,
+        points=_points(np.asarray(points).reshape(len(rows), kind.points, kind.numbers), scale)
+        if kind.points
+        else None,
     )
 
 

@@ -110,3 +110,16 @@ def test_an_object_that_does_not_fill_its_image_is_no_label(pets: Path) -> None:
     assert Dataset(found).load(0).target.image_label is None
     assert Dataset(found).load(1).target.image_label == 0
     assert Dataset(found).target(1).image_label is None  # of unknown size
+
+
+def test_sub_folders_are_followed_and_the_rest_is_told(pets: Path) -> None:
+    fill(pets / "cat" / "day 2", 2)
+    fill(pets, 1)
+    (pets / "a dog" / "trip.mov").write_bytes(b"x")
+    (pets / "cat" / "._0.png").write_bytes(b"x")
+    found = read(pets)
+    assert found.image_ids[-2:] == ["cat/day 2/0.png", "cat/day 2/1.png"]
+    assert {f.name: f.count for f in found.findings} == {
+        "file that is not read as an image: .mov (skipped)": 1,
+        "image outside of every class folder (left out)": 1,
+    }

@@ -229,3 +229,18 @@ def test_a_folder_of_data_sets_names_them(scene: Any, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "one")
     with pytest.raises(DetkitError, match=r"not a data set.*\n.*\ngive one of its folders: .*two$"):
         read(tmp_path)
+
+
+def test_lists_that_cannot_be_read(scene: Any, tmp_path: Path) -> None:
+    torchvision(scene, tmp_path)
+    folder = tmp_path / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main"
+    (folder / "val.txt").mkdir()
+    assert splits(tmp_path) == ["trainval"]
+    (folder / "trainval.txt").write_bytes(b"al\xffpha\n")
+    with pytest.raises(DetkitError, match="cannot read this file"):
+        read(tmp_path, split="trainval")
+    (folder / "trainval.txt").write_bytes(b"\n")
+    with pytest.raises(
+        DetkitError, match=r"no annotation of this data set could be read\n.*\nthe list of images is empty"
+    ):
+        read(tmp_path, split="trainval")

@@ -270,3 +270,19 @@ def test_several_data_sets_in_a_folder_are_asked_about(scene: Any, tmp_path: Pat
     cvat_ultralytics(scene, tmp_path / "three")
     with pytest.raises(DetkitError, match=r"2 YOLO data sets\n.*\ngive one of them as DATA: .*three/data.yaml"):
         read(tmp_path)
+
+
+def test_odd_things_among_the_files(scene: Any, tmp_path: Path) -> None:
+    path, _ = EXPORTS["pose"](scene, tmp_path)
+    for file in (path / "labels").glob("*.txt"):
+        file.write_text("")
+    a = read(path)
+    assert a.points is not None
+    assert a.points.shape == (0, 3, 3)
+    (path / "labels" / "a folder.txt").mkdir()
+    text(path / "custom.yaml", "train: list.txt", "names: [cat]")
+    text(path / "list.txt", "images/alpha.jpg", "images/be\0ta.jpg", "notes.pdf")
+    assert {f.name: f.count for f in read(path).findings} == {"listed file is not an image (dropped)": 2}
+    (path / "list.txt").write_bytes(b"images/\xff.jpg")
+    with pytest.raises(DetkitError, match="cannot read this file"):
+        read(path)
