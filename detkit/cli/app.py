@@ -11,7 +11,15 @@ from detkit.cli.common import printed
 from detkit.registry import import_from
 
 GROUPS = {"data": "data", "import": "import_", "inspect": "inspect"}  # and their files
-WORK = ("detect:detect", "train:train", "evaluate:evaluate", "evaluate:compare", "compress:compress", "propose:propose")
+WORK = (
+    "detect:detect",
+    "train:train",
+    "evaluate:evaluate",
+    "evaluate:compare",
+    "compress:compress",
+    "propose:propose",
+    "label:label",
+)
 ABOUT = ("about:config", "about:models", "about:info", "about:doctor", "quickstart:quickstart")
 
 app = typer.Typer(

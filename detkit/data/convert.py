@@ -302,16 +302,38 @@ def write_coco_json(
         image_folder: Relative to ``path``, kept in "info" where the file does not lie where its images are looked for.
     """
     info: dict[str, object] = {}
-    licenses = b"[]"
+    licenses, names = b"[]", flat_names(annotations.files)
     if source := _coco_source(annotations):
         raw = _records_of(source.path)
         old = msgspec.json.decode(raw.info)
         info |= old if isinstance(old, dict) else {}
         licenses, lists = bytes(raw.licenses), _kept(annotations, source, raw)
     else:
-        lists = _made(annotations)
+        lists = _made(annotations, names, range(1, len(annotations.classes) + 1))
     if image_folder is not None:
         info[IMAGE_FOLDER] = Path(image_folder).as_posix()
+    _write_json(path, overwrite, info, lists, licenses)
+
+
+def write_labelled(
+    annotations: Annotations, path: Path, records: Sequence[Mapping[str, object]], *, overwrite: bool = False
+) -> None:
+    """Writes one COCO json whose records are made, with more keys, and whose images stay where they are.
+
+    Args:
+        annotations: The labels; their class ids are numbers.
+        path: File to write.
+        records: What each object's record says besides.
+        overwrite: Replace it if it exists.
+    """
+    files = [os.path.abspath(file) for file in annotations.files]
+    folder = os.path.commonpath([os.path.dirname(file) for file in files])
+    names = [Path(os.path.relpath(file, folder)).as_posix() for file in files]
+    info = {IMAGE_FOLDER: Path(os.path.relpath(folder, path.absolute().parent)).as_posix()}
+    _write_json(path, overwrite, info, _made(annotations, names, annotations.class_ids, records))
+
+
+def _write_json(path: Path, overwrite: bool, info: Mapping[str, object], lists: Lists, licenses: bytes = b"[]") -> None:
     with atomic_path(path, overwrite) as temporary, open(temporary, "wb") as file:
         file.write(b'{"info":' + msgspec.json.encode(info) + b',"licenses":' + licenses)
         for key, records in lists.items():
@@ -345,22 +367,25 @@ def _kept(a: Annotations, source: Source, raw: RawFile) -> Lists:
     }
 
 
-def _made(a: Annotations) -> Lists:
+def _made(
+    a: Annotations, names: Sequence[str], ids: Sequence[int | str], records: Sequence[Mapping[str, object]] = ()
+) -> Lists:
+    """Records of images called ``names`` and classes of these ``ids``; ``records``: what each object's says besides."""
     encode = msgspec.json.Encoder().encode
     # Names from other formats are not numbers: COCO's ids are made anew, and the name stays in file_name.
     numbers = [i if isinstance(i, int) else k + 1 for k, i in enumerate(a.image_ids)]
     if len(set(numbers)) < len(numbers):
         numbers = list(range(1, len(numbers) + 1))
-    images = zip(numbers, flat_names(a.files), a.sizes.tolist(), strict=True)
+    images = zip(numbers, names, a.sizes.tolist(), strict=True)
     columns = zip(a.image_index.tolist(), a.labels.tolist(), a.xywh.tolist(), a.area.tolist(), a.crowd.tolist(),
-                  a.difficult.tolist(), strict=True)  # fmt: skip
+                  a.difficult.tolist(), records or [{}] * len(a.labels), strict=True)  # fmt: skip
     annotations = (
-        {"id": row, "image_id": numbers[image], "category_id": label + 1, "bbox": box, "area": area,
-         "iscrowd": int(crowd), **({"difficult": 1} if difficult else {})}
-        for row, (image, label, box, area, crowd, difficult) in enumerate(columns, 1)
+        {"id": row, "image_id": numbers[image], "category_id": ids[label], "bbox": box, "area": area,
+         "iscrowd": int(crowd), **({"difficult": 1} if difficult else {}), **more}
+        for row, (image, label, box, area, crowd, difficult, more) in enumerate(columns, 1)
     )  # fmt: skip
     return {
         "images": (encode({"id": i, "file_name": name, "width": w, "height": h}) for i, name, (h, w) in images),
         "annotations": map(encode, annotations),
-        "categories": [encode({"id": i, "name": name}) for i, name in enumerate(a.classes, 1)],
+        "categories": [encode({"id": i, "name": name}) for i, name in zip(ids, a.classes, strict=True)],
     }

@@ -132,10 +132,16 @@ class Ensemble(Predictor):
             seen = view.predictor.predict_samples(shown, Limits(conf, limits.iou, many, own))
             pairs = zip(samples, seen, strict=True)
             found.append([view.put_back(detections, sample.image, self.classes) for sample, detections in pairs])
-        return [_fused(views, limits) for views in zip(*found, strict=True)]
+        return [fused(views, limits) for views in zip(*found, strict=True)]
 
 
-def _fused(views: Sequence[Detections], limits: Limits) -> Detections:
+def fused(views: Sequence[Detections], limits: Limits) -> Detections:
+    """Several detections (numpy) of one image as one set.
+
+    Args:
+        views: Of the same classes.
+        limits: Of the scores and number that come out.
+    """
     columns = ([getattr(view, name) for view in views] for name in ("boxes", "scores", "labels"))
     boxes, scores, labels = weighted_boxes_fusion(*columns, threshold=_SAME)
     keep = np.flatnonzero(scores >= limits.conf)[: limits.max_detections]
