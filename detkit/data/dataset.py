@@ -62,7 +62,7 @@ def format_of(path: str | Path, name: str | None = None) -> DatasetFormat:
         if len(found) > 1:
             found.pop("folders", None)  # whatever has labels keeps its images in folders, too
         if len(found) > 1:
-            do = f"choose one: {' or '.join(f'--format {one}' for one in found)} (in a config: format: NAME)"
+            do = f"choose one: {' or '.join(f'--format {one}' for one in found)} (format: NAME in a config)"
             raise DetkitError(f"labels of {len(found)} formats lie here: {', '.join(found)}", str(path), do)
         if found:
             if inside := _data_sets_in(
