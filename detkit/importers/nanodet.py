@@ -13,7 +13,16 @@ from detkit.detector import Detector
 from detkit.errors import DetkitError
 from detkit.importers.darknet import class_names, untrained_detector
 from detkit.importers.ncnn import read_ncnn
-from detkit.importers.weights import Folded, Tell, fill, fill_folded, read_checkpoint, renamed, restore_norms
+from detkit.importers.weights import (
+    Folded,
+    Tell,
+    fill,
+    fill_folded,
+    read_checkpoint,
+    renamed,
+    restore_norms,
+    tell_unused,
+)
 
 FAMILY = "NanoDet-Plus"
 # Of the published models: the ShuffleNetV2's name, and the channels of neck and head.
@@ -100,6 +109,7 @@ def import_nanodet(
         restore_norms(detector, images, tell)
     else:
         found = _names(read_checkpoint(path, "state_dict"))
+        tell_unused(images, tell)
         lateral, last = found.get("neck.lateral.0.0.weight"), found.get("head.layers.0.weight")
         if lateral is None or last is None or lateral.ndim != 4 or last.ndim != 4:
             what = f"this is no checkpoint of {FAMILY}: no fpn.reduce_layers or head.gfl_cls is in it"

@@ -197,6 +197,12 @@ def restore_norms(detector: Detector, images: str | Path | None, tell: Tell) -> 
     tell(f"BatchNorm is put back with statistics of {len(good)} images{failed}; the answers stay the same")
 
 
+def tell_unused(images: str | Path | None, tell: Tell) -> None:
+    """Says, where images are given, that this file needs none."""
+    if images is not None:
+        tell("this file has BatchNorms of its own, so --images is not looked at")
+
+
 @torch.no_grad()
 def _measure(detector: Detector, images: Sequence[np.ndarray], batch: int = 8) -> None:
     """With mean m and variance v of what a BatchNorm reads, and y = g (x - m0) / s0 + b before, its new numbers are

@@ -14,7 +14,16 @@ from detkit.data.names import ids_of
 from detkit.detector import Detector
 from detkit.errors import DetkitError
 from detkit.importers.darknet import class_names, untrained_detector
-from detkit.importers.weights import Folded, Tell, fill, fill_folded, read_checkpoint, renamed, restore_norms
+from detkit.importers.weights import (
+    Folded,
+    Tell,
+    fill,
+    fill_folded,
+    read_checkpoint,
+    renamed,
+    restore_norms,
+    tell_unused,
+)
 
 FAMILY = "YOLOX"
 # Of the published models: bottlenecks of the smallest block, channels of the stem, depthwise.
@@ -109,6 +118,7 @@ def import_yolox(
         restore_norms(detector, images, tell)
         return detector.eval()
     state = read_checkpoint(path, "model")
+    tell_unused(images, tell)
     found = _names(state)
     stem, last = found.get("backbone.stages.0.0.weight"), found.get("head.layers.0.weight")
     repeats = sum(f"backbone.stages.1.1.m.{i}.conv1.0.weight" in found for i in range(9))
@@ -186,6 +196,9 @@ def _read_onnx(path: Path) -> list[Folded]:
         graph = onnx.load(str(path), load_external_data=False).graph
         values = {one.name: np.array(numpy_helper.to_array(one), np.float32) for one in graph.initializer}
         tensors = [[values[name] for name in node.input[1:]] for node in graph.node if node.op_type == "Conv"]
+    except KeyError:
+        what = f"this is no file of {FAMILY}: the weights of a convolution are not stored in it"
+        raise DetkitError(what, str(path), _DO) from None
     except Exception as error:  # protobuf's, onnx's or numpy's for a damaged file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DetkitError(f"the file cannot be read as ONNX: {reason}", str(path), "fetch it again") from None

@@ -258,7 +258,9 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple
 @pytest.mark.parametrize("name", NETS)
 def test_weights_by_name_answer_as_published(name: str, published: Any, tmp_path: Path) -> None:
     net, wanted, path, names = published(name)
-    detector = import_any(name, path, names)
+    said: list[str] = []
+    detector = import_any(name, path, names, images="photos", tell=said.append)
+    assert "has BatchNorms of its own" in said[0]
     torch.testing.assert_close(answers(detector), wanted, atol=1e-8, rtol=0)
     if name != "yolox-m":
         assert detector.record["imported"] == f"{name}, net.pth"
@@ -300,14 +302,14 @@ def write_ncnn(path: Path, folded: list[tuple[Tensor, Tensor]], half: bool) -> N
     path.with_suffix(".bin").write_bytes(data)
 
 
-def write_onnx(path: Path, folded: list[tuple[Tensor, Tensor]], extra: str = "") -> None:
+def write_onnx(path: Path, folded: list[tuple[Tensor, Tensor]], extra: str = "", weights: bool = True) -> None:
     onnx = pytest.importorskip("onnx")
     tensors = {f"{500 + 2 * i + k}": t for i, pair in enumerate(folded) for k, t in enumerate(pair)}
     values = [onnx.numpy_helper.from_array(t.numpy(), name) for name, t in reversed(tensors.items())]
     words = list(tensors)
     nodes = [onnx.helper.make_node("Conv", ["x", *words[i : i + 2]], ["y"]) for i in range(0, len(words), 2)]
     nodes += [onnx.helper.make_node(extra, ["y"], ["z"])] if extra else []
-    onnx.save(onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [], values)), str(path))
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [], values if weights else [])), str(path))
 
 
 def deploy(name: str, folded: list[tuple[Tensor, Tensor]], folder: Path, half: bool = False) -> Path:
@@ -473,6 +475,9 @@ def test_onnx_files_that_do_not_fit(published: Any, tmp_path: Path, monkeypatch:
         write_onnx(path, fewer)
         with pytest.raises(DetkitError, match=said):
             import_yolox(path)
+    write_onnx(path, folded, weights=False)
+    with pytest.raises(DetkitError, match="not stored in it"):
+        import_yolox(path)
     path.write_bytes(b"\x08\x07\x12 no model")
     with pytest.raises(DetkitError, match="cannot be read as ONNX"):
         import_yolox(path)
