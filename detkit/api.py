@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class LoadOptions(TypedDict, total=False):
     """The keyword arguments of ``load`` that any model takes."""
 
-    device: str | None
+    device: str | int | None
     threads: int | None
     size: int | None
     precision: str
@@ -58,7 +58,7 @@ def load(
 def load(
     path_or_name: str | Path | Sequence[str | Path] | None = None,
     *,
-    device: str | None = None,
+    device: str | int | None = None,
     threads: int | None = None,
     size: int | None = None,
     precision: str = "fp32",
@@ -71,7 +71,7 @@ def load(
         path_or_name: A .safetensors file, a run folder (its best weights) or a shipped name; None: the shipped default;
             "torchvision/NAME": one of torchvision's COCO detectors, which predicts but is no ``Detector``; several of
             these: their ensemble.
-        device: "cpu", "cuda", "cuda:1", "mps"; None: the best there is.
+        device: "cpu", "cuda", "cuda:1" or 1, "mps"; None: the best there is.
         threads: CPU threads; None: torch's choice.
         size: Input size in pixels instead of the model's own.
         precision: Of the arithmetic: "fp32"; "bf16", faster on CPUs and GPUs made for it; or "auto", which takes bf16
@@ -100,7 +100,7 @@ def load(
     return Ensemble(models, tta)
 
 
-def _load_one(path_or_name: str | Path | None, device: str | None, size: int | None, precision: str) -> Predictor:
+def _load_one(path_or_name: str | Path | None, device: str | int | None, size: int | None, precision: str) -> Predictor:
     from detkit.config.build import load_detector
     from detkit.data.resize import Resize
     from detkit.devices import pick_precision
@@ -128,13 +128,13 @@ def _load_one(path_or_name: str | Path | None, device: str | None, size: int | N
     return detector
 
 
-def _placed(model: Network, device: str | None) -> Network:
+def _placed(model: Network, device: str | int | None) -> Network:
     """The module on this device, the best where it is None, in the order of pixels that is fastest there."""
     import torch
 
     from detkit.devices import pick_device
 
-    return model.to(pick_device(device or "auto")).to(memory_format=torch.channels_last).eval()
+    return model.to(pick_device("auto" if device is None else device)).to(memory_format=torch.channels_last).eval()
 
 
 def set_threads(threads: int) -> None:

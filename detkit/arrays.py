@@ -42,7 +42,7 @@ def convert_kind(value: Either, dtype: str, like: Either) -> Either:
     return torch.as_tensor(value, dtype=getattr(torch, dtype), device=None if is_tensor(value) else like.device)
 
 
-def joined(values: Sequence[Either], axis: int = 0) -> Either:
+def concatenated(values: Sequence[Either], axis: int = 0) -> Either:
     """Arrays or tensors of one kind as one, end to end.
 
     Raises:

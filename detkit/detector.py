@@ -150,7 +150,8 @@ class Detector(nn.Module, Predictor):
         if cached is None:
             return self.neck(self.backbone((pixels - self.mean) / self.std))
         # Copies: what follows may work in place, and a batch may be looked at twice.
-        return self.neck(self.backbone.from_frozen([x.clone() for x in cached]))
+        exact = None if torch.is_autocast_enabled(self.device.type) else self.mean.dtype
+        return self.neck(self.backbone.from_frozen([x.to(exact or x.dtype, copy=True) for x in cached]))
 
     def frozen_maps(self, pixels: Tensor) -> list[Tensor]:
         """What the backbone's frozen stages make of pixels as in ``features``; see ``Backbone.frozen_maps``."""

@@ -10,15 +10,15 @@ import torch
 from detkit.errors import DetkitError
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str | int) -> torch.device:
     """The device of that name; ``auto`` is CUDA, else MPS, else the CPU; a number is that GPU.
 
     Raises:
         DetkitError: It is not there.
     """
+    name = f"cuda:{name}" if str(name).isdigit() else str(name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    name = f"cuda:{name}" if name.isdigit() else name
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Self
 
-from detkit.arrays import as_numpy, convert_kind, joined, moved, row_index
+from detkit.arrays import as_numpy, concatenated, convert_kind, moved, row_index
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,7 @@ class Rows:
     @property
     def xywh(self) -> Array:
         """(N, 4) float32: left, top, width and height, pixels."""
-        return joined([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], axis=1)
+        return concatenated([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], axis=1)
 
     def to(self, device: torch.device | str) -> Self:
         """The same as torch tensors on ``device``."""

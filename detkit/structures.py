@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detkit.arrays import as_numpy, convert_kind, joined, moved
+from detkit.arrays import as_numpy, concatenated, convert_kind, moved
 from detkit.errors import DetkitError, nearest
 from detkit.rows import Array, Rows
 
@@ -143,9 +143,9 @@ class Detections(Rows):
         if any(one.classes != first.classes or one.extra.keys() != first.extra.keys() for one in parts):
             raise ValueError("only detections of the same classes, with the same extra arrays, can be merged")
         boxes, scores, labels = (
-            joined([getattr(one, name) for one in parts]) for name in ("boxes", "scores", "labels")
+            concatenated([getattr(one, name) for one in parts]) for name in ("boxes", "scores", "labels")
         )
-        extra = {name: joined([one.extra[name] for one in parts]) for name in first.extra}
+        extra = {name: concatenated([one.extra[name] for one in parts]) for name in first.extra}
         best_first = np.argsort(-as_numpy(scores), kind="stable")
         return cls(boxes, scores, labels, first.classes, extra)[best_first]
 

@@ -104,6 +104,47 @@ def test_dry_run(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert not (tmp_path / "r" / "state.pt").exists()
 
 
+def test_a_dry_run_leaves_nothing(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    estimate = detkit.train("toy", data=data, overrides=SMALL, dry_run=True)
+    assert estimate.run is None
+    assert "first batch" not in estimate.lines()[-1]
+    with pytest.raises(DetkitError, match="best_by"):
+        detkit.train("toy", data=data, overrides=[*SMALL, "train.best_by=AR7"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_python_users_write(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Progress unless told otherwise, epochs, a mapping of overrides, a name; and all of it from another folder."""
+    monkeypatch.chdir(data.parent)
+    values = dict(word.split("=") for word in SMALL)
+    changes = {name: value if name == "train.device" else int(value) for name, value in values.items()}
+    done = detkit.train("toy", data=data.name, epochs=1, overrides={**changes, "train.lr": 1e-3}, name="mine")
+    run = (data.parent / done.run).resolve()
+    assert run == data.parent / "runs" / "mine"
+    said = capsys.readouterr().err
+    assert "epoch 1/1" in said
+    assert "done in" not in said
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--resume", str(run), "train.epochs=2"]) == 0
+    assert len((run / "metrics.csv").read_text().splitlines()) == 3
+    for wrong in ({"name": "a/b"}, {"name": "a", "out": "b"}):
+        with pytest.raises(DetkitError, match="is no name"):
+            detkit.train("toy", data=data, **wrong)
+    moved = data.rename(data.with_name("moved"))
+    try:
+        with pytest.raises(DetkitError) as caught:
+            detkit.train(resume=run)
+    finally:
+        moved.rename(data)
+    assert caught.value.what.endswith(f"is not here: {data}")
+    assert caught.value.do.endswith(f"detkit train --resume {run} data.train=DATA")
+    quiet = detkit.train(resume=run, on_event=lambda event: None)
+    assert quiet.to_dict()["best_epoch"] in (1, 2)
+
+
 def test_info_reads_the_header_only(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(run), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -142,11 +143,24 @@ def test_anchors_of_the_weights_are_kept_where_they_fit(
     assert said is None or "first.safetensors" in told[0]
 
 
-def test_too_few_boxes_are_an_error_where_no_anchors_can_be_kept(saved: tuple[Detector, str], tmp_path: Path) -> None:
-    values = {"size": 32, "weights": saved[1], "backbone": {"name": "lenet5", "taps": [1]}, "head": "yolo"}
+@pytest.mark.parametrize(
+    ("sides", "taps", "anchors"),
+    [((8, 9), [1], [[8, 8], [9, 9]]), ((8,), [0, 1], [[8, 8], [8, 8]]), ((8, 9, 9.5), [0, 1], [[8, 8], [9.25, 9.25]])],
+)
+def test_few_sizes_give_fewer_anchors_where_none_can_be_kept(
+    saved: tuple[Detector, str], tmp_path: Path, sides: tuple[float, ...], taps: list[int], anchors: list[list[float]]
+) -> None:
+    """As many for each level as there are sizes for, and one at least."""
+    values = {"size": 32, "weights": saved[1], "backbone": {"name": "lenet5", "taps": taps}, "head": "yolo"}
     config = Config({}, check_model(values, Place()), {}, TrainOptions(), EvaluateOptions())
-    with pytest.raises(DetkitError, match="3 anchors cannot be found from 2 boxes of 2 different sizes"):
-        anchors_for(config, boxes(tmp_path, 2, 9))
+    told: list[str] = []
+    found = anchors_for(config, boxes(tmp_path, 1, *sides), told.append)
+    assert np.asarray(found) == pytest.approx(np.asarray(anchors), abs=0.3)
+    few = f"{len(anchors)} instead of {3 * len(taps)}, since the boxes have {len(sides)} different sizes"
+    assert told == [f"anchors: {few}"]
+    assert build_detector(config, ("cat",), anchors=found).head.needs_fit is False
+    with pytest.raises(DetkitError, match="no boxes to find anchors from"):
+        anchors_for(config, boxes(tmp_path, 0))
 
 
 @pytest.mark.parametrize("folder", [True, False])

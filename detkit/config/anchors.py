@@ -38,7 +38,7 @@ def anchors_for(
         (w, h) pairs in input pixels; None where the config does not ask for any.
 
     Raises:
-        DetkitError: Too few boxes and nothing to keep, or ``model.weights`` cannot be had.
+        DetkitError: No boxes and nothing to keep, or ``model.weights`` cannot be had.
     """
     model = config.model
     if model["head"].get("anchors") != "auto":
@@ -50,12 +50,11 @@ def anchors_for(
     file = None if model["weights"] == "none" else zoo.model_file(model["weights"])
     kept = None if file is None else _anchors_of(file, model["head"]["name"], neck.strides, each)
     if file is None or kept is None:
-        return _best_anchors(wh, each * len(neck.strides))
-    try:
-        new = _best_anchors(wh, each * len(neck.strides))
-    except DetkitError:
+        return _best_anchors(wh, each, len(neck.strides), tell)
+    if len(np.unique(wh, axis=0)) < each * len(neck.strides):
         tell(f"anchors: those of {file.name} are kept, since there are too few boxes to compute others")
         return kept
+    new = _best_anchors(wh, each, len(neck.strides), tell)
     old_iou, new_iou = (average_iou(wh, np.asarray(anchors)) for anchors in (kept, new))
     if old_iou >= _NEARLY * new_iou:
         tell(f"anchors: those of {file.name} are kept, mean best IoU {old_iou:.3f} (computed anew: {new_iou:.3f})")
@@ -64,15 +63,23 @@ def anchors_for(
     return new
 
 
-def _best_anchors(wh: np.ndarray, k: int) -> list[list[float]]:
-    """k anchors for sizes (N, 2), sorted by area, rounded. Raises DetkitError for fewer than k different sizes."""
-    try:
-        anchors = kmeans_anchors(wh, k)
-    except ValueError:
-        different = len(np.unique(wh, axis=0))
-        what = f"{k} anchors cannot be found from {len(wh)} boxes of {different} different sizes"
-        do = "label more objects, or give model.head.anchors as [[w, h], ...]"
-        raise DetkitError(what, "model.head.anchors: auto", do) from None
+def _best_anchors(wh: np.ndarray, each: int, levels: int, tell: Callable[[str], None]) -> list[list[float]]:
+    """``each`` anchors per level for sizes (N, 2), sorted by area, rounded; fewer where there are fewer sizes.
+
+    Raises:
+        DetkitError: There is no box.
+    """
+    different = len(np.unique(wh, axis=0))
+    if not different:
+        do = "label some, or give model.head.anchors as [[w, h], ...]"
+        raise DetkitError("there are no boxes to find anchors from", "model.head.anchors: auto", do)
+    anchors = kmeans_anchors(wh, min(each * levels, different))
+    if different < each * levels:
+        # As many per level as there are sizes for, and one at least: then several levels look for the same size.
+        count = max(different // levels, 1) * levels
+        anchors = kmeans_anchors(wh, count) if count <= different else np.resize(anchors, (count, 2))
+        anchors = anchors[np.argsort(anchors.prod(1), kind="stable")]
+        tell(f"anchors: {count} instead of {each * levels}, since the boxes have {different} different sizes")
     return [[round(float(w), 2), round(float(h), 2)] for w, h in anchors]
 
 

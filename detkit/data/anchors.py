@@ -77,7 +77,7 @@ def choose_anchors(
 
     Args:
         annotations: The labels.
-        k: How many.
+        k: How many; fewer where the objects have fewer sizes.
         size: Letterboxed into an input of this size, as a model does it; None: pixels of the images.
         distance: What k-means makes small: 1 - IoU, or Euclidean.
         grid: Count the objects that lose their slot on this many cells along each side.
@@ -91,19 +91,20 @@ def choose_anchors(
         distance, the average IoU with 1, 2, 3, ... anchors.
 
     Raises:
-        DetkitError: No objects, or fewer different sizes than anchors.
+        DetkitError: No objects, or no anchors asked for.
     """
     where = str(annotations.source.path) if annotations.source else ""
     sizes = object_sizes(annotations, None if size is None else Resize(size))
     if not len(sizes.wh):
         raise DetkitError("this data set has no objects to make anchors from", where, "detkit data check says why")
-    try:
-        anchors = kmeans_anchors(sizes.wh, k, distance=distance, seed=seed)
-    except ValueError as error:  # fewer different sizes than anchors
-        raise DetkitError(str(error), where, "give a smaller -k") from None
+    if k < 1:
+        raise DetkitError(f"{k} anchors are none", "-k", "give 9, say")
+    different = len(np.unique(sizes.wh.astype(np.float32), axis=0))
+    anchors = kmeans_anchors(sizes.wh, min(k, different), distance=distance, seed=seed)
     chosen, overlap = anchors.round(2).tolist(), average_iou(sizes.wh, anchors)
     facts: dict[str, object] = {"anchors": chosen, "average_iou": overlap}
     said = ["anchors: [" + ", ".join(f"[{w:.1f}, {h:.1f}]" for w, h in chosen) + "]"]
+    said += [f"not {k}: the boxes have {different} different sizes"] if different < k else []
     said.append(f"average IoU {overlap:.4f} of {len(sizes.wh)} boxes")
     if grid is not None:
         facts["collisions"] = lost = collisions(sizes, grid, anchors)

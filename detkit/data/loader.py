@@ -6,11 +6,15 @@ method, a resumed epoch and the number of processes change nothing.
 
 from __future__ import annotations
 
+import ast
+import multiprocessing
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -190,6 +194,8 @@ class Loader:
         self.dropped = 0
         self.workers = workers
         self._on_bad_image = on_bad_image
+        if workers and (context or multiprocessing.get_start_method()) != "fork":
+            _check_main_guard()
         self._tasks: Iterator[_Task] = iter(())
         if augment is not None:
             augment.prepare()
@@ -260,6 +266,23 @@ class Loader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _check_main_guard() -> None:
+    """Processes that are not forked import the script anew: it must not start them while it is imported."""
+    frame = sys._getframe()
+    while frame.f_code.co_name != "<module>" or frame.f_globals.get("__name__") != "__main__":
+        if frame.f_back is None:
+            return
+        frame = frame.f_back
+    file, line = Path(frame.f_code.co_filename), frame.f_lineno
+    if not file.is_file():  # a prompt or a notebook, which nobody imports
+        return
+    top = [node for node in ast.parse(file.read_bytes()).body if node.lineno <= line <= (node.end_lineno or 0)]
+    if not any(isinstance(node, ast.If) and "__name__" in ast.dump(node.test) for node in top):
+        what = "this script starts processes that load images, and each of them would run the script again"
+        do = 'put what it does under if __name__ == "__main__":, or set train.workers=0'
+        raise DetkitError(what, f"{file}, line {line}", do)
 
 
 def _start_worker(_: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from detkit.engine.events import Row
+from detkit.engine.optim import rate_factor
 from detkit.errors import DetkitError
 from detkit.io.files import write_bytes
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from detkit.engine.trainer import Trainer
 
 STATE_VERSION = 1
-# What may change between two parts of a run: where it computes and who listens, not what.
-_FREE = {"device", "workers", "save_minutes", "tensorboard", "loggers"}
+# What may change between two parts of a run: how long it lasts, where it computes and who listens, not what.
+_FREE = {"epochs", "patience", "device", "workers", "save_minutes", "tensorboard", "loggers"}
 
 
 @dataclass
@@ -81,11 +82,14 @@ def save_state(trainer: Trainer, path: Path) -> None:
     write_bytes(path, buffer.getvalue(), overwrite=True)
 
 
-def restore_state(trainer: Trainer, path: Path) -> None:
+def restore_state(trainer: Trainer, path: Path) -> int:
     """Takes everything from ``path``.
 
+    Returns:
+        Epochs that the run was to have so far.
+
     Raises:
-        DetkitError: The file is missing, damaged, or of another run.
+        DetkitError: The file is missing, damaged, of another run, or of one that is past the epochs asked for.
     """
     state = _read(path)
     if state["data_hash"] != trainer.data_hash:
@@ -102,8 +106,22 @@ def restore_state(trainer: Trainer, path: Path) -> None:
         what = f"the state is of another model ({str(error).splitlines()[0]})"
         raise DetkitError(what, str(path), "use the run's own config") from None
     trainer.average.updates = state["updates"]
-    trainer.progress = Progress(**state["progress"])
+    trainer.progress = progress = Progress(**state["progress"])
     restore_random(trainer.model, state["random"])
+    asked, before = trainer.options.epochs, int(state["options"]["epochs"])
+    if asked < progress.epoch:
+        what = f"this run has {progress.epoch} epochs behind it, {asked} are asked for"
+        raise DetkitError(what, "train.epochs", "ask for more, or start a new run")
+    if asked != before:
+        progress.fitted = False  # what was fitted is fitted anew
+        both = (replace(trainer.options, epochs=epochs) for epochs in (asked, before))
+        now, was = (rate_factor(progress.step, trainer.steps, options) for options in both)
+        rate = f"from here the learning rate is that of such a run: {now:.3g} of train.lr, not {was:.3g}"
+        trainer.say(f"{asked} epochs instead of {before}; {rate}")
+    elif progress.epoch == asked:
+        longer = f"detkit train --resume {trainer.run} train.epochs={2 * asked}"
+        trainer.say(f"this run is done, {asked} of {asked} epochs; to go on: {longer}")
+    return before
 
 
 def _read(path: Path) -> dict[str, Any]:

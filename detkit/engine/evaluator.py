@@ -139,7 +139,7 @@ def infer(
             timings.data += loaded - started
             if item is None:  # the last batches held no image that could be read
                 break
-            keys, detections, terms = _answers(predictor, item, limits, runtime, losses)
+            keys, detections, terms = _answers(predictor, item, limits, losses)
             found += [(index[key], d.numpy()) for key, d in zip(keys, detections, strict=True)]
             compute, post = time.perf_counter() - loaded, clock[0] - before
             timings.compute += compute
@@ -158,7 +158,7 @@ def infer(
 
 
 def _answers(
-    predictor: PredictsSamples, item: Item, limits: Limits, runtime: Runtime | None, losses: bool
+    predictor: PredictsSamples, item: Item, limits: Limits, losses: bool
 ) -> tuple[list[tuple[int | str, str]], list[Detections], Losses]:
     """Id and path, and detections, of each image of a batch, and the batch's losses if asked for."""
     if isinstance(item, list):
@@ -166,7 +166,7 @@ def _answers(
     model = cast(Detector, predictor)
     batch, targets = item[0].to(model.device, non_blocking=True), item[1]
     keys = list(zip(batch.image_ids, batch.paths, strict=True))
-    with model.autocast() if runtime is None else runtime.autocast():
+    with model.autocast():  # never the run's: a model measures the same wherever, and however, it trained
         if not losses:
             return keys, model(batch, limits=limits), {}
         terms, found = model(batch, [target.to(model.device) for target in targets], limits=limits, detections=True)

@@ -216,7 +216,7 @@ class DryRun:
     """What a run would take.
 
     Attributes:
-        run: The folder with first_batch.jpg.
+        run: The folder with first_batch.jpg, or None where no folder was named.
         device: Where it computes.
         precision: How.
         steps: Of one epoch.
@@ -227,7 +227,7 @@ class DryRun:
         losses: Of the last step.
     """
 
-    run: Path
+    run: Path | None
     device: str
     precision: str
     steps: int
@@ -244,7 +244,7 @@ class DryRun:
 
     def to_dict(self) -> dict[str, object]:
         """The form of ``train --dry-run --json``."""
-        return {**asdict(self), "run": str(self.run), "minutes": round(self.minutes, 2)}
+        return {**asdict(self), "run": self.run and str(self.run), "minutes": round(self.minutes, 2)}
 
     def lines(self) -> list[str]:
         """The same for a person."""
@@ -253,7 +253,8 @@ class DryRun:
             + "  ".join(f"{name} {value:.3f}" for name, value in self.losses.items()),
             f"{self.steps} steps per epoch at {self.step_seconds:.2f} s, about {self.epoch_seconds / 60:.1f} min with "
             f"validation; {self.epochs} epochs take about {self.minutes:.0f} min",
-            f"memory in use: {self.memory:.0f} MB; first batch: {self.run / 'first_batch.jpg'}",
+            f"memory in use: {self.memory:.0f} MB"
+            + (f"; first batch: {self.run / 'first_batch.jpg'}" if self.run else ""),
         ]
 
 

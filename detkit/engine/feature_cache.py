@@ -256,6 +256,8 @@ def cache_frozen(trainer: Trainer) -> None:
     seconds = progress.caching - begun
     rest = f", {images - stages.computed} were in the cache" if stages.computed < images else ""
     trainer.say(f"the frozen stages looked at {stages.computed} images in {seconds:.0f} s{rest}")
+    if trainer.val_loader is not None:
+        trainer.say("validation reads what is kept in float16: evaluate may differ from its scores in the third digit")
 
 
 def _filled(

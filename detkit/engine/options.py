@@ -58,7 +58,7 @@ class TrainOptions:
             it is, augmentation is left out; None: 1 where there is no augmentation.
         precision: ``auto`` takes bf16 where the hardware computes in it, else fp32.
         channels_last: The order of pixels in memory that is fastest as a rule.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or 1, ``mps``.
         workers: Loading processes beside training.
         close_mosaic: Last epochs without mosaic and mixup (at most a third of the run).
         validate_every: Epochs between validations.
@@ -98,7 +98,7 @@ class TrainOptions:
     cache_views: int | None = None
     precision: Precision = "auto"
     channels_last: bool = True
-    device: str = "auto"
+    device: str | int = "auto"
     workers: int = 2
     close_mosaic: int = 10
     validate_every: int = 1

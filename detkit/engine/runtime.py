@@ -41,7 +41,7 @@ class Runtime:
         DetkitError: A device or precision that this machine does not have.
     """
 
-    def __init__(self, device: str = "auto", precision: str = "auto") -> None:
+    def __init__(self, device: str | int = "auto", precision: str = "auto") -> None:
         self._accelerator: Accelerator | None = None
         self.rank, self.world = 0, 1
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:

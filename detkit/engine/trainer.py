@@ -321,8 +321,9 @@ class Trainer:
     def _begin(self, resume: bool) -> None:
         """Restores the state if asked, opens the run folder and says what is about to happen."""
         path, runtime, options = self.run / "state.pt", self.runtime, self.options
+        before = options.epochs
         if resume:
-            restore_state(self, path)
+            before = restore_state(self, path)
         elif path.exists():
             what = "this folder holds another run"
             raise DetkitError(what, str(self.run), "choose another folder, or go on with that run (--resume)")
@@ -333,7 +334,7 @@ class Trainer:
         if runtime.main:
             names = {*options.loggers, "tensorboard"} if options.tensorboard else {*options.loggers}
             kinds = [registry.find_part("logger", name, where="train.loggers") for name in sorted(names)]
-            if self.config and not resume:
+            if self.config and (not resume or before != options.epochs):
                 write_text(self.run / "config.yaml", self.config, overwrite=True)
             record = {**self.record, "data": self.summary and self.summary.to_dict()}
             folder = RunFolder(self.run, record, self.progress.rows, (*self.metric.scores, "AP75"))

@@ -93,7 +93,7 @@ def test_anchors(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         ["convert", "DATA", "--to", "pascal", "--out", "o"],
         ["convert", "DATA", "--to", "voc", "--out", "o.json"],
         ["split", "DATA", "--val", "0.7", "--test", "0.5"],
-        ["anchors", "DATA", "-k", "500"],
+        ["anchors", "DATA", "-k", "0"],
         ["anchors", "DATA", "--distance", "manhattan"],
         ["chekc", "DATA"],
     ],

@@ -3,6 +3,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -209,3 +212,16 @@ def test_workers_survive_a_parent_that_used_opencv_threads() -> None:
         assert len(run(Toys(), workers=2, context="fork")) == 3
     finally:
         cv2.setNumThreads(-1)
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_a_script_without_a_guard_is_told_before_any_process_starts(tmp_path: Path, guarded: bool) -> None:
+    script = tmp_path / "script.py"
+    lines = ["from detkit.data.loader import _check_main_guard as check"]
+    lines += ["def work():", "    check()", "if __name__ == '__main__':" if guarded else "if True:", "    work()"]
+    script.write_text("\n".join(lines))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) is guarded
+    assert guarded or f"{script}, line 5" in done.stderr
+    assert guarded or "if __name__ ==" in done.stderr

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from detkit.config.experiment import read_config
+from detkit.devices import pick_device
 from detkit.engine.optim import rate_factor
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
@@ -40,3 +42,12 @@ def test_rates_rise_and_fall() -> None:
 def test_options_refuse_what_makes_no_sense(name: str, value: Any) -> None:
     with pytest.raises(DetkitError, match=name):
         TrainOptions(**{name: value})
+
+
+def test_a_number_is_that_gpu() -> None:
+    assert pick_device("cpu").type == "cpu"
+    for name in (73, "73"):
+        with pytest.raises(DetkitError, match="no device 'cuda:73' here"):
+            pick_device(name)
+    config = read_config("toy", ["train.device=1"], train_schema=TrainOptions)
+    assert config.train.device == 1

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from detkit.config.experiment import check_config
@@ -22,10 +23,12 @@ from detkit.data.resize import Resize
 from detkit.detector import Detector
 from detkit.engine import events, trainer
 from detkit.engine.errors import Interrupted
+from detkit.engine.evaluator import detect_dataset
 from detkit.engine.options import TrainOptions
 from detkit.engine.trainer import Trainer
 from detkit.errors import DetkitError
 from detkit.interfaces import Backbone, Head, Logger
+from detkit.metrics import evaluate_results
 from detkit.metrics.coco import Coco
 from detkit.registry import UntrustedPart
 from detkit.structures import Batch, Detections, Loss, Sample, Target
@@ -370,6 +373,36 @@ def test_resume_refuses_what_is_not_the_same_run(tmp_path: Path) -> None:
         (run / "state.pt").write_bytes(damaged)
         with pytest.raises(DetkitError, match="damaged"):
             train(Toy(), Images(), None, replace(OPTIONS, epochs=1), run=run, resume=True)
+
+
+def test_a_finished_run_is_extended(tmp_path: Path) -> None:
+    run, said = tmp_path / "r", list[events.Event]()
+    sets, long = (Images(), Images(6, 1)), replace(OPTIONS, warmup=0, warmup_steps=0)
+    short = replace(long, epochs=2)
+    train(Toy(), *sets, short, run=run, config="first")
+    train(Toy(), *sets, short, run=run, config="other", resume=True, on_event=said.append)
+    assert f"this run is done, 2 of 2 epochs; to go on: detkit train --resume {run} train.epochs=4" in map(str, said)
+    assert (run / "config.yaml").read_text() == "first"
+    long = replace(long, patience=9)
+    done = train(Toy(), *sets, long, run=run, config="longer", resume=True, on_event=said.append)
+    text = next(text for text in map(str, said) if "4 epochs instead of 2" in text)
+    assert text.endswith("from here the learning rate is that of such a run: 0.505 of train.lr, not 0.01")
+    assert [row["epoch"] for row in run_of(run)[1]] == ["1", "2", "3", "4"]
+    assert done.row["epoch"] <= 4
+    assert (run / "config.yaml").read_text() == "longer"
+    with pytest.raises(DetkitError, match="4 epochs behind it, 3 are asked for"):
+        train(Toy(), *sets, replace(long, epochs=3), run=run, resume=True)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_validation_measures_what_evaluation_does(tmp_path: Path, precision: Any) -> None:
+    sets, model = (Images(), Images(6, 1)), Toy()
+    options = replace(OPTIONS, precision=precision, ema=0.5)
+    row = train(model, *sets, options, run=tmp_path / "r").row
+    model.load_state_dict(load_file(tmp_path / "r" / "best.safetensors"))
+    truth, results, _ = detect_dataset(model, sets[1], batch=5)
+    again = evaluate_results(truth, results).metrics
+    assert {name: row[name] for name in again} == pytest.approx(again, abs=1e-9)
 
 
 def test_a_broken_image_costs_that_image(tmp_path: Path) -> None:
