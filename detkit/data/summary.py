@@ -48,7 +48,7 @@ class DataSummary:
             lines[-1] += f" of {kinds}"
         lines += self._table() if table else []
         for one in self.findings:
-            lines.append(f"  {one.count} x {one.name}" + f": {one.examples[0]}" * bool(one.examples))
+            lines.append(": ".join((f"  {one.count} x {one.name}", *one.examples[:1])))
         return lines
 
     def _table(self) -> list[str]:

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from detkit.data.annotations import Finding
 from detkit.data.dataset import read
-from detkit.data.summary import refuse_nothing, summarise, unlike_pycocotools
+from detkit.data.summary import DataSummary, refuse_nothing, summarise, unlike_pycocotools
 from detkit.errors import DetkitError
 from detkit.metrics import evaluate_results
 from detkit.tables import Results
@@ -63,6 +64,12 @@ def test_counts_and_what_was_dropped(tmp_path: Path) -> None:
         summary.refuse_drops()
     assert flat in error.value.where
     assert json.loads(json.dumps(summary.to_dict()))["findings"][0]["count"] == 1
+
+
+def test_a_finding_without_an_example_is_its_name_alone() -> None:
+    assert DataSummary({}, (Finding("box of a class that is not trained (left out): boat", 3),)).lines() == [
+        "  3 x box of a class that is not trained (left out): boat"
+    ]
 
 
 def test_parts_of_one_set_share_its_findings(tmp_path: Path) -> None:
