@@ -19,6 +19,7 @@ WORK = (
     "compress:compress",
     "propose:propose",
     "label:label",
+    "serve:serve",
 )
 ABOUT = ("about:config", "about:models", "about:info", "about:doctor", "quickstart:quickstart")
 

@@ -48,7 +48,7 @@ def quickstart(
         named = [("a new toy image", toy_sample(NEW_IMAGE, 320).image), *named]
         detector = _trained()
     else:
-        named = named or [(path.name, read_image(path)) for path in _installed_photos()]
+        named = named or [(path.name, read_image(path)) for path in installed_photos()]
         detector = api.load(device="cpu")
     found = [(image, detector.predict(image)) for _, image in named]
     write_image(OUT, _side_by_side(found), overwrite=overwrite)
@@ -61,7 +61,7 @@ def quickstart(
     return Printed({"image": OUT, "found": records}, [*lines, f"drawn: {OUT}"])
 
 
-def _installed_photos() -> list[Path]:
+def installed_photos() -> list[Path]:
     """Those of PHOTOS whose package is installed; no package is imported."""
     places = [(find_spec(package), file) for package, file in PHOTOS]
     paths = [Path(spec.origin).parent / file for spec, file in places if spec is not None and spec.origin]

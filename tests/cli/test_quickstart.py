@@ -37,7 +37,7 @@ real = quickstart.find_spec
 
 def test_only_matplotlib_is_needed(monkeypatch):
     monkeypatch.setattr(quickstart, "find_spec", lambda name: None if name == "skimage" else real(name))
-    assert [path.name for path in quickstart._installed_photos()] == ["grace_hopper.jpg"]
+    assert [path.name for path in quickstart.installed_photos()] == ["grace_hopper.jpg"]
 
 
 def test_own_images_take_the_place_of_the_packages(folder, capsys):
