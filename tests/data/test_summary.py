@@ -67,7 +67,7 @@ def test_counts_and_what_was_dropped(tmp_path: Path) -> None:
 
 
 def test_a_finding_without_an_example_is_its_name_alone() -> None:
-    assert DataSummary({}, (Finding("box of a class that is not trained (left out): boat", 3),)).lines() == [
+    assert DataSummary({}, (Finding("box of a class that is not trained (left out): boat", 3),)).lines(table=False) == [
         "  3 x box of a class that is not trained (left out): boat"
     ]
 
