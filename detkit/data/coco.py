@@ -289,7 +289,7 @@ def _objects(
     image, labels = numbers("image_id", images), numbers("category_id", classes)
     labels[no_box] = -1
     area = np.asarray(list(column("area")), dtype=np.float64)  # None becomes NaN
-    crowd, difficult = (np.fromiter(map(bool, column(name)), bool, n) for name in ("iscrowd", "difficult"))
+    crowd, difficult = (_flags(column(name), n) for name in ("iscrowd", "difficult"))
     ids = _whole(list(column("id")))
     order = np.argsort(ids, kind="stable")
     again = order[1:][ids[order[1:]] == ids[order[:-1]]]
@@ -301,6 +301,16 @@ def _objects(
         findings.add_rows("weight that is no number of 0 or more (taken as 1)", bad, where)
         weight[bad] = 1.0
     return ObjectTable(image, xywh, labels, where, crowd, difficult, area, ids, points, weight)
+
+
+def _flags(values: Iterator[Any], n: int) -> np.ndarray:
+    """(N,) bool; of a text what it says, for PyLabel writes "0"."""
+    found = list(values)
+    flags = np.fromiter(map(bool, found), bool, n)
+    for row in np.flatnonzero(flags):
+        if isinstance(found[row], str):
+            flags[row] = found[row].strip().lower() not in ("", "0", "0.0", "false", "no", "none", "null")
+    return flags
 
 
 def _whole_number(value: float) -> Key:

@@ -12,6 +12,7 @@ from detkit.data.annotations import Annotations, Finding, Findings, Source, conc
 from detkit.data.listing import PARTS, files_in
 from detkit.data.reading import UNSAFE
 from detkit.data.resize import moved_target
+from detkit.data.unknown import advice, contents
 from detkit.errors import DetkitError
 from detkit.geometry import Geometry
 from detkit.interfaces import DatasetFormat
@@ -72,13 +73,13 @@ def format_of(path: str | Path, name: str | None = None) -> DatasetFormat:
                 do = f"give one as DATA: {', '.join(inside)}{only}"
                 raise DetkitError("folders of this one are data sets of another format", str(path), do)
             return next(iter(found.values()))
-    do = "DATA is " + "; or ".join(one.looked_for for one in asked.values())
+    do = "DATA is " + "; or ".join(one.looked_for for one in asked.values()) + "; or name the format: --format NAME"
     if not path.exists():
         raise DetkitError("there is no such data set", str(path), do)
     inside = _data_sets_in(path, asked)
-    do = f"give one of its folders: {', '.join(inside)}" if inside else f"{do}; or name the format: --format NAME"
-    kind = "folder" if path.is_dir() else "file"
-    raise DetkitError(f"this {kind} is not a data set that detkit knows", str(path), do)
+    do = f"give one of its folders: {', '.join(inside)}" if inside else advice(path) or do
+    kind, where = ("folder", f"{path}: {contents(path)}") if path.is_dir() else ("file", str(path))
+    raise DetkitError(f"this {kind} is not a data set that detkit knows", where, do)
 
 
 def _data_sets_in(path: Path, known: Mapping[str, DatasetFormat]) -> list[str]:

@@ -19,6 +19,8 @@ _PARTS = ("train", "val", "valid", "test")
 _NO_CLASSES = {"images", "labels", "annotations", "masks", "jpegimages", "visualization", "segmentationclass",
                "segmentationclasspng", "segmentationobject", "segmentationobjectpng"}  # fmt: skip
 
+_LABELS = {".txt", ".xml", ".json"}
+
 
 class FolderFormat(DatasetFormat):
     """Class folders with images, or parts that are folders of such."""
@@ -26,8 +28,9 @@ class FolderFormat(DatasetFormat):
     looked_for = "a folder of class folders with images (or train/, val/ of those)"
 
     def recognises(self, path: Path) -> bool:
-        """True for a folder with images in at least two folders, or with parts that are such folders."""
-        return bool(self.splits(path)) or len(_classes(path)) > 1
+        """True for a folder with images in at least two folders, or with parts that together hold two classes."""
+        of_parts = {name for part in self.splits(path) for name in _classes(path / part, part=True)}
+        return len(of_parts or _classes(path)) > 1
 
     def splits(self, path: Path) -> list[str]:
         """Those of train, val, valid and test that hold class folders."""
@@ -76,6 +79,10 @@ def _classes(path: Path, part: bool = False) -> list[str]:
         return []
     folders = [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
     names = {p.name for p in folders if p.name.lower() not in _NO_CLASSES and paths_in(p)}
+    stems = {image.stem for name in names for image in paths_in(path / name)}
+    others = (file for p in folders if p.name not in names for file in p.iterdir())
+    if any(file.suffix.lower() in _LABELS and file.stem in stems for file in others):
+        return []  # labels of a detection set: KITTI's image_2 and label_2
     classes = names if part else {name for name in names if name.lower() not in _PARTS}
     # Beside several others "train" with images in it is VOC's and COCO's class: as a part it would hold folders.
     return sorted(classes | ({"train"} & names if len(classes) > 1 else set()))

@@ -85,9 +85,8 @@ def _from_yaml(file: Path) -> Layout:
         raise DetkitError(f"this is not YAML: {getattr(error, 'problem', error)}", f"{file}{line}", "mend it") from None
     value = value if isinstance(value, dict) else {}
     places = {key: _words(value[key], file, key) for key in _KEYS if value.get(key) not in _NOTHING}
-    if "names" not in value or not places:
-        missing = "train, val or test" if "names" in value else "names"
-        raise DetkitError(f"this data.yaml has no {missing}", str(file), "it needs names and at least one part")
+    if "names" not in value:
+        raise DetkitError("this data.yaml has no names", str(file), "give names: [cat, dog], a name per class")
     names = _names(value["names"], file)
     nc = value.get("nc", len(names))
     if str(nc) not in (str(len(names)), str(max(names, default=-1) + 1)):
@@ -99,7 +98,10 @@ def _from_yaml(file: Path) -> Layout:
             layout.root = layout.root / own
         else:
             layout.findings.add("path of the data.yaml is not here (its own folder taken)", f"{file}: {own}", note=True)
-    _place_parts(layout, places)
+    if places:
+        _place_parts(layout, places)
+    else:
+        layout.parts = _parts_in(layout.root)
     return layout
 
 
@@ -132,20 +134,27 @@ def _from_folder(folder: Path) -> Layout:
     layout = Layout(folder, folder.absolute(), tables[named[0]] if named else None, {})
     if not named:
         layout.findings.add("no list of class names, a classes.txt (classes are numbers)", str(folder), note=True)
+    layout.parts = _parts_in(folder)
+    return layout
+
+
+def _parts_in(folder: Path) -> dict[str, list[Path]]:
+    """Lists called as parts, else folders, else the whole."""
+    files = files_in(folder)
     lists = [name for name in files if name.removesuffix(".txt") in PARTS and _is_list(folder / name)]
     if lists:
-        layout.parts = {name.removesuffix(".txt"): [folder / name] for name in lists}
-        return layout
+        return {name.removesuffix(".txt"): [folder / name] for name in lists}
     images = of_suffix(files)
     parts = dict.fromkeys(part for file in images if (part := part_of(file)))
+    places = dict[str, list[Path]]()
     for part in sorted(parts, key=lambda part: PARTS.index(part.lower())):
         homes = dict.fromkeys(_home(file, part) for file in images if part_of(file) == part)
-        layout.parts[part] = [folder / home for home in homes]
+        places[part] = [folder / home for home in homes]
     if not all(map(part_of, images)) or not parts:
         # Images outside of every part are read with the whole, and else said.
         stray = [folder / file for file in images if not part_of(file)]
-        layout.parts[""] = stray if parts else [folder.absolute()]
-    return layout
+        places[""] = stray if parts else [folder.absolute()]
+    return places
 
 
 def _home(file: str, part: str) -> str:

@@ -212,3 +212,54 @@ def test_a_label_file_brings_no_foreign_image_into_a_copy(scene: Any, tmp_path: 
         (tmp_path / "a" / "labels" / "x.json").write_text(j({"shapes": [SHAPE], "imagePath": name}))
         with pytest.raises(DetkitError, match="outside the image folder"):
             convert_annotations({"train": read(tmp_path / "a" / "labels")}, "csv", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("files", "found", "do"),
+    [
+        (
+            {"label_2/alpha.txt": "car 0.0 0 -1 4 6 24 18 -1 -1 -1 -1 -1 -1 -1"},
+            "3 .jpg, 1 .txt",
+            "begins with 'car 0.0",
+        ),
+        ({"data.json": '{"dm_format_version": "1.0", "items": []}'}, "3 .jpg, 1 .json", "Datumaro's own json"),
+        ({"a.tfrecord": ""}, "3 .jpg, 1 .tfrecord", "records in binary files are not read"),
+        ({}, "3 .jpg", "images without labels"),
+    ],
+)
+def test_a_folder_that_is_not_known_is_described(
+    files: dict[str, str], found: str, do: str, scene: Any, tmp_path: Path
+) -> None:
+    """None of them is class folders either, though image_2 has images."""
+    scene.draw(tmp_path / "train" / "image_2")
+    for name, text in files.items():
+        (tmp_path / "train" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "train" / name).write_text(text)
+    if not files:
+        (tmp_path / "train").rename(tmp_path / "mine")
+    with pytest.raises(DetkitError, match="not a data set that detkit knows") as error:
+        read(tmp_path)
+    assert error.value.where.endswith(found)
+    assert do in error.value.do
+
+
+@pytest.mark.parametrize(
+    ("files", "do"), [({"a.zip": ""}, "unpack a.zip"), ({"x/1.txt": "0 .5 .5 .1 .1"}, "without their images")]
+)
+def test_a_folder_without_images_is_described(files: dict[str, str], do: str, tmp_path: Path) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(DetkitError) as error:
+        read(tmp_path)
+    assert do in error.value.do
+
+
+def test_a_flag_in_words_is_what_it_says(scene: Any, tmp_path: Path) -> None:
+    scene.draw(tmp_path)
+    flags = [{"difficult": "0"}, {"iscrowd": "0"}, {"difficult": "1"}, {"iscrowd": "true"}, {"difficult": "False"}]
+    boxes = [{"id": k, "image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9], **flag} for k, flag in enumerate(flags)]
+    value = {"images": [{"id": 1, "file_name": "alpha.jpg"}], "categories": [{"id": 1, "name": "cat"}]}
+    a = read(coco(tmp_path, j({**value, "annotations": boxes})))
+    assert a.difficult.tolist() == [False, False, True, False, False]
+    assert a.crowd.tolist() == [False, False, False, True, False]

@@ -234,7 +234,6 @@ def test_parts_are_folders_or_lists(scene: Any, tmp_path: Path) -> None:
         (["names: [cat]", "train: images", "kpt_shape: 17"], "kpt_shape of this data.yaml cannot be read"),
         (["names: [cat]", "train: nowhere", "val: no"], "train of this data.yaml is not there"),
         (["names: [cat]", "train: labels"], "this data set has no images"),
-        (["names: [cat]", "train: null"], "has no train, val or test"),
         (["just: [words"], "not YAML"),
     ],
 )
@@ -244,6 +243,16 @@ def test_ten_wrong_yamls(scene: Any, tmp_path: Path, lines: list[str], message: 
     text(tmp_path / "data.yaml", *lines)
     with pytest.raises(DetkitError, match=message):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("lines", [["nc: 2"], ["train: null", "val: ''"]])
+def test_a_yaml_that_names_no_part(scene: Any, tmp_path: Path, lines: list[str]) -> None:
+    """As supervision writes it: the folders say what the parts are."""
+    scene.draw(tmp_path / "train" / "images")
+    label(scene, tmp_path / "train" / "labels")
+    text(tmp_path / "data.yaml", "names: [cat, dog]", *lines)
+    assert splits(tmp_path) == ["train"]
+    scene.check(read(tmp_path))
 
 
 def test_names_are_words_and_train_may_list_images(scene: Any, tmp_path: Path) -> None:
