@@ -3,7 +3,8 @@
 ``python tools/bench_selective_search.py DATA --peer-python PATH``: DATA is a labelled set (VOC folder, COCO json, ...),
 PATH the Python of an environment that holds opencv-contrib-python-headless (its own: it cannot live beside
 opencv-python-headless). Each photo is searched by both, one after the other, in two processes that take turns, and the
-ratio is the median of the photos' ratios. Reading and decoding are not timed.
+ratio is the median of the photos' ratios. Reading and decoding are not timed. ``--side 500`` resizes the photos, boxes
+and all, to that longer side first.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -22,6 +26,7 @@ import numpy as np
 from detkit.data.dataset import Dataset, read
 from detkit.metrics.proposals import best_overlaps
 from detkit.proposals.search import selective_search
+from detkit.structures import Sample
 
 PEER = """
 import json, sys, time
@@ -63,24 +68,40 @@ class Peer:
         return tuple(spent), np.asarray(boxes, np.float32)
 
 
+def resized(sample: Sample, side: int, path: Path) -> Sample:
+    """The sample with a longer side of ``side`` pixels, its image kept without loss at ``path``."""
+    height, width = sample.image.shape[:2]
+    factor = side / max(height, width)
+    how = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    image = cv2.resize(sample.image, (round(width * factor), round(height * factor)), interpolation=how)
+    cv2.imwrite(str(path), image[..., ::-1])
+    scale = np.float32([image.shape[1] / width, image.shape[0] / height] * 2)
+    target = replace(sample.target, boxes=sample.target.boxes * scale)
+    return sample.replace(image=image, target=target, path=str(path))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--split")
     parser.add_argument("--peer-python", required=True)
     parser.add_argument("--images", type=int, default=20, help="how many photos, evenly chosen (default 20)")
+    parser.add_argument("--side", type=int, help="longer side of the photos in pixels (default: as they are)")
     parser.add_argument("--plans", nargs="+", default=["fast", "quality"])
     parser.add_argument("--threads", type=int, default=1, help="of both; 0: each side's own choice (default 1)")
     options = parser.parse_args()
     cv2.setNumThreads(options.threads or cv2.getNumThreads())
     dataset = Dataset(read(options.data, split=options.split))
     chosen = np.linspace(0, len(dataset) - 1, min(options.images, len(dataset))).astype(int)
+    samples = [dataset.load(int(i)) for i in chosen]
+    folder = tempfile.TemporaryDirectory()
+    if options.side:
+        samples = [resized(s, options.side, Path(folder.name) / f"{i}.png") for i, s in enumerate(samples)]
     peer = Peer(options.peer_python, options.threads)
     names = (f"OpenCV contrib {peer.version}", "detkit")
     for plan in options.plans:
-        selective_search(dataset.load(int(chosen[0])).image, plan)  # compiles
+        selective_search(samples[0].image, plan)  # compiles
         rows: dict[str, list[tuple[float, float, np.ndarray]]] = {name: [] for name in names}
-        samples = [dataset.load(int(i)) for i in chosen]
         for sample in samples:
             spent, boxes = peer(plan, sample.path)
             rows[names[0]].append((*spent, boxes))

@@ -158,13 +158,20 @@ def own_merges(
     size = sizes.copy()
     scale = np.float32(k)
     limit = heaviest + scale / size.astype(np.float32)
+    apart = np.empty(pairs.shape[0], np.int32)
+    rest = 0
     for q in range(pairs.shape[0]):
         a, b = find(parent, pairs[q, 0]), find(parent, pairs[q, 1])
+        if a == b:
+            continue
         weight = weights[q]
-        if a != b and weight <= limit[a] and weight <= limit[b]:
+        if weight <= limit[a] and weight <= limit[b]:
             a = _joined(parent, size, a, b)
             limit[a] = weight + scale / np.float32(size[a])
-    for q in range(pairs.shape[0]):
+        elif size[a] < min_size or size[b] < min_size:
+            apart[rest] = q
+            rest += 1
+    for q in apart[:rest]:
         a, b = find(parent, pairs[q, 0]), find(parent, pairs[q, 1])
         if a != b and (size[a] < min_size or size[b] < min_size):
             _joined(parent, size, a, b)
@@ -183,7 +190,8 @@ def atoms_of(labels: np.ndarray, finals: np.ndarray) -> tuple[np.ndarray, np.nda
     """
     atom = np.zeros(finals.shape[1], np.int64)
     for segments in finals:
-        atom = np.unique(atom * (segments.max() + 1) + segments, return_inverse=True)[1]
+        atom = atom * (segments.max() + 1) + segments
+    atom = np.unique(atom, return_inverse=True)[1]
     of_atom = np.empty(atom.max() + 1, np.int64)
     of_atom[atom] = np.arange(len(atom))
     return atom.astype(np.int32)[labels], finals[:, of_atom]

@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from detkit.structures import Batch
 
 PlanName = Literal["fast", "quality"]
-SIGMA, MIN_SIZE = 0.6, 100  # of the blur, in pixels (0.8 in the first paper finds less); pixels of a segment
-MIN_SIDE, SAME = 8, 0.96  # narrower boxes, in pixels, and those that overlap a likelier one more, are left out
-VERSION = 3  # of the code: a higher one makes cached boxes stale, as other numbers of a plan or above do of themselves
+PIXELS = 500 * 375  # of the copy that is searched of a larger image; lengths and areas below are that copy's
+SIGMA, MIN_SIZE = 0.6, 88  # of the blur, in pixels (0.8 in the first paper finds less); pixels of a segment
+MIN_SIDE, SAME = 8, 0.99  # narrower boxes, in pixels, and those that overlap a likelier one more, are left out
+SMALL, SMALL_SHARE, SMALL_SAME = 40**2, 0.015, 0.7  # fewer pixels and less of the image: these that overlap more
+VERSION = 4  # of the code: a higher one makes cached boxes stale, as other numbers of a plan or above do of themselves
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Plan:
 
 _ALL, _NO_COLOUR = (True, True, True, True), (False, True, True, True)
 PLANS = {
-    "fast": Plan(("hsv", "lab"), (130, 325, 1020), (_ALL, _NO_COLOUR)),
+    "fast": Plan(("hsv", "lab"), (160, 320, 640), (_ALL, _NO_COLOUR)),
     "quality": Plan(
         ("hsv", "lab", "grey", "hue", "rg-intensity"),
         (146, 292, 500, 790, 1220),
@@ -66,12 +68,15 @@ def selective_search(
 ) -> np.ndarray:
     """Boxes that may hold an object, the likelier ones first, no two the same or nearly so.
 
+    An image of more than ``PIXELS`` is searched in a copy of so many, so neither what is found nor the time depend on
+    the resolution. An object must be some 2 % of the image high and wide.
+
     Order (section 3.3 of the paper): a box made as the i-th from the end of its grouping is ranked by i times a random
     number, so large ones tend to come first, without one grouping ahead of the others.
 
     Args:
         image_rgb: uint8 (H, W, 3) RGB or (H, W).
-        plan: ``fast`` (2 colour spaces x 3 thresholds x 2 sets of similarities, some 900 boxes in a photo) or
+        plan: ``fast`` (2 colour spaces x 3 thresholds x 2 sets of similarities, some 1200 boxes in a photo) or
             ``quality`` (5 x 5 x 4, some 3000).
         max: Boxes at most (0: all).
         seed: The same image and seed give the same boxes with any number of threads.
@@ -91,15 +96,16 @@ def selective_search(
     threads = thread_count() if threads is None else threads
     check_positive(threads=threads)
     image = _checked(image_rgb)
+    searched = _bounded(image)
     with ThreadPoolExecutor(threads) as pool:
-        parts = pool.map(lambda space: _hierarchies(_channels(image, space), PLANS[plan]), PLANS[plan].spaces)
+        parts = pool.map(lambda space: _hierarchies(_channels(searched, space), PLANS[plan]), PLANS[plan].spaces)
         found = [boxes for part in parts for boxes in part]
     rank = np.concatenate([np.arange(len(boxes), 0, -1) for boxes in found])
     rank = rank * np.random.default_rng(seed).random(len(rank))
     boxes = np.concatenate(found)[np.argsort(rank, kind="stable")].astype(np.float32)
-    least = np.minimum(image.shape[1::-1], MIN_SIDE)
-    boxes = boxes[(boxes[:, 2:] - boxes[:, :2] >= least).all(axis=1)]
-    return boxes[nms(boxes, np.arange(len(boxes), 0, -1, dtype=np.float32), SAME)][: max or None]
+    size = np.array(searched.shape[1::-1])
+    boxes = _distinct(boxes, size)[: max or None]
+    return np.rint(boxes * np.tile(image.shape[1::-1] / size, 2)).astype(np.float32)
 
 
 def graph_segments(image: np.ndarray, k: float, *, sigma: float = SIGMA, min_size: int = MIN_SIZE) -> np.ndarray:
@@ -127,6 +133,32 @@ def _checked(image: object) -> np.ndarray:
     if image.ndim == 2:
         image = np.repeat(image[..., None], 3, axis=2)
     return np.ascontiguousarray(image)
+
+
+def _bounded(image: np.ndarray) -> np.ndarray:
+    """``image``, or a smaller copy of about ``PIXELS`` where it has more."""
+    height, width = image.shape[:2]
+    scale = (height * width / PIXELS) ** 0.5
+    if scale <= 1:
+        return image
+    return cv2.resize(image, [max(round(side / scale), 1) for side in (width, height)], interpolation=cv2.INTER_AREA)
+
+
+def _distinct(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """``boxes``, the likelier first, without narrow ones and those that are nearly the same as a likelier one.
+
+    Most boxes are small, and of these near doubles are worth least: they give way at less overlap.
+    """
+    boxes = boxes[(boxes[:, 2:] - boxes[:, :2] >= np.minimum(size, MIN_SIDE)).all(axis=1)]
+    small = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) < min(SMALL, SMALL_SHARE * size.prod())
+    keep = ~small
+    keep[np.flatnonzero(small)[_apart(boxes[small], SMALL_SAME)]] = True
+    boxes = boxes[keep]
+    return boxes[_apart(boxes, SAME)]
+
+
+def _apart(boxes: np.ndarray, limit: float) -> np.ndarray:
+    return nms(boxes, np.arange(len(boxes), 0, -1, dtype=np.float32), limit)
 
 
 def _channels(image: np.ndarray, space: str) -> Sequence[np.ndarray]:
@@ -170,7 +202,7 @@ def _hierarchies(channels: Sequence[np.ndarray], plan: Plan) -> list[np.ndarray]
     found = []
     for segments in finals:
         parts = search_kernels.gather(segments, *described)
-        near = search_kernels.touching(tuple(segments[pairs].T))
+        near = search_kernels.touching(*segments[pairs].T)
         found += list(search_kernels.group(*parts, near, len(channels), h * w, strategies))
     return found
 
@@ -207,7 +239,7 @@ class SelectiveSearch(ProposalSource):
 
     @cached_property
     def _kept(self) -> Cache:
-        numbers = [astuple(PLANS[self.plan]), SIGMA, MIN_SIZE, MIN_SIDE, SAME]
+        numbers = [astuple(PLANS[self.plan]), PIXELS, SIGMA, MIN_SIZE, MIN_SIDE, SAME, SMALL, SMALL_SHARE, SMALL_SAME]
         parameters = {"plan": self.plan, "numbers": numbers, "seed": self.seed}
         return Cache("selective-search", parameters, VERSION, folder=self.folder)
 

@@ -66,21 +66,41 @@ def _enclose(boxes: np.ndarray, a: int, x1: int, y1: int, x2: int, y2: int) -> N
     boxes[a, 3] = max(boxes[a, 3], y2)
 
 
-def touching(*sides: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def touching(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The pairs (E, 2) int32 of different segments at the same places of two arrays, in order and each once."""
-    found = []
-    for a, b in sides:
-        apart = a != b
-        found.append((a[apart], b[apart]))
-    a, b = np.concatenate(found, axis=1)
-    keys = np.sort(np.minimum(a, b).astype(np.int64) << 32 | np.maximum(a, b))
-    keys = keys[np.diff(keys, prepend=-1) != 0]
-    return np.stack((keys >> 32, keys & 0x7FFFFFFF), axis=1).astype(np.int32)
+    apart = a != b
+    a, b = a[apart].astype(np.int64), b[apart]
+    return _once(np.minimum(a, b) << 32 | np.maximum(a, b))
 
 
 def neighbours(atoms: np.ndarray) -> np.ndarray:
     """``touching`` of the atoms (h, w) of an image: along rows, columns and falling diagonals."""
-    return touching((atoms[:, 1:], atoms[:, :-1]), (atoms[1:], atoms[:-1]), (atoms[1:, 1:], atoms[:-1, :-1]))
+    return _once(_borders(atoms))
+
+
+@kernel
+def _borders(atoms: np.ndarray) -> np.ndarray:
+    """(E,) int64: the smaller atom in the upper half, the larger in the lower, of neighbouring pixels of two atoms."""
+    h, w = atoms.shape
+    keys = np.empty(3 * h * w, np.int64)
+    n = 0
+    for i in range(h):
+        for j in range(w):
+            a = np.int64(atoms[i, j])
+            for step in range(1, 4):
+                y, x = i + (step >> 1), j + (step & 1)
+                if y < h and x < w and atoms[y, x] != a:
+                    b = np.int64(atoms[y, x])
+                    keys[n] = min(a, b) << 32 | max(a, b)
+                    n += 1
+    return keys[:n]
+
+
+def _once(keys: np.ndarray) -> np.ndarray:
+    """(E, 2) int32: the two halves of each key, in order and each once."""
+    keys = np.sort(keys)
+    keys = keys[np.diff(keys, prepend=-1) != 0]
+    return np.stack((keys >> 32, keys & 0x7FFFFFFF), axis=1).astype(np.int32)
 
 
 def gather(

@@ -7,9 +7,11 @@ import pickle
 import warnings
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from skimage.data import astronaut
 from skimage.segmentation import felzenszwalb
 
 from detkit import iou, selective_search
@@ -169,6 +171,31 @@ def test_the_same_boxes_in_another_process() -> None:
 def test_one_colour_is_one_box(size: tuple[int, int], plan: search.PlanName) -> None:
     image = np.full((*size, 3), 90, np.uint8)
     assert selective_search(image, plan).tolist() == [[0, 0, size[1], size[0]]]
+
+
+@pytest.mark.parametrize(("side", "more"), [(1024, 0.05), (707, 0.05), (400, 0.15)])
+def test_an_image_in_another_resolution_has_like_proposals(side: int, more: float) -> None:
+    """From ``PIXELS`` on as many, below fewer, the large ones in like places: joining is sensitive to resampling."""
+    photo = astronaut()
+    copy = cv2.resize(photo, (side, side), interpolation=cv2.INTER_AREA if side < 512 else cv2.INTER_CUBIC)
+    boxes, others = selective_search(photo), selective_search(copy) * (512 / side)
+    assert len(others) == pytest.approx(len(boxes), rel=more)
+    large = boxes[(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) > 0.04 * 512**2]
+    assert best_overlaps(large, others).mean() > 0.84
+
+
+@pytest.mark.parametrize("plan", ["fast", "quality"])
+def test_the_search_does_not_grow_with_the_image(plan: search.PlanName) -> None:
+    small = cv2.resize(astronaut(), (433, 433), interpolation=cv2.INTER_AREA)  # of PIXELS
+    large = np.kron(small, np.ones((4, 4, 1), np.uint8))
+    assert np.array_equal(selective_search(large, plan), 4 * selective_search(small, plan))
+
+
+def test_small_boxes_give_way_to_like_ones_sooner() -> None:
+    large = np.float32([[0, 0, 50, 100], [0, 0, 50, 90], [0, 0, 50, 99.5]])  # overlaps of 0.9 and 0.995 with the first
+    small = np.float32([[60, 60, 80, 80], [60, 60, 80, 76], [60, 60, 80, 73]])  # of 0.8 and 0.65
+    found = search._distinct(np.concatenate((large, small)), np.array([200, 200]))
+    assert found.tolist() == [*large[:2].tolist(), small[0].tolist(), small[2].tolist()]
 
 
 def test_grey_images() -> None:
