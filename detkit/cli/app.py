@@ -2,32 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import itertools
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import detkit
 from detkit.cli.common import printed
+from detkit.cli.examples import epilog
 from detkit.registry import import_from
 
-GROUPS = {"data": "data", "import": "import_", "inspect": "inspect"}  # and their files
-WORK = (
-    "detect:detect",
-    "train:train",
-    "evaluate:evaluate",
-    "evaluate:compare",
-    "compress:compress",
-    "propose:propose",
-    "label:label",
-    "serve:serve",
-)
-ABOUT = ("about:config", "about:models", "about:info", "about:doctor", "quickstart:quickstart")
+# Under each heading a file and a function in it, whose name is the verb's; or a file that holds several.
+VERBS = {
+    "Use": ("detect:detect", "serve:serve", "quickstart:quickstart"),
+    "Data": ("data", "label:label", "propose:propose"),
+    "Train": ("train:train", "about:config", "about:models"),
+    "Judge": ("evaluate:evaluate", "evaluate:compare"),
+    "Explain": ("inspect", "about:info"),
+    "Deploy": ("import_", "compress:compress", "about:doctor"),
+}
+
+
+def name_of(place: str) -> str:
+    """Of a verb or of a group of them, on the command line."""
+    return place.rpartition(":")[2].rstrip("_")
+
+
+class Grouped(TyperGroup):
+    """Lists the verbs under their headings."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """As click's, which has one list for all."""
+        longest = max(map(len, self.commands))
+        for heading, places in VERBS.items():
+            rows = [(name.ljust(longest), self.commands[name]) for name in map(name_of, places)]
+            with formatter.section(heading):
+                formatter.write_dl(
+                    [(name, one.get_short_help_str(formatter.width - 6 - longest)) for name, one in rows]
+                )
+
 
 app = typer.Typer(
     name="detkit",
+    cls=Grouped,
     help="Object detection in one small package: detect, train, evaluate.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,  # plain help: the same everywhere, and quick
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -52,10 +72,13 @@ def _options(
     """Object detection in one small package: detect, train, evaluate."""
 
 
-for name, file in GROUPS.items():
-    group: typer.Typer = import_from(f"detkit.cli.{file}:app")
-    for command in group.registered_commands:
-        command.callback = command.callback and printed(command.callback)
-    app.add_typer(group, name=name)
-for place in (*WORK, *ABOUT):  # a file and a function in it, whose name is the verb's
-    app.command()(printed(import_from(f"detkit.cli.{place}")))
+for place in itertools.chain(*VERBS.values()):
+    name, found = name_of(place), import_from(f"detkit.cli.{place if ':' in place else f'{place}:app'}")
+    if isinstance(found, typer.Typer):
+        for command in found.registered_commands:
+            assert command.callback is not None
+            command.epilog = epilog(f"{name} {command.name or command.callback.__name__}")
+            command.callback = printed(command.callback)
+        app.add_typer(found, name=name)
+    else:
+        app.command(epilog=epilog(name))(printed(found))

@@ -18,8 +18,8 @@ def compress(
     out: options.Out = None,
     overwrite: options.Overwrite = False,
 ) -> Printed:
-    """Split the fully connected layers of a region-based detector by truncated SVD (Fast R-CNN, section 3.1): fewer
-    multiplications for a little accuracy. Default --out: MODEL's name, ending in -svd.safetensors, here."""
+    """Make a region-based detector quicker. Truncated SVD splits its fully connected layers (Fast R-CNN, section 3.1):
+    fewer multiplications for a little accuracy. Default --out: MODEL's name, ending in -svd.safetensors, here."""
     from detkit.config.build import load_detector
     from detkit.heads.trunk import compress_detector
     from detkit.io.files import refuse_existing

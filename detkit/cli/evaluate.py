@@ -46,7 +46,7 @@ def evaluate(
     batch: options.BatchSize = 8,
     as_json: bool = False,
 ) -> Printable:
-    """AP of a model, or of a file of detections, on labelled data: all classes together and each by itself.
+    """AP of a model or a file of detections on labelled data. All classes together and each by itself.
 
     --report and --json add curves, confusion, calibration, kinds of errors, dearest images, times.
     """
@@ -120,8 +120,8 @@ def compare(
     out: options.Out = None,
     overwrite: options.Overwrite = False,
 ) -> Printable:
-    """One table of runs on the same data (their validation images, or --split test): size, AP and AP50, time of an
-    image and of training, and which differences are more than noise. --out draws them.
+    """Compare runs on the same data. One table (their validation images, or --split test): size, AP and AP50, time
+    of an image and of training, and which differences are more than noise. --out draws them.
 
     Runs that were trained or validated on other data are refused.
     """

@@ -26,7 +26,7 @@ def label(
     batch: options.BatchSize = 8,
     overwrite: options.Overwrite = False,
 ) -> Printable:
-    """Label images with models, two or more fused; DATA may be a folder of photos. What people labelled stays and comes
+    """Label images with models, two or more fused. DATA may be a folder of photos. What people labelled stays and comes
     first; each box says its source.
     """
     from detkit import api, labelling

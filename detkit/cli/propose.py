@@ -39,7 +39,7 @@ def propose(
     out: options.Out = None,
     overwrite: options.Overwrite = False,
 ) -> Printable | tuple[Printable, int] | int:
-    """Propose boxes where objects may be: drawn and printed; with --recall, measured against labels.
+    """Propose boxes where objects may be. Drawn and printed; with --recall, measured against labels.
 
     --out is the drawn image, or the plot of --recall.
     """

@@ -36,7 +36,7 @@ def quickstart(
     train: Annotated[bool, Option("--train", help="First train a small one on toy images: a minute.")] = False,
     overwrite: options.Overwrite = False,
 ) -> Printed:
-    """Detect in photos that come inside installed packages (or in yours), print what is there, draw quickstart.jpg."""
+    """Detect in photos that packages bring along, or in yours. Prints what is there and draws quickstart.jpg."""
     from detkit import api
     from detkit.data.toy import toy_sample
     from detkit.io.files import refuse_existing

@@ -27,7 +27,7 @@ def serve(
     timeout: Annotated[float, Option(help="Seconds for a request.")] = 30,
     as_json: bool = False,
 ) -> int:
-    """Serve a model to browsers (drop a photo on the page) and programs (POST /detect) until Ctrl-C."""
+    """Serve a model as a page and as an endpoint. Browsers drop photos on it, programs POST /detect, until Ctrl-C."""
     from detkit import serving
     from detkit.cli.quickstart import installed_photos
     from detkit.zoo import DEFAULT

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+import tomllib
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -18,8 +24,8 @@ from PIL import Image
 from torch import nn
 
 from detkit import registry
-from detkit.cli import Terminated, main
-from detkit.cli.app import app
+from detkit.cli import Terminated, about, main
+from detkit.cli.app import VERBS as VERBS_BY_USE, app, name_of
 from detkit.registry import UntrustedPart
 
 VERBS = (
@@ -70,6 +76,62 @@ def test_every_verb_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(f"\n  {verb} " in text for verb in (*VERBS, "data"))
+
+
+def _verbs() -> Iterator[tuple[str, Any]]:
+    for name, command in typer.main.get_command(app).commands.items():
+        below = getattr(command, "commands", None)
+        yield from ((f"{name} {verb}", one) for verb, one in below.items()) if below else [(name, command)]
+
+
+def test_help_is_grouped_and_complete(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert re.findall(r"^([A-Z]\w+):$", text, re.MULTILINE)[1:] == [*VERBS_BY_USE]
+    assert {*map(name_of, chain(*VERBS_BY_USE.values()))} == {*typer.main.get_command(app).commands}
+
+
+@pytest.mark.parametrize(("verb", "command"), _verbs())
+def test_help_ends_with_two_examples_that_are_understood(
+    verb: str, command: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*verb.split(), "--help"]) == 0
+    lines = capsys.readouterr().out.partition("Examples:\n")[2].splitlines()
+    assert len(lines) >= 2
+    for line in lines:
+        words = shlex.split(line)
+        assert words[: 1 + len(verb.split())] == ["detkit", *verb.split()]
+        command.make_context(verb, words[1 + len(verb.split()) :])
+
+
+@pytest.mark.parametrize(("typed", "offered"), [("detkit serv", "serve"), ("detkit serve --re", "--report")])
+def test_the_shell_completes(
+    typed: str, offered: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_DETKIT_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
+    with pytest.raises(SystemExit, match="0"):  # typer's own end
+        main([])
+    assert offered in capsys.readouterr().out.split()
+
+
+def test_doctor_says_what_is_missing_for_which_verb(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    packages = {
+        extra: tuple(re.split("[<>=]", name)[0] for name in names)
+        for extra, names in project["optional-dependencies"].items()
+        if extra != "dev"
+    }
+    assert {extra: names for extra, (names, _) in about.EXTRAS.items()} == packages
+    monkeypatch.setattr(about, "EXTRAS", {"serve": (("numpy", "no-such"), "detkit serve"), "x": (("numpy",), "all")})
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        'detkit serve: needs no-such: pip install "detkit[serve]"',
+        "all: ready",
+    ]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
