@@ -30,6 +30,7 @@ FAMILIES = {
     "fast-rcnn": "fast_rcnn",
     "faster-rcnn": "faster_rcnn",
     "yolo": "yolo",
+    "aligned": "aligned_nine",
 }
 PARTS = ("backbone", "neck", "proposals", "head")
 
