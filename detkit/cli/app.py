@@ -20,7 +20,7 @@ VERBS = {
     "Train": ("train:train", "about:config", "about:models"),
     "Judge": ("evaluate:evaluate", "evaluate:compare"),
     "Explain": ("inspect", "about:info"),
-    "Deploy": ("import_", "compress:compress", "about:doctor"),
+    "Deploy": ("import_", "export:export", "compress:compress", "about:doctor"),
 }
 
 

@@ -39,6 +39,7 @@ EXAMPLES = {
         "import nanodet nanodet-plus-m_416.param -o net.safetensors",
     ),
     "import yolox": ("import yolox yolox_nano.pth -o net.safetensors", "import yolox yolox_s.onnx -o net.safetensors"),
+    "export": ("export RUN -o model.onnx", "export RUN -o model.onnx --data DATA --split val"),
     "compress": (
         "compress MODEL --ranks 1024,256 -o small.safetensors",
         "compress RUN --ranks 256,64 -o s.safetensors",

@@ -31,7 +31,7 @@ Format = Annotated[
 ]
 ModelNames = Annotated[
     list[str] | None,
-    Option("--model", "-m", help="Weights file, run folder, shipped name or torchvision/NAME; see --ensemble."),
+    Option("--model", "-m", help="Weights file, .onnx, run folder, shipped name or torchvision/NAME; see --ensemble."),
 ]
 Plugins = Annotated[
     list[str] | None,
@@ -99,6 +99,9 @@ class Answers:
     device: Device = None
     precision: Annotated[str, Option(help="fp32, bf16 (faster where the hardware has it, coarser) or auto.")] = "fp32"
     threads: Threads = None
+    engine: Annotated[
+        str, Option(help="torch, or for .onnx files onnxruntime or openvino (auto: what fits the file).")
+    ] = "auto"
 
     def predictor(self, models: list[str], size: int | None = None) -> Predictor:
         """What these options make of models (files, run folders or names; none: the shipped default).
@@ -115,7 +118,13 @@ class Answers:
 
         views = [] if self.tta is None else names_in(self.tta) or [self.tta]
         return api.load(
-            models or None, device=self.device, threads=self.threads, size=size, precision=self.precision, tta=views
+            models or None,
+            device=self.device,
+            threads=self.threads,
+            size=size,
+            precision=self.precision,
+            engine=self.engine,
+            tta=views,
         )
 
 

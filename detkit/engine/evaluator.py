@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
-from typing import cast
+from typing import TYPE_CHECKING, TypeGuard, cast
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from detkit.data.dataset import Dataset
-from detkit.data.loader import Loader
 from detkit.data.names import match_classes
-from detkit.detector import Detector
-from detkit.devices import keep_freed_memory
-from detkit.engine.runtime import Runtime
 from detkit.errors import DetkitError
-from detkit.interfaces import Losses, Raw
 from detkit.predictor import PredictsSamples, as_predictor
 from detkit.structures import Batch, Detections, Limits, Sample, Target
 from detkit.tables import GroundTruth, Results, results_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from detkit.detector import Detector
+    from detkit.engine.runtime import Runtime
+    from detkit.interfaces import Losses, Raw
 
 Item = tuple[Batch, list[Target]] | list[Sample]  # a batch, for a Detector or for other predictors
 LossSums = dict[str, list[float]]  # a term's name: its sum and its count
@@ -92,12 +93,14 @@ def detect_dataset(
     """
     limits = limits or Limits.evaluation(as_predictor(predictor).iou)
     failures: list[DetkitError] = []
-    if not isinstance(predictor, Detector):
+    if not _is_detector(predictor):
         samples = (sample for _, sample in dataset.readable(range(len(dataset)), failures))
         total = -(-len(dataset) // batch)
         batches = (list(itertools.islice(samples, batch)) for _ in range(total))
         done = infer(predictor, dataset, filter(None, batches), total, limits, on_batch=on_batch)
     else:
+        from detkit.data.loader import Loader
+
         if predictor.proposals_for_image is not None:
             dataset = dataset.with_proposals(predictor.proposals_for_image)
         with Loader(
@@ -157,13 +160,19 @@ def infer(
     return Inference(truth, _with_labels_of(truth.classes, predictor.classes, results), timings, mean_losses(sums))
 
 
+def _is_detector(predictor: object) -> TypeGuard[Detector]:
+    """True for a ``Detector``; torch is not imported for others."""
+    module = sys.modules.get("detkit.detector")
+    return module is not None and isinstance(predictor, module.Detector)
+
+
 def _answers(
     predictor: PredictsSamples, item: Item, limits: Limits, losses: bool
 ) -> tuple[list[tuple[int | str, str]], list[Detections], Losses]:
     """Id and path, and detections, of each image of a batch, and the batch's losses if asked for."""
     if isinstance(item, list):
         return [(s.image_id, s.path) for s in item], predictor.predict_samples(item, limits), {}
-    model = cast(Detector, predictor)
+    model = cast("Detector", predictor)
     batch, targets = item[0].to(model.device, non_blocking=True), item[1]
     keys = list(zip(batch.image_ids, batch.paths, strict=True))
     with model.autocast():  # never the run's: a model measures the same wherever, and however, it trained
@@ -177,9 +186,13 @@ def _answers(
 def _clocked(predictor: PredictsSamples) -> Iterator[list[float]]:
     """A detector in evaluation mode; one number, the seconds that its head's ``predict`` has taken so far."""
     spent = [0.0]
-    if not isinstance(predictor, Detector):
+    if not _is_detector(predictor):
         yield spent
         return
+    import torch
+
+    from detkit.devices import keep_freed_memory
+
     training, head, predict = predictor.training, predictor.head, predictor.head.predict
 
     def timed(raw: Raw, sizes: Tensor, limits: Limits) -> list[Detections]:

@@ -69,6 +69,13 @@ def describe_model(
     except DetkitError as error:
         do = nearest(name, [*WEIGHTS, *shipped_configs(), *BACKBONES], otherwise=error.do)
         raise DetkitError(error.what, error.where, do) from None
+    if path.suffix == ".onnx":
+        from detkit.exporting.header import describe_export
+
+        if layers or size is not None or num_classes is not None:
+            what = "the layers of an ONNX file are not listed here"
+            raise DetkitError(what, name, "leave out --layers, --input and --num-classes")
+        return Description(describe_export(path))
     header = read_model_header(path)
     facts = {
         "file": str(path),

@@ -241,7 +241,7 @@ class DenseHead(GridHead):
         stems = list(self.stems) * (len(features) // len(self.stems))
         for feature, stem, layer in zip(features, stems, self.layers, strict=True):
             output = exact_output(layer, stem(feature))  # type: ignore[arg-type]
-            parts.append(output.permute(0, 2, 3, 1).reshape(len(output), -1, self.outputs))
+            parts.append(output.permute(0, 2, 3, 1).reshape(output.shape[0], -1, self.outputs))
         table = torch.cat(parts, dim=1)
         raw = {
             "boxes": table[..., :4],

@@ -116,7 +116,7 @@ class SlidingWindow(TrunkHead, DenseHead):
         """As ``DenseHead.raw``; a prior is a window, and the grid counts windows: 0 where a map is smaller than one."""
         parts, grid = [], []
         for feature in features:
-            output = feature.new_zeros(len(feature), self.outputs, 0, 0)
+            output = feature.new_zeros(feature.shape[0], self.outputs, 0, 0)
             if min(feature.shape[-2:]) >= self.cells:
                 output = exact_output(self.layers[0], self.trunk(feature))  # type: ignore[arg-type]
             parts.append(output.permute(0, 2, 3, 1).flatten(1, 2))

@@ -1,0 +1,143 @@
+"""What runs an ONNX file: onnxruntime or OpenVINO behind one call; each is imported only when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from detkit.errors import DetkitError, nearest
+
+EngineName = Literal["onnxruntime", "openvino"]
+ENGINES = {"onnxruntime": "onnx", "openvino": "openvino"}  # and the extra that installs it
+_AGAIN = "copy, download or export it again"
+
+
+class Port(NamedTuple):
+    """An input or output: its name, and its sides, None where they may be any."""
+
+    name: str
+    shape: tuple[int | None, ...]
+
+
+class Engine:
+    """Runs one file; threads may share it.
+
+    Attributes:
+        name: Of ``ENGINES``.
+        metadata: The file's.
+        inputs: Of the graph.
+        outputs: Of the graph.
+    """
+
+    name: str
+    metadata: dict[str, str]
+    inputs: Sequence[Port]
+    outputs: Sequence[Port]
+
+    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The outputs, in order."""
+        raise NotImplementedError
+
+
+def open_engine(path: str | Path, name: str = "auto", *, threads: int | None = None, precision: str = "fp32") -> Engine:
+    """An engine that has the file loaded.
+
+    Args:
+        path: ONNX.
+        name: Of ``ENGINES``; "auto": the first that is installed.
+        threads: CPU threads; None: the engine's choice.
+        precision: Of the arithmetic, "fp32" or "bf16" (OpenVINO's only).
+
+    Raises:
+        DetkitError: It is not installed, the file is absent or damaged, or a precision that the engine lacks.
+    """
+    if name == "auto":
+        installed = [one for one in ENGINES if find_spec(one)]
+        if not installed:
+            raise DetkitError("nothing that runs ONNX files is installed", str(path), _install("onnxruntime"))
+        name = "openvino" if precision == "bf16" and "openvino" in installed else installed[0]
+    if name not in ENGINES:
+        what = f"{name} runs no ONNX files" if name == "torch" else f"there is no engine {name!r}"
+        raise DetkitError(what, "--engine", nearest(name, ENGINES))
+    if not find_spec(name):
+        raise DetkitError(f"{name} is not installed", "--engine", _install(name))
+    if precision != "fp32" and (name, precision) != ("openvino", "bf16"):
+        raise DetkitError(f"{name} computes ONNX files in fp32", "--precision", "leave it out, or bf16 with openvino")
+    if not Path(path).is_file():
+        raise DetkitError("there is no such model file", str(path), "give an ONNX file")
+    if name == "openvino":
+        from detkit.exporting.openvino import OpenVINO
+
+        return OpenVINO(path, threads, precision)
+    return OnnxRuntime(path, threads)
+
+
+def _install(engine: str) -> str:
+    return f"pip install 'detkit[{ENGINES[engine]}]'"
+
+
+class OnnxRuntime(Engine):
+    """onnxruntime on the CPU."""
+
+    name = "onnxruntime"
+
+    def __init__(self, path: str | Path, threads: int | None) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads or 0
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its errors share no class of their own
+            raise damaged(path, error) from None
+        self.metadata = dict(self._session.get_modelmeta().custom_metadata_map)
+        self.inputs = [_port(one) for one in self._session.get_inputs()]
+        self.outputs = [_port(one) for one in self._session.get_outputs()]
+
+    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The outputs, in order."""
+        return list(self._session.run(None, {port.name: x for port, x in zip(self.inputs, inputs, strict=True)}))
+
+
+def _port(node: Any) -> Port:
+    return Port(node.name, tuple(side if isinstance(side, int) else None for side in node.shape))
+
+
+def damaged(path: str | Path, error: Exception) -> DetkitError:
+    """What to say of a file that an engine refuses."""
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    return DetkitError("the ONNX file cannot be used, it may be damaged", f"{path}: {reason[-1][:200]}", _AGAIN)
+
+
+def onnx_package(name: str = "onnx") -> Any:
+    """The module of that name, one of the extra ``onnx``.
+
+    Raises:
+        DetkitError: It is not installed.
+    """
+    try:
+        return import_module(name)
+    except ModuleNotFoundError:
+        raise DetkitError(f"{name.partition('.')[0]} is not installed", do=_install("onnxruntime")) from None
+
+
+def read_onnx(path: str | Path) -> Any:
+    """An ``onnx.ModelProto``, without weights that lie in other files.
+
+    Raises:
+        DetkitError: onnx is not installed, or no ONNX file.
+    """
+    onnx = onnx_package()
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:
+        raise damaged(path, error) from None
+    if not model.graph.node:
+        raise DetkitError("the ONNX file holds no network", str(path), _AGAIN)
+    return model

@@ -1,0 +1,94 @@
+"""What an exported file says of itself, in ONNX's metadata; no torch is needed here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from detkit.arrays import plain
+from detkit.data.resize import Resize
+from detkit.errors import DetkitError
+
+FORMAT_VERSION = 1
+_AGAIN = "export it again: detkit export MODEL -o FILE.onnx"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """How an exported detector is fed and read.
+
+    Attributes:
+        classes: Names by label.
+        class_ids: The training data's own ids of them.
+        resize: How an image becomes an input.
+        threshold: The score below which ``predict`` shows nothing.
+        iou: Of NMS.
+        protocol: Of ``detkit.metrics.METRICS``.
+        flip_pairs: See ``detkit.predictor.Predictor``.
+        candidates: (box, class) pairs per image that enter NMS at most.
+        mean: Of the pixels, RGB in 0..255; the graph subtracts it itself.
+        std: What it divides by then.
+        weights: SHA-256 of the model file.
+        versions: Of the packages that wrote it.
+        proof: How its answers differ from the model's, see ``detkit.exporting.proof``.
+    """
+
+    classes: tuple[str, ...]
+    class_ids: tuple[int | str, ...]
+    resize: Resize
+    threshold: float = 0.25
+    iou: float = 0.5
+    protocol: str = "coco"
+    flip_pairs: tuple[tuple[int, int], ...] = ()
+    candidates: int = 3000
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    weights: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    proof: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_metadata(self) -> dict[str, str]:
+        """For the file."""
+        facts = plain(
+            {**{part.name: getattr(self, part.name) for part in fields(self)}, "resize": self.resize.to_dict()}
+        )
+        return {"format": "detkit", "version": str(FORMAT_VERSION), "detkit": json.dumps(facts, allow_nan=False)}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str], where: str) -> Header:
+        """The inverse of ``to_metadata``.
+
+        Raises:
+            DetkitError: Of another program, of a newer format, or damaged.
+        """
+        if metadata.get("format") != "detkit" or not metadata.get("version", "").isdecimal():
+            raise DetkitError("this ONNX file was not written by detkit export", where, _AGAIN)
+        if int(metadata["version"]) > FORMAT_VERSION:
+            what = f"the file has format {metadata['version']}, this detkit reads up to {FORMAT_VERSION}"
+            raise DetkitError(what, where, "pip install --upgrade detkit")
+        try:
+            facts = json.loads(metadata["detkit"])
+            facts["resize"] = Resize.from_dict(facts["resize"])
+            lists = {key: tuple(facts[key]) for key in ("classes", "class_ids", "mean", "std")}
+            pairs = tuple((int(a), int(b)) for a, b in facts["flip_pairs"])
+            return cls(**{**facts, **lists, "flip_pairs": pairs})
+        except (ValueError, KeyError, TypeError):
+            raise DetkitError("what the ONNX file says of itself is damaged", where, _AGAIN) from None
+
+
+def describe_export(path: Path) -> dict[str, Any]:
+    """The header of an exported file and its size, as ``detkit info`` shows them; nothing is run.
+
+    Raises:
+        DetkitError: onnx is not installed, or no whole file of ``detkit export``.
+    """
+    from detkit.exporting.engines import read_onnx
+
+    model = read_onnx(path)
+    header = Header.from_metadata({entry.key: entry.value for entry in model.metadata_props}, str(path))
+    facts = {part.name: getattr(header, part.name) for part in fields(header)}
+    facts |= {"classes": list(header.classes), "resize": header.resize.to_dict()}
+    return {"file": str(path), "bytes": path.stat().st_size, **facts}

@@ -1,0 +1,209 @@
+"""Exported detectors: equal to the model, run without torch, and errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+import detkit
+from detkit.cli import main
+from detkit.config.build import build_detector, load_detector
+from detkit.config.experiment import Config, EvaluateOptions, check_model
+from detkit.config.schema import Place
+from detkit.data.toy import CLASSES, toy_sample
+from detkit.engine.options import TrainOptions
+from detkit.exporting import engines
+from detkit.exporting.export import Exported, export
+from detkit.exporting.predictor import select_boxes
+from detkit.exporting.proof import Tolerance, _compared, photos
+from detkit.geometry import Geometry
+from detkit.heads.dense import select_detections
+from detkit.io.images import write_image
+from detkit.structures import Detections, Limits
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+HEADS: dict[str, dict[str, Any]] = {
+    "yolo": {"name": "yolo", "anchors": [[16, 16], [40, 40]]},
+    "aligned": {"name": "aligned", "reg_max": 4, "objectness": True, "prior": 0.3},
+    "sliding_window": {"name": "sliding_window", "width": 8, "cells": 4},
+}
+
+
+class Pair(NamedTuple):
+    model: Path
+    file: Path
+    done: Exported
+
+
+def build(folder: Path, head: str) -> Path:
+    torch.manual_seed(0)
+    parts = {"size": 64, "backbone": {"name": "lenet_textbook", "taps": [1]}, "head": HEADS[head]}
+    detector = build_detector(Config({}, check_model(parts, Place()), {}, TrainOptions(), EvaluateOptions()), CLASSES)
+    detector.save(folder / f"{head}.safetensors")
+    return folder / f"{head}.safetensors"
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
+    @cache
+    def made(head: str) -> Pair:
+        folder = tmp_path_factory.mktemp(head)
+        model, file = build(folder, head), folder / "model.onnx"
+        return Pair(model, file, export(model, file))
+
+    return made
+
+
+@pytest.fixture(params=HEADS)
+def pair(request: pytest.FixtureRequest, pairs: Callable[[str], Pair]) -> Pair:
+    return pairs(request.param)
+
+
+@pytest.fixture
+def yolo(pairs: Callable[[str], Pair]) -> Pair:
+    return pairs("yolo")
+
+
+def test_the_file_answers_as_the_model(pair: Pair) -> None:
+    proof = pair.done.proof
+    assert [(one.batch, one.images) for one in proof.differences] == [(1, 8), (4, 8)]
+    assert all(one.matched == one.detections > 0 for one in proof.differences)
+    assert all(one.box <= 0.05 and one.score <= 1e-3 for one in proof.differences)
+    samples = [toy_sample(i, 100) for i in range(3)]
+    limits = Limits(0.002, 0.5, 5)
+    found = detkit.load(pair.file).predict_samples(samples, limits)
+    for mine, theirs in zip(found, load_detector(pair.model).predict_samples(samples, limits), strict=True):
+        assert mine.classes == theirs.classes == tuple(CLASSES)
+        assert mine.labels.tolist() == theirs.labels.tolist()
+        np.testing.assert_allclose(mine.boxes, theirs.boxes, atol=0.02)
+        np.testing.assert_allclose(mine.scores, theirs.scores, atol=1e-5)
+
+
+def test_info_shows_what_the_file_says_of_itself(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(pair.file), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["classes"] == list(CLASSES)
+    assert facts["resize"]["size"] == [64, 64]
+    assert len(facts["weights"]) == 64
+    assert facts["proof"]["passed"] is True
+    assert {"torch", "onnx", "detkit"} <= facts["versions"].keys()
+
+
+WITHOUT_TORCH = """
+import socket, sys
+sys.modules["torch"] = None
+asked = []
+socket.getaddrinfo = lambda *a, **k: asked.append(a) or []
+from detkit.cli import main
+file, image, data, engine = sys.argv[1:]
+assert main(["detect", image, "--model", file, "--engine", engine, "--conf", "0.002", "--save"]) == 0
+assert main(["evaluate", file, data, "--engine", engine, "--json"]) == 0
+assert asked == [], asked
+"""
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_no_torch_and_no_network_is_needed(engine: str, tmp_path: Path, yolo: Pair) -> None:
+    pytest.importorskip(engine)
+    sample = toy_sample(0, 80)
+    write_image(tmp_path / "toy.png", sample.image)
+    x1, y1, x2, y2 = sample.target.boxes[0].tolist()
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [x1, y1, x2 - x1, y2 - y1], "area": 1, "iscrowd": 0}
+    image = {"id": 1, "file_name": "toy.png", "width": sample.image.shape[1], "height": sample.image.shape[0]}
+    data = {"images": [image], "annotations": [box], "categories": [{"id": 1, "name": CLASSES[0]}]}
+    (tmp_path / "toy.json").write_text(json.dumps(data))
+    words = [str(yolo.file), "toy.png", "toy.json", engine]
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f'"engine": "{engine}"' in done.stdout
+    assert list(tmp_path.glob("runs/detect*/toy.jpg"))
+
+
+@pytest.mark.parametrize("classes", [None, (0, 2)])
+def test_selection_is_that_of_the_heads(classes: tuple[int, ...] | None) -> None:
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(-10, 70, (300, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(0, 40, (300, 2))], 1).astype(np.float32)
+    scores = rng.random((300, 3), np.float32) ** 4
+    limits = Limits(0.05, 0.4, 30, classes)
+    found = select_boxes(boxes, scores, (50, 60), limits, 10_000)
+    prior, label = np.nonzero(scores >= 0.05)
+    wanted = np.isin(label, classes or (0, 1, 2))
+    prior, label = prior[wanted], label[wanted]
+    rows = (torch.from_numpy(one) for one in (boxes[prior], scores[prior, label], label, 0 * label))
+    (there,) = select_detections(*rows, torch.tensor([[50, 60]]), 3, limits)
+    for mine, theirs in zip(found, (there.boxes, there.scores, there.labels), strict=True):
+        np.testing.assert_array_equal(mine, theirs.numpy())
+    few = select_boxes(boxes, scores, (50, 60), limits, 5)
+    assert len(few[1]) <= 5
+    assert few[1][0] == found[1][0]
+
+
+def test_differences_are_those_of_partners() -> None:
+    ours = Detections(np.array([[0, 0, 10, 10], [20, 20, 30, 30], [0, 0, 10, 10.0]]), [0.9, 0.8, 0.7], [0, 1, 1])
+    theirs = Detections(np.array([[0, 0, 10, 11], [21, 20, 30, 30.0]]), [0.8, 0.75], [0, 1])
+    count, matched, box, score = _compared(ours, theirs, Geometry(10, 10, 0.5, 0.25), 0.0)
+    assert (count, matched) == (3, 2)
+    assert box == 0.5  # one pixel to the right at half the size, one down at a quarter
+    assert score == pytest.approx(0.1)
+
+
+def test_photos_are_eight() -> None:
+    views = photos()
+    assert len({view.tobytes() for view in views}) == 8
+
+
+def test_what_differs_is_not_written(
+    yolo: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("detkit.exporting.export.Tolerance", lambda: Tolerance(box=-1.0))
+    assert main(["export", str(yolo.model), "-o", str(tmp_path / "no.onnx")]) == 1
+    assert "nothing is written" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_input_is_explained(
+    yolo: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import onnx
+
+    whole = yolo.file.read_bytes()
+    damaged, other, image = tmp_path / "damaged.onnx", tmp_path / "other.onnx", tmp_path / "a.png"
+    damaged.write_bytes(whole[: len(whole) // 2])
+    model = onnx.load(str(yolo.file))
+    del model.metadata_props[:]
+    onnx.save(model, str(other))
+    write_image(image, np.zeros((20, 20, 3), np.uint8))
+
+    def said(*words: object) -> str:
+        assert main([str(word) for word in words]) == 2
+        return capsys.readouterr().err
+
+    assert "may be damaged" in said("detect", image, "--model", damaged)
+    assert "may be damaged" in said("info", damaged)
+    assert "not written by detkit export" in said("detect", image, "--model", other)
+    assert "no such model file" in said("detect", image, "--model", tmp_path / "none.onnx")
+    assert "ends in .onnx" in said("export", yolo.model, "-o", tmp_path / "a.pt")
+    assert "exists already" in said("export", yolo.model, "-o", yolo.file)
+    assert "is fixed, 64 x 64" in said("detect", image, "--model", yolo.file, "--size", 96)
+    assert "did you mean openvino?" in said("detect", image, "--model", yolo.file, "--engine", "openvnio")
+    assert "detkit export" in said("detect", image, "--model", yolo.model, "--engine", "onnxruntime")
+    assert "computes ONNX files in fp32" in said(
+        "detect", image, "--model", yolo.file, "--engine", "onnxruntime", "--precision", "bf16"
+    )
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    assert "pip install 'detkit[onnx]'" in said("detect", image, "--model", yolo.file)
+    assert "pip install 'detkit[openvino]'" in said("detect", image, "--model", yolo.file, "--engine", "openvino")
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    assert "pip install 'detkit[onnx]'" in said("export", yolo.model, "-o", tmp_path / "a.onnx")
