@@ -49,6 +49,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "head": {"name": "roi", "pool": "crops", "size": 32, "padding": 4, "rois": 64},
     },
     "yolo": {**BODY, "head": {"name": "yolo", "anchors": [[24, 24], [40, 40]]}},
+    "anchor-free": {**BODY, "head": {"name": "aligned"}},
 }
 
 
@@ -76,7 +77,7 @@ def learn(detector: Detector, batches: list[tuple[Batch, list[Target]]], steps: 
         schedule.step()
 
 
-STEPS = {"sliding": 60, "faster": 120, "fast": 90, "rcnn": 200, "yolo": 60}
+STEPS = {"sliding": 60, "faster": 120, "fast": 90, "rcnn": 200, "yolo": 60, "anchor-free": 60}
 # As published; the other tests have batches without images to search in.
 SEARCH = {"fast": {"proposals": {"name": "selective_search", "cache": False}}}
 
