@@ -27,6 +27,7 @@ FORMATS = {
     "via": "detkit.data.via:ViaFormat",
     "supervisely": "detkit.data.supervisely:SuperviselyFormat",
     "fiftyone": "detkit.data.fiftyone:FiftyOneFormat",
+    "cvat": "detkit.data.cvat:CvatFormat",
     "csv": "detkit.data.csv_tables:CsvFormat",
     "voc": "detkit.data.voc:VocFormat",
     "yolo": "detkit.data.yolo:YoloFormat",

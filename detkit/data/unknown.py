@@ -12,7 +12,14 @@ from detkit.data.yolo_layout import is_label
 _ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"}
 _RECORDS = {".tfrecord", ".record", ".parquet", ".arrow"}
 _EXPORT = "export it as COCO's json, VOC's xml or YOLO's text files"
-_HEAD = 4096
+_HEAD = 1 << 14
+# What tells the exports of tools that have better ones.
+_TOOLS = {
+    "Datumaro's own json": ("dm_format_version",),
+    "Label Studio's own json or csv": ("original_width", "rotation"),
+    "CreateML's json": ('"coordinates"', '"annotation'),
+    "VoTT's own json": ('"visitedTags"',),
+}
 
 
 def contents(folder: Path) -> str:
@@ -29,10 +36,12 @@ def advice(path: Path) -> str:
     images = of_suffix(files)
     if archives := of_suffix(files, _ARCHIVES):
         return "" if images else f"unpack {archives[0]}, and give the folder"
-    for file in of_suffix(files, {".json"})[:5]:
+    for file in of_suffix(files, {".json", ".csv"})[:5]:
         with open(root / file, encoding="utf-8", errors="replace") as text:
-            if '"dm_format_version"' in (head := text.read(_HEAD)) or '"media_type"' in head:
-                return f"{file} is Datumaro's own json, which is not read: {_EXPORT}"
+            head = text.read(_HEAD)
+        for tool, words in _TOOLS.items():
+            if all(word in head for word in words):
+                return f"{file} is {tool}, which is not read: {_EXPORT}"
     return _of_texts(root, of_suffix(files, {".txt"}), images)
 
 

@@ -16,8 +16,9 @@ import numpy as np
 
 from detkit.data.annotations import Annotations, Findings, Source
 from detkit.data.listing import ImageIndex, count_skipped, files_in, of_suffix, part_of, text_of
-from detkit.data.reading import UNSAFE, ImageTable, ObjectTable, assemble, pixels, size_of
+from detkit.data.reading import ImageTable, ObjectTable, assemble, pixels, size_of
 from detkit.data.voc_layout import VocFiles, is_voc, label_place, voc_files
+from detkit.data.xml_files import number_in, parse_xml
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
 
@@ -68,7 +69,7 @@ class VocFormat(DatasetFormat):
                 continue
             read.append(xml)
             files.append(str(finder.find(xml, _text(tree, "filename"))))
-            size = pixels(_number(_text(tree, "size/height"))), pixels(_number(_text(tree, "size/width")))
+            size = pixels(number_in(_text(tree, "size/height"))), pixels(number_in(_text(tree, "size/width")))
             if not all(size):
                 findings.add("size missing (read from the image)", str(file), note=True)
             sizes.append(size if all(size) else size_of(files[-1]))
@@ -79,7 +80,7 @@ class VocFormat(DatasetFormat):
                     continue
                 name, *corners = texts.values()
                 difficult = _text(element, "difficult") in ("1", "true", "True")
-                objects.append(_Object(len(read) - 1, file, number, name, list(map(_number, corners)), difficult))
+                objects.append(_Object(len(read) - 1, file, number, name, list(map(number_in, corners)), difficult))
         if not read:
             faults = [f"{one.name}: {one.examples[0]}" for one in findings.as_list()]
             do = faults[0] if faults else "the list of images is empty"
@@ -133,36 +134,16 @@ def _ids(files: list[str]) -> list[int | str]:
 
 
 def _parse(file: Path, findings: Findings) -> Element | None:
-    """The file's root; None, counted, if it is not well-formed XML or not safe to read."""
-    from xml.etree.ElementTree import ParseError
-
-    from defusedxml import DefusedXmlException, ElementTree
-
-    try:
-        root: Element = ElementTree.parse(str(file)).getroot()
-    except DefusedXmlException:
-        findings.add(UNSAFE, str(file))
-    except (ParseError, UnicodeError, LookupError) as error:
-        line = error.position[0] if isinstance(error, ParseError) else 1
-        findings.add("annotation file is not XML (image dropped)", f"{file}:{line}: {error}")
-    except OSError as error:
-        findings.add("annotation file cannot be read (image dropped)", f"{file}: {error.strerror}")
-    else:
-        if root.tag == "annotation":
-            return root
+    """The file's root; None, counted, where it cannot be read or is another xml."""
+    root = parse_xml(file, findings)
+    if root is not None and root.tag != "annotation":
         findings.add("xml file that is no VOC annotation (left out)", f"{file}: <{root.tag}>")
-    return None
+        return None
+    return root
 
 
 def _text(element: Element, path: str) -> str:
     return (element.findtext(path) or "").strip()
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text or "nan")
-    except ValueError:
-        return float("nan")
 
 
 def _where(file: Path, number: int) -> str:

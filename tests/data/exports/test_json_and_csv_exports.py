@@ -151,6 +151,29 @@ def supervisely(scene: Any, root: Path) -> tuple[Path, dict[str, int]]:
     return root, {"polygon made into a box": 2, "bitmap made into a box": 1}
 
 
+def cvat_xml(scene: Any, root: Path) -> tuple[Path, dict[str, int]]:
+    """Cats turned by 90 degrees, dogs as polygons; points and tags, which have no area."""
+
+    def shape(b: Any) -> str:
+        if b.name == "dog":
+            points = ";".join(f"{x},{y}" for x, y in b.polygon)
+            return f'<polygon label="dog" occluded="0" points="{points}"/>'
+        x, y = b.x + b.w / 2, b.y + b.h / 2  # the middle stays, width and height change places
+        corners = f'xtl="{x - b.h / 2}" ytl="{y - b.w / 2}" xbr="{x + b.h / 2}" ybr="{y + b.w / 2}"'
+        return f'<box label="cat" {corners} rotation="90.0"><attribute name="a">1</attribute></box>'
+
+    scene.draw(root / "images")
+    images = [
+        f'<image id="{k}" name="{p.file}" width="{p.width}" height="{p.height}"><tag label="cat"/>'
+        f'{"".join(map(shape, p.boxes))}<points label="cat" points="1,2"/></image>'
+        for k, p in enumerate(scene)
+    ]
+    labels = "".join(f"<label><name>{name}</name></label>" for name in scene.classes)
+    meta = f"<version>1.1</version><meta><task><labels>{labels}</labels></task></meta>"
+    write(root / "annotations.xml", f"<?xml version='1.0'?>\n<annotations>{meta}{''.join(images)}</annotations>")
+    return root, {"rotated box made into a box": 3, "polygon made into a box": 2, "points has no area (dropped)": 3}
+
+
 def fiftyone_nested(scene: Any, root: Path) -> tuple[Path, dict[str, int]]:
     """Images in a folder of data/, names of classes in place of numbers."""
     scene.draw(root / "data" / "day 1")
@@ -245,6 +268,7 @@ EXPORTS: dict[str, tuple[str, Export]] = {
     "Supervisely": ("supervisely", supervisely),
     "FiftyOne image detection": ("fiftyone", fiftyone),
     "FiftyOne image detection, nested": ("fiftyone", fiftyone_nested),
+    "CVAT for images": ("cvat", cvat_xml),
     "Open Images": ("csv", open_images),
     "csv": ("csv", csv),
     "csv of TensorFlow and Roboflow": ("csv", tensorflow_csv),

@@ -223,6 +223,16 @@ def test_a_label_file_brings_no_foreign_image_into_a_copy(scene: Any, tmp_path: 
             "begins with 'car 0.0",
         ),
         ({"data.json": '{"dm_format_version": "1.0", "items": []}'}, "3 .jpg, 1 .json", "Datumaro's own json"),
+        (
+            {"a.json": j([{"image": "a.jpg", "annotations": [{"coordinates": {}}]}])},
+            "3 .jpg, 1 .json",
+            "CreateML's json",
+        ),
+        (
+            {"a.json": j([{"result": [{"original_width": 9, "value": {"rotation": 0}}]}])},
+            "3 .jpg, 1 .json",
+            "Label Studio",
+        ),
         ({"a.tfrecord": ""}, "3 .jpg, 1 .tfrecord", "records in binary files are not read"),
         ({}, "3 .jpg", "images without labels"),
     ],
@@ -263,3 +273,22 @@ def test_a_flag_in_words_is_what_it_says(scene: Any, tmp_path: Path) -> None:
     a = read(coco(tmp_path, j({**value, "annotations": boxes})))
     assert a.difficult.tolist() == [False, False, True, False, False]
     assert a.crowd.tolist() == [False, False, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("inside", "message"),
+    [
+        ("", "names no image"),
+        ('<track id="0"/>', "names no image\\n.*\\ntrack of a video"),
+        ("<image", "names no image\\n.*\\nannotation file is not XML"),
+        ('<image name="alpha.jpg"><box label="cat" xtl="1" ytl="a" xbr="3"/></image>', ""),
+    ],
+)
+def test_a_wrong_xml_of_cvat(inside: str, message: str, scene: Any, tmp_path: Path) -> None:
+    scene.draw(tmp_path)
+    (tmp_path / "annotations.xml").write_text(f"<annotations>{inside}</annotations>")
+    if message:
+        with pytest.raises(DetkitError, match=message):
+            read(tmp_path)
+    else:
+        assert "box is not finite (dropped)" in {found.name for found in read(tmp_path).findings}
