@@ -65,7 +65,10 @@ _OUTSIDE = (
 )
 TORCHVISION = tuple(f"torchvision/{name}" for name in _OUTSIDE.split())
 
-_HEADER = ("config", "classes", "class_ids", "resize", "threshold", "scores", "record")
+_HEADER: dict[str, type | tuple[type, ...]] = {
+    "config": dict, "classes": list, "class_ids": list, "resize": dict, "threshold": (int, float), "scores": dict,
+    "record": dict,
+}  # fmt: skip
 _PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _REINSTALL = "install detkit again"
 _AGAIN = "copy or download it again"
@@ -174,7 +177,12 @@ def read_model_header(path: str | Path) -> dict[str, Any]:
         header = dict(json.loads(metadata["detkit"]))
     except (ValueError, KeyError, TypeError):
         raise damaged from None
-    if any(key not in header for key in _HEADER):
+    if any(not isinstance(header.get(key), kind) for key, kind in _HEADER.items()):
+        raise damaged
+    names, ids = header["classes"], header["class_ids"]
+    if not all(isinstance(name, str) for name in names) or not all(isinstance(one, (int, str)) for one in ids):
+        raise damaged
+    if len(names) != len(ids):
         raise damaged
     for tensor in tensors.values():
         tensor["count"] = math.prod(tensor["shape"])

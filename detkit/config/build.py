@@ -13,7 +13,7 @@ import torch
 from detkit import registry, zoo
 from detkit.backbones.base import at_scales
 from detkit.config.experiment import MODEL_KEYS, PARTS, Config, EvaluateOptions, check_model, part_at
-from detkit.config.schema import Place, located
+from detkit.config.schema import Place, check, keys_of, located
 from detkit.config.transfer import start_from
 from detkit.config.yaml_file import Section
 from detkit.data.resize import Resize
@@ -108,7 +108,7 @@ def load_detector(path_or_name: str | Path) -> Detector:
         model = check_model(header["config"].get("model"), place)
         detector = Detector(
             *_parts(model, len(header["classes"]), place, "none"),
-            resize=Resize.from_dict(header["resize"]),
+            resize=Resize(**check(header["resize"], keys_of(Resize), place, ("resize",))),
             **{key: header[key] for key in ("config", "classes", "class_ids", "threshold", "scores", "record")},
         )
     try:
@@ -116,7 +116,7 @@ def load_detector(path_or_name: str | Path) -> Detector:
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise DetkitError("the file's weights do not fit its config", str(path), reason) from None
-    options = EvaluateOptions(**header["config"].get("evaluate", {}))
+    options = EvaluateOptions(**check(header["config"].get("evaluate"), keys_of(EvaluateOptions), place, ("evaluate",)))
     part_at("metric", options.protocol, place, ("evaluate", "protocol"))
     detector.protocol, detector.iou = options.metric_of(detector.head), options.iou
     return detector.eval()

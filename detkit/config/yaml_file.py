@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from detkit.errors import DetkitError
+from detkit.io.files import refuse_deep_nesting
 
 Path_ = tuple[str | int, ...]
 Section = dict[str, Any]  # keys and values of a mapping; what these are is checked at run time
@@ -20,7 +21,7 @@ Lines = dict[Path_, int]
 _SCALARS = {
     "tag:yaml.org,2002:null": r"~|null|Null|NULL|",
     "tag:yaml.org,2002:bool": r"true|True|TRUE|false|False|FALSE",
-    "tag:yaml.org,2002:int": r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+",
+    "tag:yaml.org,2002:int": r"[-+]?[0-9]{1,999}|0o[0-7]+|0x[0-9a-fA-F]+",
     "tag:yaml.org,2002:float": (
         r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
     ),
@@ -57,16 +58,19 @@ def parse(text: str, source: str) -> tuple[Any, Lines]:
     Raises:
         DetkitError: Not YAML, a key given twice, an alias; with ``source`` and the line.
     """
+    refuse_deep_nesting(text, source)
+    lines: Lines = {}
     try:
         node = _compose(text)
+        return (None if node is None else _value(node, (), lines, source)), lines
+    except RecursionError:
+        raise DetkitError("this YAML is nested too deep", source, "give a sound file") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
         raise DetkitError(f"this is not YAML: {error.problem}", f"{source}{line}", "mend that line") from None
     except yaml.YAMLError as error:
         raise DetkitError(f"this is not YAML: {str(error).splitlines()[0]}", source, "give a text file") from None
-    lines: Lines = {}
-    return (None if node is None else _value(node, (), lines, source)), lines
 
 
 def dump(values: object) -> str:

@@ -136,8 +136,10 @@ def load_json(path: Path, data: memoryview) -> dict[str, list[object] | None]:
         raise DetkitError(f"this is not JSON: {error.msg}", where, do) from None
     except (UnicodeDecodeError, RecursionError) as error:
         raise DetkitError(f"this is not JSON: {error}", str(path), "download or export it again") from None
-    if not isinstance(value, dict) or not all(isinstance(value.get(key), list) for key in ("images", "categories")):
+    lists = isinstance(value, dict) and all(isinstance(value.get(key), list) for key in ("images", "categories"))
+    if not lists or not isinstance(value.get("annotations") or [], list):
         kind = "a list (of detections?)" if isinstance(value, list) else "no images and categories"
+        kind = "annotations that are no list" if lists else kind
         do = 'a data set has the lists "images", "annotations" and "categories"'
         raise DetkitError(f"this JSON is not a COCO data set: it holds {kind}", str(path), do)
     return value
@@ -169,7 +171,7 @@ def _mended(row: dict[str, object], kind: type[Record]) -> Record:
         value = row.get(field.name)
         if field.type is str and value is not None:
             value = str(value)
-        with suppress(msgspec.ValidationError):
+        with suppress(msgspec.ValidationError, UnicodeEncodeError):  # half a character is none
             setattr(record, field.name, msgspec.convert(value, field.type))
     return record
 
@@ -196,7 +198,7 @@ def _read_file(path: Path, split: str | None, images: Path | None, keep_degenera
         with mapped(path) as data:
             try:
                 file = msgspec.json.decode(data, type=_File)
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 file = _tolerant(load_json(path, data), path, findings)
     except OSError as error:
         raise DetkitError(f"cannot read this file: {error.strerror}", str(path), "check the path") from error

@@ -279,7 +279,7 @@ def _records_of(path: Path) -> RawFile:
     with mapped(path) as data:
         try:
             return msgspec.json.decode(data, type=RawFile)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             value = load_json(path, data)
 
     def raw(record: object) -> msgspec.Raw:

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from detkit.data.label_files import PARTS, LabelFilesFormat, LabelTable, decode_json, image_folders, json_kind
-from detkit.data.listing import count_skipped, files_in
+from detkit.data.listing import count_skipped, files_in, text_of
 from detkit.errors import DetkitError
 from detkit.io.images import IMAGE_SUFFIXES
 
@@ -54,7 +54,7 @@ class LabelmeFormat(LabelFilesFormat):
     def listed(self, path: Path) -> list[str]:
         """Those of labels.txt."""
         file = path / CLASS_LIST
-        lines = file.read_text(encoding="utf-8-sig").splitlines() if file.is_file() else []
+        lines = text_of(file).splitlines() if file.is_file() else []
         return [line.strip() for line in lines if line.strip() and line.strip() not in _NOT_CLASSES]
 
     def table(self, place: Path) -> LabelTable:

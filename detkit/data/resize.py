@@ -18,6 +18,7 @@ from detkit.geometry import Geometry
 from detkit.structures import Target
 
 Mode = Literal["letterbox", "stretch"]
+_LARGEST = 16384  # pixels of a side
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,14 @@ class Resize:
 
     def __post_init__(self) -> None:
         sides = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
-        if len(sides) != 2 or any(int(s) != s or s < 1 for s in sides):
-            what = f"size must be one number of pixels or [height, width], got {self.size!r}"
+        if len(sides) != 2 or any(int(s) != s or not 1 <= s <= _LARGEST for s in sides):
+            what = f"size must be one number of pixels (1 to {_LARGEST}) or [height, width], got {self.size!r}"
             raise DetkitError(what, "model.size", "write size: 320, say")
         object.__setattr__(self, "size", (int(sides[0]), int(sides[1])))
         if self.mode not in get_args(Mode):
             raise DetkitError(f"resize must be letterbox or stretch, got {self.mode!r}", "model.resize")
-        if self.stride < 1:
-            raise DetkitError(f"stride must be at least 1, got {self.stride}")
+        if not 1 <= self.stride <= _LARGEST:
+            raise DetkitError(f"stride must be at least 1 and at most {_LARGEST}, got {self.stride}")
         if not 0 <= self.fill <= 255:
             raise DetkitError(f"fill must lie between 0 and 255, got {self.fill}")
 

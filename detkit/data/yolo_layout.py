@@ -11,6 +11,7 @@ from pathlib import Path
 from detkit.data.annotations import Findings
 from detkit.data.listing import PARTS, files_in, of_suffix, part_of, text_of
 from detkit.errors import DetkitError
+from detkit.io.files import refuse_deep_nesting
 
 YAML = (".yaml", ".yml")
 CLASSES = ("classes.txt", "obj.names", "_darknet.labels", "classes.names")  # a name per line
@@ -76,10 +77,12 @@ def _names_classes(file: Path) -> bool:
 def _from_yaml(file: Path) -> Layout:
     import yaml
 
+    text = text_of(file)
+    refuse_deep_nesting(text, str(file))
     try:
         # The base loader takes every value as the words it is written in: classes may be called no, 007 or 1e3.
-        value = yaml.load(text_of(file), Loader=yaml.BaseLoader)
-    except yaml.YAMLError as error:
+        value = yaml.load(text, Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise DetkitError(f"this is not YAML: {getattr(error, 'problem', error)}", f"{file}{line}", "mend it") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import shutil
 import warnings
@@ -43,6 +44,23 @@ def reading(where: str) -> Iterator[None]:
         raise DetkitError("the file may not be read", where, "check its permissions") from error
     except OSError as error:
         raise DetkitError(f"the file cannot be read ({error.strerror or error})", where, "check the disk") from error
+    except ValueError as error:
+        if not isinstance(error, UnicodeEncodeError) and "null byte" not in str(error):
+            raise
+        raise DetkitError("no file can have such a name", ascii(where), "check the path") from error
+
+
+def refuse_deep_nesting(text: str, where: str) -> None:
+    """Lets pass what people write; on thousands of brackets in one another readers of YAML take minutes.
+
+    Raises:
+        DetkitError: More than a hundred are open at once.
+    """
+    depth = 0
+    for mark in re.findall(r"[\[\]{}]", text):
+        depth += 1 if mark in "[{" else -1
+        if depth > 100:
+            raise DetkitError("more than 100 brackets are open at once", where, "give a sound file")
 
 
 def write_error(error: OSError, path: str | Path) -> DetkitError:

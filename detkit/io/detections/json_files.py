@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 import re
 import zlib
 from collections import Counter
@@ -198,8 +199,8 @@ def _decode(raw: bytes | memoryview, kind: type[T], path: Path, offset: int, lin
             raise DetkitError(f"not a line of detections: {what}", place, _FORMS) from None
         entry = re.sub(r"^\$", "", at.strip("`"))
         raise DetkitError(f"wrong detections: {what}", f"{place}{', at ' if entry else ''}{entry}", _FORMS) from None
-    except msgspec.DecodeError as error:
-        with suppress(ValueError):  # Python's json writes NaN, which JSON has not
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        with suppress(ValueError, RecursionError):  # Python's json writes NaN, which JSON has not
             return msgspec.convert(json.loads(bytes(raw)), kind)
         _malformed(str(error), raw, place, offset)
 
@@ -220,7 +221,7 @@ def _malformed(problem: str, raw: bytes | memoryview, place: str, offset: int) -
 
 def _class_hint(kinds: Sequence[int | float | str], ids: Sequence[int | str]) -> str:
     """What to do about category ids some of which the data lacks; empty where the others' meaning is plain."""
-    numbers = {int(kind) if isinstance(kind, (int, float)) else -1 for kind in kinds}
+    numbers = {int(kind) if isinstance(kind, (int, float)) and math.isfinite(kind) else -1 for kind in kinds}
     hint, first = _id_hint(ids, "the data's own category ids"), int(0 not in numbers)
     if min(numbers) >= 0 and max(numbers) < len(ids) + first:
         return f"they look like places in the list of classes, counted from {first}: {hint}"

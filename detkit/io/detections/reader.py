@@ -161,7 +161,7 @@ def _read_yolo(folder: Path, files: list[Path], data: Annotations) -> Found:
     lookup, rows, notes = Lookup(data, endings=False), list[Row](), list[str]()
     names, listed = list(data.classes), folder / "classes.txt"
     if listed.is_file():
-        names = [line.strip() for line in listed.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        names = [line.strip() for line in _text_of(listed).splitlines() if line.strip()]
     else:
         notes.append(f"no classes.txt: class 0 is taken as {names[0] if names else 'nothing'}, and so on")
     for file in files:
@@ -202,11 +202,7 @@ def _read_voc(files: list[Path], data: Annotations) -> Found:
 
 def _lines(file: Path, form: str) -> Iterator[tuple[str, str, list[float]]]:
     """Place, first word and five numbers of each line that is not blank."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DetkitError(f"cannot read these detections: {error}", str(file), "write plain text") from None
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_text_of(file).splitlines(), 1):
         where, words = f"{file}, line {number}", line.split()
         if len(words) not in (0, 6):
             raise DetkitError(f"{len(words)} words in a line of 6", where, f"write {form}")
@@ -216,6 +212,13 @@ def _lines(file: Path, form: str) -> Iterator[tuple[str, str, list[float]]]:
             raise DetkitError(str(error), where, f"write {form}") from None
         if words:
             yield where, words[0], numbers
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DetkitError(f"cannot read these detections: {error}", str(file), "write plain text") from None
 
 
 def _class_of(file: Path, data: Annotations) -> str:

@@ -1,0 +1,114 @@
+"""Damaged inputs of every kind are read or refused in words; tools/fuzz.py runs as many cases as one has time for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import save_file
+
+from detkit import zoo
+from detkit.config.build import load_detector
+from detkit.config.experiment import read_config
+from detkit.data.check import check_annotations
+from detkit.data.dataset import Dataset, read
+from detkit.engine.options import TrainOptions
+from detkit.errors import DetkitError
+from detkit.io.detections import read_detections
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes and their memory are watched by Linux's means")
+def test_damaged_inputs_are_read_or_refused(tmp_path: Path) -> None:
+    root, faults = Path(__file__).resolve().parents[1], tmp_path / "faults"
+    command = [sys.executable, root / "tools" / "fuzz.py", "--cases", "2000", "--seed", "1", "--out", faults]
+    environment = {"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    found = "\n".join(path.read_text(errors="replace") for path in faults.glob("*/what.txt"))
+    assert done.returncode == 0, f"{done.stdout!r}{found}{done.stderr[-2000:]!r}"
+
+
+COCO = {
+    "images": [{"id": 1, "file_name": "a.png", "width": 8, "height": 8}],
+    "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4], "area": 16, "iscrowd": 0}],
+    "categories": [{"id": 1, "name": "cat"}],
+}
+
+
+def coco(folder: Path, change: Callable[[bytes], bytes] = bytes) -> Path:
+    (folder / "d.json").write_bytes(change(json.dumps(COCO).encode()))
+    return folder / "d.json"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (b'"cat"', b'"c\xff"', "not JSON"),
+        (b'"annotations": [{', b'"annotations": 7, "old": [{', "annotations that are no list"),
+        (b'"id": 1, "file_name"', b'"id": ' + b"[" * 5000 + b', "file_name"', "not JSON"),
+    ],
+)
+def test_json_that_is_no_data_set(tmp_path: Path, old: bytes, new: bytes, said: str) -> None:
+    with pytest.raises(DetkitError, match=said):
+        read(coco(tmp_path, lambda data: data.replace(old, new, 1)))
+
+
+@pytest.mark.parametrize("name", [rb"\u0000.png", rb"\ud800.png"])
+def test_names_that_no_file_has(tmp_path: Path, name: bytes) -> None:
+    annotations = read(coco(tmp_path, lambda data: data.replace(b"a.png", name)))
+    assert check_annotations(annotations).to_dict()["findings"]
+    with pytest.raises(DetkitError):
+        Dataset(annotations).load(0)
+
+
+def test_detections_of_category_nan(tmp_path: Path) -> None:
+    found = '[{"image_id": 1, "category_id": NaN, "bbox": [1, 1, 4, 4], "score": 0.5}]'
+    (tmp_path / "r.json").write_text(found)
+    with pytest.raises(DetkitError):
+        read_detections(tmp_path / "r.json", read(coco(tmp_path)))
+    for text in ("\xff", '[{"image_id": "\xff'):
+        (tmp_path / "r.json").write_bytes(text.encode("latin1"))
+        with pytest.raises(DetkitError):
+            read_detections(tmp_path / "r.json", read(coco(tmp_path)))
+
+
+def test_texts_that_are_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"version": "5", "shapes": [], "imagePath": "a.png"}')
+    (tmp_path / "labels.txt").write_bytes(b"cat\n\xff")
+    with pytest.raises(DetkitError, match="cannot read this file"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["train: " + "[" * 5000, "train: " + "- " * 5000, "train: {a: " + "{b: " * 3000])
+def test_yaml_that_is_nested_too_deep(tmp_path: Path, text: str) -> None:
+    for name in ("config.yaml", "data.yaml"):
+        (tmp_path / name).write_text(f"names: [a]\n{text}")
+    with pytest.raises(DetkitError):
+        read_config(tmp_path / "config.yaml", train_schema=TrainOptions)
+    with pytest.raises(DetkitError):
+        read(tmp_path / "data.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"resize": {"f^ll": 1, "size": [32, 32]}}, "unknown key 'f.ll'"),
+        ({"resize": {"size": [2**28, 32]}}, "size must be one number of pixels"),
+        ({"resize": 5}, "damaged"),
+        ({"classes": ["a"], "class_ids": [1, 2]}, "damaged"),
+        ({"classes": [1, 2], "class_ids": [1, 2]}, "damaged"),
+        ({"config": {"model": None}}, "is missing"),
+    ],
+)
+def test_headers_that_no_model_has(tmp_path: Path, change: dict[str, object], said: str) -> None:
+    header: dict[str, object] = {key: {} for key in ("resize", "config", "scores", "record")}
+    header |= {"classes": ["a"], "class_ids": [1], "threshold": 0.5, **change}
+    if "resize" in change:
+        body = {"backbone": {"name": "lenet5", "taps": [1]}, "head": {"name": "yolo", "anchors": [[8, 8]]}}
+        header["config"] = {"model": body}
+    save_file({}, tmp_path / "m.safetensors", zoo.header_metadata(header))
+    with pytest.raises(DetkitError, match=said):
+        load_detector(tmp_path / "m.safetensors")

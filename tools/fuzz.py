@@ -1,0 +1,332 @@
+"""Damaged inputs of every kind: each must be read, or refused with an error that is meant for a person.
+
+    python tools/fuzz.py                                      # 2,000 cases of all kinds
+    python tools/fuzz.py --kind coco --cases 100000 --minutes 30 --seed 7
+
+A case is a function of kind, seed and number. It takes a sound input, damages one of its files and reads it, in a
+process that is started anew where a case ends it. Any outcome but success or a DetkitError (another error, more than
+5 seconds of computing, more than 1 GB, a dead process) leaves the damaged file and what happened in --out; exit code 1
+then. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import mmap
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import struct
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from damage import damaged, damaged_header
+
+from detkit.config.build import build_detector, load_detector
+from detkit.config.experiment import Config, EvaluateOptions, check_model, read_config
+from detkit.config.schema import Place
+from detkit.data.check import check_annotations
+from detkit.data.convert import convert_annotations
+from detkit.data.dataset import Dataset, read
+from detkit.data.toy import toy_sample, write_toy_data
+from detkit.engine.options import TrainOptions
+from detkit.errors import DetkitError
+from detkit.io.detections import open_writer, read_detections
+from detkit.io.images import image_bytes, read_header, read_image
+from detkit.io.sources import Frame
+from detkit.io.video import VideoReader
+from detkit.metrics import evaluate_results
+from detkit.structures import Detections
+
+SECONDS, SILENCE, MEMORY = 5.0, 60.0, 2**30
+EXAMPLES = 3  # that are kept of each fault
+FORMATS = ("coco", "voc", "yolo", "csv", "labelme")
+
+
+class TooLong(BaseException):
+    """Raised where a case is still under way after ``SECONDS``."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a sound input is made in a folder, how it is read, the suffixes of files to damage, and what a case costs."""
+
+    make: Callable[[Path], object]
+    use: Callable[[Path, Path, random.Random], object]
+    damaged: tuple[str, ...] = ()
+    cost: int = 1
+
+
+def make_data(form: str) -> Callable[[Path], object]:
+    def make(folder: Path) -> None:
+        made = write_toy_data(folder.with_name(f"{folder.name}-toys"), train=3, val=2, size=24)
+        parts = {part: read(made, split=part) for part in ("train", "val")}
+        convert_annotations(parts, form, folder)
+        if form == "coco":  # with all that a record may hold
+            path = next(folder.glob("**/*train*.json"))
+            content = json.loads(path.read_bytes())
+            for number, record in enumerate(content["annotations"]):
+                x, y, w, h = record["bbox"]
+                record |= {"segmentation": [[x, y, x + w, y, x + w, y + h]], "keypoints": [x, y, 2], "num_keypoints": 1}
+                if number == 0:
+                    record |= {"iscrowd": 1, "segmentation": {"size": [24, 24], "counts": [100, 20, 456]}}
+            path.write_text(json.dumps(content))
+
+    return make
+
+
+def use_data(folder: Path, path: Path, rng: random.Random) -> None:
+    annotations = read(folder)
+    check_annotations(annotations, threads=1)
+    for i in range(len(annotations)):
+        with suppress(DetkitError):
+            Dataset(annotations).load(i)
+    annotations.ground_truth()
+    if rng.random() < 0.2:
+        out = folder.with_name("converted")
+        shutil.rmtree(out, ignore_errors=True)
+        convert_annotations({"all": annotations}, rng.choice(FORMATS), out)
+
+
+def make_detections(folder: Path) -> None:
+    data = write_toy_data(folder / "sound", train=1, val=3, size=24)
+    annotations = read(data, split="val")
+    for kind, name in (("coco", "r.json"), ("jsonl", "r.jsonl"), ("yolo", "yolo")):
+        ids = dict(zip(annotations.files, annotations.image_ids, strict=True))
+        with open_writer(kind, folder / name, annotations.classes, annotations.class_ids, image_ids=ids) as writer:
+            for i, file in enumerate(annotations.files):
+                target = Dataset(annotations).target(i)
+                found = Detections(target.boxes, np.full(len(target), 0.5), target.labels, annotations.classes)
+                writer.write(Frame(np.zeros((24, 24, 3), np.uint8), file), found)
+
+
+def use_detections(folder: Path, path: Path, rng: random.Random) -> None:
+    annotations = read(folder / "sound", split="val")
+    for name in ("r.json", "r.jsonl", "yolo"):
+        results, _ = read_detections(folder / name, annotations)
+        for protocol in ("coco", "voc2007"):
+            evaluate_results(annotations.ground_truth(), results, protocol)
+
+
+def make_images(folder: Path) -> None:
+    folder.mkdir()
+    image = toy_sample(1, 24).image
+    for suffix in (".png", ".jpg", ".webp", ".bmp", ".tif"):
+        (folder / f"a{suffix}").write_bytes(image_bytes(image, suffix, 90))
+    for name, pixels in {
+        "g.gif": image,
+        "d.tif": image.astype(np.uint16) * 200,
+        "p.ppm": image,
+        "a.png": image,
+    }.items():
+        cv2.imwrite(str(folder / name), pixels)
+    cv2.imwrite(str(folder / "alpha.png"), np.dstack([image, image[..., 0]]))
+
+
+def use_images(folder: Path, path: Path, rng: random.Random) -> None:
+    for read_one in (read_header, lambda path: read_image(path, reduce_to=8), read_image):
+        read_one(path)
+
+
+def make_videos(folder: Path) -> None:
+    folder.mkdir()
+    for name, code in (("a.avi", "MJPG"), ("b.mp4", "mp4v")):
+        writer = cv2.VideoWriter(str(folder / name), cv2.VideoWriter.fourcc(*code), 10, (32, 32))
+        for number in range(4):
+            writer.write(toy_sample(number, 32).image)
+        writer.release()
+
+
+def use_videos(folder: Path, path: Path, rng: random.Random) -> None:
+    with VideoReader(path) as reader:
+        assert sum(1 for _ in zip(range(50), reader, strict=False)) <= 50
+        assert reader.cut_short in (True, False)
+
+
+def make_model(folder: Path) -> None:
+    folder.mkdir()
+    head = {"name": "yolo", "anchors": [[8, 8], [16, 16]]}
+    model = check_model({"size": 32, "backbone": {"name": "lenet5", "taps": [1]}, "head": head}, Place())
+    build_detector(Config({}, model, {}, TrainOptions(), EvaluateOptions()), ("a", "b")).save(folder / "m.safetensors")
+
+
+def use_model(folder: Path, path: Path, rng: random.Random) -> None:
+    load_detector(folder / "m.safetensors").predict(np.zeros((20, 30, 3), np.uint8))
+
+
+def make_config(folder: Path) -> None:
+    shutil.copytree(Path(__file__).resolve().parents[1] / "configs", folder)
+
+
+def use_config(folder: Path, path: Path, rng: random.Random) -> None:
+    read_config(path, train_schema=TrainOptions).to_yaml()
+
+
+TEXTS = (".json", ".jsonl", ".xml", ".yaml", ".csv", ".txt")
+IMAGES = (".png", ".jpg", ".webp", ".bmp", ".tif", ".gif", ".ppm")
+KINDS = {form: Kind(make_data(form), use_data, TEXTS, cost=2) for form in FORMATS} | {
+    "detections": Kind(make_detections, use_detections, TEXTS, cost=2),
+    "images": Kind(make_images, use_images, IMAGES),
+    "video": Kind(make_videos, use_videos, (".avi", ".mp4")),
+    "model": Kind(make_model, use_model, (".safetensors",)),
+    "config": Kind(make_config, use_config, (".yaml",), cost=3),
+}
+
+
+class Fuzzer:
+    """The cases of one kind.
+
+    Args:
+        name: Of the kind.
+        seed: Of all cases.
+        work: A folder for the sound input and its copies.
+        out: Where faults are kept.
+    """
+
+    def __init__(self, name: str, seed: int, work: Path, out: Path) -> None:
+        self.name, self.seed, self.out, self.kind = name, seed, out, KINDS[name]
+        self.folder = work / name
+        self.kind.make(self.folder)
+        files = (path for path in self.folder.glob("**/*") if path.suffix in self.kind.damaged)
+        self.files = sorted(path for path in files if "sound" not in path.parts)
+        for path in self.files:  # the input is sound, and what reads it is imported
+            self.kind.use(self.folder, path, random.Random(0))
+        self.state = mmap.mmap(-1, 8 * 3)  # case, refused, faults: what the process that works has got to
+        self.kept: Counter[str] = Counter()
+
+    def case(self, number: int) -> tuple[Path, bytes, random.Random]:
+        """The file that a case damages, as it then is, and what the rest of the case draws from."""
+        rng = random.Random(f"{self.name} {self.seed} {number}")
+        path = rng.choice(self.files)
+        data = path.read_bytes()
+        if path.suffix == ".safetensors" and rng.random() < 0.7:
+            return path, damaged_header(data, rng), rng
+        return path, damaged(data, path.suffix == ".json", rng), rng
+
+    def run(self, number: int) -> str:
+        """ "read", "refused", or what went wrong."""
+        path, data, rng = self.case(number)
+        sound = path.read_bytes()
+        path.write_bytes(data)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        try:
+            self.kind.use(self.folder, path, rng)
+            return "read"
+        except DetkitError:
+            return "refused"
+        except BaseException:
+            return traceback.format_exc()
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            path.write_bytes(sound)
+
+    def keep(self, number: int, text: str) -> None:
+        """Writes what a case found to the folder of faults, unless there are enough like it."""
+        places = re.findall(r'File "([^"]*/detkit/[^"]*)", line (\d+)', text)
+        key = f"{text.strip().splitlines()[-1].split(':')[0]} {places[-1:]}"
+        self.kept[key] += 1
+        if self.kept[key] <= EXAMPLES:
+            path, data, _ = self.case(number)
+            folder = self.out / f"{self.name}-{self.seed}-{number}"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / path.name).write_bytes(data)
+            (folder / "what.txt").write_text(f"{path.relative_to(self.folder)}\n{text}", errors="replace")
+
+    def work(self, first: int, end: int) -> None:
+        """What the working process does; the memory that it may take is limited."""
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.signal(signal.SIGPROF, _too_long)
+        _, refused, faults = struct.unpack("3q", self.state[:24])
+        for number in range(first, end):
+            self.state[:24] = struct.pack("3q", number, refused, faults)
+            outcome = self.run(number)
+            refused += outcome == "refused"
+            if outcome not in ("read", "refused"):
+                faults += 1
+                self.keep(number, outcome)
+        self.state[:24] = struct.pack("3q", end, refused, faults)
+
+    def loop(self, cases: int, deadline: float) -> tuple[int, int, int]:
+        """Runs the cases, in a new process wherever one ends it; returns how many ran, were refused, were faults."""
+        first, done = 0, False
+        while not done and first < cases:
+            sound = {path: path.read_bytes() for path in self.files}
+            worker = os.fork()
+            if not worker:
+                try:
+                    self.work(first, cases)
+                finally:
+                    os._exit(0)
+            ended, seen, since = 0, -1, time.monotonic()
+            while not ended:
+                ended, status = os.waitpid(worker, os.WNOHANG)
+                time.sleep(0 if ended else 0.05)
+                number = struct.unpack("q", self.state[:8])[0]
+                if number != seen:
+                    seen, since = number, time.monotonic()
+                done = time.monotonic() > deadline
+                if not ended and (done or time.monotonic() - since > SILENCE):
+                    os.kill(worker, signal.SIGKILL)
+                    ended, status = os.waitpid(worker, 0)
+            number, refused, faults = struct.unpack("3q", self.state[:24])
+            first = number + 1
+            for path, data in sound.items():
+                path.write_bytes(data)
+            if number < cases and not done:
+                self.keep(number, f"the process ended with status {status} (9: killed after {SILENCE:.0f} s)")
+                self.state[:24] = struct.pack("3q", number, refused, faults + 1)
+            done = done or number >= cases
+        number, refused, faults = struct.unpack("3q", self.state[:24])
+        return min(number, cases), refused, faults
+
+
+def _too_long(*_: object) -> None:
+    raise TooLong(f"more than {SECONDS:.0f} seconds")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=2000, help="of all kinds together")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kind", choices=KINDS, action="append", help="repeat it for several (default: all)")
+    parser.add_argument("--minutes", type=float, default=60, help="at most")
+    parser.add_argument("--out", type=Path, default=Path("fuzz-faults"), help="folder for what went wrong")
+    options = parser.parse_args(arguments)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    names = options.kind or list(KINDS)
+    shares = {name: 1 / KINDS[name].cost for name in names}
+    begun, faults = time.monotonic(), 0
+    with tempfile.TemporaryDirectory() as work:
+        os.environ["DETKIT_CACHE"] = str(Path(work) / "cache")
+        for place, name in enumerate(names):
+            left = begun + 60 * options.minutes - time.monotonic()
+            fuzzer = Fuzzer(name, options.seed, Path(work), options.out)
+            cases = max(1, round(options.cases * shares[name] / sum(shares.values())))
+            ran, refused, bad = fuzzer.loop(cases, time.monotonic() + left / (len(names) - place))
+            print(f"{name:10s} {ran:7d} cases, {refused:7d} refused, {bad:5d} faults", flush=True)
+            faults += bad
+    print(f"{faults} faults in {time.monotonic() - begun:.0f} s" + (f", see {options.out}" if faults else ""))
+    return int(faults > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
