@@ -34,6 +34,8 @@ class LoadOptions(TypedDict, total=False):
     size: int | None
     precision: str
     engine: str
+    layout: str | None
+    names: str | Path | None
     plugins: Sequence[str]
 
 
@@ -64,6 +66,8 @@ def load(
     size: int | None = None,
     precision: str = "fp32",
     engine: str = "auto",
+    layout: str | None = None,
+    names: str | Path | None = None,
     tta: Sequence[str] = (),
     plugins: Sequence[str] = (),
 ) -> Predictor:
@@ -71,7 +75,7 @@ def load(
 
     Args:
         path_or_name: A .safetensors file, a run folder (its best weights) or a shipped name; None: the shipped default;
-            an .onnx file of ``detkit export``, for which torch is not imported;
+            an .onnx file, for which torch is not imported;
             "torchvision/NAME": one of torchvision's COCO detectors, which predicts but is no ``Detector``; several of
             these: their ensemble.
         device: "cpu", "cuda", "cuda:1" or 1, "mps"; None: the best there is.
@@ -80,7 +84,10 @@ def load(
         precision: Of the arithmetic: "fp32"; "bf16", faster on CPUs and GPUs made for it; or "auto", which takes bf16
             there and fp32 elsewhere. Nothing but your word chooses bf16: it moves scores in the second or third digit,
             and a model should find and measure the same on every machine.
-        engine: What computes: "torch", or for an .onnx file "onnxruntime" or "openvino"; "auto": what fits the file.
+        engine: What computes: "torch", "onnxruntime" or "openvino"; "auto": torch, or for an .onnx file one that is
+            installed. For the latter two a model of detkit is exported, once, into the cache.
+        layout: How another program's .onnx file is read (docs/export.md); None: told by the shapes of its outputs.
+        names: File of its class names, one a line; None: those that it holds, or COCO's of 80.
         tta: Views to add at test time: "flip", "scales" and, for a classifier, "crops".
         plugins: Modules whose parts a model file may name as ``module:Name``; trusted for the life of the process.
 
@@ -93,8 +100,8 @@ def load(
         UntrustedPart: A file names a part whose module is not among ``plugins``.
     """
     allow(plugins)
-    names = [path_or_name] if path_or_name is None or isinstance(path_or_name, (str, Path)) else list(path_or_name)
-    models = [_load_one(name, device, threads, size, precision, engine) for name in names]
+    files = [path_or_name] if path_or_name is None or isinstance(path_or_name, (str, Path)) else list(path_or_name)
+    models = [_load_one(file, device, threads, size, precision, engine, layout, names) for file in files]
     if len(models) == 1 and not tta:
         return models[0]
     from detkit.prediction.ensemble import Ensemble
@@ -109,24 +116,21 @@ def _load_one(
     size: int | None,
     precision: str,
     engine: str,
+    layout: str | None,
+    names: str | Path | None,
 ) -> Predictor:
     if size is not None and size < 32:
         raise DetkitError(f"an input of {size} pixels is too small", "--size", "give 320, say")
     if precision not in ("fp32", "bf16", "auto"):
         raise DetkitError(f"no precision {precision!r} to detect with", "--precision", "choose fp32, bf16 or auto")
     name = "default" if path_or_name is None else str(path_or_name)
-    exported = Path(name).suffix == ".onnx"
-    if threads is not None:
-        set_threads(threads, network=not exported)
-    if exported:
-        from detkit.exporting.predictor import load_exported
+    from detkit.exporting.cached import exported_model
 
-        if device not in (None, "cpu"):
-            raise DetkitError("an ONNX file runs on the CPU here", "--device", "leave it out")
-        precision = "fp32" if precision == "auto" else precision
-        return load_exported(name, engine, size=size, threads=threads, precision=precision)
-    if engine not in ("auto", "torch"):
-        raise DetkitError(f"{engine} runs ONNX files", name, f"detkit export {name} -o FILE.onnx, then give that file")
+    how = {"size": size, "threads": threads, "precision": precision, "layout": layout, "names": names}
+    if (found := exported_model(name, engine, device, **how)) is not None:
+        return found
+    if threads is not None:
+        set_threads(threads)
     from detkit.config.build import load_detector
     from detkit.data.resize import Resize
     from detkit.devices import pick_precision
@@ -158,12 +162,8 @@ def _placed(model: Network, device: str | int | None) -> Network:
     return model.to(pick_device("auto" if device is None else device)).to(memory_format=torch.channels_last).eval()
 
 
-def set_threads(threads: int, *, network: bool = True) -> None:
+def set_threads(threads: int) -> None:
     """Limits the CPU threads that torch and OpenCV use, for the life of the process.
-
-    Args:
-        threads: Their number.
-        network: Torch's too, which imports it.
 
     Raises:
         DetkitError: Fewer than one.
@@ -171,12 +171,10 @@ def set_threads(threads: int, *, network: bool = True) -> None:
     if threads < 1:
         raise DetkitError(f"threads must be at least 1, got {threads}", "--threads", "give the number of cores to use")
     import cv2
+    import torch
 
+    torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
-    if network:
-        import torch
-
-        torch.set_num_threads(threads)
 
 
 def evaluate(

@@ -110,6 +110,7 @@ def doctor(
     }
     if clear:
         facts["removed from the cache"] = f"{clear_cache()} entries"
+    facts["detect without torch"] = _exported(warm)
     entries, size = cache_size()
     facts["cache"] = f"{cache_folder()}: {entries} entries, {size / 2**20:.1f} MB"
     if warm:
@@ -123,6 +124,21 @@ def doctor(
         ready = f'needs {", ".join(missing)}: pip install "detkit[{extra}]"' if missing else "ready"
         lines.append(f"{need}: {ready}")
     return Printed({**facts, "extras": extras}, lines)
+
+
+def _exported(make: bool) -> str:
+    """Whether ``detect`` runs the shipped model's exported form here, which is made if asked for and if it can be."""
+    from detkit.devices import pick_device
+    from detkit.exporting.cached import kept_export, make_export
+    from detkit.zoo import DEFAULT
+
+    if pick_device("auto").type != "cpu":
+        return "no: torch is faster on this machine's GPU"
+    if _MISSING in map(_installed, EXTRAS["onnx"][0]):
+        return "no: pip install 'detkit[onnx]', then detkit doctor --warm"
+    if make:
+        make_export(DEFAULT)
+    return str(kept_export(DEFAULT) or "no: detkit doctor --warm makes its file")
 
 
 def _installed(name: str) -> str:

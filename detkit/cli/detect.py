@@ -62,7 +62,7 @@ def detect(
     frames = _frames(chain(source or (), _lines(listed)), failures)
     done, last, first = 0, "", next(frames, None)
     if first is not None:  # else a model would be loaded for nothing
-        detector = answers.predictor(model or [], size)
+        detector = answers.predictor(model or [], size, quick=True)
         limits = detector.limits(conf, iou, max_detections, None if classes is None else names_in(classes) or [classes])
         try:
             with ExitStack() as stack:

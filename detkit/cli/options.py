@@ -100,11 +100,18 @@ class Answers:
     precision: Annotated[str, Option(help="fp32, bf16 (faster where the hardware has it, coarser) or auto.")] = "fp32"
     threads: Threads = None
     engine: Annotated[
-        str, Option(help="torch, or for .onnx files onnxruntime or openvino (auto: what fits the file).")
+        str, Option(help="torch, onnxruntime or openvino (docs/export.md; auto: torch, or what an .onnx file needs).")
     ] = "auto"
+    layout: Annotated[
+        str | None,
+        Option(help="Of another program's .onnx: yolox, nanodet, picodet, yolov8, detr, ssd (default: told)."),
+    ] = None
+    names: Annotated[Path | None, Option(help="File of its class names, one a line.")] = None
 
-    def predictor(self, models: list[str], size: int | None = None) -> Predictor:
+    def predictor(self, models: list[str], size: int | None = None, *, quick: bool = False) -> Predictor:
         """What these options make of models (files, run folders or names; none: the shipped default).
+
+        ``quick``: the exported form of a model in its place, where the cache holds it and nothing else is asked for.
 
         Raises:
             DetkitError: Several models without ``--ensemble`` or one with it, and all that ``detkit.load`` raises.
@@ -116,6 +123,9 @@ class Answers:
             raise DetkitError("an ensemble needs two or more models", "--ensemble", "name another one")
         from detkit import api
 
+        plain = (self.tta, size, self.device, self.precision, self.engine) == (None, None, None, "fp32", "auto")
+        if quick and plain and len(models) < 2:
+            models = self._kept(models)
         views = [] if self.tta is None else names_in(self.tta) or [self.tta]
         return api.load(
             models or None,
@@ -124,8 +134,19 @@ class Answers:
             size=size,
             precision=self.precision,
             engine=self.engine,
+            layout=self.layout,
+            names=self.names,
             tta=views,
         )
+
+    @staticmethod
+    def _kept(models: list[str]) -> list[str]:
+        from detkit.exporting.cached import kept_export
+
+        name = models[0] if models else "default"
+        outside = name.startswith("torchvision/") or name.endswith(".onnx")
+        kept = None if outside else kept_export(name)
+        return models if kept is None else [str(kept)]
 
 
 def names_in(text: str) -> list[str]:

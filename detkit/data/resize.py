@@ -102,12 +102,16 @@ class Resize:
             out = np.empty((*self.input_size, 3), np.uint8)
         place = out[:new_height, :new_width]
         if (height, width) != (new_height, new_width):
-            way = cv2.INTER_AREA if new_height < height or new_width < width else cv2.INTER_LINEAR
+            way = self.interpolation(smaller=new_height < height or new_width < width)
             image = cv2.resize(image, (new_width, new_height), interpolation=way)
         place[:] = image
         out[new_height:] = self.fill
         out[:new_height, new_width:] = self.fill
         return out, geometry
+
+    def interpolation(self, smaller: bool) -> int:
+        """OpenCV's number of the way in which pixels are made."""
+        return cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for a model file's header."""

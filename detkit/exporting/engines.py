@@ -56,14 +56,15 @@ def open_engine(path: str | Path, name: str = "auto", *, threads: int | None = N
     Raises:
         DetkitError: It is not installed, the file is absent or damaged, or a precision that the engine lacks.
     """
+    if threads is not None and threads < 1:
+        raise DetkitError(f"threads must be at least 1, got {threads}", "--threads", "give the number of cores to use")
     if name == "auto":
         installed = [one for one in ENGINES if find_spec(one)]
         if not installed:
             raise DetkitError("nothing that runs ONNX files is installed", str(path), _install("onnxruntime"))
         name = "openvino" if precision == "bf16" and "openvino" in installed else installed[0]
     if name not in ENGINES:
-        what = f"{name} runs no ONNX files" if name == "torch" else f"there is no engine {name!r}"
-        raise DetkitError(what, "--engine", nearest(name, ENGINES))
+        raise DetkitError(f"{name} runs no ONNX files", "--engine", nearest(name, ENGINES))
     if not find_spec(name):
         raise DetkitError(f"{name} is not installed", "--engine", _install(name))
     if precision != "fp32" and (name, precision) != ("openvino", "bf16"):

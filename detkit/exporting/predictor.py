@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ast
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from detkit.data.names import COCO_CLASSES, ids_of
 from detkit.data.resize import Resize
 from detkit.errors import DetkitError
 from detkit.exporting.engines import Engine, open_engine
 from detkit.exporting.header import Header
+from detkit.exporting.layouts import LAYOUTS, Answers, Layout, find_layout
 from detkit.geometry import Geometry
+from detkit.io.files import reading
 from detkit.ops.order import descending
 from detkit.ops.suppression import batched_nms
 from detkit.predictor import Predictor
@@ -20,10 +25,10 @@ from detkit.structures import Detections, Limits, Sample
 
 
 class Input(NamedTuple):
-    """Images as an exported detector takes them.
+    """Images as a network sees them.
 
     Attributes:
-        pixels: uint8 (B, 3, H, W).
+        pixels: uint8 (B, H, W, 3) RGB.
         restore: One Geometry per image.
         sizes: Height and width of each image's part of the input.
     """
@@ -34,26 +39,38 @@ class Input(NamedTuple):
 
 
 class ExportedDetector(Predictor):
-    """A file of ``detkit export`` that detects as the model does that it was made of.
+    """An ONNX file that detects: as the model does that it was made of, or as other programs' conventions say.
 
     Args:
         engine: Has the file loaded.
-        header: The file's.
+        header: The file's, or what stands for it.
+        layout: Of another program's file; None: of ``detkit export``.
     """
 
-    def __init__(self, engine: Engine, header: Header) -> None:
-        self.engine, self.header, self.resize = engine, header, header.resize
+    def __init__(self, engine: Engine, header: Header, layout: Layout | None = None) -> None:
+        self.engine, self.header, self.resize, self.layout = engine, header, header.resize, layout
         self.classes, self.class_ids, self.flip_pairs = header.classes, header.class_ids, header.flip_pairs
         self.threshold, self.iou, self.protocol = header.threshold, header.iou, header.protocol
 
     def predict_samples(self, samples: list[Sample], limits: Limits) -> list[Detections]:
         """Detections (numpy) in each sample's original pixels."""
-        if not samples:
-            return []
-        given = input_of(samples, self.resize)
-        boxes, scores = self.engine.run([given.pixels])
-        rows = zip(boxes, scores, given.sizes, given.restore, strict=True)
-        return [self._detections(*row, limits) for row in rows]
+        found: list[Detections] = []
+        step = self.engine.inputs[0].shape[0] or len(samples)
+        for start in range(0, len(samples), max(step, 1)):
+            given = input_of(samples[start : start + step], self.resize)
+            boxes, scores = self._answers(given.pixels, step)
+            rows = zip(boxes, scores, given.sizes, given.restore, strict=False)  # a fixed batch answers for padding too
+            found += [self._detections(*row, limits) for row in rows]
+        return found
+
+    def _answers(self, pixels: np.ndarray, batch: int) -> Answers:
+        """Boxes (B, A, 4) xyxy in input pixels and scores (B, A, C)."""
+        padding = np.zeros((batch - len(pixels), *pixels.shape[1:]), np.uint8)
+        pixels = np.concatenate([pixels, padding]) if len(padding) else pixels
+        if self.layout is None:
+            boxes, scores = self.engine.run([np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))])
+            return boxes, scores
+        return self.layout.read(self.engine.run([self.layout.feed(pixels)]), self.resize.input_size)
 
     def facts(self) -> dict[str, int | str]:
         """Its classes (their number), input and engine."""
@@ -72,7 +89,7 @@ def input_of(samples: Sequence[Sample], resize: Resize) -> Input:
     pixels = np.empty((len(samples), *resize.input_size, 3), np.uint8)
     restore = [resize(sample.image, out=place)[1] for sample, place in zip(samples, pixels, strict=True)]
     sizes = [resize.content(*sample.image.shape[:2]) for sample in samples]
-    return Input(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), restore, sizes)
+    return Input(pixels, restore, sizes)
 
 
 def select_boxes(
@@ -114,8 +131,10 @@ def load_exported(
     size: int | None = None,
     threads: int | None = None,
     precision: str = "fp32",
+    layout: str | None = None,
+    names: str | Path | None = None,
 ) -> ExportedDetector:
-    """The detector in a file of ``detkit export``.
+    """The detector in an ONNX file, of ``detkit export`` or of another program.
 
     Args:
         path: The file.
@@ -123,15 +142,74 @@ def load_exported(
         size: Another input size in pixels, of a file that takes any.
         threads: CPU threads; None: the engine's choice.
         precision: "fp32", or "bf16" with OpenVINO.
+        layout: Of another program's file, see ``detkit.exporting.layouts.LAYOUTS``; None: told by its outputs' shapes,
+            with a warning that says which.
+        names: File of another program's class names, one a line; None: those in its metadata, or COCO's of 80.
 
     Raises:
-        DetkitError: The engine is not installed, the file is damaged or another program's, or its size is fixed.
+        DetkitError: The engine is not installed, the file is damaged, its size is fixed, or it cannot be told how it
+            is read.
     """
     opened = open_engine(path, engine, threads=threads, precision=precision)
+    if opened.metadata.get("format") != "detkit":
+        return _foreign(opened, path, layout, names, size)
+    if layout is not None or names is not None:
+        option = "--names" if layout is None else "--layout"
+        raise DetkitError("a file of detkit export says itself how it is read", option, "leave it out")
     header = Header.from_metadata(opened.metadata, str(path))
-    detector = ExportedDetector(opened, header)
     if size is not None and (size, size) != header.resize.input_size:
-        height, width = header.resize.input_size
-        do = f"leave out --size, or export again: detkit export MODEL --size {size} -o FILE.onnx"
-        raise DetkitError(f"the input of this file is fixed, {width} x {height} pixels", str(path), do)
-    return detector
+        raise _fixed(header.resize.input_size, path, f"detkit export MODEL --size {size} -o FILE.onnx")
+    return ExportedDetector(opened, header)
+
+
+def _fixed(size: tuple[int, int], path: str | Path, again: str) -> DetkitError:
+    what = f"the input of this file is fixed, {size[1]} x {size[0]} pixels"
+    return DetkitError(what, str(path), f"leave out --size, or export again: {again}")
+
+
+def _foreign(
+    engine: Engine, path: str | Path, layout: str | None, names: str | Path | None, size: int | None
+) -> ExportedDetector:
+    """Another program's file; DetkitError where it cannot be told how it is read."""
+    where, shape = str(path), engine.inputs[0].shape
+    if len(engine.inputs) != 1 or len(shape) != 4 or shape[1] not in (3, None):
+        raise DetkitError("this ONNX file does not take an image (B, 3, H, W)", where, "give a detector's file")
+    if None in shape[2:] and size is None:
+        raise DetkitError("this ONNX file takes images of any size", where, "say which: --size 640, say")
+    height, width = (side or size or 0 for side in shape[2:])
+    if size is not None and (height, width) != (size, size):
+        raise _fixed((height, width), path, "with the program that wrote it")
+    try:
+        outputs = engine.run([np.zeros((shape[0] or 1, 3, height, width), np.float32)])
+    except Exception as error:  # the engines let through whatever a layer raises
+        reason = str(error).strip().splitlines()[-1][:200] if str(error).strip() else type(error).__name__
+        what = "this ONNX file cannot be run on a float32 image (B, 3, H, W)"
+        raise DetkitError(what, f"{where}: {reason}", "give a detector's file") from None
+    found = find_layout(layout, [one.shape for one in outputs], (height, width), where)
+    if layout is None:
+        warnings.warn(
+            f"{where}: read as {found}, by the shapes of its outputs (--layout to say otherwise)", stacklevel=1
+        )
+    chosen = LAYOUTS[found]
+    classes = _class_names(engine, names, chosen.read(outputs, (height, width))[1].shape[-1], where)
+    header = Header(
+        classes=classes, class_ids=tuple(ids_of(classes)), resize=chosen.resize((height, width)), iou=chosen.iou
+    )
+    return ExportedDetector(engine, header, chosen)
+
+
+def _class_names(engine: Engine, names: str | Path | None, count: int, where: str) -> tuple[str, ...]:
+    """Those of the file ``names``, of the metadata ("names", as Ultralytics writes it), or COCO's."""
+    if names is not None:
+        with reading(str(names)):
+            found = tuple(filter(None, map(str.strip, Path(names).read_text(encoding="utf-8").splitlines())))
+    elif "names" in engine.metadata:
+        told = ast.literal_eval(engine.metadata["names"])
+        found = tuple(map(str, told.values() if isinstance(told, dict) else told))
+    else:
+        found = COCO_CLASSES if count == len(COCO_CLASSES) else ()
+    if len(found) != count:
+        what = f"{len(found)} class names" if found else "no class names"
+        do = "give a file of them, one a line: --names FILE"
+        raise DetkitError(f"this ONNX file knows {count} classes, and has {what}", where, do)
+    return found

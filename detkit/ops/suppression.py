@@ -12,7 +12,7 @@ outside 0..1 a ValueError.
 from __future__ import annotations
 
 import sys
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -141,11 +141,14 @@ def _torch_nms(boxes: Either, scores: Either, labels: Either, threshold: float) 
 
 
 _ONE_CLASS = np.empty(0, np.int64)
+_FEW = 200  # boxes
 
 
 def _compiled_nms(
     boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray = _ONE_CLASS, *, threshold: float
 ) -> np.ndarray:
+    if len(boxes) <= _FEW and "numba" not in sys.modules:
+        return _few_nms(boxes, scores, labels, _below(threshold, boxes.dtype))
     from detkit.ops.nms_kernels import label_range, suppress
 
     low = high = 0
@@ -155,8 +158,31 @@ def _compiled_nms(
         if high - low >= 2 * len(labels) + 1024:  # far apart: numbered anew
             distinct, labels = np.unique(labels, return_inverse=True)
             low, high = 0, len(distinct) - 1
-    limit = boxes.dtype.type(threshold)
-    if float(limit) > threshold:  # no float of the boxes' type lies between
-        limit = np.nextafter(limit, limit - 1)
     columns = inputs.behaved(boxes), inputs.behaved(scores), descending(scores), labels
-    return suppress(*columns, low, high - low + 1, limit)
+    return suppress(*columns, low, high - low + 1, _below(threshold, boxes.dtype))
+
+
+def _below(threshold: float, dtype: np.dtype[Any]) -> Any:
+    """The threshold in the boxes' type, rounded down: no float of that type lies between."""
+    limit: Any = dtype.type(threshold)
+    return np.nextafter(limit, limit - 1) if float(limit) > threshold else limit
+
+
+def _few_nms(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, limit: Any) -> np.ndarray:
+    """What the kernel does with the same arithmetic, for so few boxes that importing numba would take longer."""
+    order = descending(scores)
+    order = order[~(np.isnan(boxes).any(1) | np.isnan(scores))[order]]
+    some = boxes[order]
+    with np.errstate(all="ignore"):
+        sides = np.minimum(some[:, None, 2:], some[:, 2:]) - np.maximum(some[:, None, :2], some[:, :2])
+        inter = np.maximum(sides, 0).prod(-1)
+        area = (some[:, 2:] - some[:, :2]).prod(-1)
+        covers = inter / (area[:, None] + area - inter) > limit
+    if len(labels):
+        covers &= labels[order][:, None] == labels[order]
+    alive = np.ones(len(order), bool)
+    for i in range(len(order)):
+        if alive[i]:
+            alive[i + 1 :] &= ~covers[i, i + 1 :]
+    kept: np.ndarray = order[alive]
+    return kept

@@ -164,6 +164,26 @@ def test_photos_are_eight() -> None:
     assert len({view.tobytes() for view in views}) == 8
 
 
+def test_a_model_is_exported_once_into_the_cache(
+    yolo: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from detkit.exporting import cached
+
+    monkeypatch.setenv("DETKIT_CACHE", str(tmp_path / "cache"))
+    image = tmp_path / "toy.png"
+    write_image(image, toy_sample(0, 80).image)
+    assert cached.kept_export(yolo.model) is None
+    words = ["detect", str(image), "--model", str(yolo.model), "--conf", "0.003"]
+    assert main([*words, "--engine", "onnxruntime"]) == 0
+    said = capsys.readouterr()
+    assert "exporting yolo.safetensors, once on this machine" in said.err
+    kept = cached.make_export(yolo.model)
+    monkeypatch.setattr(cached, "kept_export", lambda model: kept)  # as where there is no GPU
+    monkeypatch.setattr("detkit.config.build.load_detector", None)  # torch's model is not asked
+    assert main(words) == 0
+    assert capsys.readouterr().out == said.out
+
+
 def test_what_differs_is_not_written(
     yolo: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -192,13 +212,17 @@ def test_wrong_input_is_explained(
 
     assert "may be damaged" in said("detect", image, "--model", damaged)
     assert "may be damaged" in said("info", damaged)
-    assert "not written by detkit export" in said("detect", image, "--model", other)
+    assert "cannot be run on a float32 image" in said("detect", image, "--model", other)
+    assert "not written by detkit export" in said("info", other)
+    assert "runs no ONNX files" in said("detect", image, "--model", yolo.file, "--engine", "torch")
+    assert "says itself how it is read" in said("detect", image, "--model", yolo.file, "--layout", "ssd")
+    assert "is no .onnx file" in said("detect", image, "--model", yolo.model, "--layout", "ssd")
+    assert "at least 1" in said("detect", image, "--model", yolo.file, "--threads", "0")
     assert "no such model file" in said("detect", image, "--model", tmp_path / "none.onnx")
     assert "ends in .onnx" in said("export", yolo.model, "-o", tmp_path / "a.pt")
     assert "exists already" in said("export", yolo.model, "-o", yolo.file)
     assert "is fixed, 64 x 64" in said("detect", image, "--model", yolo.file, "--size", 96)
     assert "did you mean openvino?" in said("detect", image, "--model", yolo.file, "--engine", "openvnio")
-    assert "detkit export" in said("detect", image, "--model", yolo.model, "--engine", "onnxruntime")
     assert "computes ONNX files in fp32" in said(
         "detect", image, "--model", yolo.file, "--engine", "onnxruntime", "--precision", "bf16"
     )

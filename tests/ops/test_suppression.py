@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -335,3 +336,23 @@ def test_the_threshold_has_torchvisions_name_too(kind: Callable[..., Any]) -> No
         nms(boxes, scores)
     with pytest.raises(TypeError, match="iou_threshold"):
         batched_nms(boxes, scores, labels, 0.5, iou_threshold=0.5)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_few_boxes_need_no_numba_and_are_the_same(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    cases = []
+    for count in (0, 1, 2, 40, 200):
+        corners = rng.integers(0, 12, (count, 2)).astype(kind)  # so coarse that IoUs meet the threshold, and scores tie
+        boxes = np.concatenate([corners, corners + rng.integers(-1, 9, (count, 2))], 1).astype(kind)
+        scores, labels = (rng.integers(0, 8, count) / 8).astype(kind), rng.integers(-2, 3, count)
+        boxes[rng.random(count) < 0.05] = np.nan
+        scores[rng.random(count) < 0.05] = np.nan
+        boxes[rng.random(count) < 0.05, 2:] = np.inf
+        cases += [(boxes, scores, labels, threshold) for threshold in (0.0, 0.25, 0.5, 1.0)]
+    compiled = [(batched_nms(*case), nms(*case[:2], case[3])) for case in cases]
+    monkeypatch.delitem(sys.modules, "numba")
+    monkeypatch.setitem(sys.modules, "detkit.ops.nms_kernels", None)  # importing it is an error
+    for case, (by_class, together) in zip(cases, compiled, strict=True):
+        np.testing.assert_array_equal(batched_nms(*case), by_class)
+        np.testing.assert_array_equal(nms(*case[:2], case[3]), together)
