@@ -41,7 +41,8 @@ def check_annotations(annotations: Annotations, *, decode: bool = True, threads:
     for file, count in Counter(a.files).items():
         findings.add("same file listed twice", file, count=count - 1)
     _check_copies(a, findings)
-    size = f"{len(a)} images, {len(a.labels)} boxes, {len(a.classes)} classes"
+    kinds = f"{len(a.classes)} {'class' if len(a.classes) == 1 else 'classes'}"
+    size = f"{len(a)} images, {len(a.labels)} boxes, {kinds}"
     if (a.crowd | a.difficult).any():
         crowd, difficult = int(a.crowd.sum()), int((a.difficult & ~a.crowd).sum())
         size += f" ({crowd} crowd, {difficult} difficult: neither right nor wrong when scored)"
