@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 PlanName = Literal["fast", "quality"]
 PIXELS = 500 * 375  # of the copy that is searched of a larger image; lengths and areas below are that copy's
 SIGMA, MIN_SIZE = 0.6, 88  # of the blur, in pixels (0.8 in the first paper finds less); pixels of a segment
-MIN_SIDE, SAME = 8, 0.99  # narrower boxes, in pixels, and those that overlap a likelier one more, are left out
-SMALL, SMALL_SHARE, SMALL_SAME = 40**2, 0.015, 0.7  # fewer pixels and less of the image: these that overlap more
+MIN_SIDE = 8  # narrower boxes, in pixels, are left out
+SMALL, SMALL_SHARE, SMALL_SAME = 40**2, 0.015, 0.7  # of fewer pixels and less of the image: overlap
 VERSION = 4  # of the code: a higher one makes cached boxes stale, as other numbers of a plan or above do of themselves
 
 
@@ -45,20 +45,23 @@ class Plan:
         spaces: Names of colour spaces.
         ks: Thresholds of the segmentation, rising.
         strategies: Which of colour, texture, size and fill are summed.
+        same: A box that overlaps a likelier one more is left out.
     """
 
     spaces: tuple[str, ...]
     ks: tuple[float, ...]
     strategies: tuple[tuple[bool, bool, bool, bool], ...]
+    same: float
 
 
 _ALL, _NO_COLOUR = (True, True, True, True), (False, True, True, True)
 PLANS = {
-    "fast": Plan(("hsv", "lab"), (160, 320, 640), (_ALL, _NO_COLOUR)),
+    "fast": Plan(("hsv", "lab"), (160, 320, 640), (_ALL, _NO_COLOUR), 0.99),
     "quality": Plan(
         ("hsv", "lab", "grey", "hue", "rg-intensity"),
         (146, 292, 500, 790, 1220),
         (_ALL, _NO_COLOUR, (False, False, False, True), (False, False, True, False)),
+        0.96,
     ),
 }
 
@@ -104,7 +107,7 @@ def selective_search(
     rank = rank * np.random.default_rng(seed).random(len(rank))
     boxes = np.concatenate(found)[np.argsort(rank, kind="stable")].astype(np.float32)
     size = np.array(searched.shape[1::-1])
-    boxes = _distinct(boxes, size)[: max or None]
+    boxes = _distinct(boxes, size, PLANS[plan].same)[: max or None]
     return np.rint(boxes * np.tile(image.shape[1::-1] / size, 2)).astype(np.float32)
 
 
@@ -144,7 +147,7 @@ def _bounded(image: np.ndarray) -> np.ndarray:
     return cv2.resize(image, [max(round(side / scale), 1) for side in (width, height)], interpolation=cv2.INTER_AREA)
 
 
-def _distinct(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
+def _distinct(boxes: np.ndarray, size: np.ndarray, same: float) -> np.ndarray:
     """``boxes``, the likelier first, without narrow ones and those that are nearly the same as a likelier one.
 
     Most boxes are small, and of these near doubles are worth least: they give way at less overlap.
@@ -154,7 +157,7 @@ def _distinct(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
     keep = ~small
     keep[np.flatnonzero(small)[_apart(boxes[small], SMALL_SAME)]] = True
     boxes = boxes[keep]
-    return boxes[_apart(boxes, SAME)]
+    return boxes[_apart(boxes, same)]
 
 
 def _apart(boxes: np.ndarray, limit: float) -> np.ndarray:
@@ -239,7 +242,7 @@ class SelectiveSearch(ProposalSource):
 
     @cached_property
     def _kept(self) -> Cache:
-        numbers = [astuple(PLANS[self.plan]), PIXELS, SIGMA, MIN_SIZE, MIN_SIDE, SAME, SMALL, SMALL_SHARE, SMALL_SAME]
+        numbers = [astuple(PLANS[self.plan]), PIXELS, SIGMA, MIN_SIZE, MIN_SIDE, SMALL, SMALL_SHARE, SMALL_SAME]
         parameters = {"plan": self.plan, "numbers": numbers, "seed": self.seed}
         return Cache("selective-search", parameters, VERSION, folder=self.folder)
 

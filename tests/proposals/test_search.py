@@ -145,7 +145,7 @@ def test_proposals_lie_inside_once_each_in_whole_pixels(plan: search.PlanName) -
     assert len(boxes) > 50
     overlaps = iou(boxes, boxes)
     np.fill_diagonal(overlaps, 0)
-    assert overlaps.max() <= search.SAME
+    assert overlaps.max() <= search.PLANS[plan].same
     assert (boxes[:, 2:] - boxes[:, :2]).min() >= search.MIN_SIDE
     assert (boxes == boxes.round()).all()
     assert (boxes[:, :2] >= 0).all()
@@ -194,7 +194,7 @@ def test_the_search_does_not_grow_with_the_image(plan: search.PlanName) -> None:
 def test_small_boxes_give_way_to_like_ones_sooner() -> None:
     large = np.float32([[0, 0, 50, 100], [0, 0, 50, 90], [0, 0, 50, 99.5]])  # overlaps of 0.9 and 0.995 with the first
     small = np.float32([[60, 60, 80, 80], [60, 60, 80, 76], [60, 60, 80, 73]])  # of 0.8 and 0.65
-    found = search._distinct(np.concatenate((large, small)), np.array([200, 200]))
+    found = search._distinct(np.concatenate((large, small)), np.array([200, 200]), 0.96)
     assert found.tolist() == [*large[:2].tolist(), small[0].tolist(), small[2].tolist()]
 
 
@@ -242,12 +242,12 @@ def test_source_caches_images_of_data_sets_only(tmp_path, monkeypatch: pytest.Mo
     assert np.array_equal(pickle.loads(pickle.dumps(source)).proposals_for_image(NOISY, "b.jpg"), expected)
 
 
-@pytest.mark.parametrize("changed", ["SAME", "MIN_SIZE", "PLANS"])
+@pytest.mark.parametrize("changed", ["MIN_SIDE", "MIN_SIZE", "PLANS"])
 def test_boxes_of_other_numbers_are_searched_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
     SelectiveSearch(folder=tmp_path).proposals_for_image(NOISY, "a.jpg")
-    other = {"SAME": 0.5, "MIN_SIZE": 400, "PLANS": search.PLANS | {"fast": search.PLANS["quality"]}}[changed]
+    other = {"MIN_SIDE": 20, "MIN_SIZE": 400, "PLANS": search.PLANS | {"fast": search.PLANS["quality"]}}[changed]
     monkeypatch.setattr(search, changed, other)
     found = SelectiveSearch(folder=tmp_path).proposals_for_image(NOISY, "a.jpg")
     assert np.array_equal(found, selective_search(NOISY))
