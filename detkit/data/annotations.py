@@ -57,6 +57,10 @@ class Findings(dict[str, Finding]):
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
         self.add(name, *(where(int(row)) for row in rows[:EXAMPLES]), count=len(rows), note=note)
 
+    def first(self, otherwise: str) -> str:
+        """The first of them with an example; ``otherwise`` where there is none."""
+        return next((f"{one.name}: {one.examples[0]}" for one in self.values()), otherwise)
+
     def lines(self) -> list[str]:
         """All of them as text for a person."""
         return [line for finding in self.values() for line in finding.lines()]

@@ -19,11 +19,10 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from detkit.data.annotations import Annotations, Findings, Source, concat_annotations
-from detkit.data.label_files import image_folders, json_kind, label_files, named_parts, place_images, with_unnamed
-from detkit.data.reading import ImageTable, ObjectTable, assemble, check_part, fill_sizes, pixels
+from detkit.data.annotations import Annotations, Findings, Source
+from detkit.data.label_files import LabelFilesFormat, image_folders, json_kind, label_files, place_images
+from detkit.data.reading import ImageTable, ObjectTable, assemble, fill_sizes, pixels
 from detkit.errors import DetkitError
-from detkit.interfaces import DatasetFormat
 from detkit.tables import other_spelling
 
 # An extra key of "info", relative to the json: other readers ignore it; with it a json finds images kept elsewhere.
@@ -83,35 +82,29 @@ class RawFile(msgspec.Struct):
     licenses: msgspec.Raw = msgspec.Raw(b"[]")
 
 
-class CocoFormat(DatasetFormat):
+class CocoFormat(LabelFilesFormat):
     """One json, or a folder whose annotations/ has one per part."""
 
+    name = "coco"
     looked_for = "a COCO .json file (or a folder with annotations/*.json)"
     keep_degenerate = False  # set before reading, see ``assemble``
 
-    def recognises(self, path: Path) -> bool:
-        """True for a .json file and for a folder with annotations/*.json."""
-        return bool(_parts(path))
+    def places(self, path: Path) -> dict[str, Path]:
+        """The json of each part, named by its stem without "instances_"."""
+        # A single json that is nothing else is taken for COCO's, so that what is wrong with it can be said.
+        known = ("coco",) if path.is_dir() else ("coco", "")
+        return label_files(path, ".json", lambda p: json_kind(p) in known)
 
     def splits(self, path: Path) -> list[str]:
-        """Parts of a folder (stems of its files, without "instances_"); none for a single file."""
-        return [] if path.is_file() else named_parts(_parts(path))
+        """Parts of a folder; none for a single file."""
+        return [] if path.is_file() else super().splits(path)
 
-    def read(self, path: Path, split: str | None, images: Path | None) -> Annotations:
-        """Reads one json, or those of a folder; see ``DatasetFormat.read``."""
-        parts = _parts(path)
-        check_part(split, parts if path.is_dir() or split in parts else (), path)
-        if path.is_file():
-            return with_unnamed(_read_file(path, None, images, self.keep_degenerate))
-        chosen = parts if split is None else [split]
-        read = [_read_file(parts[name], name, images, self.keep_degenerate) for name in chosen]
-        return concat_annotations(read) if split else with_unnamed(concat_annotations(read))
-
-
-def _parts(path: Path) -> dict[str, Path]:
-    # A single json that is nothing else is taken for COCO's, so that what is wrong with it can be said.
-    known = ("coco",) if path.is_dir() else ("coco", "")
-    return label_files(path, ".json", lambda p: json_kind(p) in known)
+    def annotations(
+        self, path: Path, places: Mapping[str, Path], chosen: Sequence[str], source: Source
+    ) -> list[Annotations]:
+        """Those of each file."""
+        whole = path.is_file()
+        return [_read_file(places[p], None if whole else p, source.images, self.keep_degenerate) for p in chosen]
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -22,7 +23,7 @@ from detkit.data.coco import IMAGE_FOLDER, RawFile, load_json, mapped
 from detkit.data.labelme import CLASS_LIST
 from detkit.errors import DetkitError
 from detkit.io.detections.writers import voc_xml
-from detkit.io.files import atomic_folder, atomic_path, flat_names, write_text
+from detkit.io.files import atomic_folder, atomic_path, common_folder, flat_names, write_lines, write_text
 from detkit.printed import Printed
 
 Lists = dict[str, Iterable[bytes | msgspec.Raw]]
@@ -66,7 +67,10 @@ def convert_annotations(
         if to != "coco":
             _count_lost(part, to, lost)
     if single:
-        _write_single(next(iter(parts.values())), out, overwrite)
+        a = next(iter(parts.values()))
+        source = _coco_source(a)
+        home = str(source.images) if source else common_folder(a.files)
+        write_coco_json(a, out, overwrite=overwrite, image_folder=os.path.relpath(home, out.parent))
     else:
         with atomic_folder(out, overwrite) as folder:
             _WRITERS[to](parts, folder, link, lost)
@@ -109,19 +113,31 @@ def _count_lost(a: Annotations, to: str, lost: Findings) -> None:
         lost.add(f"{key} of annotations", count=count)
 
 
-def copy_images(files: Sequence[str], names: Sequence[str], folder: Path, link: bool = False) -> None:
+def copy_images(
+    files: Sequence[str],
+    folder: Path,
+    *,
+    names: Sequence[str] | None = None,
+    taken: set[str] | None = None,
+    link: bool = False,
+) -> Sequence[str]:
     """Copies a data set's images.
 
     Args:
         files: Their paths.
-        names: What each is called in ``folder``; two entries of one name are one image.
         folder: Made if it is not there.
+        names: What each is called in ``folder``; two entries of one name are one image. None: see ``flat_names``.
+        taken: See ``flat_names``.
         link: Symbolic links in place of copies.
+
+    Returns:
+        The names.
 
     Raises:
         DetkitError: An image is not there.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    names = flat_names(files, taken) if names is None else names
     for file, name in zip(files, names, strict=True):
         to = folder / name
         if not os.path.isfile(file):
@@ -133,33 +149,38 @@ def copy_images(files: Sequence[str], names: Sequence[str], folder: Path, link: 
             os.symlink(os.path.abspath(file), to)
         else:
             shutil.copyfile(file, to)
+    return names
 
 
-def _write_single(a: Annotations, out: Path, overwrite: bool) -> None:
-    source = _coco_source(a)
-    folders = [os.path.dirname(os.path.abspath(file)) for file in a.files]
-    folder = str(source.images) if source else os.path.commonpath(folders)
-    write_coco_json(a, out, overwrite=overwrite, image_folder=os.path.relpath(folder, out.parent))
+class _Object(NamedTuple):
+    label: int
+    name: str
+    corners: list[float]  # x1, y1, x2, y2
+    crowd: bool
+    difficult: bool
+
+
+def _objects(a: Annotations, i: int) -> list[_Object]:
+    """Those of image ``i``."""
+    rows = slice(int(a.offsets[i]), int(a.offsets[i + 1]))
+    columns = (column[rows].tolist() for column in (a.labels, a.xywh, a.crowd, a.difficult))
+    return [_Object(k, a.classes[k], [x, y, x + w, y + h], *on) for k, (x, y, w, h), *on in zip(*columns, strict=True)]
 
 
 def _write_coco(parts: Mapping[str, Annotations], out: Path, link: bool, lost: Findings) -> None:
-    for name, a in parts.items():
+    for part, a in parts.items():
         source = _coco_source(a)
-        names = [os.path.relpath(file, source.images) for file in a.files] if source else flat_names(a.files)
-        copy_images(a.files, names, out / name, link)
-        write_coco_json(a, out / "annotations" / f"instances_{name}.json")
+        names = [os.path.relpath(file, source.images) for file in a.files] if source else None
+        copy_images(a.files, out / part, names=names, link=link)
+        write_coco_json(a, out / "annotations" / f"instances_{part}.json")
 
 
 def _write_yolo(parts: Mapping[str, Annotations], out: Path, link: bool, lost: Findings) -> None:
     for part, a in parts.items():
-        names = flat_names(a.files)
-        copy_images(a.files, names, out / "images" / part, link)
-        for i, name in enumerate(names):
-            label = out / "labels" / part / (os.path.splitext(name)[0] + ".txt")
-            write_text(label, "".join(_yolo_lines(a, i, lost)))
+        for i, name in enumerate(copy_images(a.files, out / "images" / part, link=link)):
+            write_lines(out / "labels" / part / f"{os.path.splitext(name)[0]}.txt", _yolo_lines(a, i, lost))
     places = {part: f"images/{part}" for part in parts}
-    names_of = dict(enumerate(next(iter(parts.values())).classes))
-    write_yolo_yaml(out / "data.yaml", {"path": ".", **places, "names": names_of})
+    write_yolo_yaml(out / "data.yaml", {"path": ".", **places, "names": dict(enumerate(_classes(parts)))})
 
 
 def write_yolo_yaml(path: Path, value: Mapping[str, object], *, overwrite: bool = False) -> None:
@@ -171,56 +192,46 @@ def write_yolo_yaml(path: Path, value: Mapping[str, object], *, overwrite: bool 
 
 def _yolo_lines(a: Annotations, i: int, lost: Findings) -> Iterator[str]:
     """Label lines of image ``i``: class, centre and size as fractions; crowds are left out, boxes clipped."""
-    height, width = (int(v) for v in a.sizes[i])
-    for row in range(int(a.offsets[i]), int(a.offsets[i + 1])):
-        if a.crowd[row]:
+    height, width = a.sizes[i].tolist()
+    for label, _, corners, crowd, _ in _objects(a, i):
+        if crowd:
             continue
         if not (height and width):
             lost.add("boxes of an image of unknown size (left out)", a.files[i])
             continue
-        x, y, w, h = a.xywh[row]
-        x1, y1, x2, y2 = max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)
-        if (x1, y1, x2, y2) != (x, y, x + w, y + h):
+        x1, y1, x2, y2 = inside = [*(max(v, 0.0) for v in corners[:2]), *map(min, corners[2:], (width, height))]
+        if inside != corners:
             lost.add("coordinates outside the image (clipped)")
         cx, cy, bw, bh = (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height
-        yield f"{a.labels[row]} {cx:.9g} {cy:.9g} {bw:.9g} {bh:.9g}\n"
+        yield f"{label} {cx:.9g} {cy:.9g} {bw:.9g} {bh:.9g}"
 
 
 def _write_voc(parts: Mapping[str, Annotations], out: Path, link: bool, lost: Findings) -> None:
+    """Corners one-based again, fractions kept; crowds become difficult."""
     taken: set[str] = set()
     for part, a in parts.items():
-        names = flat_names(a.files, taken)
-        copy_images(a.files, names, out / "JPEGImages", link)
+        names = copy_images(a.files, out / "JPEGImages", taken=taken, link=link)
         stems = [os.path.splitext(name)[0] for name in names]
-        for i, stem in enumerate(stems):
-            write_text(out / "Annotations" / f"{stem}.xml", _voc_xml(a, i, names[i]))
-        write_text(out / "ImageSets" / "Main" / f"{part}.txt", "".join(f"{stem}\n" for stem in stems))
-    write_text(out / "classes.txt", "".join(f"{name}\n" for name in next(iter(parts.values())).classes))
-
-
-def _voc_xml(a: Annotations, i: int, name: str) -> str:
-    """The annotation file of image ``i``: corners one-based again, fractions kept; crowds become difficult."""
-    height, width = (int(v) for v in a.sizes[i])
-    objects = []
-    for row in range(int(a.offsets[i]), int(a.offsets[i + 1])):
-        x, y, w, h = (float(v) for v in a.xywh[row])
-        elements = {"name": a.classes[a.labels[row]], "difficult": int(a.difficult[row] or a.crowd[row])}
-        objects.append((elements, [np.format_float_positional(v, 6, trim="-") for v in (x + 1, y + 1, x + w, y + h)]))
-    return voc_xml(name, width, height, objects)
+        for i, (name, stem, (height, width)) in enumerate(zip(names, stems, a.sizes.tolist(), strict=True)):
+            objects = []
+            for one in _objects(a, i):
+                corners = np.add(one.corners, (1, 1, 0, 0))
+                elements = {"name": one.name, "difficult": int(one.difficult or one.crowd)}
+                objects.append((elements, [np.format_float_positional(v, 6, trim="-") for v in corners]))
+            write_text(out / "Annotations" / f"{stem}.xml", voc_xml(name, width, height, objects))
+        write_lines(out / "ImageSets" / "Main" / f"{part}.txt", stems)
+    write_lines(out / "classes.txt", _classes(parts))
 
 
 def _write_csv(parts: Mapping[str, Annotations], out: Path, link: bool, lost: Findings) -> None:
     """PART.csv with the images' paths, and classes.csv, which keras-retinanet reads too."""
     for part, a in parts.items():
-        names = flat_names(a.files)
-        copy_images(a.files, names, out / part, link)
         rows: list[Sequence[object]] = [("image", "x1", "y1", "x2", "y2", "label")]
-        for i, name in enumerate(names):
-            kept = [row for row in range(int(a.offsets[i]), int(a.offsets[i + 1])) if not a.crowd[row]]
-            boxes = ((*_corners(a, row), a.classes[a.labels[row]]) for row in kept)
-            rows += [(f"{part}/{name}", *box) for box in boxes] if kept else [(f"{part}/{name}", *[""] * 5)]
+        for i, name in enumerate(copy_images(a.files, out / part, link=link)):
+            boxes = [(*one.corners, one.name) for one in _objects(a, i) if not one.crowd]
+            rows += [(f"{part}/{name}", *box) for box in boxes or [("",) * 5]]
         _write_rows(out / f"{part}.csv", rows)
-    _write_rows(out / "classes.csv", [(name, i) for i, name in enumerate(next(iter(parts.values())).classes)])
+    _write_rows(out / "classes.csv", [(name, i) for i, name in enumerate(_classes(parts))])
 
 
 def _write_rows(path: Path, rows: Iterable[Sequence[object]]) -> None:
@@ -229,44 +240,28 @@ def _write_rows(path: Path, rows: Iterable[Sequence[object]]) -> None:
     write_text(path, text.getvalue())
 
 
-def _corners(a: Annotations, row: int) -> list[float]:
-    x, y, w, h = a.xywh[row].tolist()
-    return [x, y, x + w, y + h]
-
-
 def _write_labelme(parts: Mapping[str, Annotations], out: Path, link: bool, lost: Findings) -> None:
     """A folder for each part; crowds and difficult objects are flags of their shapes."""
+    file = {"version": "5.5.0", "flags": {}, "imageData": None}
+    rectangle = {"group_id": None, "description": "", "shape_type": "rectangle"}
     for part, a in parts.items():
-        names = flat_names(a.files)
-        copy_images(a.files, names, out / part, link)
-        for i, name in enumerate(names):
+        for i, name in enumerate(copy_images(a.files, out / part, link=link)):
             shapes = []
-            for row in range(int(a.offsets[i]), int(a.offsets[i + 1])):
-                x1, y1, x2, y2 = _corners(a, row)
-                flags = {flag: True for flag in ("crowd", "difficult") if getattr(a, flag)[row]}
-                shape = {"label": a.classes[a.labels[row]], "points": [[x1, y1], [x2, y2]], "group_id": None}
-                shapes.append({**shape, "description": "", "shape_type": "rectangle", "flags": flags})
+            for _, label, (x1, y1, x2, y2), crowd, difficult in _objects(a, i):
+                flags = {flag: True for flag, on in (("crowd", crowd), ("difficult", difficult)) if on}
+                shapes.append({"label": label, "points": [[x1, y1], [x2, y2]], **rectangle, "flags": flags})
             height, width = a.sizes[i].tolist()
-            value: dict[str, object] = {
-                "version": "5.5.0",
-                "flags": {},
-                "shapes": shapes,
-                "imagePath": name,
-                "imageData": None,
-            }
-            value |= {"imageHeight": height, "imageWidth": width}
-            file = out / part / f"{os.path.splitext(name)[0]}.json"
-            write_text(file, json.dumps(value, ensure_ascii=False, indent=1))
-    write_text(out / CLASS_LIST, "".join(f"{name}\n" for name in next(iter(parts.values())).classes))
+            value = {**file, "shapes": shapes, "imagePath": name, "imageHeight": height, "imageWidth": width}
+            place = out / part / f"{os.path.splitext(name)[0]}.json"
+            write_text(place, json.dumps(value, ensure_ascii=False, indent=1))
+    write_lines(out / CLASS_LIST, _classes(parts))
 
 
-_WRITERS = {
-    "coco": _write_coco,
-    "voc": _write_voc,
-    "yolo": _write_yolo,
-    "csv": _write_csv,
-    "labelme": _write_labelme,
-}
+def _classes(parts: Mapping[str, Annotations]) -> Sequence[str]:
+    return next(iter(parts.values())).classes
+
+
+_WRITERS = {"coco": _write_coco, "voc": _write_voc, "yolo": _write_yolo, "csv": _write_csv, "labelme": _write_labelme}
 
 
 def _coco_source(a: Annotations) -> Source | None:
@@ -326,9 +321,8 @@ def write_labelled(
         records: What each object's record says besides.
         overwrite: Replace it if it exists.
     """
-    files = [os.path.abspath(file) for file in annotations.files]
-    folder = os.path.commonpath([os.path.dirname(file) for file in files])
-    names = [Path(os.path.relpath(file, folder)).as_posix() for file in files]
+    folder = common_folder(annotations.files)
+    names = [Path(os.path.relpath(file, folder)).as_posix() for file in annotations.files]
     info = {IMAGE_FOLDER: Path(os.path.relpath(folder, path.absolute().parent)).as_posix()}
     _write_json(path, overwrite, info, _made(annotations, names, annotations.class_ids, records))
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
-from detkit.data.label_files import LabelFilesFormat, LabelTable, label_files
+from detkit.data.label_files import Box, LabelFilesFormat, LabelTable, label_files
 from detkit.errors import DetkitError
 from detkit.io.files import reading
 from detkit.io.images import IMAGE_SUFFIXES
@@ -60,7 +60,7 @@ class CsvFormat(LabelFilesFormat):
     def listed(self, path: Path) -> list[str]:
         """Those of classes.csv, which keras-retinanet reads: lines of a name and its number."""
         home = path if path.is_dir() else path.parent
-        rows = list(_lines(home / "classes.csv")) if (home / "classes.csv").is_file() else []
+        rows = list(csv_lines(home / "classes.csv")) if (home / "classes.csv").is_file() else []
         numbered = [(int(row[1]), row[0].strip()) for _, row in rows if len(row) == 2 and row[1].strip().isdigit()]
         return [name for _, name in sorted(numbered)] if len(numbered) == len(rows) else []
 
@@ -72,7 +72,7 @@ class CsvFormat(LabelFilesFormat):
             raise DetkitError("this csv has no columns for an image and a box", str(place), do)
         kind = next(names for names in _BOXES if columns.keys() >= set(names))
         codes = _codes(place)
-        for line, row in islice(_lines(place), columns["first"], None):
+        for line, row in islice(csv_lines(place), columns["first"], None):
             where = f"{place}:{line}"
             cells = {name: row[i].strip() for name, i in columns.items() if name != "first" and i < len(row)}
             if not cells.get("image"):
@@ -105,10 +105,10 @@ def _holds_boxes(path: Path) -> bool:
 
 
 def _is_not_via(path: Path) -> bool:
-    return all("region_shape_attributes" not in row for _, row in islice(_lines(path), 1))
+    return all("region_shape_attributes" not in row for _, row in islice(csv_lines(path), 1))
 
 
-def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+def csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Number and cells of each line that is not empty."""
     with reading(str(path)), open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
         first = file.readline()
@@ -122,7 +122,7 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _columns(path: Path) -> dict[str, int] | None:
     """Place of each column by what it holds, and, as "first", how many lines of header there are; None: no boxes."""
-    row = next((row for _, row in _lines(path)), [])
+    row = next((row for _, row in csv_lines(path)), [])
     bare = len(row) == len(_BARE) and Path(row[0]).suffix.lower() in IMAGE_SUFFIXES
     if bare and (not any(row[1:]) or _box(_BOXES[0], row[1:5])):
         return {**{name: i for i, name in enumerate(_BARE)}, "first": 0}
@@ -143,7 +143,7 @@ def _number(text: str | None) -> float | None:
         return None
 
 
-def _box(kind: Sequence[str], texts: Sequence[str]) -> tuple[float, float, float, float] | None:
+def _box(kind: Sequence[str], texts: Sequence[str]) -> Box | None:
     numbers = [_number(text) for text in (re.findall(r"[^\s,;\[\]()]+", texts[0]) if kind == ("bbox",) else texts)]
     if len(numbers) != 4 or None in numbers:
         return None
@@ -155,6 +155,6 @@ def _codes(place: Path) -> Mapping[str, str]:
     """Names of Open Images' codes (/m/01g317), where a file with them lies near."""
     homes = [place.parent, place.parent.parent, place.parent / "metadata", place.parent.parent / "metadata"]
     for file in (home / name for home in homes for name in _CLASS_FILES if (home / name).is_file()):
-        if codes := {row[0]: row[1] for _, row in _lines(file) if len(row) == 2 and row[0].startswith("/")}:
+        if codes := {row[0]: row[1] for _, row in csv_lines(file) if len(row) == 2 and row[0].startswith("/")}:
             return codes
     return {}

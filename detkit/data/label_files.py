@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
@@ -21,9 +21,10 @@ from detkit.data.reading import ImageTable, ObjectTable, assemble, check_part, f
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
 from detkit.io.files import reading
-from detkit.io.images import IMAGE_SUFFIXES, paths_in
+from detkit.io.images import paths_in
 
 T = TypeVar("T")
+Box = tuple[float, float, float, float]  # x1, y1, x2, y2, exclusive
 NO_CLASS = "object"  # the class of boxes that have none
 _HEAD = 1 << 16
 _MANY = 50  # files of a folder that are looked into for one of the format
@@ -85,8 +86,8 @@ def _part_name(file: Path) -> str:
     return re.sub(r"^instances_|_labels$|_annotations$", "", file.stem)
 
 
-def named_parts(parts: Mapping[str, Path]) -> list[str]:
-    """Names of the parts; none where there is only one that is not called train, val or test: it is the whole."""
+def named_parts(parts: Collection[str]) -> list[str]:
+    """Those names of parts; none where there is only one that is not called train, val or test: it is the whole."""
     alone = len(parts) == 1 and not next(iter(parts)).lower().startswith(("train", "val", "test"))
     return [] if alone else list(parts)
 
@@ -125,17 +126,20 @@ def place_images(names: Sequence[str], folders: Sequence[Path], findings: Findin
         findings: Names that had to be mended are added.
     """
     some = [name for name in names[:: max(len(names) // _SAMPLE, 1)] if name]
-    depth = max((_plain(name).count("/") for name in some), default=0)
-    mends: list[Callable[[str], str]] = [str, _plain, *(_dropping(k) for k in range(1, depth + 1)), _without_upload]
+    depth = max((_tail(name).count("/") for name in some), default=0)
+    drops = [partial(_tail, drop=k) for k in range(depth + 1)]
+    mends: list[Callable[[str], str]] = [str, *drops, lambda name: _UPLOAD.sub("", drops[-1](name), count=1)]
     for mend in mends:
         tried = [mend(name) for name in some]
         for folder in folders:
             if any(os.path.isfile(folder / name) for name in tried):
                 mended = [mend(name) for name in names]
-                _say_mended(names, mended, findings)
+                changed = [f"{name} is {new}" for name, new in zip(names, mended, strict=True) if name != new]
+                found = "file name of another machine or upload (found by its last part)"
+                findings.add(found, *changed, count=len(changed), note=True)
                 return folder, mended
-    if all(Path(name).suffix.lower() not in IMAGE_SUFFIXES for name in some):  # some formats leave endings out
-        plain = [_plain(name) for name in names]
+    if not of_suffix(some):  # some formats leave endings out
+        plain = list(map(_tail, names))
         within = dict.fromkeys(map(os.path.dirname, plain))
         for folder in folders:
             homes = [home for home in within if (folder / home).is_dir()]
@@ -146,31 +150,12 @@ def place_images(names: Sequence[str], folders: Sequence[Path], findings: Findin
     return folders[0], list(names)
 
 
-def _say_mended(names: Sequence[str], mended: Sequence[str], findings: Findings) -> None:
-    rows = [i for i, (name, new) in enumerate(zip(names, mended, strict=True)) if name != new]
-    examples = (f"{names[i]} is {mended[i]}" for i in rows)
-    name = "file name of another machine or upload (found by its last part)"
-    findings.add(name, *islice(examples, 5), count=len(rows), note=True)
-
-
-def _plain(name: str) -> str:
-    """A relative path with slashes: no back slashes, drive, root, "..", and of a URL's query only a path."""
+def _tail(name: str, drop: int = 0) -> str:
+    """A relative path with slashes: no back slashes, drive, root, "..", of a URL's query only a path; and without so
+    many folders at its beginning."""
     name = name.replace("\\", "/").rpartition("?d=")[2]
-    return re.sub(r"^(?:\w+:)?/*(?:\.{1,2}/+)*", "", name)
-
-
-def _dropping(folders: int) -> Callable[[str], str]:
-    """Leaves so many folders out at the beginning of a path."""
-
-    def drop(name: str) -> str:
-        words = _plain(name).split("/")
-        return "/".join(words[min(folders, len(words) - 1) :])
-
-    return drop
-
-
-def _without_upload(name: str) -> str:
-    return _UPLOAD.sub("", _plain(name).rpartition("/")[2], count=1)
+    words = re.sub(r"^(?:\w+:)?/*(?:\.{1,2}/+)*", "", name).split("/")
+    return "/".join(words[min(drop, len(words) - 1) :])
 
 
 def image_folders(place: Path) -> list[Path]:
@@ -186,13 +171,13 @@ def image_folders(place: Path) -> list[Path]:
     return folders + [home / name for name in ("data", "img", "JPEGImages") for home in (beside, beside.parent)]
 
 
-def with_unnamed(a: Annotations) -> Annotations:
+def _with_unnamed(a: Annotations) -> Annotations:
     """Adds to the findings the images that lie among those of the data set and that no label names."""
     folders = [folder for folder in dict.fromkeys(map(os.path.dirname, a.files)) if os.path.isdir(folder)]
     there = {os.path.join(folder, name) for folder in folders for name in os.listdir(folder) if name[0] != "."}
     unnamed = sorted(of_suffix(there - set(a.files)))
     findings = Findings(a.findings)
-    findings.add("image that no label names (left out)", *unnamed[:5], count=len(unnamed), note=True)
+    findings.add("image that no label names (left out)", *unnamed, count=len(unnamed), note=True)
     return replace(a, findings=findings.as_list())
 
 
@@ -243,6 +228,22 @@ class LabelTable:
         self.names.setdefault(name or NO_CLASS)
         self._rows.append((image, name or NO_CLASS, box, crowd, difficult, where))
 
+    def shape(self, kind: str, box: Box | None, where: str) -> Box | None:
+        """The box around a shape, whose kind is counted unless it is a rectangle; a shape without one is dropped."""
+        if box is None:
+            self.findings.add(f"{kind} has no area (dropped)", where)
+        elif not kind.startswith("rect"):
+            self.findings.add(f"{kind} made into a box", where, note=True)
+        return box
+
+    def decoded(self, files: Iterable[Path], kind: type[T], looked_for: str) -> Iterator[tuple[Path, T]]:
+        """Each label file with what it holds, see ``decode_json``; those that cannot be read are counted."""
+        for file in files:
+            try:
+                yield file, decode_json(file, kind, looked_for)
+            except DetkitError as error:
+                self.findings.add("label file cannot be read (image dropped)", f"{file}: {error.what}")
+
     @property
     def boxes(self) -> np.ndarray:
         """(N, 4) float64 corners as they were added."""
@@ -251,8 +252,7 @@ class LabelTable:
     def annotations(self, source: Source, classes: Sequence[str]) -> Annotations:
         """The labels, with these classes, all of ``names`` among them; ``source.images``: the person's own folder."""
         if not self._index:
-            faults = [f"{one.name}: {one.examples[0]}" for one in self.findings.as_list()]
-            do = faults[0] if faults else "label some, and export it again"
+            do = self.findings.first("label some, and export it again")
             raise DetkitError("this data set names no image", str(self.place), do)
         folders = [source.images] if source.images else self.folders
         folder, names = place_images(list(self._index), folders, self.findings)
@@ -291,7 +291,7 @@ class LabelFilesFormat(DatasetFormat):
         raise NotImplementedError
 
     def table(self, place: Path) -> LabelTable:
-        """What one of them holds."""
+        """What one of them holds; or else ``annotations`` is replaced."""
         raise NotImplementedError
 
     def listed(self, path: Path) -> list[str]:
@@ -310,13 +310,18 @@ class LabelFilesFormat(DatasetFormat):
         """Reads all parts or one of them; all have the classes of the whole. See ``DatasetFormat.read``."""
         # A person has named the format of a file that does not look like it: what is wrong will be said.
         places = self.places(path) or ({path.stem: path} if path.is_file() else {})
-        check_part(split, places, path)
+        check_part(split, places if path.is_dir() or split in places else (), path)
         if not places:
             raise DetkitError(f"nothing of the format {self.name} is here", str(path), f"it is {self.looked_for}")
+        chosen = list(places) if split is None else [split]
+        found = concat_annotations(self.annotations(path, places, chosen, Source(self.name, path, split, images)))
+        return found if split else _with_unnamed(found)
+
+    def annotations(
+        self, path: Path, places: Mapping[str, Path], chosen: Sequence[str], source: Source
+    ) -> list[Annotations]:
+        """Those of each chosen part; ``source.images`` is the person's own folder."""
         tables = {part: self.table(place) for part, place in places.items()}
         listed = list(dict.fromkeys(self.listed(path)))
         classes = [*listed, *sorted({name for table in tables.values() for name in table.names} - set(listed))]
-        chosen = list(tables) if split is None else [split]
-        source = Source(self.name, path, split, images)
-        found = concat_annotations([tables[part].annotations(source, classes) for part in chosen])
-        return found if split else with_unnamed(found)
+        return [tables[part].annotations(source, classes) for part in chosen]

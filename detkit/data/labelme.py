@@ -7,16 +7,14 @@ group are one object, as in its own converter to COCO.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import chain, islice
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
-from detkit.data.label_files import PARTS, LabelFilesFormat, LabelTable, decode_json, image_folders, json_kind
-from detkit.data.listing import count_skipped, files_in, text_of
-from detkit.errors import DetkitError
+from detkit.data.label_files import Box, LabelFilesFormat, LabelTable, image_folders, json_kind
+from detkit.data.listing import PARTS, count_skipped, files_in, text_of
 from detkit.io.images import IMAGE_SUFFIXES
 
 CLASS_LIST = "labels.txt"  # what labelme --labels reads
@@ -31,6 +29,11 @@ class _Shape(msgspec.Struct):
     group_id: int | str | None = None
     flags: dict[str, object] | None = None
     difficult: bool | None = None  # X-AnyLabeling's
+
+    @property
+    def kind(self) -> str:
+        """How it was drawn."""
+        return self.shape_type or "polygon"
 
 
 class _File(msgspec.Struct):
@@ -61,14 +64,8 @@ class LabelmeFormat(LabelFilesFormat):
         """The folder, with its sub-folders."""
         home = place if place.is_dir() else place.parent
         table = LabelTable(place, image_folders(home))
-        for file in sorted(home.rglob("*.json")) if place.is_dir() else [place]:
-            if file.name.startswith("."):
-                continue
-            try:
-                content = decode_json(file, _File, "a file of labelme")
-            except DetkitError as error:
-                table.findings.add("label file cannot be read (image dropped)", f"{file}: {error.what}")
-                continue
+        files = sorted(home.rglob("[!.]*.json")) if place.is_dir() else [place]
+        for file, content in table.decoded(files, _File, "a file of labelme"):
             name = _image_name(file, content.imagePath or "", home)
             image = table.image(name, content.imageWidth, content.imageHeight)
             _add_shapes(table, image, content.shapes, file)
@@ -100,37 +97,26 @@ def _add_shapes(table: LabelTable, image: int, shapes: Sequence[_Shape], file: P
     for number, shape in enumerate(shapes):
         key = number if shape.group_id is None else (shape.label, shape.group_id)
         groups.setdefault(key, []).append((number, shape))
-    for numbered in groups.values():
-        group = [shape for _, shape in numbered]
-        boxes = [box for n, shape in numbered for box in _boxes(shape, table, f"{file}: shapes[{n}]")]
-        where = f"{file}: shapes[{numbered[0][0]}]"
-        if not boxes:
+    for group in groups.values():
+        places = [f"{file}: shapes[{number}]" for number, _ in group]
+        boxes = [table.shape(one.kind, _box(one), at) for at, (_, one) in zip(places, group, strict=True)]
+        if not (corners := [box for box in boxes if box is not None]):
             continue
-        table.findings.add("shape of a group made into one box", where, count=len(boxes) - 1, note=True)
-        corners = np.array(boxes)
-        label, flags = group[0].label, [shape.flags or {} for shape in group]
-        table.add(
-            image,
-            "" if label is None else str(label),
-            [*corners[:, :2].min(axis=0), *corners[:, 2:].max(axis=0)],
-            where,
-            crowd=any(flag.get("crowd") is True for flag in flags),
-            difficult=any(shape.difficult or (shape.flags or {}).get("difficult") is True for shape in group),
-        )
+        table.findings.add("shape of a group made into one box", places[0], count=len(corners) - 1, note=True)
+        left, top, right, bottom = zip(*corners, strict=True)
+        label, flags = group[0][1].label, [one.flags or {} for _, one in group]
+        crowd, difficult = (any(flag.get(name) is True for flag in flags) for name in ("crowd", "difficult"))
+        difficult = difficult or any(one.difficult for _, one in group)
+        box = min(left), min(top), max(right), max(bottom)
+        table.add(image, "" if label is None else str(label), box, places[0], crowd=crowd, difficult=difficult)
 
 
-def _boxes(shape: _Shape, table: LabelTable, where: str) -> Iterator[tuple[float, float, float, float]]:
-    """The shape's box, if it has one; what is no rectangle is counted."""
-    kind = shape.shape_type or "polygon"
-    if kind in _WITHOUT_AREA or not shape.points:
-        table.findings.add(f"{kind} has no area (dropped)", where)
-        return
+def _box(shape: _Shape) -> Box | None:
+    if shape.kind in _WITHOUT_AREA or not shape.points:
+        return None
     xs, ys = zip(*shape.points, strict=True)
-    if kind != "rectangle":
-        table.findings.add(f"{kind} made into a box", where, note=True)
-    if kind == "circle":  # its centre, and a point on it
+    if shape.kind == "circle":  # its centre, and a point on it
         radius = math.dist(shape.points[0], shape.points[-1])
-        yield xs[0] - radius, ys[0] - radius, xs[0] + radius, ys[0] + radius
-    else:
-        last = 1 if kind == "mask" else 0  # its points are its first and last pixels
-        yield min(xs), min(ys), max(xs) + last, max(ys) + last
+        return xs[0] - radius, ys[0] - radius, xs[0] + radius, ys[0] + radius
+    last = 1 if shape.kind == "mask" else 0  # its points are its first and last pixels
+    return min(xs), min(ys), max(xs) + last, max(ys) + last

@@ -16,7 +16,7 @@ from detkit.data.annotations import Annotations
 from detkit.data.convert import copy_images, write_coco_json, write_yolo_yaml
 from detkit.data.yolo_layout import layout_of
 from detkit.errors import DetkitError
-from detkit.io.files import atomic_folder, flat_names, refuse_existing, write_text
+from detkit.io.files import atomic_folder, refuse_existing, write_lines
 from detkit.printed import Printed
 
 
@@ -151,7 +151,7 @@ def write_split(
             write_coco_json(subset, file, overwrite=overwrite, image_folder=images)
         else:
             lines = subset.image_ids if source.format == "voc" else [os.path.abspath(f) for f in subset.files]
-            write_text(file, "".join(f"{line}\n" for line in lines), overwrite=overwrite)
+            write_lines(file, lines, overwrite=overwrite)
     for file in lists:
         places = {part: str(f.absolute()) for part, f in zip(parts, files, strict=True)}
         classes = dict(zip(annotations.class_ids, annotations.classes, strict=True))
@@ -174,7 +174,7 @@ def _copy_folders(
         for part, rows in parts.items():
             for file in annotations.subset(rows).files:
                 home = Path(file).parent.name
-                copy_images([file], flat_names([file], taken[home]), folder / part / home)
+                copy_images([file], folder / part / home, taken=taken[home])
     return [out / part for part in parts]
 
 

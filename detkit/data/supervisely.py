@@ -13,8 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from detkit.data.label_files import LabelFilesFormat, LabelTable, decode_json
-from detkit.errors import DetkitError
+from detkit.data.label_files import Box, LabelFilesFormat, LabelTable, decode_json
 
 _WITHOUT_AREA = ("point", "line", "graph", "polyline", "point_3d")
 
@@ -74,25 +73,16 @@ class SuperviselyFormat(LabelFilesFormat):
     def table(self, place: Path) -> LabelTable:
         """One data set."""
         table = LabelTable(place, [place / "img"])
-        for file in sorted((place / "ann").glob("*.json")):
-            try:
-                content = decode_json(file, _File, "a Supervisely annotation")
-            except DetkitError as error:
-                table.findings.add("label file cannot be read (image dropped)", f"{file}: {error.what}")
-                continue
+        for file, content in table.decoded(sorted((place / "ann").glob("*.json")), _File, "a Supervisely annotation"):
             image = table.image(file.stem, content.size.width, content.size.height)
             for number, one in enumerate(content.objects):
                 where = f"{file}: objects[{number}]"
-                if (box := _box(one)) is None:
-                    table.findings.add(f"{one.geometryType} has no area (dropped)", where)
-                    continue
-                if one.geometryType != "rectangle":
-                    table.findings.add(f"{one.geometryType} made into a box", where, note=True)
-                table.add(image, one.classTitle, box, where)
+                if (box := table.shape(one.geometryType, _box(one), where)) is not None:
+                    table.add(image, one.classTitle, box, where)
         return table
 
 
-def _box(one: _Object) -> tuple[float, float, float, float] | None:
+def _box(one: _Object) -> Box | None:
     """x1, y1, x2, y2, exclusive; None if it has no area."""
     if one.bitmap is not None:
         try:  # a PNG of just the box, whose header has its size

@@ -5,16 +5,16 @@ https://www.robots.ox.ac.uk/~vgg/software/via: a region has a shape and attribut
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-from detkit.data.label_files import LabelFilesFormat, LabelTable, decode_json, json_kind, label_files
+from detkit.data.csv_tables import csv_lines
+from detkit.data.label_files import Box, LabelFilesFormat, LabelTable, decode_json, json_kind, label_files
 from detkit.errors import DetkitError
-from detkit.io.files import reading
 
 _CSV = {"filename", "region_shape_attributes", "region_attributes"}
 _CLASS_NAMES = ("class", "label", "name", "type", "category", "object")  # attributes that are the class, if present
@@ -64,20 +64,20 @@ class ViaFormat(LabelFilesFormat):
                 continue
             shape = one.region.shape_attributes
             kind = str(shape.get("name"))
-            if kind not in _NUMBERS:
-                table.findings.add(f"{kind} has no area (dropped)", one.where)
-            elif (box := _box(kind, shape)) is None:
+            box = _box(kind, shape)
+            if box is None and kind in _NUMBERS:
                 table.findings.add("region without its numbers (dropped)", one.where)
-            else:
-                if kind != "rect":
-                    table.findings.add(f"{kind} made into a box", one.where, note=True)
+            elif table.shape(kind, box, one.where) and box is not None:
                 table.add(image, _chosen(one.region.region_attributes.get(attribute)), box, one.where)
         return table
 
 
 def _is_csv(path: Path) -> bool:
-    with reading(str(path)), open(path, encoding="utf-8-sig", errors="replace") as file:
-        return set(file.readline().lstrip("#").strip().split(",")) >= _CSV
+    return any(set(_header(row)) >= _CSV for _, row in islice(csv_lines(path), 1))
+
+
+def _header(row: Sequence[str]) -> list[str]:
+    return [name.lstrip("#").strip() for name in row]
 
 
 def _json_regions(place: Path) -> Iterator[_Found]:
@@ -96,24 +96,20 @@ def _json_regions(place: Path) -> Iterator[_Found]:
 
 
 def _csv_regions(place: Path, table: LabelTable) -> Iterator[_Found]:
-    with reading(str(place)), open(place, encoding="utf-8-sig", errors="replace", newline="") as file:
-        file.seek(0)
-        header = next(csv.reader(file))
-        columns = [name.lstrip("#").strip() for name in header]
-        for row in csv.reader(file):
-            cells = dict(zip(columns, row, strict=False))
-            if not cells.get("filename"):
-                continue
-            where = f"{place}: {cells['filename']}, region {cells.get('region_id', '')}"
-            yield _Found(cells["filename"], None, "")
-            texts = [(cells.get(name) or "{}").encode() for name in ("region_shape_attributes", "region_attributes")]
-            try:
-                shape, attributes = (msgspec.json.decode(text, type=dict[str, Any]) for text in texts)
-            except msgspec.DecodeError:
-                table.findings.add("region's attributes are not JSON (dropped)", where)
-                continue
-            if shape:
-                yield _Found(cells["filename"], _Region(shape, attributes), where)
+    columns, *rows = (row for _, row in csv_lines(place))
+    for cells in (dict(zip(_header(columns), row, strict=False)) for row in rows):
+        if not cells.get("filename"):
+            continue
+        where = f"{place}: {cells['filename']}, region {cells.get('region_id', '')}"
+        yield _Found(cells["filename"], None, "")
+        texts = [(cells.get(name) or "{}").encode() for name in ("region_shape_attributes", "region_attributes")]
+        try:
+            shape, attributes = (msgspec.json.decode(text, type=dict[str, Any]) for text in texts)
+        except msgspec.DecodeError:
+            table.findings.add("region's attributes are not JSON (dropped)", where)
+            continue
+        if shape:
+            yield _Found(cells["filename"], _Region(shape, attributes), where)
 
 
 def _class_attribute(regions: Sequence[_Region], place: Path) -> str:
@@ -133,7 +129,7 @@ def _chosen(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def _box(kind: str, shape: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
+def _box(kind: str, shape: Mapping[str, Any]) -> Box | None:
     try:
         if kind.startswith("poly"):
             xs, ys = (msgspec.convert(shape[name], list[float]) for name in _NUMBERS[kind])

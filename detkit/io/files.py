@@ -8,7 +8,7 @@ import re
 import secrets
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -261,6 +261,11 @@ def write_text(path: str | Path, text: str, *, overwrite: bool = False) -> None:
     write_bytes(path, text.encode("utf-8"), overwrite=overwrite)
 
 
+def write_lines(path: str | Path, lines: Iterable[object], *, overwrite: bool = False) -> None:
+    """``write_text`` of lines, each with its end."""
+    write_text(path, "".join(f"{line}\n" for line in lines), overwrite=overwrite)
+
+
 def numbered_folder(parent: str | Path, stem: str) -> Path:
     """Makes and returns a folder that did not exist: ``parent/stem``, or ``parent/stem2``, ``parent/stem3``, ...
 
@@ -283,6 +288,11 @@ def numbered_folder(parent: str | Path, stem: str) -> Path:
             number += 1
         except OSError as error:
             raise write_error(error, folder) from error
+
+
+def common_folder(files: Iterable[str]) -> str:
+    """The absolute path of the deepest folder that holds all of the files."""
+    return os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
 
 
 def flat_names(files: Sequence[str], taken: set[str] | None = None) -> list[str]:
