@@ -242,7 +242,7 @@ def _write_rows(path: Path, rows: Iterable[Sequence[object]]) -> None:
 
 def _write_labelme(parts: Mapping[str, Annotations], out: Path, link: bool, lost: Findings) -> None:
     """A folder for each part; crowds and difficult objects are flags of their shapes."""
-    file = {"version": "5.5.0", "flags": {}, "imageData": None}
+    file: dict[str, object] = {"version": "5.5.0", "flags": {}, "imageData": None}
     rectangle = {"group_id": None, "description": "", "shape_type": "rectangle"}
     for part, a in parts.items():
         for i, name in enumerate(copy_images(a.files, out / part, link=link)):

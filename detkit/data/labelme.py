@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from detkit.data.label_files import Box, LabelFilesFormat, LabelTable, image_folders, json_kind
-from detkit.data.listing import PARTS, count_skipped, files_in, text_of
+from detkit.data.listing import PARTS, count_skipped, files_in, names_in
 from detkit.io.images import IMAGE_SUFFIXES
 
 CLASS_LIST = "labels.txt"  # what labelme --labels reads
@@ -57,8 +57,7 @@ class LabelmeFormat(LabelFilesFormat):
     def listed(self, path: Path) -> list[str]:
         """Those of labels.txt."""
         file = path / CLASS_LIST
-        lines = text_of(file).splitlines() if file.is_file() else []
-        return [line.strip() for line in lines if line.strip() and line.strip() not in _NOT_CLASSES]
+        return [name for name in names_in(file) if name not in _NOT_CLASSES] if file.is_file() else []
 
     def table(self, place: Path) -> LabelTable:
         """The folder, with its sub-folders."""

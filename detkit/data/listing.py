@@ -6,7 +6,7 @@ import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from detkit.data.annotations import Findings
 from detkit.errors import DetkitError
@@ -14,6 +14,7 @@ from detkit.io.images import IMAGE_SUFFIXES
 from detkit.io.sources import MEDIA, READERS
 
 PARTS = ("train", "val", "valid", "validation", "test")  # folders and lists of these names are parts of a data set
+IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "data", "img", "imgs")  # where images lie beside their labels
 _JUNK = {"__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini"}
 
 
@@ -56,6 +57,11 @@ def text_of(file: Path) -> str:
         ) from None
 
 
+def names_in(file: Path) -> list[str]:
+    """A name per line; empty ones are none."""
+    return [line.strip() for line in text_of(file).splitlines() if line.strip()]
+
+
 def part_of(file: str) -> str | None:
     """The first folder in a relative path that is called train, val, valid, validation or test, as it is written."""
     return next((name for name in file.split("/")[:-1] if name.lower() in PARTS), None)
@@ -70,49 +76,40 @@ def count_skipped(files: Iterable[str], findings: Findings) -> None:
 
 
 class ImageIndex:
-    """Finds images by what labels call them.
+    """Finds the images of a folder by what labels call them."""
 
-    Args:
-        root: Their folder.
-        files: Their paths below it; None: all images there.
-    """
+    def __init__(self, root: Path) -> None:
+        self.root, self._called = root, defaultdict[str, list[str]](list)
+        for file in of_suffix(files_in(root)):
+            name = file.rsplit("/", 1)[-1]
+            self._called[name].append(file)
+            self._called[os.path.splitext(name)[0]].append(file)
 
-    def __init__(self, root: Path, files: Iterable[str] | None = None) -> None:
-        self.root = root
-        self.files = of_suffix(files_in(root)) if files is None else list(files)
-        self._known = set(self.files)
-        self._named, self._stems = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
-        for file in self.files:
-            name = PurePosixPath(file)
-            self._named[name.name].append(file)
-            self._stems[name.stem].append(file)
-
-    def find(self, name: str, near: Iterable[str] = ()) -> str | None:
-        """The image of this name, relative to the root; None: there is none, or several of which none is nearest.
+    def find(self, label: str, names: Iterable[str]) -> Path | None:
+        """The image of a label file: of several of its name the one whose folders are most like those around it.
 
         Args:
-            name: As a label says it: a file name, or a path, of another machine even, with "/" or "\\\\".
-            near: Folders, relative to the root, in which it is looked for first.
+            label: The file's relative path.
+            names: What the image may be called, the likeliest first: with its suffix or without, or a path, of another
+                machine even, with "/" or "\\\\".
+
+        Returns:
+            None: there is no such image, or several of which none is nearest.
         """
-        parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-        if not parts:
-            return None
-        for folder in near:
-            if (file := f"{folder}/{'/'.join(parts)}".lstrip("/")) in self._known:
-                return file
-        alike = self._named.get(parts[-1], [])
-        for start in range(len(parts)):
-            tail = "/" + "/".join(parts[start:])
-            found = [file for file in alike if f"/{file}".endswith(tail)]
-            if found:
-                return found[0] if len(found) == 1 else None
+        around = label.split("/")[:-1]
+        for name in names:
+            *said, last = name.replace("\\", "/").split("/")
+            ranks = {file: _likeness(file.split("/")[:-1], around, said) for file in self._called.get(last, ())}
+            best = [file for file, rank in ranks.items() if rank == max(ranks.values())]
+            if len(best) == 1:
+                return self.root / best[0]
         return None
 
-    def find_stem(self, stem: str, near: Iterable[str] = ()) -> str | None:
-        """The image whose name without suffix is ``stem``; see ``find``."""
-        alike = self._stems.get(stem, [])
-        for folder in near:
-            found = [file for file in alike if os.path.dirname(file) == folder]
-            if found:
-                return found[0]
-        return alike[0] if len(alike) == 1 else None
+
+def _likeness(folders: list[str], around: list[str], said: list[str]) -> tuple[int, ...]:
+    """How near the folders of an image are to its label file's, and to those that this one says; more is nearer."""
+    shared = (len({*folders} & {*others}) for others in (around, said))
+    usual = max(
+        (len(IMAGE_FOLDERS) - IMAGE_FOLDERS.index(name) for name in folders if name in IMAGE_FOLDERS), default=0
+    )
+    return (folders == around, *shared, usual, -len(folders))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +138,13 @@ def _usable(
     out = good & sized & ((low < -ROUNDING) | (high > size + ROUNDING)).any(axis=1)
     findings.add_rows("box sticks out of the image (clipped for training)", out, objects.where, note=True)
     return np.flatnonzero(good)
+
+
+def short_names(files: Sequence[str]) -> list[int | str]:
+    """Ids for images: their names, or their label files', without suffix; with the folders if they are not unique."""
+    plain: list[int | str] = [os.path.splitext(file)[0] for file in files]
+    stems: list[int | str] = [os.path.basename(str(name)) for name in plain]
+    return stems if len(set(stems)) == len(stems) else plain
 
 
 def pixels(value: float | None) -> int:

@@ -7,17 +7,17 @@ corners: where more of a folder's lowest corners are 0 than 1, nothing is subtra
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from detkit.data.annotations import Annotations, Findings, Source
-from detkit.data.listing import ImageIndex, count_skipped, files_in, of_suffix, part_of, text_of
-from detkit.data.reading import ImageTable, ObjectTable, assemble, pixels, size_of
-from detkit.data.voc_layout import VocFiles, is_voc, label_place, voc_files
+from detkit.data.listing import IMAGE_FOLDERS, ImageIndex, count_skipped, files_in, names_in, of_suffix, part_of
+from detkit.data.reading import ImageTable, ObjectTable, assemble, pixels, short_names, size_of
+from detkit.data.voc_layout import VocFiles, is_voc, voc_files
 from detkit.data.xml_files import number_in, parse_xml
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
@@ -61,14 +61,18 @@ class VocFormat(DatasetFormat):
         """Reads the folder, or one part of it; ``split`` may also be the path of a list. See ``DatasetFormat.read``."""
         findings, found = Findings(), voc_files(path)
         chosen = found.chosen(split, findings)
-        finder = _Images(found, images)
+        homes = (found.root / name for name in IMAGE_FOLDERS[:3] if (found.root / name).is_dir())
+        folder, index = images or next(homes, found.root), ImageIndex(images or found.root)
         files, sizes, objects, read = list[str](), list[tuple[int, int]](), list[_Object](), list[str]()
         for xml in chosen:
             file = found.root / xml
             if (tree := _parse(file, findings)) is None:
                 continue
             read.append(xml)
-            files.append(str(finder.find(xml, _text(tree, "filename"))))
+            name = _text(tree, "filename")
+            stems = PurePosixPath(name.replace("\\", "/")).stem, file.stem
+            image = index.find(xml, (name, *stems)) or folder / (Path(name).name or f"{file.stem}.jpg")
+            files.append(str(image))
             size = pixels(number_in(_text(tree, "size/height"))), pixels(number_in(_text(tree, "size/width")))
             if not all(size):
                 findings.add("size missing (read from the image)", str(file), note=True)
@@ -82,55 +86,29 @@ class VocFormat(DatasetFormat):
                 difficult = _text(element, "difficult") in ("1", "true", "True")
                 objects.append(_Object(len(read) - 1, file, number, name, list(map(number_in, corners)), difficult))
         if not read:
-            faults = [f"{one.name}: {one.examples[0]}" for one in findings.as_list()]
-            do = faults[0] if faults else "the list of images is empty"
+            do = findings.first("the list of images is empty")
             raise DetkitError("no annotation of this data set could be read", str(found.root), do)
         if not found.lists:
-            finder.count_rest(files, split, findings)
+            _count_rest(index.root, set(files), split, findings)
         names, zero_based = _survey(found)
         names |= {one.name for one in objects}
         classes = _listed_classes(found.root) or _classes(names)
         if zero_based:
             findings.add("corners count from 0, not from 1 as VOC's (taken as they are)", str(found.root), note=True)
         columns = _columns(objects, classes, findings, 0 if zero_based else 1)
-        table = ImageTable(_ids(read), files, np.array(sizes, np.int32))
-        source = Source("voc", found.root, split, finder.folder)
+        table = ImageTable(short_names(read), files, np.array(sizes, np.int32))
+        source = Source("voc", found.root, split, folder)
         return assemble(columns, table, dict(enumerate(classes, 1)), findings, source)
 
 
-class _Images:
-    """Where the image of each xml is: what its <filename> says, else what is called as the xml."""
-
-    def __init__(self, found: VocFiles, images: Path | None) -> None:
-        homes = [found.root / name for name in ("JPEGImages", "images", "Images") if (found.root / name).is_dir()]
-        self.folder = images or next(iter(homes), found.root)
-        self.own = images is not None
-        self.index = ImageIndex(self.folder if self.own else found.root)
-
-    def find(self, xml: str, name: str) -> Path:
-        """The image of an xml; where there is none, the file that it should be."""
-        place = label_place(xml)
-        near = ["", *place.within] if self.own else place.near
-        stems = PurePosixPath(name.replace("\\", "/")).stem, PurePosixPath(xml).stem
-        found = self.index.find(name, near) or next(filter(None, (self.index.find_stem(s, near) for s in stems)), None)
-        return self.index.root / found if found else self.folder / (Path(name).name or f"{stems[1]}.jpg")
-
-    def count_rest(self, files: Iterable[str], split: str | None, findings: Findings) -> None:
-        """Counts the images without an xml, and what is no image, in the folders where some have one."""
-        used = set(files)
-        folders = {str(Path(file).parent) for file in used}
-        beside = [file for file in files_in(self.index.root) if str((self.index.root / file).parent) in folders]
-        beside = [file for file in beside if split is None or part_of(file) == split]
-        beside = [str(self.index.root / file) for file in beside]
-        count_skipped(beside, findings)
-        for file in (file for file in of_suffix(beside) if file not in used):
-            findings.add("image without an annotation file (left out)", file, note=True)
-
-
-def _ids(files: list[str]) -> list[int | str]:
-    """Names of the xml files without suffix; with their folders if that is not unique."""
-    stems: list[int | str] = [PurePosixPath(file).stem for file in files]
-    return stems if len(set(stems)) == len(stems) else [str(PurePosixPath(file).with_suffix("")) for file in files]
+def _count_rest(root: Path, used: set[str], split: str | None, findings: Findings) -> None:
+    """Counts the images without an xml, and what is no image, in the folders where some have one."""
+    folders = {str(Path(file).parent) for file in used}
+    files = [file for file in files_in(root) if split is None or part_of(file) == split]
+    beside = [path for path in (str(root / file) for file in files) if os.path.dirname(path) in folders]
+    count_skipped(beside, findings)
+    for file in (file for file in of_suffix(beside) if file not in used):
+        findings.add("image without an annotation file (left out)", file, note=True)
 
 
 def _parse(file: Path, findings: Findings) -> Element | None:
@@ -191,9 +169,7 @@ def _survey(found: VocFiles) -> tuple[set[str], bool]:
 
 def _listed_classes(folder: Path) -> tuple[str, ...]:
     listed = folder / "classes.txt"
-    if not listed.is_file():
-        return ()
-    return tuple(line.strip() for line in text_of(listed).splitlines() if line.strip())
+    return tuple(names_in(listed)) if listed.is_file() else ()
 
 
 def _classes(names: set[str]) -> tuple[str, ...]:

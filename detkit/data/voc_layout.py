@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 from detkit.data.annotations import Findings
 from detkit.data.listing import PARTS, files_in, of_suffix, part_of, text_of
@@ -16,39 +15,16 @@ from detkit.errors import DetkitError
 from detkit.io.images import IMAGE_SUFFIXES
 
 _LABELS = ("annotations", "annotation", "labels", "xmls", "xml")  # folders of xml files, in either case
-_IMAGES = ("JPEGImages", "images", "Images", "data", "img", "imgs")  # folders of images beside them
 _START = re.compile(rb"<annotation[\s>]")
 
 
-class Place(NamedTuple):
-    """Where an xml lies.
-
-    Attributes:
-        home: The folder that holds its Annotations, without that of a part; "": the whole, or it lies beside images.
-        within: Its folders below Annotations, the deepest first; empty if there are none.
-        near: Folders in which its image may be, the likeliest first.
-        apart: It lies in an Annotations.
-    """
-
-    home: str
-    within: list[str]
-    near: list[str]
-    apart: bool
-
-
-def label_place(xml: str) -> Place:
-    """Where an xml of this relative path lies."""
+def _home(xml: str) -> str | None:
+    """The folder that holds the Annotations of an xml, without that of a part; None: it lies in no Annotations."""
     folders = xml.split("/")[:-1]
     at = next((i for i, name in enumerate(folders) if name.lower() in _LABELS), None)
-    beside = "/".join(folders)
     if at is None:
-        return Place("", [], [beside], False)
-    before, after = "/".join(folders[:at]), folders[at + 1 :]
-    within = ["/".join(after[: len(after) - i]) for i in range(len(after))]
-    homes = [f"{before}/{name}".lstrip("/") for name in _IMAGES]
-    near = [f"{home}/{deep}" for home in homes for deep in within] + homes
-    part = bool(at) and folders[at - 1].lower() in PARTS
-    return Place("/".join(folders[: at - part]), within, [beside, *near, before], True)
+        return None
+    return "/".join(folders[: at - (at > 0 and folders[at - 1].lower() in PARTS)])
 
 
 @dataclass(slots=True)
@@ -103,7 +79,7 @@ def voc_files(path: Path) -> VocFiles:
         DetkitError: Several data sets lie below it.
     """
     xml = of_suffix(files_in(path), [".xml"])
-    homes = sorted({place.home for place in map(label_place, xml) if place.apart})
+    homes = sorted({home for home in map(_home, xml) if home is not None})
     if len(homes) > 1:
         do = f"give one of them as DATA: {', '.join(str(path / home) for home in homes)}"
         raise DetkitError(f"this folder holds {len(homes)} VOC data sets", str(path), do)
@@ -128,13 +104,11 @@ def _is_class_list(path: Path) -> bool:
 
 
 def _listed(files: Sequence[Path], xml: list[str], findings: Findings) -> list[str]:
-    """The xml files that lists name: by their stem, with their folders below Annotations, or as an image."""
+    """The xml files that lists name: by their stem, with some of their folders, or as an image."""
     known: dict[str, str | None] = {}
     for file in xml:
-        deep = str(PurePosixPath(file).with_suffix(""))
-        place = label_place(file)
-        names = {deep, PurePosixPath(deep).name, *(f"{one}/{PurePosixPath(deep).name}" for one in place.within[:1])}
-        for name in names:
+        parts = file[: -len(".xml")].split("/")
+        for name in ("/".join(parts[k:]) for k in range(len(parts))):
             known[name] = None if name in known else file
     chosen: dict[str, None] = {}
     several = len(files) > 1

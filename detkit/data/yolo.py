@@ -16,7 +16,7 @@ import numpy as np
 
 from detkit.data.annotations import Annotations, Findings, Source
 from detkit.data.listing import count_skipped, files_in, of_suffix, text_of
-from detkit.data.reading import ImageTable, assemble, check_part, size_of
+from detkit.data.reading import ImageTable, assemble, check_part, short_names, size_of
 from detkit.data.yolo_layout import YAML, has_labels, is_label, layout_of, said_by, tails_of
 from detkit.data.yolo_lines import objects_of, parse_lines
 from detkit.errors import DetkitError
@@ -70,7 +70,8 @@ class YoloFormat(DatasetFormat):
         objects = objects_of(lines, sizes, classes, findings, layout.keypoints)
         source = Source("yolo", layout.file, split, layout.root)
         table: dict[int | str, str] = dict(names.items())
-        return assemble(objects, ImageTable(_ids(files, layout.root), files, sizes), table, findings, source)
+        ids = short_names([Path(os.path.relpath(file, layout.root)).as_posix() for file in files])
+        return assemble(objects, ImageTable(ids, files, sizes), table, findings, source)
 
 
 def _images(place: Path, root: Path, findings: Findings) -> Iterator[str]:
@@ -99,14 +100,6 @@ def _listed(line: str, place: Path, root: Path) -> str:
     found = (home / line for home in homes if (home / line).is_file())
     image = next(found, None) or next((tail for tail in tails_of(line, root) if tail.is_file()), homes[0] / line)
     return os.path.normpath(image)
-
-
-def _ids(files: list[str], root: Path) -> list[int | str]:
-    """File names without suffix; with their folders if that is not unique."""
-    stems: list[int | str] = [Path(f).stem for f in files]
-    if len(set(stems)) == len(stems):
-        return stems
-    return [Path(os.path.splitext(os.path.relpath(f, root))[0]).as_posix() for f in files]
 
 
 def label_file(image: str) -> str:
