@@ -23,9 +23,7 @@ def evaluate(
         str | None,
         Option(help=f"{', '.join(METRICS)}, or the name of an installed one, or module:Name (default: the model's)."),
     ] = None,
-    split: options.SplitName = None,
-    images: options.Images = None,
-    format: options.Format = None,
+    part: options.Part = options.Part(),
     keep_degenerate: options.KeepDegenerate = False,
     strict: options.Strict = False,
     match_iou: Annotated[float | None, Option(help="Also AP at this IoU (VOC: at this instead of 0.5).")] = None,
@@ -65,9 +63,7 @@ def evaluate(
         data,
         Settings(protocol, match_iou, max_detections, bootstrap, seed),
         name=name,
-        split=split,
-        images=images,
-        format=format,
+        **vars(part),
         keep_degenerate=keep_degenerate,
         strict=strict,
         iou=iou,
@@ -97,14 +93,11 @@ def _check_words(models: list[str], predictions: Path | None, answers: options.A
             raise DetkitError("this file is not a model", name, do)
 
 
-@dataclass(frozen=True)
-class _Comparing:
+@dataclass(frozen=True, kw_only=True)
+class _Comparing(options.Part):
     """Arguments of ``detkit.compare``."""
 
     data: Annotated[str | None, Option(help="Measure on this instead; then also model files, shipped names.")] = None
-    split: options.SplitName = None
-    images: options.Images = None
-    format: options.Format = None
     strict: options.Strict = False
     timed: Annotated[int, Option(min=1, help="Images to take the time of, one by one.")] = 20
     bootstrap: Annotated[int, Option(min=1, metavar="N", help="Draws of the images.")] = 1000

@@ -38,14 +38,11 @@ def label(
         raise DetkitError("give --model or --predictions, not both", do="fuse files alone, or models alone")
     return labelling.label(
         predictions or api.load(model or None, device=device, threads=threads, tta=()),
-        labelled.data,
-        out,
+        out=out,
         rules=rules,
         batch=batch,
         overwrite=overwrite,
         tell=note,
         on_progress=progress,
-        split=labelled.split,
-        images=labelled.images,
-        format=labelled.format,
+        **vars(labelled),
     )

@@ -60,14 +60,20 @@ KeepDegenerate = Annotated[
 Json = Annotated[bool, Option("--json", help="Print the result as JSON on stdout.")]
 
 
-@dataclass(frozen=True)
-class LabelledData:
-    """DATA, and which part of it."""
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Which part of DATA, and how it is read."""
 
-    data: Data
     split: SplitName = None
     images: Images = None
     format: Format = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledData(Part):
+    """DATA, and which part of it."""
+
+    data: Data
 
     def read(self, *, refuse: bool = True) -> Annotations:
         """The labels; see ``detkit.data.dataset.read``."""

@@ -31,9 +31,7 @@ def propose(
     limit: Annotated[int, Option(min=0, help="Only the first images (0: all).")] = 0,
     seed: options.Seed = 0,
     cache: Annotated[Path | None, Option(help="Folder that keeps what --recall finds (default: the user's).")] = None,
-    split: options.SplitName = None,
-    images: options.Images = None,
-    format: options.Format = None,
+    part: options.Part = options.Part(),
     model: Annotated[str | None, Option("--model", "-m", help="Weights file, run folder or shipped name.")] = None,
     device: options.Device = None,
     out: options.Out = None,
@@ -59,7 +57,7 @@ def propose(
         if out is not None:
             image_format(out)
         tell = partial(progress, unit="images")
-        given |= {"split": split, "images": images, "format": format, "limit": limit, "cache": cache}
+        given |= {**vars(part), "limit": limit, "cache": cache}
         result = proposing.proposal_recall(source, method, max=count, on_progress=tell, **given)
         for failure in result.failures:
             note(f"{failure.where}: {failure.what}")

@@ -67,6 +67,11 @@ def part_of(file: str) -> str | None:
     return next((name for name in file.split("/")[:-1] if name.lower() in PARTS), None)
 
 
+def parts_of(files: Iterable[str]) -> list[str]:
+    """All that ``part_of`` says of the files, in the order of ``PARTS``."""
+    return sorted(dict.fromkeys(filter(None, map(part_of, files))), key=lambda part: PARTS.index(part.lower()))
+
+
 def count_skipped(files: Iterable[str], findings: Findings) -> None:
     """Counts films, HEIC images without their reader, raw photos and the like, which lie among the images."""
     for file in of_suffix(files, MEDIA - IMAGE_SUFFIXES):

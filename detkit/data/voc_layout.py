@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from detkit.data.annotations import Findings
-from detkit.data.listing import PARTS, files_in, of_suffix, part_of, text_of
+from detkit.data.listing import PARTS, files_in, of_suffix, part_of, parts_of, text_of
 from detkit.data.reading import check_part
 from detkit.errors import DetkitError
 from detkit.io.images import IMAGE_SUFFIXES
@@ -40,8 +40,7 @@ class VocFiles:
         if self.lists:
             alone = len(self.lists) == 1 and not next(iter(self.lists)).startswith(("train", "val", "test"))
             return [] if alone else list(self.lists)
-        parts = {part for xml in self.xml if (part := part_of(xml))}
-        return sorted(parts, key=lambda part: PARTS.index(part.lower()))
+        return parts_of(self.xml)
 
     def chosen(self, split: str | None, findings: Findings) -> list[str]:
         """The xml files of a part, or of a list by its path; None: all."""

@@ -44,11 +44,7 @@ class YoloFormat(DatasetFormat):
     def read(self, path: Path, split: str | None, images: Path | None) -> Annotations:
         """Reads all parts, or one of them; see ``DatasetFormat.read``."""
         layout = layout_of(path)
-        if split in layout.absent:
-            where = f"{layout.file}: looked for {layout.absent[split]}"
-            raise DetkitError(
-                f"{split} of this {layout.file.name} is not there", where, "correct its path in that file"
-            )
+        layout.refuse_absent(split)
         check_part(split, layout.splits(), layout.file)
         findings = layout.findings
         listed: dict[str, None] = {}

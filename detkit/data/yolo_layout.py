@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from detkit.data.annotations import Findings
-from detkit.data.listing import PARTS, files_in, of_suffix, part_of, text_of
+from detkit.data.listing import PARTS, files_in, names_in, of_suffix, part_of, parts_of, text_of
 from detkit.errors import DetkitError
 from detkit.io.files import refuse_deep_nesting
 
@@ -40,6 +40,12 @@ class Layout:
     def splits(self) -> list[str]:
         """Names of the parts."""
         return [name for name in self.parts if name]
+
+    def refuse_absent(self, part: str | None) -> None:
+        """Raises DetkitError if the part is named, but not there."""
+        if part in self.absent:
+            where = f"{self.file}: looked for {self.absent[part]}"
+            raise DetkitError(f"{part} of this {self.file.name} is not there", where, "correct its path in that file")
 
 
 def layout_of(path: Path) -> Layout:
@@ -148,27 +154,20 @@ def _parts_in(folder: Path) -> dict[str, list[Path]]:
     if lists:
         return {name.removesuffix(".txt"): [folder / name] for name in lists}
     images = of_suffix(files)
-    parts = dict.fromkeys(part for file in images if (part := part_of(file)))
     places = dict[str, list[Path]]()
-    for part in sorted(parts, key=lambda part: PARTS.index(part.lower())):
-        homes = dict.fromkeys(_home(file, part) for file in images if part_of(file) == part)
+    for part in parts_of(images):
+        # The paths up to the folders that are the part: images/train of images/train/a/1.jpg.
+        homes = dict.fromkeys(file[: f"/{file}".index(f"/{part}/")] + part for file in images if part_of(file) == part)
         places[part] = [folder / home for home in homes]
-    if not all(map(part_of, images)) or not parts:
-        # Images outside of every part are read with the whole, and else said.
-        stray = [folder / file for file in images if not part_of(file)]
-        places[""] = stray if parts else [folder.absolute()]
+    # Images outside of every part are read with the whole, and else said.
+    stray = [folder / file for file in images if not part_of(file)]
+    if stray or not places:
+        places[""] = stray if places else [folder.absolute()]
     return places
 
 
-def _home(file: str, part: str) -> str:
-    """The path up to the folder that is a part: images/train of images/train/a/1.jpg."""
-    folders = file.split("/")
-    return "/".join(folders[: folders.index(part) + 1])
-
-
 def _is_list(file: Path) -> bool:
-    first = next((line for line in text_of(file).splitlines() if line.strip()), "")
-    return bool(of_suffix([first.strip()]))
+    return bool(of_suffix(names_in(file)[:1]))
 
 
 def has_labels(folder: Path) -> bool:
@@ -182,9 +181,7 @@ def has_labels(folder: Path) -> bool:
 
 def is_label(file: Path) -> bool:
     """True if the first line of a text file that is not empty is a label, and the file is no list of class names."""
-    if file.name in CLASSES:
-        return False
-    if not file.is_file():
+    if file.name in CLASSES or not file.is_file():
         return False
     with open(file, encoding="utf-8-sig", errors="replace") as lines:
         return bool(_LABEL.fullmatch(next((line for line in lines if line.strip()), "")))
@@ -245,8 +242,7 @@ def _place_parts(layout: Layout, places: dict[str, list[str]]) -> None:
             layout.parts[part] = [place for place in found.values() if place is not None]
     for part, place in layout.absent.items():
         if not layout.parts:
-            where = f"{layout.file}: looked for {place}"
-            raise DetkitError(f"{part} of this {layout.file.name} is not there", where, "correct its path in that file")
+            layout.refuse_absent(part)
         layout.findings.add("part that is not there (left out)", f"{layout.file}: {part}, {place}", note=True)
 
 
