@@ -46,7 +46,6 @@ class DataOptions(TypedDict, total=False):
     images: str | Path | None
     format: str | None
     keep_degenerate: bool
-    on_read: Callable[[Annotations], None]
 
 
 @overload
@@ -236,15 +235,14 @@ def evaluate(
             summary.refuse_drops()
 
     how: DataOptions = {"split": split, "images": images, "format": format, "keep_degenerate": keep_degenerate}
-    how["on_read"] = read
     notes: list[str] = []
     if isinstance(predictions_or_model, (str, Path)) and _holds_detections(Path(predictions_or_model)):
-        annotations, results, notes = read_predictions(predictions_or_model, data, **how)
+        annotations, results, notes = read_predictions(predictions_or_model, data, on_read=read, **how)
         usual = "classify" if annotations.image_labels else "coco"
     else:
         given = predictions_or_model
         predictor = load(given, plugins=plugins) if isinstance(given, (str, Path)) else as_predictor(given)
-        annotations, results, _ = evaluate_model(predictor, data, **how)
+        annotations, results, _ = evaluate_model(predictor, data, on_read=read, **how)
         usual = predictor.protocol
     if (protocol or usual) == "coco":
         notes += unlike_pycocotools(annotations, results)
@@ -285,22 +283,16 @@ def read_predictions(
     path: str | Path,
     data: str | Path,
     *,
-    split: str | None = None,
-    images: str | Path | None = None,
-    format: str | None = None,
-    keep_degenerate: bool = False,
     on_read: Callable[[Annotations], None] = lambda annotations: None,
+    **how: Unpack[DataOptions],
 ) -> tuple[Annotations, Results, list[str]]:
     """Detections from a file, the labels they are of, and what a person should know of them.
 
     Args:
         path: See ``detkit.io.detections.read_detections``.
         data: A data set of any format (docs/data.md).
-        split: One part of the data; None: all of it.
-        images: Folder of the images, if not where the format puts them.
-        format: Of the data, by name or ``module:Name``; None: recognised.
-        keep_degenerate: See ``detkit.data.dataset.read``.
         on_read: Called with the labels, before anything else is done.
+        how: See ``detkit.data.dataset.read``.
 
     Raises:
         DetkitError: Data or detections that cannot be read, or that do not fit each other.
@@ -309,7 +301,7 @@ def read_predictions(
     from detkit.io.detections import read_detections
     from detkit.metrics.confusion import swapped_classes
 
-    annotations = read(data, split=split, images=images, format=format, keep_degenerate=keep_degenerate)
+    annotations = read(data, **how)
     on_read(annotations)
     results, notes = read_detections(path, annotations)
     return annotations, results, [*notes, *swapped_classes(annotations.ground_truth(), results)]
@@ -327,15 +319,12 @@ def evaluate_model(
     predictor: Predictor,
     data: str | Path,
     *,
-    split: str | None = None,
-    images: str | Path | None = None,
-    format: str | None = None,
-    keep_degenerate: bool = False,
     on_read: Callable[[Annotations], None] = lambda annotations: None,
     iou: float | None = None,
     max_detections: int = 100,
     batch: int = 8,
     on_progress: Callable[[int, int], None] | None = None,
+    **how: Unpack[DataOptions],
 ) -> tuple[Annotations, Results, Mapping[str, float]]:
     """A model's detections on labelled data, under the limits that AP is defined with, and the times it took.
 
@@ -344,15 +333,12 @@ def evaluate_model(
     Args:
         predictor: What ``load`` or ``as_predictor`` gives.
         data: A data set of any format (docs/data.md).
-        split: One part of the data; None: all of it.
-        images: Folder of the images, if not where the format puts them.
-        format: Of the data, by name or ``module:Name``; None: recognised.
-        keep_degenerate: See ``detkit.data.dataset.read``.
         on_read: Called with the labels, before anything else is done.
         iou: The NMS threshold; None: the model's own.
         max_detections: Per image.
         batch: Images at a time.
         on_progress: Called with batches done and in all.
+        how: See ``detkit.data.dataset.read``.
 
     Returns:
         The labels, the detections in the labels' classes, and seconds by name.
@@ -366,7 +352,7 @@ def evaluate_model(
     from detkit.metrics import find_metric
     from detkit.structures import Limits
 
-    annotations = read(data, split=split, images=images, format=format, keep_degenerate=keep_degenerate)
+    annotations = read(data, **how)
     on_read(annotations)
     find_metric(predictor.protocol).check(annotations.ground_truth())  # before a long run
     _, results, timings = detect_dataset(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from detkit import api
 from detkit.errors import DetkitError
@@ -24,10 +24,6 @@ def full_report(
     settings: Settings,
     *,
     name: str = "",
-    split: str | None = None,
-    images: Path | None = None,
-    format: str | None = None,
-    keep_degenerate: bool = False,
     strict: bool = False,
     iou: float | None = None,
     batch: int = 8,
@@ -36,6 +32,7 @@ def full_report(
     check: str | None = None,
     tell: Callable[[str], None] = lambda text: None,
     on_progress: Callable[[int, int], None] | None = None,
+    **how: Unpack[api.DataOptions],
 ) -> Report:
     """Judges a model, or detections from a file, on labelled data.
 
@@ -44,10 +41,6 @@ def full_report(
         data: As ``detkit.evaluate``.
         settings: How to judge.
         name: Of the model, for people.
-        split: One part of the data; None: all of it.
-        images: Folder of the images, if not where the format puts them.
-        format: Of the data, by name or ``module:Name``; None: recognised.
-        keep_degenerate: See ``detkit.data.dataset.read``.
         strict: Labels or images that are dropped while reading are an error.
         iou: The model's NMS drops boxes that overlap more than this; None: its own.
         batch: Images at a time.
@@ -56,6 +49,7 @@ def full_report(
         check: "pycocotools": its numbers beside ours.
         tell: Called with what a person should know of data and detections.
         on_progress: Called with batches done and in all.
+        how: See ``detkit.data.dataset.read``.
 
     Raises:
         DetkitError: Data, detections and options that do not fit each other; said before a model runs where it can be.
@@ -65,6 +59,7 @@ def full_report(
     from detkit.report.content import build_report
 
     read_in: list[DataSummary] = []
+    split = how.get("split")
 
     def read(annotations: Annotations) -> None:
         read_in.append(summarise({split or "data": annotations}))
@@ -72,14 +67,12 @@ def full_report(
             tell(line)
         if strict:
             read_in[0].refuse_drops()
-        if split is None and len(parts := splits(data, format=format)) > 1:
+        if split is None and len(parts := splits(data, format=how.get("format"))) > 1:
             tell(f"{data}: all of {', '.join(parts)} together; --split takes one part")
 
-    how: api.DataOptions = {"split": split, "images": images, "format": format, "keep_degenerate": keep_degenerate}
-    how["on_read"] = read
     about, timings, details = None, None, details or page
     if isinstance(predictions_or_model, Path):
-        annotations, results, notes = api.read_predictions(predictions_or_model, data, **how)
+        annotations, results, notes = api.read_predictions(predictions_or_model, data, on_read=read, **how)
         usual = settings.protocol or ("classify" if annotations.image_labels else "coco")
         protocol = _fitting(settings, usual, page, check)
     else:
@@ -88,7 +81,7 @@ def full_report(
         predictor, limit = predictions_or_model, max(settings.limit, 100)
         protocol = _fitting(settings, predictor.protocol, page, check)
         annotations, results, timings = api.evaluate_model(
-            predictor, data, iou=iou, batch=batch, max_detections=limit, on_progress=on_progress, **how
+            predictor, data, on_read=read, iou=iou, batch=batch, max_detections=limit, on_progress=on_progress, **how
         )
         notes = explain_match(predictor.classes, annotations.classes)
         about = {"name": name, **_facts(predictor)} if details else None

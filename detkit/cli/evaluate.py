@@ -93,8 +93,8 @@ def _check_words(models: list[str], predictions: Path | None, answers: options.A
             raise DetkitError("this file is not a model", name, do)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Comparing(options.Part):
+@dataclass(frozen=True)
+class _Comparing:
     """Arguments of ``detkit.compare``."""
 
     data: Annotated[str | None, Option(help="Measure on this instead; then also model files, shipped names.")] = None
@@ -109,6 +109,7 @@ class _Comparing(options.Part):
 
 def compare(
     runs: Annotated[list[str], Argument(metavar="RUN RUN...", help="Run folders, or configs that were trained.")],
+    part: options.Part = options.Part(),
     how: _Comparing = _Comparing(),
     out: options.Out = None,
     overwrite: options.Overwrite = False,
@@ -125,7 +126,7 @@ def compare(
         refuse_existing(out, overwrite)
     from detkit import comparing
 
-    compared = comparing.compare(runs, tell=note, **vars(how))
+    compared = comparing.compare(runs, tell=note, **vars(part), **vars(how))
     if out is not None:
         compared.draw(out, overwrite=overwrite)
         message(f"image: {out}")

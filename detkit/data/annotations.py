@@ -152,6 +152,12 @@ class Annotations:
         columns |= {"rank": rank_of(self.image_ids), "class_rank": rank_of(self.class_ids)}
         return GroundTruth(len(self), self.image_index, self.labels, **columns)
 
+    def counts(self) -> dict[str, int]:
+        """Images, those without boxes, boxes, and among these crowds and other difficult ones."""
+        ignored = {"crowd": int(self.crowd.sum()), "difficult": int((self.difficult & ~self.crowd).sum())}
+        bare = int((np.diff(self.offsets) == 0).sum())
+        return {"images": len(self), "images_without_boxes": bare, "boxes": len(self.labels), **ignored}
+
     @property
     def labelled(self) -> bool:
         """True if each image has one object, which fills it: such a set can teach classification."""

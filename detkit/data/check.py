@@ -44,8 +44,7 @@ def check_annotations(annotations: Annotations, *, decode: bool = True, threads:
     kinds = f"{len(a.classes)} {'class' if len(a.classes) == 1 else 'classes'}"
     size = f"{len(a)} images, {len(a.labels)} boxes, {kinds}"
     if (a.crowd | a.difficult).any():
-        crowd, difficult = int(a.crowd.sum()), int((a.difficult & ~a.crowd).sum())
-        size += f" ({crowd} crowd, {difficult} difficult: neither right nor wrong when scored)"
+        size += " ({crowd} crowd, {difficult} difficult: neither right nor wrong when scored)".format(**a.counts())
     found = findings.as_list()
     faults, notes = ([one for one in found if one.note is note] for note in (False, True))
     lines = [line for one in faults for line in one.lines()] or ["nothing to complain of"]

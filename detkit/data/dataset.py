@@ -51,14 +51,10 @@ def format_of(path: str | Path, name: str | None = None) -> DatasetFormat:
     path = Path(path)
     files_in.cache_clear()
     if name is not None and path.exists():
-        where = f"format of {path}"
-        chosen: DatasetFormat = registry.make(registry.find_part("format", name, where=where), where)
-        return chosen
+        return _made(name, f"format of {path}")
     asked: dict[str, DatasetFormat] = {}
     for names in (FORMATS, registry.installed_parts("format")):
-        known: dict[str, DatasetFormat] = {
-            one: registry.make(registry.find_part("format", one), f"format {one}") for one in names
-        }
+        known = {one: _made(one, f"format {one}") for one in names}
         asked |= known
         found = {one: kind for one, kind in known.items() if kind.recognises(path)}
         if len(found) > 1:
@@ -67,9 +63,8 @@ def format_of(path: str | Path, name: str | None = None) -> DatasetFormat:
             do = f"choose one: {' or '.join(f'--format {one}' for one in found)} (format: NAME in a config)"
             raise DetkitError(f"labels of {len(found)} formats lie here: {', '.join(found)}", str(path), do)
         if found:
-            if inside := _data_sets_in(
-                path, {one: kind for one, kind in known.items() if one not in (*found, "folders")}
-            ):
+            others = {one: kind for one, kind in known.items() if one not in (*found, "folders")}
+            if inside := _data_sets_in(path, others):
                 only = "" if "folders" in found else f", or --format {next(iter(found))}"
                 do = f"give one as DATA: {', '.join(inside)}{only}"
                 raise DetkitError("folders of this one are data sets of another format", str(path), do)
@@ -81,6 +76,11 @@ def format_of(path: str | Path, name: str | None = None) -> DatasetFormat:
     do = f"give one of its folders: {', '.join(inside)}" if inside else advice(path) or do
     kind, where = ("folder", f"{path}: {contents(path)}") if path.is_dir() else ("file", str(path))
     raise DetkitError(f"this {kind} is not a data set that detkit knows", where, do)
+
+
+def _made(name: str, where: str) -> DatasetFormat:
+    made: DatasetFormat = registry.make(registry.find_part("format", name, where=where), where)
+    return made
 
 
 def _data_sets_in(path: Path, known: Mapping[str, DatasetFormat]) -> list[str]:

@@ -76,11 +76,7 @@ def describe_annotations(annotations: Annotations) -> dict[str, Any]:
     images_with = [np.unique(a.image_index[a.labels == i]).size for i in range(len(a.classes))]
     known = a.sizes[(a.sizes > 0).all(axis=1)]
     return {
-        "images": len(a),
-        "images_without_boxes": int((per_image == 0).sum()),
-        "boxes": len(a.labels),
-        "crowd": int(a.crowd.sum()),
-        "difficult": int(a.difficult.sum()),
+        **a.counts(),
         "classes": {
             name: {"boxes": int(count), "images": int(images)}
             for name, count, images in zip(a.classes, a.class_counts(), images_with, strict=True)

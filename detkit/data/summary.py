@@ -80,11 +80,8 @@ def summarise(parts: Mapping[str, Annotations], *, missing: bool = False) -> Dat
     # Parts that were drawn from one set share its findings.
     findings = Findings(found for own in {id(a.findings): a.findings for a in parts.values()}.values() for found in own)
     for name, a in parts.items():
-        counts = dict(zip(a.classes, a.class_counts().tolist(), strict=True))
-        ignored = {"crowd": int(a.crowd.sum()), "difficult": int((a.difficult & ~a.crowd).sum())}
-        bare = int((np.diff(a.offsets) == 0).sum())
-        numbers = {"images": len(a), "images_without_boxes": bare, "boxes": len(a.labels)}
-        counted[name] = {**numbers, **ignored, "classes": counts}
+        classes = dict(zip(a.classes, a.class_counts().tolist(), strict=True))
+        counted[name] = {**a.counts(), "classes": classes}
         for file in (file for file in a.files if missing and not os.path.isfile(file)):
             findings.add("image that is not there (left out)", file)
     return DataSummary(counted, findings.as_list())
@@ -132,6 +129,6 @@ def unlike_pycocotools(a: Annotations, results: Results) -> list[str]:
         notes[-1] += "; --check pycocotools prints its numbers"
     if flat := sum(one.count for one in a.findings if one.name in DEGENERATE):
         notes.append(f"{flat} boxes without area or outside are left out; pycocotools counts them (--keep-degenerate)")
-    if a.source is not None and a.source.format == "coco" and (count := int((a.difficult & ~a.crowd).sum())):
+    if a.source is not None and a.source.format == "coco" and (count := a.counts()["difficult"]):
         notes.append(f"{count} difficult objects count neither way (pycocotools counts them)")
     return notes

@@ -21,6 +21,7 @@ from detkit.io.cache import cache_folder
 from detkit.io.draw import overlap
 from detkit.io.images import write_image
 from detkit.structures import Sample, Target
+from detkit.tables import truth_of
 
 CLASSES = ("circle", "square", "triangle")
 
@@ -59,12 +60,9 @@ def write_toy_data(folder: Path, *, train: int = 64, val: int = 16, size: int = 
         files = [str(folder / part / sample.path) for sample in samples]
         for file, sample in zip(files, samples, strict=True):
             write_image(file, sample.image)
-        boxes = np.concatenate([np.zeros((0, 4)), *(sample.target.boxes for sample in samples)])
-        boxes[:, 2:] -= boxes[:, :2]
-        image = np.repeat(np.arange(count), [len(sample.target) for sample in samples])
-        labels = np.concatenate([np.zeros(0, np.int64), *(sample.target.labels for sample in samples)])
+        truth = truth_of([sample.target for sample in samples], CLASSES)
         images = ImageTable(list(range(count)), files, np.full((count, 2), size, np.int32))
-        objects = ObjectTable(image, boxes, labels, str)
+        objects = ObjectTable(truth.image, truth.xywh, truth.label, str)
         made = assemble(objects, images, dict(enumerate(CLASSES, 1)), Findings(), Source("toy", folder))
         write_coco_json(made, folder / "annotations" / f"instances_{part}.json")
     return folder

@@ -96,15 +96,10 @@ def _read_coco(path: Path, raw: bytes, start: int, data: Annotations) -> Found:
     unknown = np.flatnonzero(label < 0)
     counted = Counter(kinds[row] for row in unknown)
     refused = _class_hint(kinds, data.class_ids) if counted else ""
-    for key, bad, hint in (
-        (
-            "image_id",
-            np.flatnonzero(image < 0),
-            _id_hint(data.image_ids, "the part (--split) of the data it was made on"),
-        ),
-        ("category_id", unknown if refused else unknown[:0], refused),
-    ):
-        if len(bad):
+    hint = _id_hint(data.image_ids, "the part (--split) of the data it was made on")
+    wrong = {"image_id": (np.flatnonzero(image < 0), hint), "category_id": (unknown, refused)}
+    for key, (bad, hint) in wrong.items():
+        if len(bad) and hint:
             what = f"{key} {getattr(entries[bad[0]], key)!r} is not in the data ({len(bad)} such)"
             raise DetkitError(what, where(int(bad[0])), hint)
     boxes = np.fromiter(chain.from_iterable(column("bbox")), np.float64, 4 * len(entries))
