@@ -133,14 +133,8 @@ class Augment:
 
     @classmethod
     def _strengths(cls) -> list[str]:
-        settings = (
-            "crop_area",
-            "min_visible",
-            "boxes",
-            "warp_grid",
-            "covariance",
-            "chance",
-        )  # of what others switch on
+        # Of what others switch on.
+        settings = ("crop_area", "min_visible", "boxes", "warp_grid", "covariance", "chance")
         return [field.name for field in fields(cls) if field.name not in settings]
 
     def reduce_to(self, resize: Resize) -> int | None:

@@ -6,7 +6,7 @@ import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from detkit.data.annotations import Findings
 from detkit.errors import DetkitError
@@ -52,9 +52,8 @@ def text_of(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeError) as error:
-        raise DetkitError(
-            f"cannot read this file: {error}", str(file), "check its path, and save it as UTF-8"
-        ) from None
+        do = "check its path, and save it as UTF-8"
+        raise DetkitError(f"cannot read this file: {error}", str(file), do) from None
 
 
 def names_in(file: Path) -> list[str]:
@@ -86,28 +85,30 @@ class ImageIndex:
     def __init__(self, root: Path) -> None:
         self.root, self._called = root, defaultdict[str, list[str]](list)
         for file in of_suffix(files_in(root)):
-            name = file.rsplit("/", 1)[-1]
-            self._called[name].append(file)
-            self._called[os.path.splitext(name)[0]].append(file)
+            path = PurePosixPath(file)
+            self._called[path.stem].append(file)
+            self._called[f"{path.parent.name}/{path.stem}"].append(file)
 
-    def find(self, label: str, names: Iterable[str]) -> Path | None:
+    def find(self, label: str, name: str) -> Path | None:
         """The image of a label file: of several of its name the one whose folders are most like those around it.
 
         Args:
             label: The file's relative path.
-            names: What the image may be called, the likeliest first: with its suffix or without, or a path, of another
-                machine even, with "/" or "\\\\".
+            name: What it calls the image: a file name, or a path, of another machine even, with "/" or "\\". Where
+                there is none, the image is called as the label, or has another suffix.
 
         Returns:
             None: there is no such image, or several of which none is nearest.
         """
         around = label.split("/")[:-1]
-        for name in names:
-            *said, last = name.replace("\\", "/").split("/")
-            ranks = {file: _likeness(file.split("/")[:-1], around, said) for file in self._called.get(last, ())}
-            best = [file for file, rank in ranks.items() if rank == max(ranks.values())]
-            if len(best) == 1:
-                return self.root / best[0]
+        *said, last = name.replace("\\", "/").split("/")
+        for stem in (PurePosixPath(last).stem, PurePosixPath(label).stem):
+            # In a folder called as one of the label's there are few of them, even of frames of many videos.
+            near = (self._called.get(f"{folder}/{stem}") for folder in reversed(around))
+            files = next(filter(None, near), None) or self._called.get(stem, [])
+            ranks = [(file.endswith(last), *_likeness(file.split("/")[:-1], around, said)) for file in files]
+            if ranks and ranks.count(max(ranks)) == 1:
+                return self.root / files[ranks.index(max(ranks))]
         return None
 
 

@@ -124,9 +124,7 @@ def _usable(
     low, high = safe[:, :2], safe[:, :2] + safe[:, 2:]
     size = np.zeros_like(low) if not len(sizes) else sizes[np.maximum(objects.image, 0)][:, ::-1].astype(np.float64)
     sized = (size > 0).all(axis=1)
-    faults = {
-        "box is not finite (dropped)": ~finite,
-    }
+    faults = {"box is not finite (dropped)": ~finite}
     if not keep_degenerate:
         negative, flat = (safe[:, 2:] < 0).any(axis=1), (safe[:, 2:] == 0).any(axis=1)
         outside = sized & ((low >= size) | (high <= 0)).any(axis=1)

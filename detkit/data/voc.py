@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -70,9 +70,7 @@ class VocFormat(DatasetFormat):
                 continue
             read.append(xml)
             name = _text(tree, "filename")
-            stems = PurePosixPath(name.replace("\\", "/")).stem, file.stem
-            image = index.find(xml, (name, *stems)) or folder / (Path(name).name or f"{file.stem}.jpg")
-            files.append(str(image))
+            files.append(str(index.find(xml, name) or folder / (Path(name).name or f"{file.stem}.jpg")))
             size = pixels(number_in(_text(tree, "size/height"))), pixels(number_in(_text(tree, "size/width")))
             if not all(size):
                 findings.add("size missing (read from the image)", str(file), note=True)

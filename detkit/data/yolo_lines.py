@@ -88,9 +88,8 @@ def objects_of(
         n, label = len(values), classes.get(line.number)
         is_box = n == 4 or (kind.points > 0 and n == size)
         if not is_box and (n < 6 or n % 2 or kind.points):
-            findings.add(
-                "wrong number of columns (line dropped)", f"{line.where}: {n + 1} columns, expected {size + 1}"
-            )
+            columns = f"{line.where}: {n + 1} columns, expected {size + 1}"
+            findings.add("wrong number of columns (line dropped)", columns)
         elif label is None:
             findings.add("unknown class number (line dropped)", f"{line.where}: {line.number:g}")
         elif not sizes[line.image].all():
@@ -111,15 +110,10 @@ def objects_of(
     table = np.asarray(rows, dtype=np.float64).reshape(-1, 6)
     index, labels = table[:, :2].astype(np.int64).T
     scale = sizes[index][:, [1, 0]].astype(np.float64)
-    return ObjectTable(
-        index,
-        table[:, 2:] * np.tile(scale, 2),
-        labels,
-        lambda row: kept[row].where,
-        points=_points(np.asarray(points).reshape(len(rows), kind.points, kind.numbers), scale)
-        if kind.points
-        else None,
-    )
+    found = ObjectTable(index, table[:, 2:] * np.tile(scale, 2), labels, lambda row: kept[row].where)
+    if kind.points:
+        found.points = _points(np.asarray(points).reshape(len(rows), kind.points, kind.numbers), scale)
+    return found
 
 
 def _bounds(corners: Sequence[float]) -> tuple[float, float, float, float]:

@@ -90,11 +90,8 @@ def _blocks(url: str, limit: int | None = None) -> Iterator[bytes]:
             promised = int(response.headers.get("Content-Length") or -1)
             if limit is not None:
                 kind = response.headers.get_content_type()
-                if (
-                    not kind.startswith(("image/", "video/"))
-                    and kind not in _BYTES
-                    and response.headers["Content-Type"]
-                ):
+                usable = kind.startswith(("image/", "video/")) or kind in _BYTES
+                if not usable and response.headers["Content-Type"]:
                     what = f"this is no image and no video but {kind}"
                     raise DetkitError(what, url, "name the address of the file itself")
                 if promised > limit:

@@ -270,20 +270,16 @@ def _runs(text: str, size: int) -> list[tuple[str, Font]]:
     for char in text:
         joins = char.isspace() or unicodedata.category(char) in ("Mn", "Mc", "Cf")
         known = pieces[-1][1] if joins and pieces else _has_letters(base, char)
-        if (
-            pieces and pieces[-1][1] == known and (known or joins or not pieces[-1][0].endswith(" "))
-        ):  # words may differ
+        # Words may differ.
+        if pieces and pieces[-1][1] == known and (known or joins or not pieces[-1][0].endswith(" ")):
             char = pieces.pop()[0] + char
         pieces.append((char, known))
-    fonts = [None if known else _font_file(part) for part, known in pieces]
-    return [
-        (part, base)
-        if known
-        else ("?" + " " * part.endswith(" "), base)
-        if file is None
-        else (part, ImageFont.truetype(file, size))
-        for (part, known), file in zip(pieces, fonts, strict=True)
-    ]
+    runs = []
+    for part, known in pieces:
+        file = None if known else _font_file(part)
+        text = part if known or file else "?" + " " * part.endswith(" ")
+        runs.append((text, ImageFont.truetype(file, size) if file else base))
+    return runs
 
 
 @lru_cache(maxsize=2048)

@@ -300,9 +300,8 @@ def _open_header(file: BinaryIO, prefix: bytes, where: str) -> Image.Image:
             raise DetkitError(what, where, "fetch or copy it again") from error
     text = all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in prefix)
     what = "this is a text file, not an image" if text else "the file is not an image of a known format"
-    raise DetkitError(
-        what, where, "known: JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, JPEG 2000, PNM, HEIC with detkit[heif]"
-    )
+    known = "known: JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, JPEG 2000, PNM, HEIC with detkit[heif]"
+    raise DetkitError(what, where, known)
 
 
 def _open_heic(file: BinaryIO, where: str) -> Any:

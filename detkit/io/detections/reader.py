@@ -53,9 +53,8 @@ def read_detections(path: str | Path, data: Annotations) -> tuple[Results, list[
     finite = np.isfinite(results.score) & np.isfinite(results.xywh).all(axis=1)
     _check(results, finite, where)
     if len(lost := np.flatnonzero(~finite)):
-        notes.append(
-            f"{len(lost)} detections whose box or score is no finite number are left out: {where(int(lost[0]))}"
-        )
+        what = f"{len(lost)} detections whose box or score is no finite number are left out"
+        notes.append(f"{what}: {where(int(lost[0]))}")
     if unknown:
         names = some([*unknown])
         notes.append(f"{sum(unknown.values())} detections are left out, since the data has no class {names}")

@@ -244,3 +244,23 @@ def test_lists_that_cannot_be_read(scene: Any, tmp_path: Path) -> None:
         DetkitError, match=r"no annotation of this data set could be read\n.*\nthe list of images is empty"
     ):
         read(tmp_path, split="trainval")
+
+
+def test_of_images_of_one_name_the_nearest_is_meant(tmp_path: Path) -> None:
+    """The folders of the xml decide, then those that it names, then where images usually lie."""
+    text = "<annotation><filename>{}</filename><size><width>9</width><height>9</height></size></annotation>"
+    wanted = {
+        "Annotations/clip 1/0.xml": ("0.jpg", "JPEGImages/clip 1/0.jpg"),
+        "Annotations/clip 2/0.xml": ("C:\\films\\clip 1\\0.png", "JPEGImages/clip 2/0.jpg"),
+        "Annotations/1.xml": ("/films/day/1.jpg", "films/day/1.jpg"),
+        "Annotations/2.xml": ("2.jpg", "images/2.jpg"),
+        "Annotations/3.xml": ("3.jpg", "JPEGImages/3.jpg"),  # two of them, none is nearest: the usual place is named
+    }
+    for xml, (name, _) in wanted.items():
+        (tmp_path / xml).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / xml).write_text(text.format(name))
+    for file in ("films/night/1.jpg", "small/2.jpg", "a/3.jpg", "b/3.jpg", *(file for _, file in wanted.values())):
+        if file != "JPEGImages/3.jpg":
+            write_image(tmp_path / file, np.zeros((9, 9, 3), np.uint8))
+    found = [Path(file).relative_to(tmp_path).as_posix() for file in read(tmp_path).files]
+    assert found == [wanted[xml][1] for xml in sorted(wanted)]
