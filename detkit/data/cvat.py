@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detkit.data.annotations import Findings
-from detkit.data.label_files import LabelFilesFormat, LabelTable, label_files
+from detkit.data.label_files import Box, LabelFilesFormat, LabelTable, label_files
 from detkit.data.xml_files import number_in, parse_xml
 from detkit.io.files import reading
 
@@ -47,13 +47,10 @@ class CvatFormat(LabelFilesFormat):
             index = table.image(image.get("name", ""), *size)
             for number, shape in enumerate(one for one in image if one.tag != "tag"):
                 where = f"{place}: {image.get('name')}, shape {number}"
-                if (box := _box(shape)) is None:
-                    table.findings.add(f"{shape.tag} has no area (dropped)", where)
-                    continue
-                if shape.tag != "box" or number_in(shape.get("rotation", "0")):
-                    kind = "rotated box" if shape.tag == "box" else shape.tag
-                    table.findings.add(f"{kind} made into a box", where, note=True)
-                table.add(index, shape.get("label", ""), box, where)
+                upright = "rotated box" if number_in(shape.get("rotation", "0")) else "rectangle"
+                box = table.shape(upright if shape.tag == "box" else shape.tag, _box(shape), where)
+                if box is not None:
+                    table.add(index, shape.get("label", ""), box, where)
         for track in [] if root is None else root.findall("track"):
             name = "track of a video (dropped; export the task as COCO)"
             table.findings.add(name, f"{place}: track {track.get('id')}")
@@ -65,7 +62,7 @@ def _is_cvat(path: Path) -> bool:
         return bool(_START.search(file.read(1 << 10)))
 
 
-def _box(shape: Element) -> tuple[float, float, float, float] | None:
+def _box(shape: Element) -> Box | None:
     """The box around a box (rotated about its middle, in degrees), a polygon or an ellipse; None for what has none."""
     if shape.tag == "box":
         x1, y1, x2, y2 = (number_in(shape.get(key, "")) for key in _CORNERS)

@@ -14,7 +14,8 @@ from pathlib import Path
 import msgspec
 
 from detkit.data.label_files import Box, LabelFilesFormat, LabelTable, image_folders, json_kind
-from detkit.data.listing import PARTS, count_skipped, files_in, names_in
+from detkit.data.listing import PARTS, count_skipped, files_in
+from detkit.io.files import names_in
 from detkit.io.images import IMAGE_SUFFIXES
 
 CLASS_LIST = "labels.txt"  # what labelme --labels reads

@@ -9,7 +9,6 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from detkit.data.annotations import Findings
-from detkit.errors import DetkitError
 from detkit.io.images import IMAGE_SUFFIXES
 from detkit.io.sources import MEDIA, READERS
 
@@ -45,20 +44,6 @@ def _wanted(name: str) -> bool:
 def of_suffix(files: Iterable[str], suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[str]:
     """Those of the files that end in one of the suffixes (lower case, with the dot), in either case."""
     return [file for file in files if os.path.splitext(file)[1].lower() in suffixes]
-
-
-def text_of(file: Path) -> str:
-    """The text of a file; DetkitError where it cannot be read."""
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeError) as error:
-        do = "check its path, and save it as UTF-8"
-        raise DetkitError(f"cannot read this file: {error}", str(file), do) from None
-
-
-def names_in(file: Path) -> list[str]:
-    """A name per line; empty ones are none."""
-    return [line.strip() for line in text_of(file).splitlines() if line.strip()]
 
 
 def part_of(file: str) -> str | None:

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from detkit.data.annotations import Annotations, Findings, Source
-from detkit.data.listing import IMAGE_FOLDERS, ImageIndex, count_skipped, files_in, names_in, of_suffix, part_of
+from detkit.data.listing import IMAGE_FOLDERS, ImageIndex, count_skipped, files_in, of_suffix, part_of
 from detkit.data.reading import ImageTable, ObjectTable, assemble, pixels, short_names, size_of
 from detkit.data.voc_layout import VocFiles, is_voc, voc_files
 from detkit.data.xml_files import number_in, parse_xml
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
+from detkit.io.files import names_in
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element

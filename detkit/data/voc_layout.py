@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from detkit.data.annotations import Findings
-from detkit.data.listing import PARTS, files_in, of_suffix, part_of, parts_of, text_of
+from detkit.data.listing import PARTS, files_in, of_suffix, part_of, parts_of
 from detkit.data.reading import check_part
 from detkit.errors import DetkitError
+from detkit.io.files import text_of
 from detkit.io.images import IMAGE_SUFFIXES
 
 _LABELS = ("annotations", "annotation", "labels", "xmls", "xml")  # folders of xml files, in either case

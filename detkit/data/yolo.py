@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from detkit.data.annotations import Annotations, Findings, Source
-from detkit.data.listing import count_skipped, files_in, of_suffix, text_of
+from detkit.data.listing import count_skipped, files_in, of_suffix
 from detkit.data.reading import ImageTable, assemble, check_part, short_names, size_of
 from detkit.data.yolo_layout import YAML, has_labels, is_label, layout_of, said_by, tails_of
 from detkit.data.yolo_lines import objects_of, parse_lines
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
+from detkit.io.files import text_of
 
 _FOLDERS = {"images": "labels", "Images": "Labels", "JPEGImages": "labels"}  # of images, to that of their labels
 _MOST = 10_000  # classes that have numbers, but no names

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from detkit.data.annotations import Findings
-from detkit.data.listing import PARTS, files_in, names_in, of_suffix, part_of, parts_of, text_of
+from detkit.data.listing import PARTS, files_in, of_suffix, part_of, parts_of
 from detkit.errors import DetkitError
-from detkit.io.files import refuse_deep_nesting
+from detkit.io.files import names_in, refuse_deep_nesting, text_of
 
 YAML = (".yaml", ".yml")
 CLASSES = ("classes.txt", "obj.names", "_darknet.labels", "classes.names")  # a name per line

@@ -63,6 +63,20 @@ def refuse_deep_nesting(text: str, where: str) -> None:
             raise DetkitError("more than 100 brackets are open at once", where, "give a sound file")
 
 
+def text_of(file: Path) -> str:
+    """The text of a file in UTF-8; DetkitError where it cannot be read."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeError) as error:
+        do = "check its path, and save it as UTF-8"
+        raise DetkitError(f"cannot read this file: {error}", str(file), do) from None
+
+
+def names_in(file: Path) -> list[str]:
+    """A name per line; empty ones are none."""
+    return [line.strip() for line in text_of(file).splitlines() if line.strip()]
+
+
 def write_error(error: OSError, path: str | Path) -> DetkitError:
     """The error to show when writing ``path`` failed: code 4 if there is no room, else 2."""
     if error.errno in _FULL:
