@@ -56,12 +56,19 @@ def test_json_that_is_no_data_set(tmp_path: Path, old: bytes, new: bytes, said: 
         read(coco(tmp_path, lambda data: data.replace(old, new, 1)))
 
 
-@pytest.mark.parametrize("name", [rb"\u0000.png", rb"\ud800.png"])
+@pytest.mark.parametrize("name", [rb"\u0000.png", rb"\ud800.png", b"/dev/zero", b"x" * 5000])
 def test_names_that_no_file_has(tmp_path: Path, name: bytes) -> None:
     annotations = read(coco(tmp_path, lambda data: data.replace(b"a.png", name)))
     assert check_annotations(annotations).to_dict()["findings"]
     with pytest.raises(DetkitError):
         Dataset(annotations).load(0)
+
+
+@pytest.mark.parametrize("word", [b"1e400", b"Infinity", b"-Infinity"])
+def test_ids_without_end_become_record_numbers(tmp_path: Path, word: bytes) -> None:
+    old = b'[{"id": 1, "image_id"'
+    found = read(coco(tmp_path, lambda data: data.replace(old, old.replace(b"1", word, 1))))
+    assert found.ids.tolist() == [1]
 
 
 def test_detections_of_category_nan(tmp_path: Path) -> None:
@@ -88,6 +95,9 @@ def test_yaml_that_is_nested_too_deep(tmp_path: Path, text: str) -> None:
         (tmp_path / name).write_text(f"names: [a]\n{text}")
     with pytest.raises(DetkitError):
         read_config(tmp_path / "config.yaml", train_schema=TrainOptions)
+    with pytest.raises(DetkitError):
+        read(tmp_path / "data.yaml")
+    (tmp_path / "data.yaml").write_text(f"names: [a]\ntrain: {'x' * 5000}")
     with pytest.raises(DetkitError):
         read(tmp_path / "data.yaml")
 

@@ -315,7 +315,7 @@ def _whole_number(value: float) -> Key:
 def _whole(values: list[Id | None]) -> np.ndarray:
     """(N,) int64 ids for the metrics' table; where one is a name or missing, all become record numbers, from one."""
     kinds = set(map(type, values))
-    if kinds <= {int} or (kinds <= {int, float} and all(value == int(value) for value in values)):  # type: ignore
+    if kinds <= {int} or (kinds <= {int, float} and all(float(value).is_integer() for value in values)):  # type: ignore
         with suppress(OverflowError):
             return np.asarray(values, dtype=np.int64)
     return np.arange(1, len(values) + 1, dtype=np.int64)

@@ -252,12 +252,12 @@ def _place(text: str, root: Path, findings: Findings) -> Path | None:
     "../train/images" beside a data.yaml whose folder has train/images is how several exporters write it; a path of
     another machine, or from another folder, is what its last parts are here, and is counted.
     """
-    text = text.replace("\\", "/") if "\\" in text and not (root / text).exists() else text
+    text = text.replace("\\", "/") if "\\" in text and not os.path.exists(root / text) else text
     inside = re.sub(r"^(\.\./)+", "", text)
     for name in (inside, text):
-        if (root / name).exists():
+        if os.path.exists(root / name):  # unlike Path.exists it takes names that are too long
             return Path(os.path.normpath(root / name))
-    found = next((tail for tail in tails_of(inside, root) if tail.exists()), None)
+    found = next((tail for tail in tails_of(inside, root) if os.path.exists(tail)), None)
     if found is not None:
         findings.add("path from elsewhere (found by its last parts)", f"{text}: {found}", note=True)
     return found

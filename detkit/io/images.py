@@ -75,6 +75,8 @@ def read_image(
     """
     where = _where(source)
     with reading(where):
+        if not isinstance(source, bytes) and Path(source).is_char_device():
+            raise DetkitError("this is a device, an image file was expected", where, "give a file")
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
     head = _read_header(io.BytesIO(data), where)
     _refuse_large(*head.size, where, max_pixels)
