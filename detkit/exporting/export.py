@@ -19,7 +19,7 @@ from detkit.data.dataset import Dataset, read
 from detkit.detector import Detector
 from detkit.errors import DetkitError
 from detkit.exporting.engines import onnx_package, read_onnx
-from detkit.exporting.graph import graph_of, write_graph
+from detkit.exporting.graph import Graph, graph_of, write_graph
 from detkit.exporting.header import Header
 from detkit.exporting.predictor import load_exported
 from detkit.exporting.proof import Proof, Tolerance, photos, prove, score_both
@@ -68,8 +68,9 @@ def export(
 ) -> Exported:
     """Writes a model as ONNX (opset 18, float32, any batch size, decoding inside, NMS left to detkit).
 
-    The input ``pixels`` is uint8 (B, 3, H, W), RGB; the outputs are ``boxes`` (B, A, 4), xyxy in input pixels, and
-    ``scores`` (B, A, C). Model and file then detect in the same photographs, by the same code.
+    The input ``pixels`` is uint8 (B, 3, H, W), RGB; the outputs are ``boxes`` (B, A, 4), xyxy in input pixels (of heads
+    for whole images A is 1, and they are shares of the image), and ``scores`` (B, A, C). Model and file then detect in
+    the same photographs, by the same code.
 
     Args:
         model: Weights file, run folder or shipped name.
@@ -100,7 +101,7 @@ def export(
     if size is not None:
         detector.resize = replace(detector.resize, size=(size, size))
     graph = graph_of(detector)
-    header = _header(detector, graph.head.options.candidates, file)
+    header = _header(detector, graph, file)
     with tempfile.TemporaryDirectory() as folder:
         temporary = Path(folder) / "model.onnx"
         exporter = write_graph(graph, temporary)
@@ -127,7 +128,7 @@ def _images(dataset: Dataset | None) -> list[np.ndarray]:
     return photos() + [sample.image for _, sample in own]
 
 
-def _header(detector: Detector, candidates: int, file: Path) -> Header:
+def _header(detector: Detector, graph: Graph, file: Path) -> Header:
     return Header(
         classes=detector.classes,
         class_ids=detector.class_ids,
@@ -136,7 +137,9 @@ def _header(detector: Detector, candidates: int, file: Path) -> Header:
         iou=detector.iou,
         protocol=detector.protocol,
         flip_pairs=detector.flip_pairs,
-        candidates=candidates,
+        shares=graph.shares,
+        ranks_all=getattr(detector.head, "ranks_all", False),
+        candidates=graph.candidates,
         mean=tuple(detector.mean.flatten().tolist()),
         std=tuple(detector.std.flatten().tolist()),
         weights=sha256_of(file),

@@ -1,4 +1,4 @@
-"""The part of a detector that is exported: pixels in, every prior's box and scores out."""
+"""The part of a detector that is exported: pixels in, boxes and scores of every class out."""
 
 from __future__ import annotations
 
@@ -15,55 +15,87 @@ from detkit.detector import Detector
 from detkit.errors import DetkitError
 from detkit.exporting.engines import onnx_package
 from detkit.heads.dense import GridHead
+from detkit.heads.image import ImageHead
 from detkit.ops.coder import Priors
 
 OPSET = 18
 INPUT, OUTPUTS = "pixels", ("boxes", "scores")
 
 
-class DenseGraph(nn.Module):
-    """uint8 pixels (B, 3, H, W), RGB, to boxes (B, A, 4) xyxy in input pixels and scores (B, A, C).
-
-    H and W are the detector's own, so the priors are constants.
+class Graph(nn.Module):
+    """uint8 pixels (B, 3, H, W), RGB, to boxes (B, A, 4) xyxy and scores (B, A, C); H and W are the detector's own.
 
     Args:
-        detector: In evaluation mode, with a dense head.
+        detector: Put into evaluation mode.
+
+    Attributes:
+        candidates: (box, class) pairs per image that enter NMS at most.
+        shares: The boxes are in shares of the image's part of the input, else in input pixels.
     """
 
-    def __init__(self, detector: Detector, head: GridHead) -> None:
+    candidates: int
+    shares = False
+
+    def __init__(self, detector: Detector) -> None:
         super().__init__()
-        self.detector, self.head = detector, head
-        with torch.no_grad():
-            priors = head.priors(detector.raw(self.example(1)))
-        for name, value in zip(Priors._fields, priors, strict=True):
-            self.register_buffer(name, value)
+        self.detector = detector.eval()
 
     def example(self, batch: int) -> Tensor:
         """An input."""
         return torch.zeros((batch, 3, *self.detector.resize.input_size), dtype=torch.uint8)
 
+
+class DenseGraph(Graph):
+    """Of a dense head: A priors, which are constants."""
+
+    def __init__(self, detector: Detector, head: GridHead) -> None:
+        super().__init__(detector)
+        self.head, self.candidates = head, head.options.candidates
+        with torch.no_grad():
+            priors = head.priors(detector.raw(self.example(1)))
+        for name, value in zip(Priors._fields, priors, strict=True):
+            self.register_buffer(name, value)
+
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """As the class says."""
+        """As ``Graph`` says."""
         raw = self.detector.raw(pixels)
         priors = Priors(*(getattr(self, name) for name in Priors._fields))
         return self.head.decode(raw["boxes"], priors), self.head.scores(raw)
 
 
-def graph_of(detector: Detector) -> DenseGraph:
+class ImageGraph(Graph):
+    """Of a head for whole images: one box, with a score for each class."""
+
+    shares = True
+
+    def __init__(self, detector: Detector, head: ImageHead) -> None:
+        super().__init__(detector)
+        self.head, self.candidates = head, head.num_classes
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``Graph`` says."""
+        raw = self.detector.raw(pixels)
+        scores, boxes, _ = self.head.answers(raw, torch.ones((pixels.shape[0], 2)))
+        return boxes[:, None], scores[:, None]
+
+
+def graph_of(detector: Detector) -> Graph:
     """What is exported of a detector.
 
     Raises:
         DetkitError: A head that cannot be.
     """
-    if not isinstance(detector.head, GridHead) or detector.proposals is not None:
-        what = f"a detector with the head {type(detector.head).__name__.lower()} is not exported"
-        raise DetkitError(what, do="export one with a dense head: yolo, aligned or sliding_window")
-    graph = DenseGraph(detector, detector.head)
-    graph.eval()
-    return graph
+    head = detector.head
+    if isinstance(head, GridHead) and detector.proposals is None:
+        return DenseGraph(detector, head)
+    if isinstance(head, ImageHead) and head.protocol != "points":
+        return ImageGraph(detector, head)
+    why = "points" if head.protocol == "points" else "proposals"
+    what = f"a detector with {why} is not exported (its head is {type(head).__name__})"
+    raise DetkitError(what, do="export one with a dense head (yolo, aligned, sliding_window), classify or localize")
 
 
-def write_graph(graph: DenseGraph, path: Path) -> str:
+def write_graph(graph: Graph, path: Path) -> str:
     """Writes ONNX of any batch size; returns which of torch's exporters did.
 
     Raises:
@@ -71,6 +103,7 @@ def write_graph(graph: DenseGraph, path: Path) -> str:
     """
     for name in ("onnx", "onnxscript"):
         onnx_package(name)
+    graph.eval()
     reasons = []
     for dynamo in (True, False):
         axes: Any = {"dynamic_shapes": {INPUT: {0: torch.export.Dim("batch")}}}

@@ -28,6 +28,8 @@ class Header:
         iou: Of NMS.
         protocol: Of ``detkit.metrics.METRICS``.
         flip_pairs: See ``detkit.predictor.Predictor``.
+        shares: Boxes are in shares of the image's part of the input, else in input pixels.
+        ranks_all: See ``detkit.heads.image.ImageHead``.
         candidates: (box, class) pairs per image that enter NMS at most.
         mean: Of the pixels, RGB in 0..255; the graph subtracts it itself.
         std: What it divides by then.
@@ -43,6 +45,8 @@ class Header:
     iou: float = 0.5
     protocol: str = "coco"
     flip_pairs: tuple[tuple[int, int], ...] = ()
+    shares: bool = False
+    ranks_all: bool = False
     candidates: int = 3000
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,6 +81,10 @@ class ExportedDetector(Predictor):
     def _detections(
         self, boxes: np.ndarray, scores: np.ndarray, size: tuple[int, int], restore: Geometry, limits: Limits
     ) -> Detections:
+        if self.header.shares:
+            boxes = boxes * np.array([size[1], size[0]] * 2, boxes.dtype)
+        if self.header.ranks_all and limits.conf <= Limits.evaluation().conf:
+            limits = replace(limits, conf=0.0)
         boxes, scores, labels = select_boxes(boxes, scores, size, limits, self.header.candidates)
         return Detections(restore.to_original(boxes), scores, labels, self.classes)
 

@@ -37,6 +37,8 @@ HEADS: dict[str, dict[str, Any]] = {
     "yolo": {"name": "yolo", "anchors": [[16, 16], [40, 40]]},
     "aligned": {"name": "aligned", "reg_max": 4, "objectness": True, "prior": 0.3},
     "sliding_window": {"name": "sliding_window", "width": 8, "cells": 4},
+    "classify": {"name": "classify"},
+    "localize": {"name": "localize"},
 }
 
 
@@ -49,6 +51,8 @@ class Pair(NamedTuple):
 def build(folder: Path, head: str) -> Path:
     torch.manual_seed(0)
     parts = {"size": 64, "backbone": {"name": "lenet_textbook", "taps": [1]}, "head": HEADS[head]}
+    if HEADS[head]["name"] == "roi":
+        parts["proposals"] = {"name": "windows", "windows": [32], "aspects": [1.0]}
     detector = build_detector(Config({}, check_model(parts, Place()), {}, TrainOptions(), EvaluateOptions()), CLASSES)
     detector.save(folder / f"{head}.safetensors")
     return folder / f"{head}.safetensors"
@@ -100,6 +104,18 @@ def test_info_shows_what_the_file_says_of_itself(pair: Pair, capsys: pytest.Capt
     assert {"torch", "onnx", "detkit"} <= facts["versions"].keys()
 
 
+def toy_data(folder: Path) -> Path:
+    """COCO json of one image, toy.png, with one object."""
+    sample = toy_sample(0, 80)
+    write_image(folder / "toy.png", sample.image)
+    x1, y1, x2, y2 = sample.target.boxes[0].tolist()
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [x1, y1, x2 - x1, y2 - y1], "area": 1, "iscrowd": 0}
+    image = {"id": 1, "file_name": "toy.png", "width": sample.image.shape[1], "height": sample.image.shape[0]}
+    data = {"images": [image], "annotations": [box], "categories": [{"id": 1, "name": CLASSES[0]}]}
+    (folder / "toy.json").write_text(json.dumps(data))
+    return folder / "toy.json"
+
+
 WITHOUT_TORCH = """
 import socket, sys
 sys.modules["torch"] = None
@@ -116,13 +132,7 @@ assert asked == [], asked
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_no_torch_and_no_network_is_needed(engine: str, tmp_path: Path, yolo: Pair) -> None:
     pytest.importorskip(engine)
-    sample = toy_sample(0, 80)
-    write_image(tmp_path / "toy.png", sample.image)
-    x1, y1, x2, y2 = sample.target.boxes[0].tolist()
-    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [x1, y1, x2 - x1, y2 - y1], "area": 1, "iscrowd": 0}
-    image = {"id": 1, "file_name": "toy.png", "width": sample.image.shape[1], "height": sample.image.shape[0]}
-    data = {"images": [image], "annotations": [box], "categories": [{"id": 1, "name": CLASSES[0]}]}
-    (tmp_path / "toy.json").write_text(json.dumps(data))
+    toy_data(tmp_path)
     words = [str(yolo.file), "toy.png", "toy.json", engine]
     done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -182,6 +192,22 @@ def test_a_model_is_exported_once_into_the_cache(
     monkeypatch.setattr("detkit.config.build.load_detector", None)  # torch's model is not asked
     assert main(words) == 0
     assert capsys.readouterr().out == said.out
+
+
+@pytest.mark.parametrize("head", [{"name": "localize", "points": 2}, {"name": "roi", "layers": "mlp", "width": 8}])
+def test_what_is_not_exported_says_so(head: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(HEADS, "other", head)
+    with pytest.raises(detkit.DetkitError, match=r"a detector with (points|proposals) is not exported"):
+        export(build(tmp_path, "other"), tmp_path / "model.onnx")
+
+
+def test_the_users_images_are_compared_too(yolo: Pair, tmp_path: Path) -> None:
+    proof = export(yolo.model, tmp_path / "model.onnx", data=str(toy_data(tmp_path))).proof
+    assert [one.images for one in proof.differences] == [9, 9]
+    assert proof.scores is not None
+    name, ours, theirs = proof.scores
+    assert (name, ours) == ("AP", theirs)
+    assert f"AP on the data: {ours:.4f} of the model, {ours:.4f}" in proof.lines()[-1]
 
 
 def test_what_differs_is_not_written(
