@@ -134,7 +134,7 @@ def _exported(make: bool) -> str:
 
     if pick_device("auto").type != "cpu":
         return "no: torch is faster on this machine's GPU"
-    if _MISSING in map(_installed, EXTRAS["onnx"][0]):
+    if _MISSING in map(_installed, ("onnx", "onnxruntime", "onnxscript")):
         return "no: pip install 'detkit[onnx]', then detkit doctor --warm"
     if make:
         make_export(DEFAULT)

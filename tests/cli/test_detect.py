@@ -38,7 +38,7 @@ class Counting(Predictor):
 @pytest.fixture
 def detector(monkeypatch: pytest.MonkeyPatch) -> Counting:
     one = Counting()
-    monkeypatch.setattr(Answers, "predictor", lambda *_: one)
+    monkeypatch.setattr(Answers, "predictor", lambda *_, **__: one)
     return one
 
 
@@ -91,7 +91,7 @@ def test_a_stopped_video_plays_up_to_its_last_frame(
 RUN = """
 import sys
 from test_detect import Answers, Counting, main
-Answers.predictor = lambda *_: Counting()
+Answers.predictor = lambda *_, **__: Counting()
 sys.exit(main(sys.argv[1:]))
 """
 

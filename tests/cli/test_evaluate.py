@@ -130,8 +130,8 @@ def test_a_model_is_run_with_the_options_given(
 
     asked: dict[str, object] = {}
 
-    def load(names: list[str], **options: object) -> SimpleNamespace:
-        asked.update(options, names=names)
+    def load(given: list[str], **options: object) -> SimpleNamespace:
+        asked.update(options, names=given)
         return SimpleNamespace(classes=("cat", "dog", "cow"), protocol="coco")
 
     def evaluate_model(model: object, data: str, **options: object) -> tuple:

@@ -285,11 +285,14 @@ def test_sigterm_is_143() -> None:
     process.stdout.close()
 
 
-def test_doctor_looks_at_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_looks_at_this_machine(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(about, "_exported", lambda make: asked.append(make) or "no")  # an export takes long
     assert main(["doctor", "--warm", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["devices"].startswith("cpu")
     assert "compiled and cached" in facts["kernels"]
+    assert asked == [True]
     assert "not installed" not in facts["torch"]
 
 
