@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from detkit.engine.events import DryRun, Event, TrainFinished
     from detkit.engine.trainer import Trainer
 
-DEFAULT_RECIPE = "yolo"
+DEFAULT_RECIPE = "aligned"
 
 
 def train(

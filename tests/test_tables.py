@@ -66,7 +66,7 @@ def test_doubles_stay_doubles() -> None:
     [
         (FOUND, THERE[:2], "3 images, and 2"),
         (FOUND, "toy", "compared with a list of what is there"),
-        ("voc-lite0", THERE, "compared with a list of what was found"),
+        ("detkit-nano", THERE, "compared with a list of what was found"),
         ([{"boxes": [[0, 0, 1, 1]], "scores": [1], "labels": [-1]}], THERE[:1], "got -1"),
         (FOUND[:1], [Target([[0, 0, 1, 1]], [2])], "2 classes are known, got 2"),
     ],

@@ -90,7 +90,7 @@ def shipped(detector: Any, threshold: float, scores: dict[str, float], path: str
     """Writes the detector as a file to ship: nothing in it tells where it was trained."""
     detector.threshold, detector.scores = round(threshold, 3), {k: round(v, 4) for k, v in scores.items()}
     detector.config["model"] = {**detector.config["model"], "size": detector.resize.height}
-    detector.record = {key: detector.record[key] for key in ("seed", "data_hash", "versions")}
+    detector.record = {key: detector.record[key] for key in ("seed", "data_hash", "versions") if key in detector.record}
     detector.save(path, half=True)
     print(f"{path}: {Path(path).stat().st_size} bytes, sha256 {sha256_of(path)}\n")
 

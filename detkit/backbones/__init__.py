@@ -26,7 +26,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 }
 
 _MODULES = {
-    **dict.fromkeys(("mobilenet", "shufflenet", "densenet", "vgg", "alexnet"), "detkit.backbones.torchvision"),
+    **dict.fromkeys(("mobilenet", "densenet", "vgg", "alexnet"), "detkit.backbones.torchvision"),
     "darknet": "detkit.importers.darknet_backbone",  # from Darknet's files, so it lies with their importer
 }
 BACKBONES = {

@@ -1,13 +1,10 @@
-"""torchvision's networks as they are, cut into stages: AlexNet (and the original of 2012), VGG, MobileNet, ShuffleNet,
-DenseNet.
-"""
+"""torchvision's networks as they are, cut into stages: AlexNet (and the original of 2012), VGG, MobileNet, DenseNet."""
 
 from __future__ import annotations
 
 import re
 from functools import partial
 from itertools import pairwise
-from typing import Literal
 
 from torch import nn
 from torchvision.models import VGG, AlexNet, get_model
@@ -76,26 +73,6 @@ def _mobilenet(name: str) -> Network:
     return net, Classifier(StagedBackbone(stages), last)
 
 
-def _shufflenet(name: str, *, act: Literal["relu", "leaky"] = "relu") -> Network:
-    """ShuffleNets v2 (Ma et al. 2018, arXiv 1807.11164): half the channels pass by, then all are shuffled.
-
-    Five stages of strides 2 to 32: convolution, pooling, three groups; the last 1 x 1 belongs to the classifier.
-
-    Args:
-        act: "leaky": LeakyReLU 0.1 in place of each ReLU, as in NanoDet, which starts from the same weights.
-    """
-    net = get_model(name, weights=None)
-    if act == "leaky":
-        for parent in [module for module in net.modules() if isinstance(module, nn.Sequential)]:
-            for i, layer in enumerate(parent):
-                if isinstance(layer, nn.ReLU):
-                    parent[i] = nn.LeakyReLU(0.1, inplace=True)
-    stages = [net.conv1, net.maxpool, net.stage2, net.stage3, net.stage4]
-    stem, *groups = net._stage_out_channels[:4]
-    last = nn.Sequential(net.conv5, nn.AdaptiveAvgPool2d(1), nn.Flatten(), net.fc)
-    return net, Classifier(StagedBackbone(stages, [stem, stem, *groups]), last)
-
-
 def _densenet(name: str) -> Network:
     """DenseNets (Huang et al. 2017, arXiv 1608.06993): every layer reads all maps before it.
 
@@ -123,9 +100,6 @@ def _without_dots(key: str) -> str:
 alexnet, alexnet_2012 = family(_alexnet, *FAMILIES["alexnet"], taps=(1, 2))
 vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn = family(_vgg, *FAMILIES["vgg"], taps=(3, 4))
 mobilenet_v2, mobilenet_v3_small, mobilenet_v3_large = family(_mobilenet, *FAMILIES["mobilenet"])
-shufflenet_v2_x0_5, shufflenet_v2_x1_0, shufflenet_v2_x1_5, shufflenet_v2_x2_0 = family(
-    _shufflenet, *FAMILIES["shufflenet"]
-)
 densenet121, densenet169, densenet201 = family(
     _densenet, *FAMILIES["densenet"], load=partial(load_weights, rename=_without_dots)
 )

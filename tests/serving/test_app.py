@@ -361,7 +361,7 @@ def test_the_verb_until_ctrl_c(capfd: pytest.CaptureFixture[str], monkeypatch: p
     thread.start()
     assert main(["serve", "--port", "0", "--json"]) == 130
     thread.join()
-    assert answers[0][2]["model"] == "voc-lite0"
+    assert answers[0][2]["model"] == "detkit-nano"
     assert capfd.readouterr().err.splitlines()[-1] == "detkit: stopped"
 
 
@@ -373,7 +373,7 @@ def test_the_verb_until_ctrl_c(capfd: pytest.CaptureFixture[str], monkeypatch: p
         (["--host", "no such host"], ["no such host:8000", "--host 127.0.0.1"]),
         (["--host", "203.0.113.7"], ["cannot listen", "203.0.113.7:8000"]),
         (["--report", "nowhere.html"], ["no such page", "nowhere.html", "--report PAGE"]),
-        (["--port", "0", "--model", "voc-lite1"], ["voc-lite1", "voc-lite0"]),
+        (["--port", "0", "--model", "detkit-nano2"], ["detkit-nano2", "detkit-nano"]),
         (["--port", "0", "-m", "a", "-m", "b"], ["2 models without --ensemble"]),
         (["--timeout", "0"], ["timeout must be positive"]),
         (["--max-mb", "nan"], ["--max-mb"]),
