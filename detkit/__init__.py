@@ -1,4 +1,4 @@
-"""detkit: object detection in one small package.
+"""detkit: object detection.
 
 Public names are imported when they are first used, so ``import detkit`` costs almost nothing and IoU, NMS, anchors and
 mAP never import torch.

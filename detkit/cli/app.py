@@ -46,7 +46,7 @@ class Grouped(TyperGroup):
 app = typer.Typer(
     name="detkit",
     cls=Grouped,
-    help="Object detection in one small package: detect, train, evaluate.",
+    help="Object detection: detect, train, evaluate.",
     no_args_is_help=True,
     rich_markup_mode=None,  # plain help: the same everywhere, and quick
     pretty_exceptions_enable=False,
@@ -69,7 +69,7 @@ def _options(
         bool, typer.Option("--debug", help="Show a traceback with an error (any place on the line).")
     ] = False,
 ) -> None:
-    """Object detection in one small package: detect, train, evaluate."""
+    """Object detection: detect, train, evaluate."""
 
 
 for place in itertools.chain(*VERBS.values()):
