@@ -135,7 +135,7 @@ def _box(kind: str, shape: Mapping[str, Any]) -> Box | None:
             xs, ys = (msgspec.convert(shape[name], list[float]) for name in _NUMBERS[kind])
             return min(xs), min(ys), max(xs), max(ys)
         values = [msgspec.convert(shape[name], float, strict=False) for name in _NUMBERS[kind]]
-    except (KeyError, ValueError):  # msgspec's is a ValueError
+    except (KeyError, ValueError, msgspec.ValidationError):  # the last is a ValueError only in newer versions
         return None
     if kind == "rect":
         x, y, w, h = values

@@ -49,7 +49,7 @@ def test_nothing_left_to_learn_from_stops_with_examples(
     assert main(["train", "--data", str(images / "data.yaml"), "-o", str(images / "run")]) == 2
     said = capsys.readouterr().err
     assert all(word in said for word in ["no box is left to learn from", *words])
-    assert len(said.strip().splitlines()) == 3
+    assert said.strip().splitlines()[-3].startswith("detkit: no box is left")
     assert not (images / "run").exists()
 
 
