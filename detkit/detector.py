@@ -15,7 +15,7 @@ from detkit import zoo
 from detkit.arrays import plain
 from detkit.data.loader import collate
 from detkit.data.resize import Resize
-from detkit.errors import DetkitError
+from detkit.errors import DetkitError, small_image_error
 from detkit.interfaces import Backbone, Head, Losses, Neck, ProposalSource, Raw
 from detkit.predictor import Predictor
 from detkit.structures import Batch, Detections, Limits, Sample, Target
@@ -195,7 +195,11 @@ class Detector(nn.Module, Predictor):
         return collate(samples, self.resize)[0].to(self.device)
 
     def predict_samples(self, samples: list[Sample], limits: Limits) -> list[Detections]:
-        """Detections (numpy) in each sample's original pixels, whatever mode the model is in."""
+        """Detections (numpy) in each sample's original pixels, whatever mode the model is in.
+
+        Raises:
+            DetkitError: The input is too small for the network.
+        """
         if not samples:
             return []
         batch, training = self.batch_of(samples), self.training
@@ -204,6 +208,10 @@ class Detector(nn.Module, Predictor):
         try:
             with torch.inference_mode(), self.autocast():
                 return [found.numpy() for found in self(batch, limits=limits)]
+        except RuntimeError as error:
+            if (too_small := small_image_error(error)) is not None:
+                raise too_small from error
+            raise
         finally:
             if training:
                 self.train()

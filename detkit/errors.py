@@ -34,6 +34,14 @@ def _rebuild_error(kind: type[DetkitError], what: str, where: str, do: str, code
     return kind(what, where, do, code=code)
 
 
+def small_image_error(error: Exception) -> DetkitError | None:
+    """What to tell a person of torch's error where an image is too small for a network that does not pad; else None."""
+    text = str(error).partition("\n")[0]
+    if "Kernel size can't be greater" not in text and "Output size is too small" not in text:
+        return None
+    return DetkitError("the images are too small for this network", text, "give a larger --size or model.size")
+
+
 def nearest(name: Any, names: Iterable[Any], *, otherwise: str | None = None) -> str:
     """What to do about an unknown name: the nearest of ``names``, or all of them.
 

@@ -8,14 +8,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from detkit import zoo
-from detkit.config.build import load_detector
-from detkit.config.experiment import read_config
+from detkit.config.build import build_detector, load_detector
+from detkit.config.experiment import Config, EvaluateOptions, check_model, read_config
+from detkit.config.schema import Place
 from detkit.data.check import check_annotations
 from detkit.data.dataset import Dataset, read
+from detkit.data.resize import Resize
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
 from detkit.io.detections import read_detections
@@ -122,3 +125,11 @@ def test_headers_that_no_model_has(tmp_path: Path, change: dict[str, object], sa
     save_file({}, tmp_path / "m.safetensors", zoo.header_metadata(header))
     with pytest.raises(DetkitError, match=said):
         load_detector(tmp_path / "m.safetensors")
+
+
+def test_an_input_that_is_too_small_for_its_network() -> None:
+    body = {"size": 32, "backbone": {"name": "lenet5", "taps": [1]}, "head": {"name": "yolo", "anchors": [[8, 8]]}}
+    model = build_detector(Config({}, check_model(body, Place()), {}, TrainOptions(), EvaluateOptions()), ("a",))
+    model.resize = Resize((32, 2), stride=1)
+    with pytest.raises(DetkitError, match="too small for this network"):
+        model.predict(np.zeros((8, 8, 3), np.uint8))

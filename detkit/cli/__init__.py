@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from detkit.errors import DetkitError, InputNote
+from detkit.errors import DetkitError, InputNote, small_image_error
 from detkit.registry import UntrustedPart, outside_line
 
 _inputs: Counter[str] = Counter()  # what was put right or assumed of how many files, counted where warnings are shown
@@ -137,8 +137,8 @@ def _unforeseen(error: Exception) -> int:
         do = "lower --size, --batch or train.batch, or close other programs"
         _say(DetkitError("not enough memory", text, do))
         return 4
-    if "Kernel size can't be greater" in text or "Output size is too small" in text:  # of a net that does not pad
-        _say(DetkitError("the images are too small for this network", text, "give a larger --size or model.size"))
+    if (too_small := small_image_error(error)) is not None:
+        _say(too_small)
         return 2
     if isinstance(error, OSError):
         where = str(error.filename or "")
