@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from detkit.data.annotations import Annotations, Findings, Source
-from detkit.data.label_files import LabelFilesFormat, image_folders, json_kind, label_files, place_images
+from detkit.data.label_files import LabelFilesFormat, find_label_files, image_folders, json_kind, place_images
 from detkit.data.reading import ImageTable, ObjectTable, assemble, fill_sizes, pixels
 from detkit.errors import DetkitError
 from detkit.tables import other_spelling
@@ -93,7 +93,7 @@ class CocoFormat(LabelFilesFormat):
         """The json of each part, named by its stem without "instances_"."""
         # A single json that is nothing else is taken for COCO's, so that what is wrong with it can be said.
         known = ("coco",) if path.is_dir() else ("coco", "")
-        return label_files(path, ".json", lambda p: json_kind(p) in known)
+        return find_label_files(path, ".json", lambda p: json_kind(p) in known)
 
     def splits(self, path: Path) -> list[str]:
         """Parts of a folder; none for a single file."""

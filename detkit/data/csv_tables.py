@@ -17,7 +17,7 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
-from detkit.data.label_files import Box, LabelFilesFormat, LabelTable, label_files
+from detkit.data.label_files import Box, LabelFilesFormat, LabelTable, find_label_files
 from detkit.errors import DetkitError
 from detkit.io.files import reading
 from detkit.io.images import IMAGE_SUFFIXES
@@ -55,7 +55,7 @@ class CsvFormat(LabelFilesFormat):
     def places(self, path: Path) -> dict[str, Path]:
         """The csv of each part."""
         # A single csv that is not VIA's is taken for one of boxes, so that what is wrong with it can be said.
-        return label_files(path, ".csv", _holds_boxes if path.is_dir() else _is_not_via)
+        return find_label_files(path, ".csv", _holds_boxes if path.is_dir() else _is_not_via)
 
     def listed(self, path: Path) -> list[str]:
         """Those of classes.csv, which keras-retinanet reads: lines of a name and its number."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detkit.data.annotations import Findings
-from detkit.data.label_files import Box, LabelFilesFormat, LabelTable, label_files
+from detkit.data.label_files import Box, LabelFilesFormat, LabelTable, find_label_files
 from detkit.data.xml_files import number_in, parse_xml
 from detkit.io.files import reading
 
@@ -31,7 +31,7 @@ class CvatFormat(LabelFilesFormat):
 
     def places(self, path: Path) -> dict[str, Path]:
         """The xml of each part."""
-        return label_files(path, ".xml", _is_cvat)
+        return find_label_files(path, ".xml", _is_cvat)
 
     def listed(self, path: Path) -> list[str]:
         """The labels of the tasks."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from detkit.data.label_files import LabelFilesFormat, LabelTable, decode_json, json_kind, label_files
+from detkit.data.label_files import LabelFilesFormat, LabelTable, decode_json, find_label_files, json_kind
 
 
 class _Detection(msgspec.Struct):
@@ -32,7 +32,7 @@ class FiftyOneFormat(LabelFilesFormat):
 
     def places(self, path: Path) -> dict[str, Path]:
         """The json of each part."""
-        return label_files(path, ".json", lambda p: json_kind(p) == "fiftyone")
+        return find_label_files(path, ".json", lambda p: json_kind(p) == "fiftyone")
 
     def listed(self, path: Path) -> list[str]:
         """Those that the files name."""

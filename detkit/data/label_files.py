@@ -51,7 +51,7 @@ def json_kind(path: Path) -> str:
     return "coco" if known and ("images" in known or len(head) >= _HEAD // 2) else ""
 
 
-def label_files(path: Path, suffix: str, holds: Callable[[Path], bool]) -> dict[str, Path]:
+def find_label_files(path: Path, suffix: str, holds: Callable[[Path], bool]) -> dict[str, Path]:
     """Label files by the name of their part.
 
     Args:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from detkit.data.csv_tables import csv_lines
-from detkit.data.label_files import Box, LabelFilesFormat, LabelTable, decode_json, json_kind, label_files
+from detkit.data.label_files import Box, LabelFilesFormat, LabelTable, decode_json, find_label_files, json_kind
 from detkit.errors import DetkitError
 
 _CSV = {"filename", "region_shape_attributes", "region_attributes"}
@@ -51,7 +51,9 @@ class ViaFormat(LabelFilesFormat):
 
     def places(self, path: Path) -> dict[str, Path]:
         """The file of each part; json, where there are both."""
-        return label_files(path, ".json", lambda p: json_kind(p) == "via") or label_files(path, ".csv", _is_csv)
+        return find_label_files(path, ".json", lambda p: json_kind(p) == "via") or find_label_files(
+            path, ".csv", _is_csv
+        )
 
     def table(self, place: Path) -> LabelTable:
         """One file."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from detkit.backbones.base import Classifier, Frozen, Network, StagedBackbone, family
 from detkit.errors import DetkitError
 from detkit.importers.darknet_files import Convolution, load_darknet_weights, read_lines
-from detkit.importers.darknet_graph import Layer, plan
+from detkit.importers.darknet_graph import DarknetLayer, plan
 
 
 class Stage(nn.ModuleDict):
@@ -25,7 +25,7 @@ class Stage(nn.ModuleDict):
         last_read: Of each layer's output, the number of the last layer that reads it.
     """
 
-    def __init__(self, layers: Sequence[Layer], last_read: Mapping[int, int]) -> None:
+    def __init__(self, layers: Sequence[DarknetLayer], last_read: Mapping[int, int]) -> None:
         layers = [layer for layer in layers if layer.section.kind != "head"]
         super().__init__({str(layer.number): layer.make() for layer in layers})
         self.inputs, self.last_read = {layer.number: layer.inputs for layer in layers}, last_read
@@ -61,7 +61,7 @@ class Darknet(StagedBackbone):
         ValueError: outputs or frozen outside the graph.
     """
 
-    def __init__(self, layers: Sequence[Layer], *, outputs: Sequence[int], frozen: Frozen = 0) -> None:
+    def __init__(self, layers: Sequence[DarknetLayer], *, outputs: Sequence[int], frozen: Frozen = 0) -> None:
         for number in outputs:
             if not 0 <= number < len(layers) or layers[number].section.kind == "head":
                 raise ValueError(f"outputs must be layers of the graph, 0..{len(layers) - 1}, got {number}")
@@ -162,9 +162,9 @@ def _classifier(body: Darknet, num_classes: int) -> Classifier:
     return Classifier(body, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), logits))
 
 
-def _stages(layers: Sequence[Layer]) -> list[list[Layer]]:
+def _stages(layers: Sequence[DarknetLayer]) -> list[list[DarknetLayer]]:
     """The layers in groups: a new one where the stride exceeds all before, and where it first falls back."""
-    groups: list[list[Layer]] = []
+    groups: list[list[DarknetLayer]] = []
     largest, neck = 1, False
     for layer in layers:
         falls = 0 < layer.stride < largest and not neck

@@ -98,7 +98,7 @@ def _convolution(
     return nn.Sequential(OrderedDict([("conv", conv), *norm, ("act", _ACTIVATIONS[activation]())]))
 
 
-class Layer(NamedTuple):
+class DarknetLayer(NamedTuple):
     """A layer of a graph.
 
     Attributes:
@@ -118,7 +118,7 @@ class Layer(NamedTuple):
     section: Section
 
 
-def plan(sections: Sequence[Section]) -> list[Layer]:
+def plan(sections: Sequence[Section]) -> list[DarknetLayer]:
     """What every layer reads and puts out, for an image of 3 channels.
 
     A layer reads the one before it; ``route``, ``shortcut``, ``scale_channels`` and ``sam`` name others, by number from
@@ -129,7 +129,7 @@ def plan(sections: Sequence[Section]) -> list[Layer]:
         DetkitError: An unknown layer or activation, a bad value, a layer that is not there, shapes that do not fit;
             names the line and the layer.
     """
-    layers: list[Layer] = []
+    layers: list[DarknetLayer] = []
     shapes = {-1: (3, _SIDE)}  # channels and cells along a side, of the image and of every layer
     for section in sections:
         if section.kind not in KEYS:
@@ -142,11 +142,11 @@ def plan(sections: Sequence[Section]) -> list[Layer]:
             raise section.error("nothing is left of the image here")
         stride = _SIDE // side if side > 1 and _SIDE % side == 0 else 0
         shapes[section.number] = channels, side
-        layers.append(Layer(section.number, make, inputs, channels, stride, section))
+        layers.append(DarknetLayer(section.number, make, inputs, channels, stride, section))
     return layers
 
 
-def _inputs(section: Section, layers: list[Layer]) -> tuple[int, ...]:
+def _inputs(section: Section, layers: list[DarknetLayer]) -> tuple[int, ...]:
     if section.kind == "head":
         return ()
     key, here = _NAMES_LAYERS.get(section.kind, ""), section.number

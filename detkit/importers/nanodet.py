@@ -19,7 +19,7 @@ from detkit.importers.weights import (
     fill,
     fill_folded,
     read_checkpoint,
-    renamed,
+    rename_keys,
     restore_norms,
     tell_unused,
 )
@@ -56,7 +56,7 @@ _WORDS = {
 _UNUSED = ("aux_", "head.distribution_project.")  # what only training needs, and a constant
 
 
-def model_section(trunk: str, channels: int, size: int = 416) -> dict[str, object]:
+def nanodet_section(trunk: str, channels: int, size: int = 416) -> dict[str, object]:
     """The config's ``model`` section of a NanoDet-Plus.
 
     Args:
@@ -125,7 +125,7 @@ def _untrained(tapped: int, channels: int, outputs: int, names: str | Path | Non
         what = f"this is no file of {FAMILY}: {tapped} channels of the first map, {outputs} outputs of a cell"
         raise DetkitError(what, str(path), f"the models are {', '.join(MODELS)}")
     classes = class_names(names, outputs - 4 * _BINS, str(path))
-    section = model_section(_TRUNKS[tapped], channels, size)
+    section = nanodet_section(_TRUNKS[tapped], channels, size)
     detector = untrained_detector(section, classes, ids_of(classes), path.name, iou=_NMS)
     detector.threshold = _THRESHOLD
     return detector
@@ -146,7 +146,7 @@ def _names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if any(key.startswith(f"{prefix}backbone.") for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
             break
-    found = renamed(state, _BEGINNINGS, _WORDS, _UNUSED)
+    found = rename_keys(state, _BEGINNINGS, _WORDS, _UNUSED)
     first = "backbone.stages.0.0.weight"
     if first in found:
         found[first] = found[first].flip(1)

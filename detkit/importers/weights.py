@@ -45,7 +45,7 @@ def read_checkpoint(path: Path, *keys: str) -> dict[str, Tensor]:
     return tensors
 
 
-def renamed(
+def rename_keys(
     state: Mapping[str, Tensor], beginnings: Mapping[str, str], words: Mapping[str, str], unused: Sequence[str] = ()
 ) -> dict[str, Tensor]:
     """Tensors under detkit's names.

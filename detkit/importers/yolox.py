@@ -20,7 +20,7 @@ from detkit.importers.weights import (
     fill,
     fill_folded,
     read_checkpoint,
-    renamed,
+    rename_keys,
     restore_norms,
     tell_unused,
 )
@@ -63,7 +63,7 @@ _WORDS = {
 }
 
 
-def model_section(repeats: int, base: int, depthwise: bool, size: int) -> dict[str, object]:
+def yolox_section(repeats: int, base: int, depthwise: bool, size: int) -> dict[str, object]:
     """The config's ``model`` section of a YOLOX.
 
     Args:
@@ -136,7 +136,7 @@ def _untrained(
 ) -> Detector:
     size = size or (416 if base < MODELS["yolox-s"][1] else 640)
     labels = class_names(names, classes, str(path))
-    section = model_section(repeats, base, depthwise, size)
+    section = yolox_section(repeats, base, depthwise, size)
     detector = untrained_detector(section, labels, ids_of(labels), path.name, iou=_NMS)
     detector.threshold = _THRESHOLD
     made_of = repeats, base, depthwise
@@ -157,7 +157,7 @@ def _stem(focus: Tensor) -> Tensor:
 
 def _names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of an official file under detkit's names: boxes and objectness become one layer."""
-    found = renamed(state, _BEGINNINGS, _WORDS)
+    found = rename_keys(state, _BEGINNINGS, _WORDS)
     first = "backbone.stages.0.0.weight"
     if first in found and found[first].shape[1:] == (12, 3, 3):
         found[first] = _stem(found[first])

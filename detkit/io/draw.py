@@ -233,10 +233,10 @@ def _place(canvas: np.ndarray, corners: Corners, tab: np.ndarray, taken: list[Co
     wishes = (top - height, top, bottom + 1, *range(top + height, bottom + 1 - height, height), bottom + 1 - height)
     rows = [y for y in wishes if 0 <= y <= lowest] or [min(top, lowest)]
     places = [(x, y, x + width, y + height) for y in rows]
-    return next((place for place in places if not any(overlap(place, other) for other in taken)), places[0])
+    return next((place for place in places if not any(boxes_meet(place, other) for other in taken)), places[0])
 
 
-def overlap(a: Corners, b: Corners) -> bool:
+def boxes_meet(a: Corners, b: Corners) -> bool:
     """True if two boxes x1, y1, x2, y2 have a pixel in common."""
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 

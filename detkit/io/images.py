@@ -46,7 +46,7 @@ FLOATING = "floating-point pixels: 0 to 1, 0 to 255, or else their own range, be
 ImageSource = str | Path | bytes | np.ndarray | Image.Image
 
 
-class Header(NamedTuple):
+class ImageHeader(NamedTuple):
     """What an image's header tells: format, (width, height) after the EXIF orientation, that orientation, alpha, its
     own length in bytes (of a JPEG: all before the coded pixels), and the values of black and white if it tells them."""
 
@@ -142,7 +142,7 @@ def image_size(path: str | Path | bytes) -> tuple[int, int]:
     return read_header(path).size
 
 
-def read_header(source: str | Path | bytes) -> Header:
+def read_header(source: str | Path | bytes) -> ImageHeader:
     """What the header of an image says, without decoding it; DetkitError as ``read_image``."""
     where = _where(source)
     with reading(where), io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
@@ -247,13 +247,13 @@ def _refuse_large(width: int, height: int, where: str, max_pixels: int | None) -
         raise DetkitError(what, where, do)
 
 
-def _read_header(file: BinaryIO, where: str) -> Header:
+def _read_header(file: BinaryIO, where: str) -> ImageHeader:
     prefix = file.read(16)
     if not prefix:
         raise DetkitError("the file is empty", where, "fetch or copy it again")
     if prefix[4:8] == b"ftyp" and prefix[8:12] in _HEIC:
         heic = _open_heic(file, where)
-        return Header("HEIC", heic.size, 1, heic.mode.endswith("A"), 0)
+        return ImageHeader("HEIC", heic.size, 1, heic.mode.endswith("A"), 0)
     image = _open_header(file, prefix, where)
     length = file.tell()  # a preview inside EXIF has an end marker of its own
     (width, height), orientation = image.size, _exif_orientation(image)
@@ -263,7 +263,7 @@ def _read_header(file: BinaryIO, where: str) -> Header:
         width, height, orientation = int(tags[256]), int(tags[257]), tags.get(_ORIENTATION, 1)
     size = (height, width) if orientation in _SWAPPED else (width, height)
     known = (str(image.format), size, orientation, image.has_transparency_data, length)
-    return Header(*known, _range(image, file, length), isinstance(image, TiffImageFile) and image.mode == "F")
+    return ImageHeader(*known, _range(image, file, length), isinstance(image, TiffImageFile) and image.mode == "F")
 
 
 def _range(image: Image.Image, file: BinaryIO, length: int) -> tuple[float, float] | None:
@@ -327,7 +327,7 @@ def _exif_orientation(image: Image.Image) -> int:
         return 1
 
 
-def _decode(data: bytes, head: Header, reduce_to: int | None) -> np.ndarray | None:
+def _decode(data: bytes, head: ImageHeader, reduce_to: int | None) -> np.ndarray | None:
     if head.format == "HEIC":
         try:
             pixels = np.asarray(_open_heic(io.BytesIO(data), ""))  # RGB or RGBA; OpenCV's order as below

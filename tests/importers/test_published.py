@@ -372,7 +372,7 @@ def test_half_precision_of_ncnn_is_read(published: Any, tmp_path: Path) -> None:
 def test_the_published_models_have_as_many_weights_as_published(name: str, millions: float) -> None:
     module = nanodet if name.startswith("nanodet") else yolox
     with torch.device("meta"):
-        section = module.model_section(*module.MODELS[name], 416)  # type: ignore[arg-type]
+        section = getattr(module, f"{module.__name__.rpartition(chr(46))[2]}_section")(*module.MODELS[name], 416)  # type: ignore[arg-type]
         detector = untrained_detector(section, COCO_CLASSES, range(80), name)
     assert round(sum(p.numel() for p in detector.parameters()) / 1e6, 3) == millions
     assert detector.resize.input_size == (416, 416)
