@@ -16,7 +16,7 @@ _PLACES = {
     ".api": ("evaluate", "load"),
     ".comparing": ("compare",),
     ".errors": ("DetkitError",),
-    ".exporting.export": ("export",),
+    ".exporting.onnx_file": ("export",),
     ".ops.anchors": ("kmeans_anchors",),
     ".ops.boxes": ("giou", "iou"),
     ".ops.fusion": ("weighted_boxes_fusion",),
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from detkit.api import evaluate as evaluate, load as load
     from detkit.comparing import compare as compare
     from detkit.errors import DetkitError as DetkitError
-    from detkit.exporting.export import export as export
+    from detkit.exporting.onnx_file import export as export
     from detkit.ops.anchors import kmeans_anchors as kmeans_anchors
     from detkit.ops.boxes import giou as giou, iou as iou
     from detkit.ops.fusion import weighted_boxes_fusion as weighted_boxes_fusion

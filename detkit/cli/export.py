@@ -23,7 +23,7 @@ def export(
 ) -> tuple[Printable, int]:
     """Write a detector as ONNX, decoding inside, and compare it with the model on photos: beyond rounding nothing is
     written and the exit code is 1. Default --out: MODEL's name, ending in .onnx, here."""
-    from detkit.exporting.export import export
+    from detkit.exporting.onnx_file import export
 
     path = out or Path(f"{Path(model).resolve().stem}.onnx")
     done = export(model, path, size=size, data=data, split=split, overwrite=overwrite, tell=note)

@@ -52,7 +52,7 @@ def make_export(model: str | Path, tell: Callable[[str], None] = lambda text: No
     file = zoo.model_file(model)
     place = _place(file)
     if not place.is_file():
-        from detkit.exporting.export import export
+        from detkit.exporting.onnx_file import export
 
         tell(f"exporting {file.name}, once on this machine")
         if export(file, place, overwrite=True, tell=tell).path is None:

@@ -22,7 +22,7 @@ class _CubicResize(Resize):
 
 
 @dataclass(frozen=True)
-class Layout:
+class OutputLayout:
     """A family's convention.
 
     Attributes:
@@ -149,8 +149,8 @@ def _eight(shapes: Shapes, size: tuple[int, int]) -> bool:
 
 
 LAYOUTS = {
-    "yolox": Layout(_yolox, _table(_THREE, 1), bgr=True, iou=0.65),
-    "nanodet": Layout(
+    "yolox": OutputLayout(_yolox, _table(_THREE, 1), bgr=True, iou=0.65),
+    "nanodet": OutputLayout(
         _nanodet,
         _table(_FOUR, 1),
         bgr=True,
@@ -158,10 +158,10 @@ LAYOUTS = {
         std=(57.375, 57.12, 58.395),
         stretch=True,
     ),
-    "picodet": Layout(_picodet, _eight, mean=_IMAGENET[0], std=_IMAGENET[1], stretch=True, cubic=True),
-    "yolov8": Layout(_yolov8, _table(_THREE, 2), std=(255.0, 255.0, 255.0), iou=0.7),
-    "detr": Layout(_detr, _pair, mean=_IMAGENET[0], std=_IMAGENET[1], stretch=True, iou=1.0),
-    "ssd": Layout(_ssd, _pair, mean=(127.0, 127.0, 127.0), std=(128.0, 128.0, 128.0), stretch=True, iou=0.45),
+    "picodet": OutputLayout(_picodet, _eight, mean=_IMAGENET[0], std=_IMAGENET[1], stretch=True, cubic=True),
+    "yolov8": OutputLayout(_yolov8, _table(_THREE, 2), std=(255.0, 255.0, 255.0), iou=0.7),
+    "detr": OutputLayout(_detr, _pair, mean=_IMAGENET[0], std=_IMAGENET[1], stretch=True, iou=1.0),
+    "ssd": OutputLayout(_ssd, _pair, mean=(127.0, 127.0, 127.0), std=(128.0, 128.0, 128.0), stretch=True, iou=0.45),
 }
 
 

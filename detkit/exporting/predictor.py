@@ -16,7 +16,7 @@ from detkit.data.resize import Resize
 from detkit.errors import DetkitError
 from detkit.exporting.engines import Engine, open_engine
 from detkit.exporting.header import Header
-from detkit.exporting.layouts import LAYOUTS, Answers, Layout, find_layout
+from detkit.exporting.layouts import LAYOUTS, Answers, OutputLayout, find_layout
 from detkit.geometry import Geometry
 from detkit.io.files import reading
 from detkit.ops.order import descending
@@ -48,7 +48,7 @@ class ExportedDetector(Predictor):
         layout: Of another program's file; None: of ``detkit export``.
     """
 
-    def __init__(self, engine: Engine, header: Header, layout: Layout | None = None) -> None:
+    def __init__(self, engine: Engine, header: Header, layout: OutputLayout | None = None) -> None:
         self.engine, self.header, self.resize, self.layout = engine, header, header.resize, layout
         self.classes, self.class_ids, self.flip_pairs = header.classes, header.class_ids, header.flip_pairs
         self.threshold, self.iou, self.protocol = header.threshold, header.iou, header.protocol

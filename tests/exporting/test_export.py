@@ -22,9 +22,9 @@ from detkit.config.schema import Place
 from detkit.data.toy import CLASSES, toy_sample
 from detkit.engine.options import TrainOptions
 from detkit.exporting import engines
-from detkit.exporting.export import Exported, export
+from detkit.exporting.onnx_file import Exported, export
 from detkit.exporting.predictor import select_boxes
-from detkit.exporting.proof import Tolerance, _compared, photos
+from detkit.exporting.proof import Agreement, Tolerance, _compared, photos
 from detkit.geometry import Geometry
 from detkit.heads.dense import select_detections
 from detkit.io.images import write_image
@@ -163,10 +163,25 @@ def test_selection_is_that_of_the_heads(classes: tuple[int, ...] | None) -> None
 def test_differences_are_those_of_partners() -> None:
     ours = Detections(np.array([[0, 0, 10, 10], [20, 20, 30, 30], [0, 0, 10, 10.0]]), [0.9, 0.8, 0.7], [0, 1, 1])
     theirs = Detections(np.array([[0, 0, 10, 11], [21, 20, 30, 30.0]]), [0.8, 0.75], [0, 1])
-    count, matched, box, score = _compared(ours, theirs, Geometry(10, 10, 0.5, 0.25), 0.0)
-    assert (count, matched) == (3, 2)
+    count, matched, extra, box, score = _compared(ours, theirs, Geometry(10, 10, 0.5, 0.25), 0.0)
+    assert (count, matched, extra) == (3, 2, 0)
     assert box == 0.5  # one pixel to the right at half the size, one down at a quarter
     assert score == pytest.approx(0.1)
+    assert _compared(theirs, ours, Geometry(10, 10), 0.0)[:3] == (2, 2, 1)
+
+
+def test_partners_are_one_for_one_and_a_box_too_many_is_no_proof() -> None:
+    box = np.array([[0, 0, 10, 10.0]])
+    one, two = (Detections(box.repeat(n, 0), [0.9] * n, [0] * n) for n in (1, 2))
+    assert _compared(one, two, Geometry(10, 10), 0.1) == (1, 1, 1, 0.0, 0.0)
+    assert _compared(two, one, Geometry(10, 10), 0.1) == (2, 1, 0, 0.0, 0.0)
+    few = Detections(np.empty((0, 4)), [], [])
+    assert _compared(few, two, Geometry(10, 10), 0.1) == (0, 0, 2, 0.0, 0.0)
+    # Below the score that is asked for, a partner counts, a stranger does not.
+    shy = Detections(np.concatenate((box, box + 50)), [0.0999, 0.05], [0, 0])
+    assert _compared(one, shy, Geometry(10, 10), 0.1)[:3] == (1, 1, 0)
+    assert Agreement(1, 8, 200, 198, 0, 0, 0).within(Tolerance())
+    assert not Agreement(1, 8, 200, 198, 1, 0, 0).within(Tolerance())
 
 
 def test_photos_are_eight() -> None:
@@ -213,7 +228,7 @@ def test_the_users_images_are_compared_too(yolo: Pair, tmp_path: Path) -> None:
 def test_what_differs_is_not_written(
     yolo: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("detkit.exporting.export.Tolerance", lambda: Tolerance(box=-1.0))
+    monkeypatch.setattr("detkit.exporting.onnx_file.Tolerance", lambda: Tolerance(box=-1.0))
     assert main(["export", str(yolo.model), "-o", str(tmp_path / "no.onnx")]) == 1
     assert "nothing is written" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
