@@ -53,7 +53,7 @@ from detkit.io.video import VideoReader
 from detkit.metrics import evaluate_results
 from detkit.structures import Detections
 
-SECONDS, SILENCE, MEMORY = 5.0, 60.0, 2**30
+SECONDS, SILENCE, MEMORY = 5.0, 30.0, 2**30
 EXAMPLES = 3  # that are kept of each fault
 FORMATS = ("coco", "voc", "yolo", "csv", "labelme")
 
@@ -266,6 +266,7 @@ class Fuzzer:
     def loop(self, cases: int, deadline: float) -> tuple[int, int, int]:
         """Runs the cases, in a new process wherever one ends it; returns how many ran, were refused, were faults."""
         first, done = 0, False
+        stalled: set[int] = set()  # tried once more: a forked process may wait for what its parent's threads held
         while not done and first < cases:
             sound = {path: path.read_bytes() for path in self.files}
             worker = os.fork()
@@ -289,7 +290,10 @@ class Fuzzer:
             first = number + 1
             for path, data in sound.items():
                 path.write_bytes(data)
-            if number < cases and not done:
+            if number < cases and not done and status == signal.SIGKILL and number not in stalled:
+                stalled.add(number)
+                first = number
+            elif number < cases and not done:
                 self.keep(number, f"the process ended with status {status} (9: killed after {SILENCE:.0f} s)")
                 self.state[:24] = struct.pack("3q", number, refused, faults + 1)
             done = done or number >= cases
