@@ -25,6 +25,7 @@ _PLACES = {
     ".proposals.windows": ("sliding_windows",),
     ".proposing": ("proposal_recall", "propose"),
     ".structures": ("Detections", "Limits", "Sample", "Target"),
+    ".tracking.tracker": ("Tracker",),
     ".training": ("train",),
 }
 
@@ -45,4 +46,5 @@ if TYPE_CHECKING:
     from detkit.proposals.windows import sliding_windows as sliding_windows
     from detkit.proposing import proposal_recall as proposal_recall, propose as propose
     from detkit.structures import Detections as Detections, Limits as Limits, Sample as Sample, Target as Target
+    from detkit.tracking.tracker import Tracker as Tracker
     from detkit.training import train as train

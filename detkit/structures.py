@@ -194,14 +194,16 @@ class Detections(Rows):
         return self[keep]
 
     def to_records(self) -> list[dict[str, Any]]:
-        """The form of ``detect --json``: per detection label (name), label_id, score, box [x1, y1, x2, y2], and points
-        [[x, y], ...] where it has some."""
+        """The form of ``detect --json``: per detection label (name), label_id, score, box [x1, y1, x2, y2], and where
+        it has them points [[x, y], ...] and track_id."""
         d = self.numpy()
         columns = {"label": d.names, "label_id": d.labels.tolist()}
         columns["score"] = d.scores.astype(np.float64).round(5).tolist()
         columns["box"] = d.boxes.astype(np.float64).round(2).tolist()
         if "points" in d.extra:
             columns["points"] = np.asarray(d.extra["points"], np.float64).round(2).tolist()
+        if "track_id" in d.extra:
+            columns["track_id"] = d.extra["track_id"].tolist()
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def to_supervision(self) -> supervision.Detections:

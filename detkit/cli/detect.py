@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import chain, count
 from pathlib import Path
@@ -20,10 +20,13 @@ from detkit.cli.options import names_in
 from detkit.errors import DetkitError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from detkit.io.sources import Failure, Frame
     from detkit.structures import Detections
 
     Sink = Callable[[Frame, Detections], object]
+    Draw = Callable[[Frame, Detections], np.ndarray]
 
 _FORMATS = {".jsonl": "jsonl", ".json": "coco", ".csv": "csv"}
 
@@ -57,7 +60,7 @@ def detect(
 
     if source is None and listed is None:
         raise DetkitError("nothing to look at was named", "SOURCE", "name an image, a folder, a video or --list FILE")
-    kind = _format_of(out, form)
+    kind = check_format(out, form, None, _FORMATS)
     failures: list[Failure] = []
     frames = _frames(chain(source or (), _lines(listed)), failures)
     done, last, first = 0, "", next(frames, None)
@@ -66,12 +69,12 @@ def detect(
         limits = detector.limits(conf, iou, max_detections, None if classes is None else names_in(classes) or [classes])
         try:
             with ExitStack() as stack:
-                sinks: list[Sink] = [_print_json if as_json else _print]
+                sinks: list[Sink] = [print_json if as_json else _print]
                 if out is not None and kind is not None:
                     writer = open_writer(kind, out, detector.classes, detector.class_ids, overwrite)
                     sinks.append(stack.enter_context(writer).write)
                 if save:
-                    sinks.append(stack.enter_context(_annotated_copies()))
+                    sinks.append(stack.enter_context(annotated_copies()))
                 for frame, found in detector.detect_frames(chain([first], frames), limits, batch):
                     for sink in sinks:
                         sink(frame, found)
@@ -81,13 +84,18 @@ def detect(
                 where = "" if out is None or isinstance(stop, Exception) else f"; results: {out}"
                 note(f"{done} images done, up to {last}{where}")
             raise
+    if not failures and not done:
+        raise DetkitError("no image was found", do="name images, a folder that holds some, a video or -")
+    return tell_failures(failures, done)
+
+
+def tell_failures(failures: list[Failure], done: int) -> int:
+    """Says what could not be read; the exit code."""
     for failure in failures:
         message(f"detkit: {failure.source}: {failure.what}" + (f"\n  {failure.do}" if failure.do else ""))
     if failures:
         message(f"{done} done, {len(failures)} failed")
         return 3 if done else 2
-    if not done:
-        raise DetkitError("no image was found", do="name images, a folder that holds some, a video or -")
     return 0
 
 
@@ -102,18 +110,26 @@ def _lines(file: str | None) -> Iterator[str]:
 
 
 def _frames(source: Iterable[str], failures: list[Failure]) -> Iterator[Frame]:
-    """What can be read, counted where a person watches and results go elsewhere; the rest goes into ``failures``."""
-    from detkit.io.sources import Frame, open_sources
+    """What can be read; the rest goes into ``failures``."""
+    from detkit.io.sources import Frame
+
+    for frame in read_frames(source):
+        if isinstance(frame, Frame):
+            yield frame
+        else:
+            failures.append(frame)
+
+
+def read_frames(source: Iterable[str]) -> Iterator[Frame | Failure]:
+    """All that is there, counted where a person watches and results go elsewhere."""
+    from detkit.io.sources import open_sources
 
     watched = sys.stderr.isatty() and not sys.stdout.isatty()
     number = 0
     for number, frame in enumerate(open_sources(map(_telling_skipped, source)), 1):
         if watched:
             print(f"\r{number} read", end="", file=sys.stderr, flush=True)
-        if isinstance(frame, Frame):
-            yield frame
-        else:
-            failures.append(frame)
+        yield frame
     if watched:
         print(f"\r{number} read, done", file=sys.stderr)
 
@@ -127,19 +143,26 @@ def _telling_skipped(source: str) -> str:
     return source
 
 
-def _format_of(out: Path | None, form: str | None) -> str | None:
+def check_format(
+    out: Path | None, form: str | None, among: Collection[str] | None, endings: Mapping[str, str]
+) -> str | None:
+    """The format of --out, by its name or the file's ending; ``among``: those that this verb has, None: all."""
     if form is not None:
         registry.find_part("writer", form, where="--format")
         if out is None:
             raise DetkitError("--format needs --out", do="add --out FILE")
-    kind = form or _FORMATS.get("" if out is None else out.suffix.lower())
+    kind = form or endings.get("" if out is None else out.suffix.lower())
+    if among is not None and kind is not None and kind not in among:
+        raise DetkitError(f"{kind} has no place for tracks", "--format", f"choose one of {', '.join(among)}")
     if out is not None and kind is None:
-        do = "end it in .jsonl, .json or .csv, or name a folder and --format yolo|voc; for images use --save"
+        more = "" if among else ", or name a folder and --format yolo|voc"
+        do = f"end it in {', '.join(endings)}{more}; for images use --save"
         raise DetkitError(f"cannot tell the format of --out {out}", do=do)
     return kind
 
 
-def _print_json(frame: Frame, found: Detections) -> None:
+def print_json(frame: Frame, found: Detections) -> None:
+    """A JSON line on stdout."""
     from detkit.io.detections import record_of
 
     print(json.dumps(record_of(frame, found), ensure_ascii=False), flush=True)
@@ -158,14 +181,19 @@ def _print(frame: Frame, found: Detections) -> None:
 
 
 @contextmanager
-def _annotated_copies() -> Iterator[Sink]:
-    """Writes annotated copies into a new numbered folder: images as images, frames of one video as one video."""
+def annotated_copies(verb: str = "detect", draw: Draw | None = None) -> Iterator[Sink]:
+    """Writes annotated copies into a new numbered folder: images as images, frames of one video as one video.
+
+    Args:
+        verb: What the folder is called.
+        draw: Makes the copy of a frame; None: boxes with names and scores.
+    """
     from detkit.io.draw import draw_detections
     from detkit.io.files import numbered_folder
     from detkit.io.images import write_image
     from detkit.io.video import VideoWriter
 
-    folder = numbered_folder("runs", "detect")
+    folder = numbered_folder("runs", verb)
     videos: dict[tuple[str, int, int], VideoWriter] = {}  # the one being written, by its source and its frames' size
 
     def new_name(source: str, ending: str) -> Path:
@@ -180,7 +208,7 @@ def _annotated_copies() -> Iterator[Sink]:
         videos.clear()
 
     def write(frame: Frame, found: Detections) -> None:
-        drawn = draw_detections(frame.image, found)
+        drawn = draw_detections(frame.image, found) if draw is None else draw(frame, found)
         if frame.index is None:
             write_image(new_name(frame.source, ".jpg"), drawn)
             return

@@ -81,6 +81,7 @@ def draw_marked(
     *,
     hatched: np.ndarray | None = None,
     points: np.ndarray | None = None,
+    framed: bool = True,
 ) -> np.ndarray:
     """A copy of ``image`` with boxes and what is said of each; the first ones lie on top.
 
@@ -92,6 +93,7 @@ def draw_marked(
         dashed: (N,) True: a dashed frame.
         hatched: (N,) True: stripes across the box.
         points: (N, K, 2) or (N, K, 3: x, y, visible or score).
+        framed: False: only the captions are drawn.
     """
     canvas = _copy(image)
     shades = [colour_of(int(colour)) for colour in colours]
@@ -99,7 +101,8 @@ def draw_marked(
     for i in last_first:
         if hatched is not None and hatched[i]:
             _hatch(canvas, boxes[i], shades[i])
-        _box(canvas, boxes[i], shades[i], dashed is not None and bool(dashed[i]))
+        if framed:
+            _box(canvas, boxes[i], shades[i], dashed is not None and bool(dashed[i]))
     for i in last_first:
         if points is not None:
             _points(canvas, np.asarray(points[i]), shades[i])
@@ -110,7 +113,7 @@ def draw_marked(
 def draw_boxes(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """A copy of ``image`` (uint8 (H, W, 3) RGB) with thin frames of ``boxes`` (N, 4), the first ones on top."""
     canvas = _copy(image)
-    width = max(1, _line_width(canvas) // 2)
+    width = max(1, line_width(canvas) // 2)
     for i in range(len(boxes) - 1, -1, -1):
         _frame(canvas, _corners(canvas, boxes[i]), width, colour_of(i), dashed=False)
     return canvas
@@ -144,7 +147,8 @@ def _copy(image: np.ndarray) -> np.ndarray:
     return np.array(image, order="C")
 
 
-def _line_width(canvas: np.ndarray) -> int:
+def line_width(canvas: np.ndarray) -> int:
+    """Pixels of lines on an image of this size."""
     return max(1, round(0.6 + sum(canvas.shape[:2]) / 2 * 0.003))
 
 
@@ -165,7 +169,7 @@ def _corners(canvas: np.ndarray, box: np.ndarray) -> Corners:
 
 def _box(canvas: np.ndarray, box: np.ndarray, colour: Colour, dashed: bool) -> None:
     left, top, right, bottom = corners = _corners(canvas, box)
-    width = _line_width(canvas)
+    width = line_width(canvas)
     if min(right - left, bottom - top) < 6 * width:
         width = max(1, width // 2)
     # The frame lies inside the box, so that its outer edge is the box; a dark rim keeps it visible on its own colour.
@@ -194,14 +198,14 @@ def _frame(canvas: np.ndarray, corners: Corners, width: int, colour: Colour, das
 def _hatch(canvas: np.ndarray, box: np.ndarray, colour: Colour) -> None:
     left, top, right, bottom = _corners(canvas, box)
     region = canvas[top : bottom + 1, left : right + 1]
-    width = _line_width(canvas)
+    width = line_width(canvas)
     rows, columns = np.ogrid[: region.shape[0], : region.shape[1]]
     stripes = (rows + columns) % (10 * width) < width
     region[stripes] = (region[stripes] * 0.35 + np.asarray(colour) * 0.65).astype(np.uint8)
 
 
 def _points(canvas: np.ndarray, points: np.ndarray, colour: Colour) -> None:
-    radius = _line_width(canvas) + 1
+    radius = line_width(canvas) + 1
     for point in points.reshape(-1, points.shape[-1]):
         if not np.isfinite(point).all() or (len(point) > 2 and point[2] <= 0):
             continue

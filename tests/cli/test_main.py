@@ -30,6 +30,7 @@ from detkit.registry import UntrustedPart
 
 VERBS = (
     "detect",
+    "track",
     "train",
     "evaluate",
     "compare",

@@ -1,4 +1,4 @@
-"""Detections as files, read and written: COCO results, JSON lines, YOLO txt, PASCAL VOC and CSV."""
+"""Detections as files, read and written: COCO results, JSON lines, YOLO txt, PASCAL VOC, CSV and MOT."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ WRITERS = {
     "yolo": "detkit.io.detections.writers:YoloWriter",
     "voc": "detkit.io.detections.writers:VocWriter",
     "csv": "detkit.io.detections.writers:CsvWriter",
+    "mot": "detkit.io.detections.mot:MotWriter",
 }
 
 
@@ -36,7 +37,7 @@ def open_writer(
 
     Args:
         kind: A key of ``WRITERS``, an entry point of ``detkit.writers``, or "package.module:Name".
-        path: A file for jsonl, coco and csv; a folder for yolo and voc.
+        path: A file for jsonl, coco, csv and mot; a folder for yolo and voc.
         classes: The model's names.
         class_ids: Category id of each label in the data set it was trained on; None: the label itself.
         overwrite: Replace what exists.

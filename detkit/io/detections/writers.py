@@ -40,10 +40,10 @@ class _GrowingWriter(Writer):
         self._open.__exit__(kind, error, trace)
 
 
-class _FileWriter(_GrowingWriter):
+class FileWriter(_GrowingWriter):
     """A writer of one text file, which is valid after each frame: its end is written over by the next."""
 
-    head: ClassVar[str] = ""
+    head: str = ""
     between: ClassVar[str] = ""
     end: ClassVar[str] = ""
 
@@ -84,14 +84,14 @@ class _FileWriter(_GrowingWriter):
         raise NotImplementedError
 
 
-class JsonLinesWriter(_FileWriter):
+class JsonLinesWriter(FileWriter):
     """One JSON object per line and frame: the lines of ``detect --json``."""
 
     def _text(self, frame: Frame, detections: Detections) -> str:
         return json.dumps(record_of(frame, detections), ensure_ascii=False) + "\n"
 
 
-class CocoWriter(_FileWriter):
+class CocoWriter(FileWriter):
     """COCO results: a list of image_id, category_id, bbox [x, y, width, height], score; file_name, frame of a video.
 
     image_id is looked up in ``image_ids``; else it is the file name without its ending (and the number of the frame),
@@ -120,18 +120,33 @@ class CocoWriter(_FileWriter):
         return int(path.stem) if re.fullmatch("[0-9]{12}", path.stem) else path.stem
 
 
-class CsvWriter(_FileWriter):
-    """One row per detection, box as xyxy in pixels; an image without any has none."""
+class CsvWriter(FileWriter):
+    """One row per detection, box as xyxy in pixels, of tracks their number too; an image without any has none."""
 
-    columns: ClassVar = ("source", "frame", "width", "height", "label", "label_id", "score", "x1", "y1", "x2", "y2")
+    columns: tuple[str, ...] = (
+        "source",
+        "frame",
+        "width",
+        "height",
+        "label",
+        "label_id",
+        "score",
+        "x1",
+        "y1",
+        "x2",
+        "y2",
+    )
     head = ",".join(columns) + "\n"
 
     def _text(self, frame: Frame, detections: Detections) -> str:
+        if not self._whole and "track_id" in detections.extra:
+            self.columns, self.head = (*self.columns, "track_id"), self.head.replace("\n", ",track_id\n")
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         head = (frame.source, "" if frame.index is None else frame.index, frame.width, frame.height)
         for found in detections.to_records():
-            table.writerow((*head, found["label"], found["label_id"], found["score"], *found["box"]))
+            more = (found["track_id"],) if "track_id" in self.columns else ()
+            table.writerow((*head, found["label"], found["label_id"], found["score"], *found["box"], *more))
         return text.getvalue()
 
 

@@ -1,0 +1,140 @@
+"""Frames with their detections: from a predictor, or from a file with or without the video that it was made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from detkit.errors import DetkitError
+from detkit.io.detections.mot import read_mot
+from detkit.io.files import reading
+from detkit.io.sources import Failure, Frame
+from detkit.structures import Detections
+
+Seen = tuple[Frame, Detections]
+
+
+class _Object(msgspec.Struct):
+    label: str
+    score: float
+    box: tuple[float, float, float, float]
+
+
+class _Line(msgspec.Struct):
+    source: str
+    width: int
+    height: int
+    detections: list[_Object]
+    frame: int | None = None
+
+
+def numbered(
+    frames: Iterable[Frame | Failure], name: str, fps: float | None, failures: list[Failure]
+) -> Iterator[Frame]:
+    """Frames of one video, camera or folder, in order; images of a folder become frames of a video of its name.
+
+    Args:
+        frames: What was read.
+        name: Of the folder.
+        fps: Frames a second, in place of what the video says; None: that.
+        failures: Gets what could not be read.
+    """
+    for number, frame in enumerate(frames):
+        if isinstance(frame, Failure):
+            failures.append(frame)
+        elif frame.index is None:
+            yield replace(frame, source=name, index=number, fps=fps)
+        else:
+            yield replace(frame, fps=frame.fps if fps is None else fps)
+
+
+def read_found(path: Path) -> list[Seen]:
+    """The detections in a file, by frame; the frames' images are black.
+
+    Args:
+        path: Lines of ``detect --json``, of a video's frames or of images in their order; or MOT txt, whose only class
+            is called "object".
+
+    Raises:
+        DetkitError: The first line that cannot be used, or frames that are not in order.
+    """
+    with reading(str(path)), open(path, "rb") as file:
+        first = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+    if not first:
+        raise DetkitError("the detections file is empty", str(path), "make it with detkit detect --json")
+    return list(_json(path) if first == b"{" else _mot(path))
+
+
+def with_video(frames: Iterable[Frame], found: list[Seen], path: Path) -> Iterator[Seen]:
+    """The frames of a video with the detections that a file has of them; none where it has no such frame.
+
+    Raises:
+        DetkitError: The file was made of another video.
+    """
+    by_number = {frame.index: (frame, detections) for frame, detections in found}
+    classes, last = found[0][1].classes, -1
+    for frame in frames:
+        there, detections = by_number.get(frame.index, (frame, Detections.empty(classes)))
+        if there.width > 0 and (there.width, there.height) != (frame.width, frame.height):
+            what = f"its frames have {there.width} x {there.height} pixels, the video's {frame.width} x {frame.height}"
+            raise DetkitError(what, str(path), "give the video that was detected on")
+        last = frame.index or 0
+        yield frame, detections
+    if found[-1][0].index is not None and found[-1][0].index > last >= 0:
+        what = f"it has detections of frame {found[-1][0].index}, the video ends with frame {last}"
+        raise DetkitError(what, str(path), "give the video that was detected on")
+
+
+def _json(path: Path) -> Iterator[Seen]:
+    lines: list[tuple[_Line, str]] = []
+    with open(path, "rb") as file:
+        for number, text in enumerate(file, 1):
+            where = f"{path}, line {number}"
+            if text.strip():
+                try:
+                    lines.append((msgspec.json.decode(text.lstrip(b"\xef\xbb\xbf"), type=_Line), where))
+                except msgspec.DecodeError as error:
+                    raise DetkitError(
+                        f"not a line of detections: {error}", where, "give lines of detect --json"
+                    ) from None
+    names = dict.fromkeys(one.label for line, _ in lines for one in line.detections)
+    labels, before, video = {name: i for i, name in enumerate(names)}, -1, lines[0][0].source
+    for place, (line, where) in enumerate(lines):
+        number = place if line.frame is None else line.frame
+        if line.frame is not None and line.source != video:
+            what = f"frames of {line.source} follow frames of {video}"
+            raise DetkitError(what, where, "keep the frames of one video in a file")
+        if number <= before:
+            raise DetkitError(f"frame {number} comes after frame {before}", where, "sort the lines by frame")
+        before = number
+        boxes = np.array([one.box for one in line.detections], np.float32).reshape(-1, 4)
+        scores = [one.score for one in line.detections]
+        found = Detections(boxes, scores, [labels[one.label] for one in line.detections], tuple(names))
+        yield _frame(line.source, number, line.width, line.height), found
+
+
+def _mot(path: Path) -> Iterator[Seen]:
+    rows = read_mot(path)
+    scores = np.where(rows.score < 0, 1.0, rows.score)  # -1: without a score
+    if (scores > 1).any():
+        row = int(np.flatnonzero(scores > 1)[0])
+        what = f"a score of {scores[row]:g}, at frame {rows.frame[row]}"
+        raise DetkitError(what, str(path), "scores lie in 0 to 1: divide them")
+    if (np.diff(rows.frame) < 0).any() and (rows.id < 0).all():
+        row = int(np.flatnonzero(np.diff(rows.frame) < 0)[0]) + 1
+        what = f"frame {rows.frame[row]} comes after frame {rows.frame[row - 1]}"
+        raise DetkitError(what, str(path), "sort the lines by frame")
+    corners = np.concatenate([rows.xywh[:, :2], rows.xywh[:, :2] + rows.xywh[:, 2:]], 1)
+    for number in range(1, int(rows.frame.max()) + 1):
+        which = np.flatnonzero(rows.frame == number)
+        which = which[np.argsort(-scores[which], kind="stable")]
+        found = Detections(corners[which], scores[which], np.zeros(len(which), np.int64), ("object",))
+        yield _frame(path.stem, number - 1, 0, 0), found
+
+
+def _frame(source: str, number: int, width: int, height: int) -> Frame:
+    return Frame(np.broadcast_to(np.uint8(0), (height, width, 3)), source, number)

@@ -1,0 +1,264 @@
+"""The tracker: detections of frame after frame in, the same with a number for each object out.
+
+Two stages of matching by overlap as in ByteTrack (Zhang et al. 2022): sure detections first, then doubtful ones for
+the tracks that are left. A track that is found again after a gap is filtered anew along the straight way between, as
+OC-SORT does (Cao et al. 2023, section 4.1: observation-centric re-update). Both can be left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from detkit.errors import DetkitError
+from detkit.ops.boxes import convert, iou, valid
+from detkit.structures import Detections
+from detkit.tracking import kalman
+from detkit.tracking.camera import CameraMotion
+
+_RATE = 30.0  # frames a second, in which the filter's noise is measured
+_NEVER = 1e5  # the cost of a pair that is not allowed
+_SURE, _DOUBTFUL, _NEW = 0.2, 0.5, 0.3  # least overlap (times score where detections are sure), ByteTrack's
+_MEMORY = 0.9  # of a track's appearance, per frame
+
+# A track: its filter, the same when it was last seen, and the box then.
+_TRACK = np.dtype(
+    [
+        ("id", "i8"),  # 0: not sure yet
+        ("label", "i8"),
+        ("hits", "i8"),  # frames in which it was seen
+        ("seen", "i8"),  # the last of them
+        ("now", kalman.STATE),
+        ("then", kalman.STATE),
+        ("box", "f8", 4),  # centre, width, height
+        ("key", "i8"),  # of its appearance
+    ]
+)
+
+
+class Tracker:
+    """Gives each object the same number from frame to frame.
+
+    Args:
+        fps: Frames a second; None: 30.
+        high: Detections from this score on begin tracks and are matched first.
+        low: Detections below this score are not looked at.
+        lost: Seconds that a track outlives its last detection.
+        hits: Frames in a row in which an object must be seen before it gets a number (those of the first frame get
+            theirs at once).
+        two_stage: Match the detections from ``low`` to ``high`` to the tracks that are left (ByteTrack).
+        re_update: Filter anew over the gap when a track is found again (OC-SORT).
+        by_class: Only detections of one class make a track.
+        camera: Allow for a moving camera; ``update`` then needs the images.
+        appearance: The least likeness, -1 to 1, by which a lost track is found again, wherever it is; None: appearance,
+            ``extra["embedding"]`` (N, D) of the detections, is not looked at.
+
+    Attributes:
+        frame: The number of the last frame, -1 before the first.
+
+    Raises:
+        DetkitError: A value out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        fps: float | None = None,
+        high: float = 0.5,
+        low: float = 0.1,
+        lost: float = 2.0,
+        hits: int = 2,
+        two_stage: bool = True,
+        re_update: bool = True,
+        by_class: bool = True,
+        camera: bool = False,
+        appearance: float | None = None,
+    ) -> None:
+        self.fps = _RATE if fps is None else fps
+        ranges = {"fps": (self.fps, 0.01, 1e4), "high": (high, 0, 1), "low": (low, 0, 1), "hits": (hits, 1, 1e4)}
+        ranges |= {"lost": (lost, 0, 1e6), "appearance": (appearance or 0.0, -1, 1)}
+        for name, (value, least, most) in ranges.items():
+            if not least <= value <= most:
+                raise DetkitError(f"{name} must lie between {least} and {most:g}, got {value:g}", "Tracker")
+        self.high, self.low, self.hits = high, low if two_stage else high, hits
+        self.re_update, self.by_class, self.appearance = re_update, by_class, appearance
+        self._lost = lost * self.fps
+        self._camera = CameraMotion() if camera else None
+        self._tracks = np.zeros(0, _TRACK)
+        self.frame, self._before = -1, -1
+        self._ids = 0
+        self._looks: dict[int, np.ndarray] = {}  # by the key of the track
+        self._usual: np.ndarray | None = None  # the mean appearance, which says nothing of anyone
+
+    def update(
+        self, detections: Detections, *, frame: int | None = None, image: np.ndarray | None = None
+    ) -> Detections:
+        """The detections of the next frame that belong to a track, as ``extra["track_id"]`` (N,) int64 from 1 says.
+
+        Args:
+            detections: Of one frame, numpy or torch.
+            frame: Its number, which grows; None: the next. Numbers that are left out are frames without a look.
+            image: uint8 (H, W, 3) RGB, for a moving camera.
+
+        Returns:
+            Some of the detections (numpy), in the same order.
+
+        Raises:
+            DetkitError: ``frame`` is not after the last one, or the image or the embeddings that were asked for are not
+                there.
+        """
+        found = detections.numpy()
+        number = self.frame + 1 if frame is None else frame
+        if number <= self.frame:
+            do = "give the frames of one video in their order, and a new Tracker for each video"
+            raise DetkitError(f"frame {number} came after frame {self.frame}", "Tracker.update", do)
+        first = self.frame < 0
+        self._before, self.frame, time = self.frame, number, (1 if first else number - self.frame) * _RATE / self.fps
+        found = found[valid(found.boxes) & (found.scores >= self.low)]
+        looks = self._embeddings(found)
+        kalman.predict(self._tracks["now"], time)
+        if self._camera is not None:
+            if image is None:
+                raise DetkitError("the image is needed", "Tracker.update", "give image=, or Tracker(camera=False)")
+            self._shift(self._camera(image, found.boxes))
+        rows = self._match(found, looks)
+        owners = np.full(len(found), -1)
+        owners[rows[1]] = rows[0]
+        self._see(rows[0], found, rows[1], looks)
+        new = np.flatnonzero((owners < 0) & (found.scores >= self.high))
+        owners[new] = len(self._tracks) + np.arange(len(new))
+        self._begin(found, new, looks)
+        named = self._name(first)
+        ids = np.where(owners < 0, 0, named[owners] if len(named) else 0)
+        extra = {name: value for name, value in found.extra.items() if name != "embedding"}
+        return replace(found, extra={**extra, "track_id": ids.astype(np.int64)})[ids > 0]
+
+    @property
+    def living(self) -> np.ndarray:
+        """The numbers of the tracks that are seen or may be found again."""
+        return np.asarray(self._tracks["id"][self._tracks["id"] > 0])
+
+    def _match(self, found: Detections, looks: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of tracks and the rows of the detections that continue them."""
+        tracks, strong = self._tracks, found.scores >= self.high
+        pairs: list[tuple[np.ndarray, np.ndarray]] = []
+        overlaps = iou(convert(tracks["now"]["x"], "cxcywh", "xyxy"), found.boxes.astype(np.float64))
+        if self.by_class:
+            overlaps[tracks["label"][:, None] != found.labels] = 0
+        sure, known = overlaps * found.scores, tracks["id"] > 0
+        likeness = self._likeness(looks)
+        # Where several tracks overlap a detection, the one that looks like it.
+        rank = sure if likeness is None else sure + likeness
+        near = sure >= _SURE
+        if likeness is not None:  # who was out of sight may be somebody else
+            near &= (tracks["seen"] == self._before)[:, None] | (likeness >= 0)
+        stages = [
+            (known, strong, near, rank),
+            (known & (tracks["seen"] == self._before), ~strong, overlaps >= _DOUBTFUL, overlaps),
+            (~known, strong, sure >= _NEW, sure),
+        ]
+        if likeness is not None:
+            again = likeness >= (self.appearance or 0.0)
+            if self.by_class:
+                again &= tracks["label"][:, None] == found.labels
+            stages.insert(1, (known & (tracks["seen"] < self._before), strong, again, likeness))
+        free, left = np.ones(len(tracks), bool), np.ones(len(found), bool)
+        for who, which, allowed, worth in stages:
+            t, d = np.flatnonzero(who & free), np.flatnonzero(which & left)
+            if not len(t) or not len(d):
+                continue
+            cost = np.where(allowed[t[:, None], d], -worth[t[:, None], d], _NEVER)
+            i, j = linear_sum_assignment(cost)
+            good = cost[i, j] < _NEVER
+            t, d = t[i[good]], d[j[good]]
+            free[t], left[d] = False, False
+            pairs.append((t, d))
+        none = np.zeros(0, np.int64)
+        return np.concatenate([none, *(t for t, _ in pairs)]), np.concatenate([none, *(d for _, d in pairs)])
+
+    def _see(self, rows: np.ndarray, found: Detections, which: np.ndarray, looks: np.ndarray | None) -> None:
+        """Tracks go on with their detections."""
+        tracks, boxes = self._tracks, convert(found.boxes[which].astype(np.float64), "xyxy", "cxcywh")
+        if self.re_update:
+            again = tracks["seen"][rows] < self._before
+            self._along(rows[again], boxes[again])
+        states = tracks["now"][rows]
+        kalman.update(states, boxes)
+        tracks["now"][rows] = tracks["then"][rows] = states
+        tracks["box"][rows], tracks["seen"][rows], tracks["label"][rows] = boxes, self.frame, found.labels[which]
+        tracks["hits"][rows] += 1
+        if looks is not None:
+            for key, look in zip(tracks["key"][rows].tolist(), looks[which], strict=True):
+                self._looks[key] = _MEMORY * self._looks[key] + (1 - _MEMORY) * look
+
+    def _along(self, rows: np.ndarray, boxes: np.ndarray) -> None:
+        """The filters from where tracks were last seen, as if they had gone straight to their boxes."""
+        states, last = self._tracks["then"][rows], self._tracks["box"][rows]
+        gaps = self.frame - self._tracks["seen"][rows]
+        for step in range(1, gaps.max(initial=0) + 1):
+            arriving, under_way = np.flatnonzero(gaps == step), np.flatnonzero(gaps > step)
+            for which in (arriving, under_way):
+                now = states[which]
+                kalman.predict(now, _RATE / self.fps)
+                if which is under_way:  # those that arrive are corrected by the box that was seen
+                    part = (step / gaps[which])[:, None]
+                    kalman.update(now, last[which] + (boxes[which] - last[which]) * part)
+                states[which] = now
+        self._tracks["now"][rows] = states
+
+    def _begin(self, found: Detections, which: np.ndarray, looks: np.ndarray | None) -> None:
+        new = np.zeros(len(which), _TRACK)
+        new["box"] = convert(found.boxes[which].astype(np.float64), "xyxy", "cxcywh")
+        kalman.start(new["now"], new["box"])
+        new["then"], new["label"], new["hits"], new["seen"] = new["now"], found.labels[which], 1, self.frame
+        if looks is not None:
+            new["key"] = np.arange(len(new)) + max(self._looks, default=0) + 1
+            self._looks |= dict(zip(new["key"].tolist(), looks[which], strict=True))
+        self._tracks = np.concatenate([self._tracks, new])
+
+    def _name(self, first: bool) -> np.ndarray:
+        """The number of each track, before those that have ended are dropped."""
+        tracks = self._tracks
+        ready = np.flatnonzero((tracks["id"] == 0) & ((tracks["hits"] >= self.hits) | first))
+        tracks["id"][ready] = self._ids + 1 + np.arange(len(ready))
+        self._ids += len(ready)
+        named = tracks["id"].copy()
+        missing = tracks["seen"] < self.frame
+        tracks["now"]["v"][missing, 2:] = 0  # a box out of sight does not go on growing
+        ended = missing & ((tracks["id"] == 0) | (self.frame - tracks["seen"] > self._lost))
+        for key in tracks["key"][ended].tolist():
+            self._looks.pop(key, None)
+        self._tracks = tracks[~ended]
+        return named
+
+    def _embeddings(self, found: Detections) -> np.ndarray | None:
+        """(N, D): how each detection differs from the usual, of length 1."""
+        if self.appearance is None:
+            return None
+        if "embedding" not in found.extra:
+            do = 'give extra["embedding"], or Tracker(appearance=None)'
+            raise DetkitError("the detections have no embeddings", "Tracker.update", do)
+        looks = np.asarray(found.extra["embedding"], np.float64)
+        if len(looks):
+            mean = looks.mean(0)
+            self._usual = mean if self._usual is None else 0.98 * self._usual + 0.02 * mean
+            looks = looks - self._usual
+        return np.asarray(looks / np.maximum(np.linalg.norm(looks, axis=1, keepdims=True), 1e-9))
+
+    def _likeness(self, looks: np.ndarray | None) -> np.ndarray | None:
+        """(tracks, N): cosine of their appearances; None: it is not looked at."""
+        if looks is None or not len(looks) or not len(self._tracks):
+            return None
+        known = np.stack([self._looks[key] for key in self._tracks["key"].tolist()])
+        return np.asarray(known @ looks.T / np.maximum(np.linalg.norm(known, axis=1, keepdims=True), 1e-9))
+
+    def _shift(self, motion: np.ndarray) -> None:
+        """Moves all that is known of the tracks as the camera's motion moved the image."""
+        turn, scale = motion[:, :2], float(np.sqrt(abs(np.linalg.det(motion[:, :2]))))
+        for state in (self._tracks["now"], self._tracks["then"]):
+            state["v"][:, :2] = state["v"][:, :2] @ turn.T
+        for boxes in (self._tracks["now"]["x"], self._tracks["then"]["x"], self._tracks["box"]):
+            boxes[:, :2] = boxes[:, :2] @ turn.T + motion[:, 2]
+            boxes[:, 2:] *= scale
