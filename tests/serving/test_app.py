@@ -104,7 +104,7 @@ class Client:
 
     def ask(self, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, Any, Any]:
         """Status, headers, and the answer: JSON read, or text."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request(method, path, body, {name.replace("_", "-"): text for name, text in headers.items()})
             reply = connection.getresponse()
@@ -130,7 +130,7 @@ def grey(value: int, width: int = 40, height: int = 20) -> bytes:
     return image_bytes(np.full((height, width), value, np.uint8), ".png", 100)
 
 
-BOUNDS = Bounds(batch=4, queue=8, max_bytes=100_000, max_pixels=10_000_000, timeout=5)
+BOUNDS = Bounds(batch=4, queue=8, max_bytes=100_000, max_pixels=10_000_000, timeout=60)
 
 
 @pytest.fixture
