@@ -28,7 +28,7 @@ _PER_IMAGE = 10  # detections to compare at least, where the model has so many
 _MOST = 0.05  # of scores below it nothing is asked, where there are enough above
 _SAME = 0.5  # IoU from which two boxes of one class are one object's
 _OTHERS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
-_ALONE = 0.01  # share of detections that may have no partner: NMS turns over ties
+_TIE = 1e-3  # distance of an IoU from the NMS threshold at which rounding decides which boxes stay
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Agreement:
         detections: Of the model.
         matched: Those of them that the exported model has, too, one for one.
         extra: What the exported model alone finds.
+        ties: Those without a partner, of either, that NMS keeps or drops by rounding.
         box: Largest difference of a side, in input pixels.
         score: Largest difference of a score.
     """
@@ -63,13 +64,14 @@ class Agreement:
     detections: int
     matched: int
     extra: int
+    ties: int
     box: float
     score: float
 
     def within(self, tolerance: Tolerance) -> bool:
         """True if the two are equal for all that a user sees."""
         alone = self.detections - self.matched + self.extra
-        return alone <= self.detections * _ALONE and self.box <= tolerance.box and self.score <= tolerance.score
+        return alone == self.ties and self.box <= tolerance.box and self.score <= tolerance.score
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,9 @@ class Proof:
 
     def lines(self) -> list[str]:
         """A table."""
-        head = ["batch", "images", "detections", "matched", "extra", "box px", "score"]
+        head = ["batch", "images", "detections", "matched", "extra", "ties", "box px", "score"]
         rows = [
-            [*map(str, (d.batch, d.images, d.detections, d.matched, d.extra)), f"{d.box:.5f}", f"{d.score:.6f}"]
+            [*map(str, (d.batch, d.images, d.detections, d.matched, d.extra, d.ties)), f"{d.box:.5f}", f"{d.score:.6f}"]
             for d in self.differences
         ]
         allowed = f"allowed: {self.tolerance.box:g} px of the input, {self.tolerance.score:g} of a score"
@@ -147,30 +149,37 @@ def prove(
                 strict=True,
             )
         ]
-        rows = np.array([_compared(*pair, scale, lowest) for pair, scale in zip(pairs, scales, strict=True)])
-        counts, most = rows[:, :3].sum(0).astype(int).tolist(), rows[:, 3:].max(0).tolist()
+        rows = np.array(
+            [_compared(*pair, scale, lowest, detector.iou) for pair, scale in zip(pairs, scales, strict=True)]
+        )
+        counts, most = rows[:, :4].sum(0).astype(int).tolist(), rows[:, 4:].max(0).tolist()
         differences.append(Agreement(batch, len(images), *counts, *most))
     return Proof(differences, tolerance, lowest)
 
 
 def _compared(
-    ours: Detections, theirs: Detections, scale: Geometry, lowest: float
-) -> tuple[int, int, int, float, float]:
-    """Our detections from the score ``lowest``, those of them and of theirs that both have and that only they have,
-    the largest difference of a side and of a score; pairs are one for one, of the largest IoU in all."""
+    ours: Detections, theirs: Detections, scale: Geometry, lowest: float, threshold: float
+) -> tuple[int, int, int, int, float, float]:
+    """Our detections from the score ``lowest``, those of them that both have, what only they have, how many without a
+    partner are ties at NMS's IoU ``threshold``, the largest difference of a side and of a score; pairs are one for one,
+    of the largest IoU in all."""
     overlap = np.where(ours.labels[:, None] == theirs.labels, iou(ours.boxes, theirs.boxes), 0.0)
     mine, other = linear_sum_assignment(overlap, maximize=True)
     same = overlap[mine, other] >= _SAME
     mine, other = mine[same], other[same]
     judged, seen = ours.scores >= lowest, theirs.scores >= lowest
     extra = int(seen.sum() - seen[other].sum())
+    tied = np.abs(overlap - threshold) < _TIE
+    lost, strange = judged & tied.any(1), seen & tied.any(0)
+    lost[mine], strange[other] = False, False
+    ties = int(lost.sum() + strange.sum())
     pairs = judged[mine] | seen[other]
     mine, other, matched = mine[pairs], other[pairs], int(judged[mine].sum())
     if not len(mine):
-        return int(judged.sum()), 0, extra, 0.0, 0.0
+        return int(judged.sum()), 0, extra, ties, 0.0, 0.0
     sides = np.abs(ours.boxes[mine] - theirs.boxes[other]) * np.array([scale.scale_x, scale.scale_y] * 2)
     scores = np.abs(ours.scores[mine] - theirs.scores[other])
-    return int(judged.sum()), matched, extra, float(sides.max()), float(scores.max())
+    return int(judged.sum()), matched, extra, ties, float(sides.max()), float(scores.max())
 
 
 def score_both(detector: Predictor, exported: Predictor, dataset: Dataset) -> tuple[str, float, float]:

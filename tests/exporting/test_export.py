@@ -22,6 +22,7 @@ from detkit.config.schema import Place
 from detkit.data.toy import CLASSES, toy_sample
 from detkit.engine.options import TrainOptions
 from detkit.exporting import engines
+from detkit.exporting.graph import DenseGraph
 from detkit.exporting.onnx_file import Exported, export
 from detkit.exporting.predictor import select_boxes
 from detkit.exporting.proof import Agreement, Tolerance, _compared, photos
@@ -163,25 +164,50 @@ def test_selection_is_that_of_the_heads(classes: tuple[int, ...] | None) -> None
 def test_differences_are_those_of_partners() -> None:
     ours = Detections(np.array([[0, 0, 10, 10], [20, 20, 30, 30], [0, 0, 10, 10.0]]), [0.9, 0.8, 0.7], [0, 1, 1])
     theirs = Detections(np.array([[0, 0, 10, 11], [21, 20, 30, 30.0]]), [0.8, 0.75], [0, 1])
-    count, matched, extra, box, score = _compared(ours, theirs, Geometry(10, 10, 0.5, 0.25), 0.0)
-    assert (count, matched, extra) == (3, 2, 0)
+    count, matched, extra, ties, box, score = _compared(ours, theirs, Geometry(10, 10, 0.5, 0.25), 0.0, 0.5)
+    assert (count, matched, extra, ties) == (3, 2, 0, 0)
     assert box == 0.5  # one pixel to the right at half the size, one down at a quarter
     assert score == pytest.approx(0.1)
-    assert _compared(theirs, ours, Geometry(10, 10), 0.0)[:3] == (2, 2, 1)
+    assert _compared(theirs, ours, Geometry(10, 10), 0.0, 0.5)[:4] == (2, 2, 1, 0)
 
 
 def test_partners_are_one_for_one_and_a_box_too_many_is_no_proof() -> None:
     box = np.array([[0, 0, 10, 10.0]])
     one, two = (Detections(box.repeat(n, 0), [0.9] * n, [0] * n) for n in (1, 2))
-    assert _compared(one, two, Geometry(10, 10), 0.1) == (1, 1, 1, 0.0, 0.0)
-    assert _compared(two, one, Geometry(10, 10), 0.1) == (2, 1, 0, 0.0, 0.0)
+    assert _compared(one, two, Geometry(10, 10), 0.1, 0.5) == (1, 1, 1, 0, 0.0, 0.0)
+    assert _compared(two, one, Geometry(10, 10), 0.1, 0.5) == (2, 1, 0, 0, 0.0, 0.0)
     few = Detections(np.empty((0, 4)), [], [])
-    assert _compared(few, two, Geometry(10, 10), 0.1) == (0, 0, 2, 0.0, 0.0)
+    assert _compared(few, two, Geometry(10, 10), 0.1, 0.5) == (0, 0, 2, 0, 0.0, 0.0)
     # Below the score that is asked for, a partner counts, a stranger does not.
     shy = Detections(np.concatenate((box, box + 50)), [0.0999, 0.05], [0, 0])
-    assert _compared(one, shy, Geometry(10, 10), 0.1)[:3] == (1, 1, 0)
-    assert Agreement(1, 8, 200, 198, 0, 0, 0).within(Tolerance())
-    assert not Agreement(1, 8, 200, 198, 1, 0, 0).within(Tolerance())
+    assert _compared(one, shy, Geometry(10, 10), 0.1, 0.5)[:3] == (1, 1, 0)
+    # A third of its width to the right, the IoU is 0.5: at this threshold rounding decides whether NMS keeps it.
+    tie = Detections(np.concatenate((box, box + np.array([10 / 3, 0, 10 / 3, 0]))), [0.9, 0.8], [0, 0])
+    assert _compared(one, tie, Geometry(10, 10), 0.1, 0.5)[:4] == (1, 1, 1, 1)
+    assert _compared(tie, one, Geometry(10, 10), 0.1, 0.5)[:4] == (2, 1, 0, 1)
+    assert _compared(one, tie, Geometry(10, 10), 0.1, 0.6)[:4] == (1, 1, 1, 0)
+    assert Agreement(1, 8, 200, 198, 1, 3, 0, 0).within(Tolerance())
+    assert not Agreement(1, 8, 2000, 2000, 1, 0, 0, 0).within(Tolerance())
+
+
+def test_a_graph_that_finds_a_box_too_many_is_not_written(
+    yolo: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def more(graph: DenseGraph, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        boxes, scores = decode(graph, pixels)
+        return torch.cat((boxes, torch.full_like(boxes[:, :1], 2) + corner), 1), torch.cat(
+            (scores, sure + 0 * scores[:, :1]), 1
+        )
+
+    decode, corner, sure = DenseGraph.forward, torch.tensor([0.0, 0, 3, 3]), torch.eye(len(CLASSES))[0]
+    monkeypatch.setattr(DenseGraph, "forward", more)
+    done = export(yolo.model, tmp_path / "no.onnx")
+    assert done.path is None
+    assert list(tmp_path.iterdir()) == []
+    for one in done.proof.differences:
+        assert (one.detections - one.matched, one.extra, one.ties) == (0, 8, 0)
+        assert one.box <= 0.05
+        assert one.score <= 1e-3
 
 
 def test_photos_are_eight() -> None:
