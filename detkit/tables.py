@@ -11,6 +11,16 @@ import numpy as np
 from detkit.arrays import as_numpy
 from detkit.ops import inputs
 
+# PASCAL VOC's and Darknet's spellings of COCO's classes.
+_SYNONYMS = {
+    "aeroplane": "airplane",
+    "diningtable": "dining table",
+    "motorbike": "motorcycle",
+    "pottedplant": "potted plant",
+    "sofa": "couch",
+    "tvmonitor": "tv",
+}
+
 
 @dataclass(slots=True, frozen=True, eq=False)
 class GroundTruth:
@@ -196,3 +206,9 @@ def other_spelling(key: int | float | str | None) -> int | str:
     if isinstance(key, str):
         return int(key) if key.isdecimal() and len(key) < 40 else ""
     return str(int(key) if isinstance(key, float) and key.is_integer() else key)
+
+
+def canonical(name: str) -> str:
+    """One spelling for all names of a class: lower case, COCO's word for it."""
+    name = " ".join(name.lower().replace("_", " ").split())
+    return _SYNONYMS.get(name, name)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from detkit.tables import canonical
+
 _NAMES = (
     "person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant - stop_sign parking_meter "
     "bench bird cat dog horse sheep cow elephant bear zebra giraffe - backpack umbrella - - handbag tie suitcase "
@@ -15,21 +17,6 @@ _NAMES = (
 # COCO's ids begin at 1 and leave out eleven numbers.
 COCO_IDS = {name.replace("_", " "): i for i, name in enumerate(_NAMES.split(), 1) if name != "-"}
 COCO_CLASSES = tuple(COCO_IDS)
-# PASCAL VOC's and Darknet's spellings of COCO's classes.
-_SYNONYMS = {
-    "aeroplane": "airplane",
-    "diningtable": "dining table",
-    "motorbike": "motorcycle",
-    "pottedplant": "potted plant",
-    "sofa": "couch",
-    "tvmonitor": "tv",
-}
-
-
-def canonical(name: str) -> str:
-    """One spelling for all names of a class: lower case, COCO's word for it."""
-    name = " ".join(name.lower().replace("_", " ").split())
-    return _SYNONYMS.get(name, name)
 
 
 def ids_of(names: Sequence[str]) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from detkit.errors import DetkitError, nearest
-from detkit.tables import Results
+from detkit.tables import Results, canonical
 
 if TYPE_CHECKING:
     from detkit.data.annotations import Annotations
@@ -38,7 +38,7 @@ class Found(NamedTuple):
 
 
 class Lookup:
-    """Images by file name, and where several share it by the folders before it; classes by name.
+    """Images by file name, and where several share it by the folders before it; classes by name, or another spelling.
 
     Args:
         data: The data.
@@ -48,7 +48,10 @@ class Lookup:
     def __init__(self, data: Annotations, *, endings: bool = True) -> None:
         self.data, self.endings = data, endings
         self.unknown = Counter[int | str]()
+        self.respelt: dict[str, str] = {}
         self._labels = {name: k for k, name in enumerate(data.classes)}
+        spellings = Counter(map(canonical, data.classes))
+        self._spelt = {canonical(n): k for n, k in self._labels.items() if spellings[canonical(n)] == 1}
         self._by_name: dict[str, list[tuple[tuple[str, ...], int]]] = {}
         for i, file in enumerate(data.files):
             parts = path_parts(file)
@@ -73,12 +76,24 @@ class Lookup:
             raise DetkitError(what, where, do)
         return found[shared.index(max(shared))][1]
 
+    def place(self, name: str) -> int | None:
+        """Place of the class in the data's; None if it has none of this name.
+
+        Where the name as it is written is not there, the one class that is called so in other letters (``Person``, or
+        ``tv`` for ``tvmonitor``) is taken, and ``respelt`` tells.
+        """
+        place = self._labels.get(name)
+        if place is None and (place := self._spelt.get(canonical(name))) is not None:
+            self.respelt[name] = self.data.classes[place]
+        return place
+
     def label(self, name: str) -> int:
-        """Place of the class in the data's; -1, and counted, if it has none of this name."""
-        label = self._labels.get(name, -1)
-        if label < 0:
+        """``place`` for a detection: -1, and counted, where there is none."""
+        place = self.place(name)
+        if place is None:
             self.unknown[name] += 1
-        return label
+            return -1
+        return place
 
 
 def found_rows(rows: Sequence[Row], notes: list[str], lookup: Lookup) -> Found:
@@ -87,6 +102,9 @@ def found_rows(rows: Sequence[Row], notes: list[str], lookup: Lookup) -> Found:
         name, known = next(iter(lookup.unknown)), lookup.data.classes
         do = nearest(name, known, otherwise=f"the data has {some(known)}")
         raise DetkitError(f"class {name!r} is not in the data", rows[0][4], do)
+    if lookup.respelt:
+        pairs = ", ".join(f"{name} as {known}" for name, known in lookup.respelt.items())
+        notes = [*notes, f"classes matched by another spelling: {pairs}"]
     image, label = (np.array([row[i] for row in rows], np.int64) for i in (0, 1))
     xywh, score = (np.array([row[i] for row in rows], np.float64) for i in (2, 3))
     results = Results(image, label, xywh.reshape(-1, 4), score)

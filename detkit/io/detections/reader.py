@@ -182,19 +182,20 @@ def _read_yolo(folder: Path, files: list[Path], data: Annotations) -> Found:
 
 def _read_voc(files: list[Path], data: Annotations) -> Found:
     lookup, rows = Lookup(data, endings=False), list[Row]()
-    named: dict[str, Path] = {}
+    named: dict[int | str, Path] = {}
     for file in files:
         name = _class_of(file, data)
-        if name in named:
-            what = f"two files of detections of {name}: {named[name].name} and {file.name}"
+        place = lookup.place(name)
+        twin = named.setdefault(name if place is None else place, file)
+        if twin is not file:
+            what = f"two files of detections of {name}: {twin.name} and {file.name}"
             raise DetkitError(what, str(file.parent), "keep one competition and one part of the data in a folder")
-        named[name] = file
         for where, word, (score, left, top, right, bottom) in _lines(file, _VOC_LINE):
             # One-based and inclusive: only the upper left corner moves when that becomes zero-based and exclusive.
             x, y = left - 1, top - 1
             box = (x, y, right - x, bottom - y)
             rows.append((lookup.image(word, where), lookup.label(name), box, score, where))
-    without = [name for name in data.classes if name not in named]
+    without = [name for place, name in enumerate(data.classes) if place not in named]
     notes = [f"no file for {', '.join(without)}: every such object counts as missed"] if without else []
     return found_rows(rows, notes, lookup)
 

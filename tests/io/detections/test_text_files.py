@@ -73,6 +73,21 @@ def test_voc_by_hand(tmp_path: Path, data: SimpleNamespace) -> None:
     assert len(one) == 2
 
 
+def test_names_in_another_spelling_are_matched_where_that_is_plain_and_said(
+    tmp_path: Path, data: SimpleNamespace
+) -> None:
+    folder = write(tmp_path / "v", comp4_det_val_Cat="a 0.9 1 1 10 20\n", comp4_det_val_DiningTable="b 0.8 5 6 9 9\n")
+    got, notes = read_detections(folder, data)
+    assert got.label.tolist() == [0, 1]
+    assert notes == [
+        "no file for table: every such object counts as missed",
+        "classes matched by another spelling: Cat as cat, DiningTable as dining table",
+    ]
+    data.classes = ("cat", "CAT", "table")
+    with pytest.raises(DetkitError, match="class 'Cat' is not in the data"):  # it may be either
+        read_detections(folder / "comp4_det_val_Cat.txt", data)
+
+
 @pytest.mark.parametrize(
     ("files", "what", "where"),
     [
