@@ -12,13 +12,11 @@ then. Linux only.
 from __future__ import annotations
 
 import argparse
-import json
 import mmap
 import os
 import random
 import re
 import resource
-import shutil
 import signal
 import struct
 import sys
@@ -27,165 +25,22 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
-import numpy as np
 import torch
 from damage import damaged, damaged_header
+from sound import KINDS
 
-from detkit.config.build import build_detector, load_detector
-from detkit.config.experiment import Config, EvaluateOptions, check_model, read_config
-from detkit.config.schema import Place
-from detkit.data.check import check_annotations
-from detkit.data.convert import convert_annotations
-from detkit.data.dataset import Dataset, read
-from detkit.data.toy import toy_sample, write_toy_data
-from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
-from detkit.io.detections import open_writer, read_detections
-from detkit.io.images import image_bytes, read_header, read_image
-from detkit.io.sources import Frame
-from detkit.io.video import VideoReader
-from detkit.metrics import evaluate_results
-from detkit.structures import Detections
 
 SECONDS, SILENCE, MEMORY = 5.0, 30.0, 2**30
 EXAMPLES = 3  # that are kept of each fault
-FORMATS = ("coco", "voc", "yolo", "csv", "labelme")
 
 
 class TooLong(BaseException):
     """Raised where a case is still under way after ``SECONDS``."""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """How a sound input is made in a folder, how it is read, the suffixes of files to damage, and what a case costs."""
-
-    make: Callable[[Path], object]
-    use: Callable[[Path, Path, random.Random], object]
-    damaged: tuple[str, ...] = ()
-    cost: int = 1
-
-
-def make_data(form: str) -> Callable[[Path], object]:
-    def make(folder: Path) -> None:
-        made = write_toy_data(folder.with_name(f"{folder.name}-toys"), train=3, val=2, size=24)
-        parts = {part: read(made, split=part) for part in ("train", "val")}
-        convert_annotations(parts, form, folder)
-        if form == "coco":  # with all that a record may hold
-            path = next(folder.glob("**/*train*.json"))
-            content = json.loads(path.read_bytes())
-            for number, record in enumerate(content["annotations"]):
-                x, y, w, h = record["bbox"]
-                record |= {"segmentation": [[x, y, x + w, y, x + w, y + h]], "keypoints": [x, y, 2], "num_keypoints": 1}
-                if number == 0:
-                    record |= {"iscrowd": 1, "segmentation": {"size": [24, 24], "counts": [100, 20, 456]}}
-            path.write_text(json.dumps(content))
-
-    return make
-
-
-def use_data(folder: Path, path: Path, rng: random.Random) -> None:
-    annotations = read(folder)
-    check_annotations(annotations, threads=1)
-    for i in range(len(annotations)):
-        with suppress(DetkitError):
-            Dataset(annotations).load(i)
-    annotations.ground_truth()
-    if rng.random() < 0.2:
-        out = folder.with_name("converted")
-        shutil.rmtree(out, ignore_errors=True)
-        convert_annotations({"all": annotations}, rng.choice(FORMATS), out)
-
-
-def make_detections(folder: Path) -> None:
-    data = write_toy_data(folder / "sound", train=1, val=3, size=24)
-    annotations = read(data, split="val")
-    for kind, name in (("coco", "r.json"), ("jsonl", "r.jsonl"), ("yolo", "yolo")):
-        ids = dict(zip(annotations.files, annotations.image_ids, strict=True))
-        with open_writer(kind, folder / name, annotations.classes, annotations.class_ids, image_ids=ids) as writer:
-            for i, file in enumerate(annotations.files):
-                target = Dataset(annotations).target(i)
-                found = Detections(target.boxes, np.full(len(target), 0.5), target.labels, annotations.classes)
-                writer.write(Frame(np.zeros((24, 24, 3), np.uint8), file), found)
-
-
-def use_detections(folder: Path, path: Path, rng: random.Random) -> None:
-    annotations = read(folder / "sound", split="val")
-    for name in ("r.json", "r.jsonl", "yolo"):
-        results, _ = read_detections(folder / name, annotations)
-        for protocol in ("coco", "voc2007"):
-            evaluate_results(annotations.ground_truth(), results, protocol)
-
-
-def make_images(folder: Path) -> None:
-    folder.mkdir()
-    image = toy_sample(1, 24).image
-    for suffix in (".png", ".jpg", ".webp", ".bmp", ".tif"):
-        (folder / f"a{suffix}").write_bytes(image_bytes(image, suffix, 90))
-    for name, pixels in {
-        "g.gif": image,
-        "d.tif": image.astype(np.uint16) * 200,
-        "p.ppm": image,
-        "a.png": image,
-    }.items():
-        cv2.imwrite(str(folder / name), pixels)
-    cv2.imwrite(str(folder / "alpha.png"), np.dstack([image, image[..., 0]]))
-
-
-def use_images(folder: Path, path: Path, rng: random.Random) -> None:
-    for read_one in (read_header, lambda path: read_image(path, reduce_to=8), read_image):
-        read_one(path)
-
-
-def make_videos(folder: Path) -> None:
-    folder.mkdir()
-    for name, code in (("a.avi", "MJPG"), ("b.mp4", "mp4v")):
-        writer = cv2.VideoWriter(str(folder / name), cv2.VideoWriter.fourcc(*code), 10, (32, 32))
-        for number in range(4):
-            writer.write(toy_sample(number, 32).image)
-        writer.release()
-
-
-def use_videos(folder: Path, path: Path, rng: random.Random) -> None:
-    with VideoReader(path) as reader:
-        assert sum(1 for _ in zip(range(50), reader, strict=False)) <= 50
-        assert reader.cut_short in (True, False)
-
-
-def make_model(folder: Path) -> None:
-    folder.mkdir()
-    head = {"name": "yolo", "anchors": [[8, 8], [16, 16]]}
-    model = check_model({"size": 32, "backbone": {"name": "lenet5", "taps": [1]}, "head": head}, Place())
-    build_detector(Config({}, model, {}, TrainOptions(), EvaluateOptions()), ("a", "b")).save(folder / "m.safetensors")
-
-
-def use_model(folder: Path, path: Path, rng: random.Random) -> None:
-    load_detector(folder / "m.safetensors").predict(np.zeros((20, 30, 3), np.uint8))
-
-
-def make_config(folder: Path) -> None:
-    shutil.copytree(Path(__file__).resolve().parents[1] / "configs", folder)
-
-
-def use_config(folder: Path, path: Path, rng: random.Random) -> None:
-    read_config(path, train_schema=TrainOptions).to_yaml()
-
-
-TEXTS = (".json", ".jsonl", ".xml", ".yaml", ".csv", ".txt")
-IMAGES = (".png", ".jpg", ".webp", ".bmp", ".tif", ".gif", ".ppm")
-KINDS = {form: Kind(make_data(form), use_data, TEXTS, cost=2) for form in FORMATS} | {
-    "detections": Kind(make_detections, use_detections, TEXTS, cost=2),
-    "images": Kind(make_images, use_images, IMAGES),
-    "video": Kind(make_videos, use_videos, (".avi", ".mp4")),
-    "model": Kind(make_model, use_model, (".safetensors",)),
-    "config": Kind(make_config, use_config, (".yaml",), cost=3),
-}
 
 
 class Fuzzer:
@@ -201,11 +56,11 @@ class Fuzzer:
     def __init__(self, name: str, seed: int, work: Path, out: Path) -> None:
         self.name, self.seed, self.out, self.kind = name, seed, out, KINDS[name]
         self.folder = work / name
-        self.kind.make(self.folder)
+        self.made = self.kind.make(self.folder)
         files = (path for path in self.folder.glob("**/*") if path.suffix in self.kind.damaged)
         self.files = sorted(path for path in files if "sound" not in path.parts)
         for path in self.files:  # the input is sound, and what reads it is imported
-            self.kind.use(self.folder, path, random.Random(0))
+            self.kind.use(self.folder, path, random.Random(0), self.made)
         self.state = mmap.mmap(-1, 8 * 3)  # case, refused, faults: what the process that works has got to
         self.kept: Counter[str] = Counter()
 
@@ -225,7 +80,7 @@ class Fuzzer:
         path.write_bytes(data)
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
-            self.kind.use(self.folder, path, rng)
+            self.kind.use(self.folder, path, rng, self.made)
             return "read"
         except DetkitError:
             return "refused"
@@ -326,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             fuzzer = Fuzzer(name, options.seed, Path(work), options.out)
             cases = max(1, round(options.cases * shares[name] / sum(shares.values())))
             ran, refused, bad = fuzzer.loop(cases, time.monotonic() + left / (len(names) - place))
-            print(f"{name:10s} {ran:7d} cases, {refused:7d} refused, {bad:5d} faults", flush=True)
+            print(f"{name:20s} {ran:7d} cases, {refused:7d} refused, {bad:5d} faults", flush=True)
             faults += bad
     print(f"{faults} faults in {time.monotonic() - begun:.0f} s" + (f", see {options.out}" if faults else ""))
     return int(faults > 0)
