@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,13 @@ from detkit.config.build import build_detector, load_detector
 from detkit.config.experiment import Config, EvaluateOptions, check_model, read_config
 from detkit.config.schema import Place
 from detkit.data.check import check_annotations
+from detkit.data.convert import convert_annotations
 from detkit.data.dataset import Dataset, read
 from detkit.data.resize import Resize
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
 from detkit.io.detections import read_detections
+from detkit.io.images import write_image
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes and their memory are watched by Linux's means")
@@ -133,3 +136,46 @@ def test_an_input_that_is_too_small_for_its_network() -> None:
     model.resize = Resize((32, 2), stride=1)
     with pytest.raises(DetkitError, match="too small for this network"):
         model.predict(np.zeros((8, 8, 3), np.uint8))
+
+
+@pytest.mark.parametrize("word", [b"1e400", b"Infinity", b"NaN", b"[1]", b"1.5", b'"\\ud800"', b"null"])
+@pytest.mark.parametrize("old", [b'"images": [{"id": 1', b'"categories": [{"id": 1', b'"area": 16', b'"categories": ['])
+def test_what_cannot_be_written_as_json_is_not(tmp_path: Path, old: bytes, word: bytes) -> None:
+    new = old + word + b", " if old.endswith(b"[") else old.rstrip(b"0123456789") + word
+    write_image(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
+    found = read(coco(tmp_path, lambda data: data.replace(old, new, 1)))
+    # A number on its own, no record, is dropped; with no id to speak of the box is of an unknown image or class.
+    assert found.counts()["boxes"] == int(b"id" not in old)
+    convert_annotations({"all": found}, "coco", tmp_path / "out")
+    assert read(tmp_path / "out").counts() == found.counts()
+    text = next((tmp_path / "out").rglob("*.json")).read_text()
+    json.loads(text, parse_constant=pytest.fail)
+    if found.files:
+        convert_annotations({"all": found}, "voc", tmp_path / "voc")
+
+
+def test_a_number_of_thousands_of_digits(tmp_path: Path) -> None:
+    with pytest.raises(DetkitError, match="not JSON"):
+        read(coco(tmp_path, lambda data: data.replace(b'"width": 8', b'"width": ' + b"9" * 5000)))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("data.yaml", "names: LONG\ntrain: images"),
+        ("data.yaml", "names: [a]\npath: LONG\ntrain: images"),
+        ("train.txt", "LONG.jpg"),
+        ("a.json", '{"shapes": [], "imagePath": "LONG.jpg"}'),
+        ("a.csv", "image,x1,y1,x2,y2,label\nLONG/a,1,2,3,4,cat"),
+    ],
+)
+def test_names_that_are_too_long_for_a_file_system(tmp_path: Path, name: str, text: str) -> None:
+    write_image(tmp_path / "images" / "a.jpg", np.zeros((8, 8, 3), np.uint8))
+    for file, content in (("labels/a.txt", "0 .5 .5 .1 .1"), ("classes.txt", "a"), (name, text)):
+        if file == name or Path(name).suffix in (".yaml", ".txt"):
+            (tmp_path / file).parent.mkdir(exist_ok=True)
+            (tmp_path / file).write_text(content.replace("LONG", "x" * 5000))
+    with suppress(DetkitError):
+        check_annotations(read(tmp_path))
+    with pytest.raises(DetkitError):
+        read(tmp_path, split="x" * 5000)

@@ -19,7 +19,7 @@ TOKENS = [
     b"", b"nan", b"-1", b"1e309", b"99999999999999999999", b"0", b"inf", b"\xff\xfe", b"\x00", b"\n\n", b"\r", b"\t",
     b":", b"- ", b"{", b"]", b"<", b"/>", b"&lt;&x;", b"<!DOCTYPE a>", b"!!python/object:os.system", b"*a", b"&a [*a]",
     b'"', b"'", b",,", b";", b"[" * 5000, b"../", b"/dev/zero", b"%s", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"x" * 3000,
-    b"1_000", b"0x1F",
+    b"1_000", b"0x1F", b"9" * 5000, b"1e400",
 ]  # fmt: skip
 
 

@@ -119,15 +119,16 @@ def mapped(path: Path) -> Iterator[memoryview]:
         yield view[3:] if view[:3] == b"\xef\xbb\xbf" else view
 
 
-def load_json(path: Path, data: memoryview) -> dict[str, list[object] | None]:
-    """The file by the standard library, which takes NaN; slow, and only for files that the typed decoder refuses."""
+def load_json(path: Path, data: memoryview, finite: bool = False) -> dict[str, list[object] | None]:
+    """The file by the standard library, which takes NaN (``finite``: as null); slow, and only for files that the typed
+    decoder refuses."""
     try:
-        value = json.loads(bytes(data))
+        value = json.loads(bytes(data), parse_constant=(lambda word: None) if finite else None)
     except json.JSONDecodeError as error:
         where = f"{path}, line {error.lineno}, column {error.colno}"
         do = "the file may be cut short: download or export it again"
         raise DetkitError(f"this is not JSON: {error.msg}", where, do) from None
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8, a number of thousands of digits
         raise DetkitError(f"this is not JSON: {error}", str(path), "download or export it again") from None
     lists = isinstance(value, dict) and all(isinstance(value.get(key), list) for key in ("images", "categories"))
     if not lists or not isinstance(value.get("annotations") or [], list):
@@ -243,14 +244,15 @@ def _drop_root(file: _File, rows: dict[Key, int], path: Path, findings: Findings
 def _by_id(
     records: Sequence[Record], kind: str, name_of: Callable[[Record], str], path: Path, findings: Findings
 ) -> dict[Key, int]:
-    """Row of each record that an id tells apart from all others; 1.0, as pandas writes it, is 1."""
+    """Row of each record that an id tells apart from all others."""
     rows: dict[Key, int] = {}
     for row, record in enumerate(records):
-        if record.id is None or record.id in rows:
-            fault = "without an id (dropped)" if record.id is None else "id used twice (later one dropped)"
+        key = key_of(record.id)
+        if key is None or key in rows:
+            fault = "without an id (dropped)" if key is None else "id used twice (later one dropped)"
             findings.add(f"{kind} {fault}", f"{path}: {kind} {record.id} ({name_of(record)})")
         else:
-            rows[record.id if isinstance(record.id, Key) else _whole_number(record.id)] = row
+            rows[key] = row
     return rows
 
 
@@ -308,8 +310,13 @@ def _flags(values: Iterator[Any], n: int) -> np.ndarray:
     return flags
 
 
-def _whole_number(value: float) -> Key:
-    return int(value) if value.is_integer() else str(value)
+def key_of(value: object) -> Key | None:
+    """An id as ids are compared: 1.0, as pandas writes it, is 1; None for what is no id."""
+    if isinstance(value, float) and math.isfinite(value):
+        return int(value) if value.is_integer() else str(value)
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()  # half a character cannot be written
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _whole(values: list[Id | None]) -> np.ndarray:

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from detkit.data.annotations import Annotations, Findings, Source
-from detkit.data.coco import IMAGE_FOLDER, RawFile, load_json, mapped
+from detkit.data.coco import IMAGE_FOLDER, RawFile, key_of, load_json, mapped
 from detkit.data.labelme import CLASS_LIST
 from detkit.errors import DetkitError
 from detkit.io.detections.writers import voc_xml
@@ -28,6 +28,7 @@ from detkit.printed import Printed
 
 Lists = dict[str, Iterable[bytes | msgspec.Raw]]
 _WITHOUT_FLAGS = ("yolo", "csv")  # crowds would be objects there: they are left out
+_NOTHING = (b"null", b"[]", b"{}")
 _PLAIN = {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "difficult"}
 
 
@@ -107,8 +108,10 @@ def _count_lost(a: Annotations, to: str, lost: Findings) -> None:
     if list(a.class_ids) != list(range(1, len(a.classes) + 1)):
         lost.add("category ids (numbered anew)", count=len(a.classes))
     records = _records_of(source.path).annotations
-    kept = (msgspec.json.decode(records[row]).items() for row in a.rows)
-    counts = Counter(key for items in kept for key, value in items if key not in _PLAIN and value not in (None, [], {}))
+    kept = (msgspec.json.decode(records[row], type=dict[str, msgspec.Raw]).items() for row in a.rows)
+    counts = Counter(
+        key for items in kept for key, value in items if key not in _PLAIN and bytes(value) not in _NOTHING
+    )
     for key, count in counts.items():
         lost.add(f"{key} of annotations", count=count)
 
@@ -275,11 +278,10 @@ def _records_of(path: Path) -> RawFile:
         try:
             return msgspec.json.decode(data, type=RawFile)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            value = load_json(path, data)
+            value = load_json(path, data, finite=True)
 
     def raw(record: object) -> msgspec.Raw:
-        # NaN, the usual reason to be here, lies in records that the reader dropped.
-        return msgspec.Raw(json.dumps(record, ensure_ascii=False).encode())
+        return msgspec.Raw(json.dumps(record, ensure_ascii=False).encode(errors="replace"))  # half a character is none
 
     lists = {key: [raw(r) for r in value.get(key) or []] for key in ("images", "categories", "annotations")}
     return RawFile(**lists, info=raw(value.get("info") or {}), licenses=raw(value.get("licenses") or []))
@@ -348,12 +350,13 @@ def _image_record(raw: msgspec.Raw, file: str, folder: str) -> bytes | msgspec.R
     if os.path.normpath(os.path.join(folder, said)) == file:
         return raw
     name = Path(os.path.relpath(file, folder)).as_posix()
-    return msgspec.json.encode({**msgspec.json.decode(raw), "file_name": name})
+    return msgspec.json.encode({**json.loads(bytes(raw)), "file_name": name})
 
 
 def _kept(a: Annotations, source: Source, raw: RawFile) -> Lists:
     folder, files = str(source.images), map(os.path.normpath, a.files)
-    by_id = {msgspec.json.decode(record).get("id"): record for record in reversed(raw.categories)}  # 1.0 is 1
+    categories = [(json.loads(bytes(record)), record) for record in reversed(raw.categories)]
+    by_id = {key_of(value.get("id")): record for value, record in categories if isinstance(value, dict)}
     return {
         "images": (_image_record(raw.images[i], file, folder) for i, file in zip(a.image_rows, files, strict=True)),
         "annotations": (raw.annotations[row] for row in np.sort(a.rows)),

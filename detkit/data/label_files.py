@@ -142,7 +142,7 @@ def place_images(names: Sequence[str], folders: Sequence[Path], findings: Findin
         plain = list(map(_tail, names))
         within = dict.fromkeys(map(os.path.dirname, plain))
         for folder in folders:
-            homes = [home for home in within if (folder / home).is_dir()]
+            homes = [home for home in within if os.path.isdir(folder / home)]
             files = [os.path.join(home, p.name) for home in homes for p in paths_in(folder / home)]
             endings = {os.path.splitext(file)[0]: file for file in files}
             if not endings.keys().isdisjoint(plain):

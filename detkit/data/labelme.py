@@ -7,6 +7,7 @@ group are one object, as in its own converter to COCO.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -87,7 +88,7 @@ def _image_name(file: Path, name: str, home: Path) -> str:
     said, beside = file.parent / name, file.parent / Path(name).name
     own = (file.with_suffix(suffix) for suffix in sorted(IMAGE_SUFFIXES))
     # Only images: a label file brings nothing else into a copy of the data.
-    usable = (p for p in (said, beside, *own) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    usable = (p for p in (said, beside, *own) if p.suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(p))
     found = next(usable, beside)
     return found.relative_to(home).as_posix() if found.is_relative_to(home) else name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -47,7 +48,10 @@ class VocFiles:
         """The xml files of a part, or of a list by its path; None: all."""
         if split is None:
             return self.xml
-        files = self.lists.get(split) or [p for p in (self.lists_home / f"{split}.txt", Path(split)) if p.is_file()][:1]
+        files = (
+            self.lists.get(split)
+            or [p for p in (self.lists_home / f"{split}.txt", Path(split)) if os.path.isfile(p)][:1]
+        )
         check_part(split, [split] if files else self.splits(), self.lists_home if self.lists else self.root)
         if not files:
             return [xml for xml in self.xml if part_of(xml) == split]

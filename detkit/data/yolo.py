@@ -94,8 +94,8 @@ def _listed(line: str, place: Path, root: Path) -> str:
     """The image of a list's line: "./" means beside the list, as the format's own loader has it; other relative names
     hang on the root, on its parent or on the list's folder, or begin with folders of another machine."""
     homes = [place.parent] if line.startswith("./") else [root, root.parent, place.parent]
-    found = (home / line for home in homes if (home / line).is_file())
-    image = next(found, None) or next((tail for tail in tails_of(line, root) if tail.is_file()), homes[0] / line)
+    found = (home / line for home in homes if os.path.isfile(home / line))
+    image = next(found, None) or next((tail for tail in tails_of(line, root) if os.path.isfile(tail)), homes[0] / line)
     return os.path.normpath(image)
 
 

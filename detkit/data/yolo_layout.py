@@ -103,7 +103,7 @@ def _from_yaml(file: Path) -> Layout:
         raise DetkitError(f"nc is {nc}, but names has {len(names)} classes", f"{file}, nc and names", do)
     layout = Layout(file, file.absolute().parent, names, {}, _keypoints(value, file))
     if isinstance(own := value.get("path"), str) and own:
-        if (layout.root / own).is_dir():
+        if os.path.isdir(layout.root / own):
             layout.root = layout.root / own
         else:
             layout.findings.add("path of the data.yaml is not here (its own folder taken)", f"{file}: {own}", note=True)
@@ -202,7 +202,7 @@ def _words(value: object, file: Path, key: str) -> list[str]:
 
 def _names(value: object, file: Path) -> dict[int, str]:
     """Number to class name, in the order of the numbers."""
-    if isinstance(value, str) and (file.absolute().parent / value).is_file():
+    if isinstance(value, str) and os.path.isfile(file.absolute().parent / value):
         value = _named(file.absolute().parent / value)
     items = dict(enumerate(value)) if isinstance(value, list) else value
     try:
