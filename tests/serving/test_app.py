@@ -45,12 +45,14 @@ const pixel = (x, y) => {
   return [...one.getImageData(0, 0, 1, 1).data].slice(0, 3);
 };
 const slide = (value) => { $("threshold").value = value; $("threshold").dispatchEvent(new Event("input")); };
-await until(() => document.body.dataset.ready);
+await until(() => answer);
+const sample = answer.source;
+answer = null;
 const dropped = new DataTransfer();
 dropped.items.add(new File([await (await fetch("samples/0")).blob()], "photo.png", { type: "image/png" }));
 $("drop").dispatchEvent(new DragEvent("drop", { dataTransfer: dropped, cancelable: true }));
 await until(() => answer);
-const seen = { json: JSON.parse($("json").textContent), edge: pixel(100, 150), inside: pixel(200, 150) };
+const seen = { sample, json: JSON.parse($("json").textContent), edge: pixel(100, 150), inside: pixel(200, 150) };
 slide(0.9);
 Object.assign(seen, { above: JSON.parse($("json").textContent).detections, unframed: pixel(100, 150) });
 slide(0.25);
@@ -318,6 +320,11 @@ def test_where_it_listens() -> None:
         listening("127.0.0.1", door.getsockname()[1])
     with pytest.raises(DetkitError, match="no such host"):
         listening("no such host", 0)
+
+
+def test_answers_wait_for_no_acknowledgement() -> None:
+    with listening("127.0.0.1", 0) as door, socket.create_connection(door.getsockname()), door.accept()[0] as accepted:
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     with pytest.raises(DetkitError, match="queue must be positive"):
         Bounds(queue=0)
 
@@ -329,7 +336,7 @@ def test_a_photo_dropped_in_a_browser(client: Client, tmp_path: Path) -> None:
     words += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
     words += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
     with open(tmp_path / "log", "w+") as log:
-        browser = subprocess.Popen([*words, f"http://127.0.0.1:{client.port}/dropped"], stderr=log)
+        browser = subprocess.Popen([*words, f"http://127.0.0.1:{client.port}/dropped#1"], stderr=log)
         try:
             seen = client.seen.get(timeout=60)
         finally:
@@ -341,7 +348,7 @@ def test_a_photo_dropped_in_a_browser(client: Client, tmp_path: Path) -> None:
     assert seen["json"] == {"source": "photo.png", "frame": None, "width": 400, "height": 300, "detections": [found]}
     assert (seen["edge"], seen["inside"], seen["unframed"]) == ([0, 194, 255], [200] * 3, [200] * 3)
     assert seen["above"] == seen["unticked"] == []
-    assert seen["pasted"] == "photo.png"
+    assert seen["sample"] == seen["pasted"] == "photo.png"
     assert seen["camera"] == [True, "Camera"]
 
 
