@@ -1,4 +1,4 @@
-"""Evaluation with everything there is to see: what ``detkit evaluate`` does."""
+"""Evaluation with everything there is to see: what ``detkit evaluate`` does, of detections and of tracks."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
+import numpy as np
+
 from detkit import api
 from detkit.errors import DetkitError
 from detkit.metrics import find_metric
+from detkit.printed import Printed, aligned
 
 if TYPE_CHECKING:
     from detkit.data.annotations import Annotations
@@ -103,6 +106,56 @@ def full_report(
 
         report.facts["check"] = {check: pycocotools_metrics(annotations.ground_truth(), results)}
     return report
+
+
+def track_report(predictions: Path, truth: Path, *, tell: Callable[[str], None] = lambda text: None) -> Printed:
+    """Judges tracks by labelled ones, both in MOT Challenge's txt.
+
+    Args:
+        predictions: A file, or a folder with a file SEQUENCE.txt per sequence.
+        truth: A file, or a folder with SEQUENCE/gt/gt.txt, SEQUENCE/gt.txt or SEQUENCE.txt.
+        tell: Called with what a person should know of the files.
+
+    Raises:
+        DetkitError: As ``detkit.io.detections.mot.read_tracks``; a file that is not there, a file and a folder.
+    """
+    from detkit.io.detections.mot import read_tracks
+    from detkit.metrics.tracks import Sums, track_scores, track_sums
+
+    sums: dict[str, Sums] = {}
+    for name, (theirs, own) in _sequences(predictions, truth).items():
+        (labels, dropped), (found, _) = read_tracks(own, labelled=True), read_tracks(theirs)
+        if dropped:
+            tell(f"{own}: {dropped} boxes with confidence 0 are not asked for, {len(labels.id)} are")
+        if late := int((found.frame > labels.frame.max()).sum()):
+            tell(f"{theirs}: {late} boxes after frame {labels.frame.max()}, the last labelled one, count as wrong")
+        sums[name] = track_sums(labels, found)
+    total = {key: np.sum([one[key] for one in sums.values()], axis=0) for key in next(iter(sums.values()))}
+    scores, each = track_scores(total), {name: track_scores(one) for name, one in sums.items()}
+    table = [["", *scores]]
+    for name, row in [*(each.items() if len(each) > 1 else ()), ("all", scores)]:
+        table.append([name, *(f"{v:.0f}" if key in ("IDSW", "FP", "FN") else f"{v:.4f}" for key, v in row.items())])
+    return Printed({"protocol": "mot", "metrics": scores, "per_sequence": each}, aligned(table))
+
+
+def _sequences(predictions: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
+    """Of each sequence by name, the file of its predictions and that of its labels."""
+    if (truth.is_dir() and predictions.is_file()) or (truth.is_file() and predictions.is_dir()):
+        do = "give two files for one sequence, two folders for several"
+        raise DetkitError("one of them is a file, the other a folder", f"{predictions}, {truth}", do)
+    if not truth.is_dir():
+        return {truth.stem: (predictions, truth)}
+    own = {path.parents[1].name: path for path in truth.glob("*/gt/gt.txt")}
+    own = own or {path.parent.name: path for path in truth.glob("*/gt.txt")}
+    own = own or {path.stem: path for path in truth.glob("*.txt")}
+    if not own:
+        raise DetkitError("no labelled tracks are here", str(truth), "it holds SEQUENCE/gt/gt.txt or SEQUENCE.txt")
+    found = {name: (predictions / f"{name}.txt", path) for name, path in sorted(own.items())}
+    for theirs, _ in found.values():
+        if not theirs.is_file():
+            do = f"a sequence needs its file: of {', '.join(found)}"
+            raise DetkitError("there are no tracks of this sequence", str(theirs), do)
+    return found
 
 
 def _facts(predictor: Predictor) -> dict[str, int | str]:

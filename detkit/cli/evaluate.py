@@ -17,11 +17,13 @@ from detkit.metrics import METRICS
 def evaluate(
     arguments: Annotated[list[str], Argument(metavar="[MODEL...] DATA", help="Files, runs or names, then the data.")],
     predictions: Annotated[
-        Path | None, Option(help="Evaluate COCO results, lines of detect --json, comp4 or YOLO txt.")
+        Path | None, Option(help="Evaluate COCO results, lines of detect --json, comp4 or YOLO txt; tracks in MOT txt.")
     ] = None,
     protocol: Annotated[
         str | None,
-        Option(help=f"{', '.join(METRICS)}, or the name of an installed one, or module:Name (default: the model's)."),
+        Option(
+            help=f"{', '.join(METRICS)}; mot (tracks); an installed one's name, or module:Name (default: the model's)."
+        ),
     ] = None,
     part: options.Part = options.Part(),
     keep_degenerate: options.KeepDegenerate = False,
@@ -46,8 +48,14 @@ def evaluate(
 ) -> Printable:
     """AP of a model or a file of detections on labelled data. All classes together and each by itself.
 
-    --report and --json add curves, confusion, calibration, kinds of errors, dearest images, times.
+    --report and --json add curves, confusion, calibration, kinds of errors, dearest images, times. --protocol mot
+    judges tracks instead: HOTA, MOTA, IDF1, switches.
     """
+    if protocol == "mot":
+        given = {"--split": part.split, "--images": part.images, "--format": part.format, "--iou": iou}
+        given |= {"--match-iou": match_iou, "--max-detections": max_detections, "--bootstrap": bootstrap}
+        given |= {"--strict": strict or None, "--keep-degenerate": keep_degenerate or None}
+        return _evaluate_tracks(arguments, predictions, {**given, "--report": report, "--check": check})
     if report is not None:
         from detkit.io.files import refuse_existing
 
@@ -80,6 +88,18 @@ def evaluate(
         lost = write_report(report, done, f"{predictions or name} on {data}", overwrite=overwrite)
         message(f"report: {report}" + (f" ({lost} of its images could not be read)" if lost else ""))
     return done
+
+
+def _evaluate_tracks(arguments: list[str], predictions: Path | None, options: dict[str, object]) -> Printable:
+    from detkit.evaluating import track_report
+
+    if predictions is None or len(arguments) > 1:
+        do = "detkit track VIDEO --out TRACKS.txt, then detkit evaluate --predictions TRACKS.txt GT.txt --protocol mot"
+        raise DetkitError("tracks are judged from a file", "--protocol mot", do)
+    for option, value in options.items():
+        if value is not None:
+            raise DetkitError("this says nothing about tracks", option, "leave it out")
+    return track_report(predictions, Path(arguments[0]), tell=note)
 
 
 def _check_words(models: list[str], predictions: Path | None, answers: options.Answers) -> None:

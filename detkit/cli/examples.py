@@ -19,7 +19,11 @@ EXAMPLES = {
     "train": ("train --data DATA", "train yolo --data DATA train.epochs=20", "train --resume RUN"),
     "config": ("config yolo", "config my.yaml train.epochs=20"),
     "models": ("models", "models --json"),
-    "evaluate": ("evaluate RUN DATA --report page.html", "evaluate --predictions found.json DATA"),
+    "evaluate": (
+        "evaluate RUN DATA --report page.html",
+        "evaluate --predictions found.json DATA",
+        "evaluate --predictions tracks.txt gt.txt --protocol mot",
+    ),
     "compare": ("compare RUN RUN -o image.png", "compare RUN MODEL --data DATA"),
     "inspect filters": ("inspect filters RUN", "inspect filters efficientnet_lite0 --out filters"),
     "inspect maps": ("inspect maps RUN photo.jpg", "inspect maps RUN photo.jpg --stage 2 -n 6"),

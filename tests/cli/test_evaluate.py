@@ -226,9 +226,25 @@ def test_data_without_objects(coco: Path, tmp_path: Path, capsys: pytest.Capture
         (["DATA", "FOUND"], "--predictions FILE DATA"),
         (["DATA", "--predictions", "FOUND", "--seed", "-1"], "--seed"),
         (["DATA", "--prediction", "FOUND"], "--prediction"),
+        (["DATA", "--predictions", "FOUND", "--protocol", "mot"], "not a row of MOT's"),
+        (["DATA", "--protocol", "mot"], "tracks are judged from a file"),
+        (["a", "DATA", "--predictions", "FOUND", "--protocol", "mot"], "tracks are judged from a file"),
+        ([".", "--predictions", "FOUND", "--protocol", "mot"], "two folders for several"),
+        (["tracks", "--predictions", ".", "--protocol", "mot"], "no labelled tracks are here"),
+        (["DATA", "--predictions", "FOUND", "--protocol", "mot", "--split", "val"], "--split"),
+        (["DATA", "--predictions", "FOUND", "--protocol", "mot", "--bootstrap", "9"], "--bootstrap"),
     ],
 )
-def test_mistakes(coco: Path, found: Path, capsys: pytest.CaptureFixture[str], words: list[str], needle: str) -> None:
+def test_mistakes(
+    coco: Path,
+    found: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    needle: str,
+) -> None:
+    monkeypatch.chdir(coco.parent)
+    Path("tracks").mkdir()
     names = {"DATA": str(coco), "FOUND": str(found)}
     assert main(["evaluate", *(names.get(word, word) for word in words)]) == 2
     said = capsys.readouterr()

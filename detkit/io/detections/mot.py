@@ -47,16 +47,46 @@ def read_mot(path: str | Path) -> MotTable:
     rows = np.ones((len(lines), 7))
     for number, words in lines:
         if words:
+            row = rows[number - 1]
             try:
-                rows[number - 1, : min(len(words), 7)] = [float(word) for word in words[:7]]
-            except ValueError as error:
-                raise DetkitError(str(error), f"{path}, line {number}", _FORM) from None
-            bad = len(words) < 6 or not np.isfinite(rows[number - 1]).all()
-            if bad or rows[number - 1, 0] < 1 or (rows[number - 1, :2] % 1).any():
-                what = f"this is not a row of MOT's: {','.join(words)}"
+                row[: min(len(words), 7)] = [float(word) for word in words[:7]]
+            except ValueError:
+                row[0] = np.nan
+            if len(words) < 6 or not np.isfinite(row).all() or row[0] < 1 or (row[:2] % 1).any():
+                what = f"this is not a row of MOT's: {','.join(words)[:60]}"
                 raise DetkitError(what, f"{path}, line {number}", _FORM)
     rows = rows[[bool(words) for _, words in lines]] if lines else rows
     return MotTable(rows[:, 0].astype(np.int64), rows[:, 1].astype(np.int64), rows[:, 2:6], rows[:, 6])
+
+
+def read_tracks(path: Path, *, labelled: bool = False) -> tuple[MotTable, int]:
+    """The rows of a MOT file that holds tracks, and how many more it has that are not asked for.
+
+    Args:
+        path: The file.
+        labelled: It is ground truth, where a score of 0 marks a box that is not asked for.
+
+    Raises:
+        DetkitError: As ``read_mot``; a box without track or area, two boxes of a track in a frame, nothing labelled.
+    """
+    rows = read_mot(path)
+    kept = (rows.score != 0) | (not labelled)
+    table = MotTable(rows.frame[kept], rows.id[kept], rows.xywh[kept], rows.score[kept])
+    if labelled and not len(table.id):
+        raise DetkitError("no track is labelled here, so nothing can be measured", str(path), "name another file")
+    order = np.lexsort((table.id, table.frame))
+    frame, track = table.frame[order], table.id[order]
+    again = (np.diff(frame, prepend=0) == 0) & (np.diff(track, prepend=0) == 0)
+    faults = {
+        "a box has no track": ((track < 0), "these are detections: detkit track --predictions FILE --out tracks.txt"),
+        "a box has no area": ((table.xywh[order, 2:] <= 0).any(1), "take it out, or write left,top,width,height"),
+        "the track has more than one box there": (again, "keep one box per track and frame"),
+    }
+    for what, (wrong, do) in faults.items():
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            raise DetkitError(what, f"{path}, frame {frame[row]}, track {track[row]}", do)
+    return table, int((~kept).sum())
 
 
 class MotWriter(FileWriter):
