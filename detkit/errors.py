@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 
@@ -17,6 +21,17 @@ class DetkitError(Exception):
         super().__init__("\n".join(line for line in (what, where, do) if line))
         self.what, self.where, self.do, self.code = what, where, do, code
 
+    @property
+    def number(self) -> str:
+        """Of the page that explains this kind of error (``detkit help E020``); empty for those of other packages."""
+        fits = [
+            (len(message), page.number)
+            for page in error_pages().values()
+            for message in page.messages
+            if re.fullmatch(".*?".join(map(re.escape, message.split("…"))), self.what, re.DOTALL)
+        ]
+        return max(fits)[1] if fits else ""
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Keeps the three lines when the error crosses from a data worker's process.
         return (_rebuild_error, (type(self), self.what, self.where, self.do, self.code))
@@ -28,6 +43,35 @@ class InputNote(UserWarning):
     def __init__(self, what: str, where: str = "") -> None:
         super().__init__(what)
         self.where = where
+
+
+@dataclass(frozen=True)
+class ErrorPage:
+    """What is to know about one kind of error.
+
+    Attributes:
+        number: E and three digits.
+        title: In a few words.
+        text: The page, as Markdown.
+        messages: What its errors say first; … stands for what differs.
+    """
+
+    number: str
+    title: str
+    text: str
+    messages: tuple[str, ...]
+
+
+@cache
+def error_pages() -> Mapping[str, ErrorPage]:
+    """The pages of errors.md by their numbers."""
+    sections = re.split(r"^## ", Path(__file__).with_suffix(".md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    pages = {}
+    for section in sections[1:]:
+        number, title = section.partition("\n")[0].split(" ", 1)
+        messages = re.findall(r"^- `(.*)`$", section, re.MULTILINE)
+        pages[number] = ErrorPage(number, title, f"{section.rstrip()}\n", tuple(messages))
+    return pages
 
 
 def _rebuild_error(kind: type[DetkitError], what: str, where: str, do: str, code: int) -> DetkitError:

@@ -114,7 +114,8 @@ def _closed_pipe() -> int:
 
 
 def _say(error: DetkitError) -> None:
-    lines = [line for line in (error.what, error.where, error.do) if line]
+    number = f" [{error.number}]" if error.number else ""
+    lines = [error.what + number, *(line for line in (error.where, error.do) if line)]
     print("\n".join([f"detkit: {lines[0]}", *(f"  {line}" for line in lines[1:])]), file=sys.stderr)
 
 

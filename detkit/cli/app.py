@@ -19,7 +19,7 @@ VERBS = {
     "Data": ("data", "label:label", "propose:propose"),
     "Train": ("train:train", "about:config", "about:models"),
     "Judge": ("evaluate:evaluate", "evaluate:compare"),
-    "Explain": ("inspect", "about:info"),
+    "Explain": ("inspect", "about:info", "help_:help_"),
     "Deploy": ("import_", "export:export", "compress:compress", "about:doctor"),
 }
 
@@ -81,4 +81,4 @@ for place in itertools.chain(*VERBS.values()):
             command.callback = printed(command.callback)
         app.add_typer(found, name=name)
     else:
-        app.command(epilog=epilog(name))(printed(found))
+        app.command(name, epilog=epilog(name))(printed(found))

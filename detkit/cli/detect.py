@@ -92,7 +92,9 @@ def detect(
 def tell_failures(failures: list[Failure], done: int) -> int:
     """Says what could not be read; the exit code."""
     for failure in failures:
-        message(f"detkit: {failure.source}: {failure.what}" + (f"\n  {failure.do}" if failure.do else ""))
+        number = DetkitError(failure.what).number
+        text = f"detkit: {failure.source}: {failure.what}" + f" [{number}]" * bool(number)
+        message(text + (f"\n  {failure.do}" if failure.do else ""))
     if failures:
         message(f"{done} done, {len(failures)} failed")
         return 3 if done else 2

@@ -17,6 +17,7 @@ EXAMPLES = {
     "label": ("label photos/ -m MODEL -o labels.json", "label DATA --keep 0.5 --ignore 0.2"),
     "propose": ("propose photo.jpg --max 100 -o proposals.png", "propose DATA --recall --limit 50"),
     "train": ("train --data DATA", "train yolo --data DATA train.epochs=20", "train --resume RUN"),
+    "help": ("help", "help E020"),
     "config": ("config yolo", "config my.yaml train.epochs=20"),
     "models": ("models", "models --json"),
     "evaluate": (

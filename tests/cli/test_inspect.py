@@ -88,7 +88,7 @@ def test_edges(photo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
         ([], "inspect"),
         (["filters"], "MODEL|BACKBONE"),
         (["filters", "lenet6"], "lenet6"),
-        (["filters", "lenet5"], "no ImageNet weights of lenet5\n  --weights\n  set it to none"),
+        (["filters", "lenet5"], "no ImageNet weights of lenet5 [E051]\n  --weights\n  set it to none"),
         (["filters", "default", "--weights", "none"], "--weights is for a backbone"),
         (["filters", "lenet5", "--weights", "nowhere.pth"], "nowhere.pth"),
         (["filters", "torchvision/nonsense"], "torchvision/nonsense"),
