@@ -1,9 +1,10 @@
 """Long and rough runs of ``detkit detect``: constant memory, damaged images, and every way in which a run can end.
 
     python tools/soak.py                                      # reduced: some minutes
-    python tools/soak.py --frames 100000 --images 50000       # full size: hours
+    python tools/soak.py --frames 100000 --images 50000       # full size
 
-Prints a line per case; exit code 1 if one of them fails. Linux only (memory is read from /proc).
+Network and images are tiny: what is looked at is memory, and that the output is whole. Prints a line per case; exit
+code 1 if one of them fails. Linux only (memory is read from /proc).
 """
 
 from __future__ import annotations
@@ -23,20 +24,23 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import torch
+from sound import make_model
 
 from detkit.io.images import write_image
 from detkit.io.video import VideoReader, VideoWriter
 
+MODEL = Path("model", "m.safetensors")
 CLIP = 500  # frames of the clip that is seen again and again
 GROWTH = 0.02  # share of its memory that a run may grow by from its first third to its end
 CLOCK_BACK = "import itertools, time; t = itertools.count(2e9, -1); time.time = lambda: next(t); "
 failed = []
 
 
-def detect(words: Sequence[str], folder: Path, **options: object) -> subprocess.Popen[str]:
+def detect(words: Sequence[str], folder: Path, model: Path, **options: object) -> subprocess.Popen[str]:
     clock = CLOCK_BACK if options.pop("clock_back", False) else ""
     code = f"import sys; {clock}from detkit.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "detect", "--size", "96", "--threads", "1", "--conf", "0.02", *words]
+    command = [sys.executable, "-c", code, "detect", "--model", str(model), "--threads", "1", "--conf", "0.005", *words]
     root = str(Path(__file__).resolve().parents[1])
     environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=folder, env=environment, text=True, stderr=subprocess.PIPE, **options)  # type: ignore[call-overload]
@@ -59,7 +63,7 @@ def told(name: str, right: bool, text: str) -> None:
 def watched(name: str, words: Sequence[str], folder: Path, code: int, lines: int) -> None:
     """A whole run: its exit code, the lines that it wrote, and that its memory stays what it was."""
     with open(folder / "said.txt", "w") as said:
-        process = detect([*words, "--out", "found.jsonl", "--overwrite"], folder, stdout=said)
+        process = detect([*words, "--out", "found.jsonl", "--overwrite"], folder, folder / MODEL, stdout=said)
         memory: list[tuple[int, float]] = []  # bytes that are written, megabytes in use
         partial, final = folder / "found.partial.jsonl", folder / "found.jsonl"
         while process.poll() is None:
@@ -70,9 +74,10 @@ def watched(name: str, words: Sequence[str], folder: Path, code: int, lines: int
     size = final.stat().st_size
     settled = max((used for done, used in memory if size * 0.1 < done < size * 0.3), default=0)
     last = max((used for done, used in memory if done > size * 0.8), default=0)
-    found = [json.loads(line) for line in final.read_text().splitlines()]
-    right = process.returncode == code and len(found) == lines and 0 < last <= settled * (1 + GROWTH)
-    told(name, right, f"code {process.returncode}, {len(found)} lines, {settled:.0f} -> {last:.0f} MB, {errors[-1:]}")
+    with open(final) as found:
+        count = sum(1 for line in found if json.loads(line))
+    right = process.returncode == code and count == lines and 0 < last <= settled * (1 + GROWTH)
+    told(name, right, f"code {process.returncode}, {count} lines, {settled:.0f} -> {last:.0f} MB, {errors[-1:]}")
 
 
 def whole(folder: Path) -> str:
@@ -106,7 +111,8 @@ def ended(
     """A run on the clip that ``end`` ends; what is left must be whole."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        process = detect([str(clip), "--out", out, "--save"], folder, stdout=subprocess.PIPE, **options)
+        words = [str(clip), "--out", out, "--save"]
+        process = detect(words, folder, clip.parent / MODEL, stdout=subprocess.PIPE, **options)
         end(process)
         _, errors = process.communicate()
         try:
@@ -158,6 +164,8 @@ def main() -> int:
     chance, noise = random.Random(options.seed), np.random.default_rng(options.seed)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
+        torch.manual_seed(0)
+        make_model(folder / MODEL.parent)
         clip = folder / "clip.avi"
         with VideoWriter(clip, 25) as writer:
             for _ in range(CLIP):

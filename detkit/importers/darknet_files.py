@@ -68,7 +68,7 @@ class Section:
     def whole(self, key: str, default: int, least: int = 0) -> int:
         """The whole number under ``key``."""
         value = self.number_of(key, default)
-        if value != int(value) or value < least:
+        if value % 1 or value < least:  # of infinity the rest is no number
             given = self.options.get(key, "none")
             raise self.error(f"{key} must be a whole number of at least {least}, got {given}", key=key)
         return int(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -96,16 +97,21 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+def started(folder: Path) -> subprocess.Popen[str]:
+    """A run in ``folder`` that reads names of images, and writes a.jsonl and the same to its output."""
+    paths = os.pathsep.join(str(Path(__file__).parents[up]) for up in (0, 2))
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, "detect", "--list", "-", "--out", "a.jsonl", "--json"],
+        cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths},
+    )  # fmt: skip
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_real_signals(tmp_path: Path, signum: int, code: int) -> None:
     """Images come in by a pipe one at a time, so that the run is known to wait for the third."""
     write_image(tmp_path / "a.png", picture())
-    process = subprocess.Popen(
-        [sys.executable, "-c", RUN, "detect", "--list", "-", "--out", "a.jsonl", "--json"],
-        cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(__file__).parents[up]) for up in (0, 2))},
-    )  # fmt: skip
+    process = started(tmp_path)
     assert process.stdin is not None
     assert process.stdout is not None
     for _ in range(2):
@@ -120,6 +126,41 @@ def test_real_signals(tmp_path: Path, signum: int, code: int) -> None:
     process.stdout.close()
     left = tmp_path / ("a.partial.jsonl" if code == -9 else "a.jsonl")
     assert [json.loads(line)["source"] for line in left.read_text().splitlines()] == ["a.png"] * 2
+
+
+def test_a_clock_that_goes_back(
+    photos: Path, detector: Counting, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("time.time", itertools.count(2e9, -3600).__next__)
+    assert main(["detect", "photos", "--out", "a.jsonl", "--save"]) == 0
+    assert len(Path("a.jsonl").read_text().splitlines()) == len(os.listdir("runs/detect")) == 6
+    assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a folder that even root cannot write to")
+def test_output_that_cannot_be_written(photos: Path, detector: Counting, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["detect", "photos", "--save", "--out", "/proc/a.jsonl"]) == 2
+    said = capsys.readouterr().err
+    assert "/proc/a.jsonl" in said
+    assert len(said.splitlines()) == 3
+    assert not list(Path().rglob("*.jsonl"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes")
+def test_a_reader_that_goes_away(tmp_path: Path) -> None:
+    """What ``| head -1`` does."""
+    write_image(tmp_path / "a.png", picture())
+    process = started(tmp_path)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("a.png\n")
+    process.stdin.flush()
+    process.stdout.readline()
+    process.stdout.close()
+    process.stdin.write("a.png\na.png\n")
+    process.stdin.close()
+    assert process.wait(timeout=20) == 0
+    assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 1
 
 
 def test_a_list_of_sources(photos: Path, detector: Counting, capsys: pytest.CaptureFixture[str]) -> None:

@@ -127,6 +127,8 @@ def test_frozen_stages_keep_still() -> None:
         ("local filters=3", "layer local is not supported"),
         ("convolutional filters=8 size=3 activation=elu", "activation elu"),
         ("convolutional filters=8.5", "filters must be a whole number"),
+        ("convolutional filters=inf", "filters must be a whole number"),
+        ("convolutional filters=nan", "filters must be a whole number"),
         ("convolutional filters=many", "filters must be a number"),
         ("convolutional filters=8 size=0", "at least 1"),
         ("convolutional filters=9 groups=2", "2 groups do not divide"),
