@@ -100,18 +100,21 @@ def train(
             run = opened.enter_context(_new_folder(name or Path(recipe).stem))
         if config is None:
             tell(Notice(f"recipe: {DEFAULT_RECIPE} (detkit config {DEFAULT_RECIPE} shows it)"))
-        trainer = _trainer(checked, run, resume is not None, strict, tell)
+        trainer = _trainer(checked, run, tell, fit=config is None, resume=resume is not None, strict=strict)
         done = trainer.train(resume=resume is not None, dry_run=dry_run)
     return replace(done, run=None) if isinstance(done, DryRun) and out is None else done
 
 
-def _trainer(checked: Config, run: Path, resume: bool, strict: bool, tell: Callable[[Event], None]) -> Trainer:
-    """Reads the data and builds what trains."""
+def _trainer(
+    checked: Config, run: Path, tell: Callable[[Event], None], *, fit: bool, resume: bool, strict: bool
+) -> Trainer:
+    """Reads the data and builds what trains; ``fit``: the recipe to the data."""
     import torch
 
     from detkit.config.anchors import anchors_for
     from detkit.config.build import build_detector
     from detkit.config.datasets import train_val_datasets
+    from detkit.config.recipe import fitted
     from detkit.data.augment import Augment
     from detkit.data.summary import summarise
     from detkit.engine.events import DataRead, Notice
@@ -122,6 +125,9 @@ def _trainer(checked: Config, run: Path, resume: bool, strict: bool, tell: Calla
     tell(DataRead(summary))
     if strict:
         summary.refuse_drops()
+    if fit:
+        checked, chosen = fitted(checked, train_set.annotations)
+        notes = [*notes, *chosen]
     for note in notes:
         tell(Notice(note))
     torch.manual_seed(checked.train.seed)

@@ -39,7 +39,11 @@ class Place:
 
     def trusts(self, path: Path_) -> bool:
         """True if a person said the value at ``path``, not a file that may be a stranger's."""
-        return self.trusted or any(path[:end] in self.overrides for end in range(1, len(path) + 1))
+        return self.trusted or self.overridden(path)
+
+    def overridden(self, path: Path_) -> bool:
+        """True if an override gave the value at ``path``, or a section that holds it."""
+        return any(path[:end] in self.overrides for end in range(1, len(path) + 1))
 
     def at(self, path: Path_) -> str:
         """The file and line of ``path``, or of the nearest enclosing key that has one, or the override."""
