@@ -1,6 +1,6 @@
 """A photo to boxes: the whole command, and an image in memory, by each engine that is installed, taking turns.
 
-    python tools/bench_detect.py PHOTO MODEL.onnx [--model NAME] [--rounds 20] [--threads 2]
+    python tools/bench_detect.py PHOTO MODEL.onnx [--model NAME] [--model OTHER] [--rounds 20] [--threads 2]
     python tools/bench_detect.py PHOTO MODEL.onnx --command "yolo predict model=yolo11n.pt source=PHOTO"
 
 The order changes every round; medians. Of commands CPU seconds (user and system) of the process and its children, the
@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 from detkit import api
 from detkit.exporting.engines import ENGINES
@@ -56,14 +57,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photo")
     parser.add_argument("exported", metavar="MODEL.onnx")
-    parser.add_argument("--model", default="default", help="what torch runs")
+    parser.add_argument("--model", action="append", help="what torch runs (default: default); may be given again")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--command", action="append", default=[], help="a peer's, timed as a whole command")
     given = parser.parse_args()
     here, threads = [sys.executable, "-m", "detkit", "detect", given.photo], ["--threads", str(given.threads)]
-    commands = {"torch": [*here, *threads, "--model", given.model, "--engine", "torch"]}
-    models = {"torch": api.load(given.model, threads=given.threads, device="cpu")}
+    commands, models = dict[str, list[str]](), dict[str, Any]()
+    for model in given.model or ["default"]:
+        commands[f"torch {model}"] = [*here, *threads, "--model", model, "--engine", "torch"]
+        models[f"torch {model}"] = api.load(model, threads=given.threads, device="cpu")
     for engine in filter(find_spec, ENGINES):
         commands[engine] = [*here, *threads, "--model", given.exported, "--engine", engine]
         models[engine] = api.load(given.exported, threads=given.threads, engine=engine)
