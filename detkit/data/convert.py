@@ -103,6 +103,7 @@ def _count_lost(a: Annotations, to: str, lost: Findings) -> None:
     source = _coco_source(a)
     if source is None or not source.path.is_file():
         lost.add("points of objects", count=0 if a.points is None else len(a.points))
+        lost.add("weights of objects", count=0 if a.weight is None else int((a.weight != 1).sum()))
         return
     lost.add("image ids (the files' names are the ids)", count=len(a))
     if list(a.class_ids) != list(range(1, len(a.classes) + 1)):
@@ -374,8 +375,9 @@ def _made(
     if len(set(numbers)) < len(numbers):
         numbers = list(range(1, len(numbers) + 1))
     images = zip(numbers, names, a.sizes.tolist(), strict=True)
+    weights = [{}] * len(a.labels) if a.weight is None else [{"weight": weight} for weight in a.weight.tolist()]
     columns = zip(a.image_index.tolist(), a.labels.tolist(), a.xywh.tolist(), a.area.tolist(), a.crowd.tolist(),
-                  a.difficult.tolist(), records or [{}] * len(a.labels), strict=True)  # fmt: skip
+                  a.difficult.tolist(), records or weights, strict=True)  # fmt: skip
     annotations = (
         {"id": row, "image_id": numbers[image], "category_id": ids[label], "bbox": box, "area": area,
          "iscrowd": int(crowd), **({"difficult": 1} if difficult else {}), **more}

@@ -17,7 +17,7 @@ from detkit.io.files import text_of
 from detkit.io.images import IMAGE_SUFFIXES
 
 _LABELS = ("annotations", "annotation", "labels", "xmls", "xml")  # folders of xml files, in either case
-_START = re.compile(rb"<annotation[\s>]")
+_START = re.compile(rb"<(annotations?)[\s>]")  # CVAT's own xml begins with <annotations>
 
 
 def _home(xml: str) -> str | None:
@@ -66,14 +66,12 @@ class VocFiles:
 def is_voc(path: Path) -> bool:
     """True for a folder with xml files in Annotations, or that begin with <annotation>."""
     for xml in of_suffix(files_in(path), [".xml"]):
-        if PurePosixPath(xml).parent.name.lower() == "annotations" or _begins(path / xml):
+        with open(path / xml, "rb") as data:
+            start = _START.search(data.read(512))
+        home = PurePosixPath(xml).parent.name.lower()
+        if start[1] == b"annotation" if start else home == "annotations":  # a damaged one, too
             return True
     return False
-
-
-def _begins(file: Path) -> bool:
-    with open(file, "rb") as data:
-        return _START.search(data.read(512)) is not None
 
 
 def voc_files(path: Path) -> VocFiles:

@@ -7,6 +7,7 @@ of a polygon, "x1 y1 x2 y2 x3 y3 ...", four of which are an oriented box; or a b
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -45,7 +46,10 @@ def parse_lines(labels: Sequence[str | None], files: Sequence[str], findings: Fi
     found = []
     for i, name in enumerate(labels):
         if name is None:
-            findings.add("image without a label file (taken as without objects)", files[i], note=True)
+            if os.path.exists(files[i]):
+                findings.add("image without a label file (taken as without objects)", files[i], note=True)
+            else:
+                findings.add("neither image nor label file is there", files[i])
             continue
         try:
             lines = Path(name).read_text(encoding="utf-8-sig").splitlines()

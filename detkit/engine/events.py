@@ -67,7 +67,7 @@ class TrainStarted:
     first_epoch: int = 0
 
     def __str__(self) -> str:
-        start = f", going on at epoch {self.first_epoch + 1}" if self.first_epoch else ""
+        start = f", going on at epoch {self.first_epoch + 1}" if 0 < self.first_epoch < self.epochs else ""
         images = f"{self.train_images} images to train on, {self.val_images} to validate"
         length = f"{_plural(self.epochs, 'epoch')} of {_plural(self.steps, 'step')}"
         where = f"{self.parameters / 1e6:.2f} M parameters, {self.device} {self.precision}{start}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,16 @@ def test_verbatim_from_a_file_with_nan(coco_file: Path, tmp_path: Path) -> None:
 def test_what_is_lost_is_counted(coco_file: Path, tmp_path: Path, to: str, lost: dict[str, int]) -> None:
     done = convert_annotations({"train": read(coco_file)}, to, tmp_path / "out")
     assert {f.name: f.count for f in done.facts["lost"]} == lost
+
+
+def test_weights_are_kept_by_coco_alone(coco_file: Path, tmp_path: Path) -> None:
+    a = replace(read(coco_file), source=None, weight=np.array([1.0, 0.5, 0.25]))
+    assert convert_annotations({"train": a}, "coco", tmp_path / "new").facts["lost"] == []
+    found = read(tmp_path / "new").weight
+    assert found is not None
+    assert found.tolist() == [1.0, 0.5, 0.25]
+    lost = convert_annotations({"train": a}, "csv", tmp_path / "table").facts["lost"]
+    assert {f.name: f.count for f in lost}["weights of objects"] == 2
 
 
 def test_nothing_is_overwritten(coco_file: Path, tmp_path: Path) -> None:

@@ -48,6 +48,15 @@ def test_missing_label_file_is_counted(yolo_file: Path) -> None:
     assert a.findings[0].name.startswith("image without a label file")
 
 
+def test_a_listed_path_where_nothing_is(yolo_file: Path) -> None:
+    (yolo_file.parent / "list.txt").write_text("images/train/a.png\nimages/gone/b.png\n")
+    yolo_file.write_text("train: list.txt\nnames: [red, blue thing]\n")
+    (found,) = (f for f in read(yolo_file).findings if f.name.startswith("neither"))
+    assert found.name == "neither image nor label file is there"
+    assert (found.count, found.note) == (1, False)
+    assert found.examples == (str(yolo_file.parent / "images" / "gone" / "b.png"),)
+
+
 @pytest.mark.parametrize("place", ["list file", "several", "../ slip", "names as dict"])
 def test_places_and_names(yolo_file: Path, place: str) -> None:
     root = yolo_file.parent

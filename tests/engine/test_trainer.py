@@ -382,6 +382,7 @@ def test_a_finished_run_is_extended(tmp_path: Path) -> None:
     train(Toy(), *sets, short, run=run, config="first")
     train(Toy(), *sets, short, run=run, config="other", resume=True, on_event=said.append)
     assert f"this run is done, 2 of 2 epochs; to go on: detkit train --resume {run} train.epochs=4" in map(str, said)
+    assert not any("going on at epoch" in str(event) for event in said)
     assert (run / "config.yaml").read_text() == "first"
     long = replace(long, patience=9)
     done = train(Toy(), *sets, long, run=run, config="longer", resume=True, on_event=said.append)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from detkit.data.convert import convert_annotations
+from detkit.data.cvat import CvatFormat
 from detkit.data.dataset import format_of, read, splits
 from detkit.data.labelme import LabelmeFormat
 from detkit.errors import DetkitError
@@ -273,6 +274,15 @@ def test_a_flag_in_words_is_what_it_says(scene: Any, tmp_path: Path) -> None:
     a = read(coco(tmp_path, j({**value, "annotations": boxes})))
     assert a.difficult.tolist() == [False, False, True, False, False]
     assert a.crowd.tolist() == [False, False, False, True, False]
+
+
+def test_cvats_own_xml_in_a_folder_called_annotations_is_not_vocs(scene: Any, tmp_path: Path) -> None:
+    scene.draw(tmp_path / "images")
+    (tmp_path / "annotations").mkdir()
+    box = '<image name="alpha.jpg"><box label="cat" xtl="1" ytl="2" xbr="9" ybr="8"/></image>'
+    (tmp_path / "annotations" / "all.xml").write_text(f"<?xml version='1.0'?>\n<annotations>{box}</annotations>")
+    assert isinstance(format_of(tmp_path), CvatFormat)
+    assert read(tmp_path).xywh.tolist() == [[1, 2, 8, 6]]
 
 
 @pytest.mark.parametrize(
