@@ -36,3 +36,10 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
         padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
         lines.append("  ".join([name.ljust(widths[0]), *padded]))
     return lines
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for people: a dash where there is nothing to measure (None, NaN, COCO's -1)."""
+    if value is None or (isinstance(value, float) and (value != value or value == -1)):
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"

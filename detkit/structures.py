@@ -11,6 +11,7 @@ Conventions, written once and checked here:
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from detkit.geometry import Geometry
+    from detkit.io.images import ImageSource
 
 
 @dataclass(slots=True, frozen=True, eq=False)
@@ -237,14 +239,44 @@ class Detections(Rows):
         more = [] if len(self) <= 10 else [f"... {len(self) - 10} more"]
         return "Detections(\n  " + "\n  ".join(rows + more) + "\n)"
 
+    def show(self, image: ImageSource) -> Shown:
+        """In a notebook, as the last line of a cell: the drawn image above the table.
+
+        Args:
+            image: What was looked at: a path, bytes, a Pillow image or a uint8 array (H, W, 3).
+
+        Raises:
+            DetkitError: An image that cannot be read.
+        """
+        from detkit.io.images import as_rgb, image_bytes
+
+        return Shown(image_bytes(self.draw(as_rgb(image)), ".jpg", 90), self._repr_html_())
+
     def _repr_html_(self) -> str:
         from html import escape
 
         cells = "".join(
-            f"<tr><td>{escape(r['label'])}</td><td>{r['score']:.3f}</td><td>{r['box']}</td></tr>"
+            f"<tr><td>{escape(r['label'])}</td><td>{r['score']:.3f}</td><td>{[round(v, 1) for v in r['box']]}</td></tr>"
             for r in self.to_records()
         )
         return f"<table><tr><th>class</th><th>score</th><th>box (x1, y1, x2, y2)</th></tr>{cells}</table>"
+
+
+@dataclass(slots=True, frozen=True)
+class Shown:
+    """An image and a table, which a notebook shows.
+
+    Attributes:
+        jpeg: The image's file.
+        table: As HTML.
+    """
+
+    jpeg: bytes = field(repr=False)
+    table: str = field(repr=False)
+
+    def _repr_html_(self) -> str:
+        image = base64.b64encode(self.jpeg).decode()
+        return f'<img alt="detections" src="data:image/jpeg;base64,{image}">{self.table}'
 
 
 @dataclass(slots=True, frozen=True, eq=False)

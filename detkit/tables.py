@@ -10,6 +10,7 @@ import numpy as np
 
 from detkit.arrays import as_numpy
 from detkit.ops import inputs
+from detkit.printed import aligned, number
 
 # PASCAL VOC's and Darknet's spellings of COCO's classes.
 _SYNONYMS = {
@@ -111,6 +112,25 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """The form of ``evaluate --json``."""
         return {"protocol": self.protocol, "metrics": self.metrics, "per_class": self.per_class}
+
+    def lines(self) -> list[str]:
+        """The numbers, then one line per class; what ``print`` shows."""
+        numbers = [f"{name:<8} {number(value, 4):>7}" for name, value in self.metrics.items()]
+        return [*numbers, "", *class_lines(self.per_class)]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines()).rstrip()
+
+
+def class_lines(per_class: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """``Evaluation.per_class`` as aligned lines, one per class, below their heads."""
+    if not per_class:
+        return []
+    columns = [name for name in next(iter(per_class.values())) if name != "objects"]
+    rows = [["class", "objects", *columns]]
+    for name, row in per_class.items():
+        rows.append([name, str(row.get("objects", "-")), *(number(row.get(column)) for column in columns)])
+    return aligned(rows)
 
 
 def rank_of(ids: Sequence[int | str]) -> np.ndarray:

@@ -11,6 +11,7 @@ import torch
 
 from detkit.errors import DetkitError
 from detkit.geometry import Geometry
+from detkit.io.images import read_image
 from detkit.structures import Batch, Detections, Limits, Sample, Target
 
 BOXES = np.array([[0, 0, 10, 20], [5, 5, 8, 9], [1, 2, 3, 4]], np.float32)
@@ -187,3 +188,12 @@ def test_drawing_is_saved_once(tmp_path: Path) -> None:
     with pytest.raises(DetkitError, match="exists"):
         found.save(tmp_path / "a.png", image)
     found.save(tmp_path / "a.png", image, overwrite=True)
+
+
+def test_detections_with_their_image_in_a_notebook() -> None:
+    image = np.full((20, 30, 3), 90, np.uint8)
+    found = Detections(np.array([[2, 3, 20, 15.0]]), np.array([0.5]), np.array([0]), ("dog",))
+    shown = found.show(image)
+    assert shown._repr_html_().startswith('<img alt="detections" src="data:image/jpeg;base64,/9j/')
+    assert shown._repr_html_().endswith(found._repr_html_())
+    assert read_image(shown.jpeg).shape == image.shape

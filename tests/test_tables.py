@@ -43,6 +43,15 @@ def test_lists_of_arrays_are_judged(make: Any) -> None:
     assert detkit.evaluate(found, there, protocol="voc2010").metrics["AP"] == pytest.approx(1)
 
 
+def test_a_result_prints_its_numbers_and_classes() -> None:
+    box = np.array([[0, 0, 40, 40.0]])
+    found = [{"boxes": box, "scores": [0.9], "labels": [0]}]
+    lines = str(detkit.evaluate(found, [{"boxes": np.concatenate((box, box + 90)), "labels": [0, 1]}])).splitlines()
+    assert lines[0].split() == ["AP", "0.5000"]
+    assert lines[3].split() == ["APs", "-"]
+    assert [line.split()[:3] for line in lines[-2:]] == [["0", "1", "1.000"], ["1", "1", "0.000"]]
+
+
 def test_crowds_and_difficult_objects_are_not_asked_for() -> None:
     boxes, labels = [[0, 0, 10, 10], [30, 30, 40, 40]], [0, 0]
     found = [{"boxes": boxes[:1], "scores": [0.5], "labels": labels[:1]}]

@@ -15,7 +15,8 @@ from detkit.metrics.confusion import confusion_matrix
 from detkit.metrics.curves import Curve, calibration, class_curves
 from detkit.metrics.errors import KINDS, MISSED, ap_impact, error_breakdown
 from detkit.metrics.matching import positives
-from detkit.printed import aligned
+from detkit.printed import aligned, number
+from detkit.tables import class_lines
 
 if TYPE_CHECKING:
     from detkit.data.annotations import Annotations
@@ -25,13 +26,6 @@ Facts = dict[str, Any]  # plain values by name, as JSON holds them
 WORST = 24  # images that are listed
 _MANY = 100_000  # detections, on which a draw takes a tenth of a second
 _NAMED = 8  # errors of an image that are listed
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A number for people: a dash where there is nothing to measure (None, NaN, COCO's -1)."""
-    if value is None or (isinstance(value, float) and (value != value or value == -1)):
-        return "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +109,7 @@ class Report:
         best = facts["best_threshold"]
         matched = f" (IoU {settings['match_iou']:g})" if metric.takes_iou else ""
         lines += ["", f"best F1 {best['f1']:.3f} at score >= {best['score']:.3f}{matched}", ""]
-        if per_class := facts["per_class"]:
-            columns = [name for name in next(iter(per_class.values())) if name != "objects"]
-            rows = [["class", "objects", *columns]]
-            for name, row in per_class.items():
-                rows.append([name, str(row.get("objects", "-")), *(number(row.get(column)) for column in columns)])
-            lines += aligned(rows)
+        lines += class_lines(facts["per_class"])
         return lines
 
 

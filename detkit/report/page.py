@@ -20,8 +20,9 @@ from detkit.errors import DetkitError
 from detkit.io.draw import draw_marked
 from detkit.io.files import write_text
 from detkit.io.images import image_bytes, read_image, scaled_to
+from detkit.printed import number
 from detkit.report import charts
-from detkit.report.content import Facts, Report, number
+from detkit.report.content import Facts, Report
 
 GALLERY, EXAMPLE = 520, 200  # pixels of the longer side
 _MARGIN = 0.4  # of the box, around an example
