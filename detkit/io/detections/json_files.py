@@ -9,7 +9,7 @@ import math
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain, repeat
 from operator import attrgetter
@@ -21,6 +21,7 @@ import numpy as np
 
 from detkit.errors import DetkitError
 from detkit.io.detections.lookup import Found, Lookup, Row, found_rows, path_parts, some
+from detkit.io.shards import Shards
 from detkit.tables import Results, other_spelling
 
 if TYPE_CHECKING:
@@ -150,14 +151,37 @@ def _check_file_names(
 
 
 def _read_lines(path: Path, raw: bytes, offset: int, data: Annotations) -> Found:
+    def lines(offset: int) -> Iterator[tuple[int, _Line]]:
+        for number, text in enumerate(io.BytesIO(raw[offset:]), 1):
+            begin, offset = offset, offset + len(text)
+            if text.strip():
+                yield number, _decode(text.rstrip(), _Line, path, begin, number)
+
+    return _found_in(path, lines(offset), "line", data)
+
+
+def read_shards(path: Path, data: Annotations) -> Found:
+    """The detections of a folder of ``detect --shards``; see ``read_detections``."""
+    failed: list[str] = []
+
+    def lines() -> Iterator[tuple[int, _Line]]:
+        for number, row in enumerate(Shards(str(path)).rows(), 1):
+            if row["error"] is None:
+                yield number, msgspec.convert(row, _Line)
+            else:
+                failed.append(row["source"])
+
+    found = _found_in(path, lines(), "row", data)
+    if failed:
+        found.notes.append(f"images that could not be read when they were detected on: {some(failed)}")
+    return found
+
+
+def _found_in(path: Path, lines: Iterable[tuple[int, _Line]], unit: str, data: Annotations) -> Found:
     lookup, rows = Lookup(data), list[Row]()
     seen: dict[int, int] = {}
-    for number, text in enumerate(io.BytesIO(raw[offset:]), 1):
-        begin, offset = offset, offset + len(text)
-        if not text.strip():
-            continue
-        line = _decode(text.rstrip(), _Line, path, begin, number)
-        where = f"{path}, line {number}"
+    for number, line in lines:
+        where = f"{path}, {unit} {number}"
         if line.frame is not None:
             what = f"line {number} is a frame of a video, {line.source}"
             raise DetkitError(what, where, "evaluate images: detkit detect --json FOLDER > FILE")

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from detkit.errors import DetkitError
-from detkit.io.detections.json_files import read_json
+from detkit.io.detections.json_files import read_json, read_shards
 from detkit.io.detections.lookup import Found, Lookup, Row, found_rows, some
 from detkit.io.images import image_size
+from detkit.io.shards import is_shards
 from detkit.tables import Results
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def read_detections(path: str | Path, data: Annotations) -> tuple[Results, list[
     ids); JSON lines by file name and class name; for folders see ``read_texts``.
 
     Args:
-        path: COCO results, lines of ``detect --json`` (both also gzip), or text files.
+        path: COCO results, lines of ``detect --json`` (both also gzip), text files, or a folder of shards.
         data: What was detected on.
 
     Returns:
@@ -49,7 +50,8 @@ def read_detections(path: str | Path, data: Annotations) -> tuple[Results, list[
             negative size; two lines for one image; a line whose image has another size.
     """
     path = Path(path)
-    results, where, notes, unknown = read_texts(path, data) if is_text(path) else read_json(path, data)
+    read = read_shards if is_shards(path) else read_texts if is_text(path) else read_json
+    results, where, notes, unknown = read(path, data)
     finite = np.isfinite(results.score) & np.isfinite(results.xywh).all(axis=1)
     _check(results, finite, where)
     if len(lost := np.flatnonzero(~finite)):

@@ -1,0 +1,86 @@
+"""Files behind an address (s3://, gs://, hdfs://, memory://, ...), as fsspec reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import PurePosixPath
+from typing import Any
+
+from detkit.errors import DetkitError
+from detkit.io.files import write_error
+from detkit.io.images import IMAGE_SUFFIXES
+from detkit.io.video import without_password
+
+
+@contextmanager
+def reaching(address: str) -> Iterator[None]:
+    """Explains what goes wrong in the block with a store of files; what a library says itself may hold a credential.
+
+    Raises:
+        DetkitError: In place of every exception; with code 4 where it is no single file's fault.
+    """
+    where = without_password(address)
+    try:
+        yield
+    except DetkitError:
+        raise
+    except (FileNotFoundError, IsADirectoryError):
+        raise DetkitError("no such file", where, "check the path") from None
+    except PermissionError:
+        do = "check the store's credentials, in the environment or in the file where it looks for them"
+        raise DetkitError("the store refuses access", where, do, code=4) from None
+    except ImportError as error:
+        raise DetkitError("this kind of address needs another package", where, str(error)) from None
+    except Exception as error:  # each store has its own kinds
+        if isinstance(error, ValueError) and "rotocol not known" in str(error):
+            do = "give s3://, gs://, hdfs://, file:// or another that fsspec knows"
+            raise DetkitError("there is no such kind of address", where, do) from None
+        if isinstance(error, OSError) and (full := write_error(error, where)).code == 4:
+            raise full from None
+        what = f"the store cannot be reached ({type(error).__name__})"
+        raise DetkitError(what, where, "check the address, the network and the credentials", code=4) from None
+
+
+def filesystem(place: str) -> tuple[Any, str]:
+    """fsspec's file system of a path or an address, and the path in it."""
+    from fsspec.core import url_to_fs
+
+    with reaching(place):
+        if "::" in place:
+            raise DetkitError("chained addresses are not opened", without_password(place), "unpack the files first")
+        if without_password(place) != place and "@" in place:
+            do = "it would be written into every row: set it where the store's own tools look for it"
+            raise DetkitError("a password or a user stands in the address", without_password(place), do)
+        fs, path = url_to_fs(place)
+        return fs, str(path)
+
+
+def listed(address: str) -> Iterator[tuple[str, int | None]]:
+    """Address and size in bytes of the images directly in a folder, of all that match a pattern, or of one file.
+
+    Raises:
+        DetkitError: Nothing is there, or it cannot be reached.
+    """
+    fs, path = filesystem(address)
+    start = address.removesuffix(path) if address.endswith(path) else ""
+    with reaching(address):
+        if any(mark in path for mark in "*?["):
+            found = [one for one in fs.glob(path, detail=True).values() if one["type"] == "file"]
+        elif fs.isdir(path):
+            found = [one for one in fs.ls(path, detail=True) if one["type"] == "file"]
+            found = [one for one in found if PurePosixPath(one["name"]).suffix.lower() in IMAGE_SUFFIXES]
+        else:
+            found = [fs.info(path)]
+        if not found:
+            raise DetkitError("no image lies there", without_password(address), "give a folder, or a pattern with *")
+        for one in sorted(found, key=lambda one: str(one["name"])):
+            name = str(one["name"])
+            yield start + name if start else fs.unstrip_protocol(name), one.get("size")
+
+
+def read_address(address: str) -> bytes:
+    """A file's bytes; DetkitError as ``reaching``."""
+    fs, path = filesystem(address)
+    with reaching(address):
+        return bytes(fs.cat_file(path))
