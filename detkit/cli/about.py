@@ -180,6 +180,7 @@ def _warm() -> None:
     from detkit.ops import anchors, boxes, fusion, roi, suppression
     from detkit.proposals.search import selective_search
     from detkit.tables import GroundTruth, Results
+    from detkit.tracking import kalman
 
     anchors.kmeans_anchors(np.array([[10.0, 20.0], [30.0, 30.0], [50.0, 20.0]]), 2)
     labels = np.array([0, 1, 0])
@@ -196,6 +197,10 @@ def _warm() -> None:
         roi.roi_pool(features, [regions], 2).sum().backward()
         roi.roi_align(features, [regions], 2).sum().backward()
     selective_search(np.zeros((8, 8, 3), np.uint8))
+    states = kalman.start(np.ones((2, 4)))
+    kalman.predict(states, 1.0)
+    kalman.travel(states, np.ones((2, 4)), np.ones((2, 4)), np.array([1, 2]), 1.0)
+    kalman.update(states, np.ones((2, 4)))
     image, box, no = np.array([1, 0]), np.ones((2, 4)), np.zeros(2, bool)
     gt = GroundTruth(2, image, image * 0, box, box[:, 0], no, no, image + 1, ("any",))
     for protocol in METRICS:

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from detkit.arrays import is_tensor
 from detkit.errors import DetkitError
 from detkit.ops.boxes import convert, iou, valid
 from detkit.structures import Detections
@@ -20,7 +21,8 @@ from detkit.tracking.camera import CameraMotion
 
 _RATE = 30.0  # frames a second, in which the filter's noise is measured
 _NEVER = 1e5  # the cost of a pair that is not allowed
-_SURE, _DOUBTFUL, _NEW = 0.2, 0.5, 0.3  # least overlap (times score where detections are sure), ByteTrack's
+# The least overlap, ByteTrack's; times score of sure detections and new tracks. Where a lost track is, is less certain.
+_SURE, _LOST, _DOUBTFUL, _NEW = 0.2, 0.1, 0.5, 0.3
 _MEMORY = 0.9  # of a track's appearance, per frame
 
 # A track: its filter, the same when it was last seen, and the box then.
@@ -30,8 +32,8 @@ _TRACK = np.dtype(
         ("label", "i8"),
         ("hits", "i8"),  # frames in which it was seen
         ("seen", "i8"),  # the last of them
-        ("now", kalman.STATE),
-        ("then", kalman.STATE),
+        ("now", "f8", kalman.SHAPE),
+        ("then", "f8", kalman.SHAPE),
         ("box", "f8", 4),  # centre, width, height
         ("key", "i8"),  # of its appearance
     ]
@@ -109,31 +111,36 @@ class Tracker:
             DetkitError: ``frame`` is not after the last one, or the image or the embeddings that were asked for are not
                 there.
         """
-        found = detections.numpy()
+        found = detections.numpy() if is_tensor(detections.boxes) else detections
         number = self.frame + 1 if frame is None else frame
         if number <= self.frame:
             do = "give the frames of one video in their order, and a new Tracker for each video"
             raise DetkitError(f"frame {number} came after frame {self.frame}", "Tracker.update", do)
         first = self.frame < 0
         self._before, self.frame, time = self.frame, number, (1 if first else number - self.frame) * _RATE / self.fps
-        found = found[valid(found.boxes) & (found.scores >= self.low)]
-        looks = self._embeddings(found)
-        kalman.predict(self._tracks["now"], time)
+        good = valid(found.boxes) & (found.scores >= self.low)
+        found = found if good.all() else found[good]
+        boxes, looks = convert(found.boxes.astype(np.float64), "xyxy", "cxcywh"), self._embeddings(found)
+        now = self._tracks["now"].copy()
+        kalman.predict(now, time)
+        self._tracks["now"] = now
         if self._camera is not None:
             if image is None:
                 raise DetkitError("the image is needed", "Tracker.update", "give image=, or Tracker(camera=False)")
             self._shift(self._camera(image, found.boxes))
-        rows = self._match(found, looks)
+        rows, which = self._match(found, looks)
         owners = np.full(len(found), -1)
-        owners[rows[1]] = rows[0]
-        self._see(rows[0], found, rows[1], looks)
+        owners[which] = rows
+        self._see(rows, boxes[which], found.labels[which], None if looks is None else looks[which])
         new = np.flatnonzero((owners < 0) & (found.scores >= self.high))
         owners[new] = len(self._tracks) + np.arange(len(new))
-        self._begin(found, new, looks)
+        if len(new):
+            self._begin(boxes[new], found.labels[new], None if looks is None else looks[new])
         named = self._name(first)
         ids = np.where(owners < 0, 0, named[owners] if len(named) else 0)
+        found = found if (ids > 0).all() else found[ids > 0]
         extra = {name: value for name, value in found.extra.items() if name != "embedding"}
-        return replace(found, extra={**extra, "track_id": ids.astype(np.int64)})[ids > 0]
+        return replace(found, extra={**extra, "track_id": ids[ids > 0]})
 
     @property
     def living(self) -> np.ndarray:
@@ -143,79 +150,61 @@ class Tracker:
     def _match(self, found: Detections, looks: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Rows of tracks and the rows of the detections that continue them."""
         tracks, strong = self._tracks, found.scores >= self.high
-        pairs: list[tuple[np.ndarray, np.ndarray]] = []
-        overlaps = iou(convert(tracks["now"]["x"], "cxcywh", "xyxy"), found.boxes.astype(np.float64))
-        if self.by_class:
-            overlaps[tracks["label"][:, None] != found.labels] = 0
-        sure, known = overlaps * found.scores, tracks["id"] > 0
+        known, lost, weak = tracks["id"] > 0, tracks["seen"] < self._before, ~strong
+        new = ~known
+        pairs = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
+        overlaps = iou(convert(tracks["now"][:, 0], "cxcywh", "xyxy"), found.boxes.astype(np.float64))
+        alike = tracks["label"][:, None] == found.labels if self.by_class else np.True_
+        overlaps = np.where(alike, overlaps, 0)
+        sure = overlaps * found.scores
+        near, rank = (sure >= _SURE) | (lost[:, None] & (overlaps >= _LOST)), overlaps
         likeness = self._likeness(looks)
-        # Where several tracks overlap a detection, the one that looks like it.
-        rank = sure if likeness is None else sure + likeness
-        near = sure >= _SURE
-        if likeness is not None:  # who was out of sight may be somebody else
-            near &= (tracks["seen"] == self._before)[:, None] | (likeness >= 0)
+        if likeness is not None:  # who was out of sight may be somebody else; of several, the one that looks like it
+            near, rank = near & (~lost[:, None] | (likeness >= 0)), overlaps + likeness
         stages = [
             (known, strong, near, rank),
-            (known & (tracks["seen"] == self._before), ~strong, overlaps >= _DOUBTFUL, overlaps),
-            (~known, strong, sure >= _NEW, sure),
+            (known, weak, overlaps >= _DOUBTFUL, overlaps),
+            (new, strong, sure >= _NEW, overlaps),
         ]
         if likeness is not None:
-            again = likeness >= (self.appearance or 0.0)
-            if self.by_class:
-                again &= tracks["label"][:, None] == found.labels
-            stages.insert(1, (known & (tracks["seen"] < self._before), strong, again, likeness))
-        free, left = np.ones(len(tracks), bool), np.ones(len(found), bool)
-        for who, which, allowed, worth in stages:
-            t, d = np.flatnonzero(who & free), np.flatnonzero(which & left)
-            if not len(t) or not len(d):
-                continue
-            cost = np.where(allowed[t[:, None], d], -worth[t[:, None], d], _NEVER)
-            i, j = linear_sum_assignment(cost)
-            good = cost[i, j] < _NEVER
-            t, d = t[i[good]], d[j[good]]
-            free[t], left[d] = False, False
-            pairs.append((t, d))
-        none = np.zeros(0, np.int64)
-        return np.concatenate([none, *(t for t, _ in pairs)]), np.concatenate([none, *(d for _, d in pairs)])
+            again = (likeness >= (self.appearance or 0.0)) & alike
+            stages.insert(1, (known, strong, again & lost[:, None], likeness))
+        for who, those, allowed, worth in stages:
+            t, d = np.flatnonzero(who), np.flatnonzero(those)
+            if len(t) and len(d):
+                cost = np.where(allowed, -worth, _NEVER)[t[:, None], d]
+                i, j = linear_sum_assignment(cost)
+                good = cost[i, j] < _NEVER
+                t, d = t[i[good]], d[j[good]]
+                known[t], new[t], strong[d], weak[d] = False, False, False, False
+                pairs.append((t, d))
+        rows, which = zip(*pairs, strict=True)
+        return np.concatenate(rows), np.concatenate(which)
 
-    def _see(self, rows: np.ndarray, found: Detections, which: np.ndarray, looks: np.ndarray | None) -> None:
+    def _see(self, rows: np.ndarray, boxes: np.ndarray, labels: np.ndarray, looks: np.ndarray | None) -> None:
         """Tracks go on with their detections."""
-        tracks, boxes = self._tracks, convert(found.boxes[which].astype(np.float64), "xyxy", "cxcywh")
-        if self.re_update:
-            again = tracks["seen"][rows] < self._before
-            self._along(rows[again], boxes[again])
-        states = tracks["now"][rows]
+        tracks = self._tracks
+        states, gaps = tracks["now"][rows], self.frame - tracks["seen"][rows]
+        again = tracks["seen"][rows] < self._before
+        if self.re_update and again.any():  # as if they had gone straight from where they were last seen
+            anew = tracks["then"][rows[again]]
+            kalman.travel(anew, tracks["box"][rows[again]], boxes[again], gaps[again], _RATE / self.fps)
+            states[again] = anew
         kalman.update(states, boxes)
         tracks["now"][rows] = tracks["then"][rows] = states
-        tracks["box"][rows], tracks["seen"][rows], tracks["label"][rows] = boxes, self.frame, found.labels[which]
+        tracks["box"][rows], tracks["seen"][rows], tracks["label"][rows] = boxes, self.frame, labels
         tracks["hits"][rows] += 1
         if looks is not None:
-            for key, look in zip(tracks["key"][rows].tolist(), looks[which], strict=True):
+            for key, look in zip(tracks["key"][rows].tolist(), looks, strict=True):
                 self._looks[key] = _MEMORY * self._looks[key] + (1 - _MEMORY) * look
 
-    def _along(self, rows: np.ndarray, boxes: np.ndarray) -> None:
-        """The filters from where tracks were last seen, as if they had gone straight to their boxes."""
-        states, last = self._tracks["then"][rows], self._tracks["box"][rows]
-        gaps = self.frame - self._tracks["seen"][rows]
-        for step in range(1, gaps.max(initial=0) + 1):
-            arriving, under_way = np.flatnonzero(gaps == step), np.flatnonzero(gaps > step)
-            for which in (arriving, under_way):
-                now = states[which]
-                kalman.predict(now, _RATE / self.fps)
-                if which is under_way:  # those that arrive are corrected by the box that was seen
-                    part = (step / gaps[which])[:, None]
-                    kalman.update(now, last[which] + (boxes[which] - last[which]) * part)
-                states[which] = now
-        self._tracks["now"][rows] = states
-
-    def _begin(self, found: Detections, which: np.ndarray, looks: np.ndarray | None) -> None:
-        new = np.zeros(len(which), _TRACK)
-        new["box"] = convert(found.boxes[which].astype(np.float64), "xyxy", "cxcywh")
-        kalman.start(new["now"], new["box"])
-        new["then"], new["label"], new["hits"], new["seen"] = new["now"], found.labels[which], 1, self.frame
+    def _begin(self, boxes: np.ndarray, labels: np.ndarray, looks: np.ndarray | None) -> None:
+        new = np.zeros(len(boxes), _TRACK)
+        new["now"] = new["then"] = kalman.start(boxes)
+        new["box"], new["label"], new["hits"], new["seen"] = boxes, labels, 1, self.frame
         if looks is not None:
             new["key"] = np.arange(len(new)) + max(self._looks, default=0) + 1
-            self._looks |= dict(zip(new["key"].tolist(), looks[which], strict=True))
+            self._looks |= dict(zip(new["key"].tolist(), looks, strict=True))
         self._tracks = np.concatenate([self._tracks, new])
 
     def _name(self, first: bool) -> np.ndarray:
@@ -226,7 +215,7 @@ class Tracker:
         self._ids += len(ready)
         named = tracks["id"].copy()
         missing = tracks["seen"] < self.frame
-        tracks["now"]["v"][missing, 2:] = 0  # a box out of sight does not go on growing
+        tracks["now"][missing, 1, 2:] = 0  # a box out of sight does not go on growing
         ended = missing & ((tracks["id"] == 0) | (self.frame - tracks["seen"] > self._lost))
         for key in tracks["key"][ended].tolist():
             self._looks.pop(key, None)
@@ -257,8 +246,9 @@ class Tracker:
     def _shift(self, motion: np.ndarray) -> None:
         """Moves all that is known of the tracks as the camera's motion moved the image."""
         turn, scale = motion[:, :2], float(np.sqrt(abs(np.linalg.det(motion[:, :2]))))
-        for state in (self._tracks["now"], self._tracks["then"]):
-            state["v"][:, :2] = state["v"][:, :2] @ turn.T
-        for boxes in (self._tracks["now"]["x"], self._tracks["then"]["x"], self._tracks["box"]):
+        now, then = self._tracks["now"], self._tracks["then"]
+        for velocities in (now[:, 1], then[:, 1]):
+            velocities[:, :2] = velocities[:, :2] @ turn.T
+        for boxes in (now[:, 0], then[:, 0], self._tracks["box"]):
             boxes[:, :2] = boxes[:, :2] @ turn.T + motion[:, 2]
             boxes[:, 2:] *= scale

@@ -28,8 +28,7 @@ def ids(tracked: Detections) -> list[int]:
 
 def test_the_filter_is_the_textbooks() -> None:
     """Against the matrix form of one coordinate, worked step by step."""
-    state = np.zeros(1, kalman.STATE)
-    kalman.start(state, np.array([[100.0, 50, 40, 80]]))
+    state = kalman.start(np.array([[100.0, 50, 40, 80]]))
     mean, cov = np.array([100.0, 0]), np.diag([(2 * 40 / 20) ** 2, (10 * 40 / 160) ** 2])
     width = 40.0
     for place in (103.0, 109.0, 112.0):
@@ -39,9 +38,8 @@ def test_the_filter_is_the_textbooks() -> None:
         mean, cov = mean + gain * (place - mean[0]), cov - np.outer(gain, cov[0])
         kalman.predict(state, 2.0)
         kalman.update(state, np.array([[place, 50, 40, 80]]))
-        assert [state["x"][0, 0], state["v"][0, 0]] == pytest.approx(mean, abs=1e-9)
-        assert state["p"][0, :, 0] == pytest.approx([cov[0, 0], cov[0, 1], cov[1, 1]], abs=1e-9)
-        assert state["x"][0, 2] == pytest.approx(width)
+        assert state[0, :, 0] == pytest.approx([*mean, cov[0, 0], cov[0, 1], cov[1, 1]], abs=1e-9)
+        assert state[0, 0, 2] == pytest.approx(width)
 
 
 def test_two_objects_keep_their_numbers_whatever_their_order() -> None:
@@ -105,9 +103,8 @@ def test_re_update_is_the_filter_of_the_straight_way_between() -> None:
         for tracker in (hidden, plain):
             assert ids(tracker.update(found(*[moving(0, 8)] if step == 11 else ()))) == [1] * (step == 11)
         seen.update(found(moving(step, 19, -1)))
-    for name in ("x", "v", "p"):
-        assert hidden._tracks["now"][name] == pytest.approx(seen._tracks["now"][name])
-    assert plain._tracks["now"]["v"][0, 0] != pytest.approx(seen._tracks["now"]["v"][0, 0])
+    assert hidden._tracks["now"] == pytest.approx(seen._tracks["now"])
+    assert plain._tracks["now"][0, 1, 0] != pytest.approx(seen._tracks["now"][0, 1, 0])
 
 
 def test_classes_are_kept_apart_unless_told() -> None:
