@@ -117,7 +117,7 @@ class Detector(nn.Module, Predictor):
         if not isinstance(batch, Batch):
             kind, do = type(batch).__name__, "for an image, or a list of them: detector.predict(image)"
             raise DetkitError(f"detector(...) takes a Batch of detkit's, got {kind}", do=do)
-        features = self.features(batch.pixels, batch.cached)
+        features = self.features(self.head.views(batch.pixels), batch.cached)
         sampled = targets is not None and not detections
         boxes, learned = self.propose(batch, features, sampled)
         if boxes is not None and targets is not None and sampled:

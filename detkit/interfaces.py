@@ -120,6 +120,11 @@ class Head(Module):
         """The part of the head that is the rest of the backbone's classifier, and trains at its rate."""
         return None
 
+    def views(self, pixels: Tensor) -> Tensor:
+        """What the network is shown for a batch (B, 3, H, W) of pixels in 0..255, here itself; a head that learns from
+        images alone makes several views of each (V * B, 3, h, w), all first views before all second ones."""
+        return pixels
+
     def sample(self, proposals: list[Tensor], targets: list[Target]) -> list[Tensor]:
         """The proposals (R_i, 4) xyxy per image, in input pixels, that the loss is computed on: here all of them."""
         return proposals

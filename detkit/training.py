@@ -105,6 +105,18 @@ def train(
     return replace(done, run=None) if isinstance(done, DryRun) and out is None else done
 
 
+def check_pretext(config: str, overrides: Sequence[str] = ()) -> None:
+    """Raises DetkitError for a config whose head learns from labels, or that cannot be read."""
+    from detkit.config.experiment import part_at, read_config
+    from detkit.engine.options import TrainOptions
+
+    checked = read_config(config, ["data.train=.", *overrides], train_schema=TrainOptions)
+    head, place = checked.model["head"]["name"], ("model", "head", "name")
+    if getattr(part_at("head", head, checked.place, place), "protocol", "") != "pretext":
+        do = "choose rotation, simclr or frame_order, or train with labels: detkit train"
+        raise DetkitError(f"the head {head} learns from labels", checked.place.at(place), do)
+
+
 def _trainer(
     checked: Config, run: Path, tell: Callable[[Event], None], *, fit: bool, resume: bool, strict: bool
 ) -> Trainer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from typer import Option, Typer
+from typer import Argument, Option, Typer
 
 from detkit.cli import options
 from detkit.cli.common import Printable, message
@@ -149,6 +149,21 @@ def crops(
         parts, out, classes=chosen, background=background, min_size=min_size, seed=seed, overwrite=overwrite
     )
     return done, 3 if done.facts["failed"] else 0
+
+
+@app.command()
+def strips(
+    source: Annotated[str, Argument(metavar="VIDEO", help="A film, or a folder of its frames by name.")],
+    out: Annotated[Path, Option("--out", "-o", help="Folder to write.")],
+    frames: Annotated[int, Option(min=3, max=5, help="Of a strip.")] = 3,
+    step: Annotated[int, Option(min=1, help="From each frame of a strip to the next.")] = 5,
+    overwrite: options.Overwrite = False,
+) -> tuple[Printable, int]:
+    """Lay frames of a film side by side, to learn their order (detkit pretrain frame_order)."""
+    from detkit.data.strips import write_strips
+
+    done, failed = write_strips(source, out, frames=frames, step=step, overwrite=overwrite)
+    return done, 3 if failed else 0
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -49,13 +50,20 @@ def evaluate(
     """AP of a model or a file of detections on labelled data. All classes together and each by itself.
 
     --report and --json add curves, confusion, calibration, kinds of errors, dearest images, times. --protocol mot
-    judges tracks instead: HOTA, MOTA, IDF1, switches.
+    judges tracks instead: HOTA, MOTA, IDF1, switches. --protocol knn or linear asks the backbone alone: DATA's
+    part train is known to a classifier on its features, another judged.
     """
     if protocol == "mot":
         given = {"--split": part.split, "--images": part.images, "--format": part.format, "--iou": iou}
         given |= {"--match-iou": match_iou, "--max-detections": max_detections, "--bootstrap": bootstrap}
         given |= {"--strict": strict or None, "--keep-degenerate": keep_degenerate or None}
         return _evaluate_tracks(arguments, predictions, {**given, "--report": report, "--check": check})
+    if protocol in ("knn", "linear"):
+        given = {"--images": part.images, "--iou": iou, "--match-iou": match_iou, "--max-detections": max_detections}
+        given |= {"--bootstrap": bootstrap, "--strict": strict or None, "--keep-degenerate": keep_degenerate or None}
+        given |= {"--predictions": predictions, "--report": report, "--check": check}
+        _refuse(given, "a probe")
+        return _probe(arguments, part, protocol, answers, batch)
     if report is not None:
         from detkit.io.files import refuse_existing
 
@@ -96,10 +104,25 @@ def _evaluate_tracks(arguments: list[str], predictions: Path | None, options: di
     if predictions is None or len(arguments) > 1:
         do = "detkit track VIDEO --out TRACKS.txt, then detkit evaluate --predictions TRACKS.txt GT.txt --protocol mot"
         raise DetkitError("tracks are judged from a file", "--protocol mot", do)
+    _refuse(options, "tracks")
+    return track_report(predictions, Path(arguments[0]), tell=note)
+
+
+def _refuse(options: Mapping[str, object], about: str) -> None:
     for option, value in options.items():
         if value is not None:
-            raise DetkitError("this says nothing about tracks", option, "leave it out")
-    return track_report(predictions, Path(arguments[0]), tell=note)
+            raise DetkitError(f"this says nothing about {about}", option, "leave it out")
+
+
+def _probe(arguments: list[str], part: options.Part, by: str, answers: options.Answers, batch: int) -> Printable:
+    from detkit.detector import Detector
+    from detkit.probing import probe
+
+    *models, data = arguments
+    model = answers.predictor(models)
+    if not isinstance(model, Detector):
+        raise DetkitError("only a model of detkit's has a backbone to ask", ", ".join(models), "give its file or run")
+    return probe(model, data, by, split=part.split, format=part.format, batch=batch, on_progress=progress)
 
 
 def _check_words(models: list[str], predictions: Path | None, answers: options.Answers) -> None:

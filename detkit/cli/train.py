@@ -58,3 +58,23 @@ def train(
         strict=strict,
     )
     return done if os.environ.get("RANK", "0") == "0" else 0  # of several processes one speaks
+
+
+def pretrain(
+    words: Annotated[list[str], Argument(metavar="CONFIG [KEY=VALUE]...", help="A YAML file or a shipped name.")],
+    data: Annotated[str, Option(help="A folder of images; labels in it are not read.")],
+    device: options.Device = None,
+    threads: options.Threads = None,
+    out: options.Out = None,
+    name: Annotated[str | None, Option(help="Of the run folder in runs/; a number is added where it is taken.")] = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="Two steps, then an estimate of time and memory.")] = False,
+) -> Printable | int:
+    """Train a backbone on images without labels. CONFIG is rotation, simclr or frame_order, or one of yours.
+
+    model.backbone.weights=RUN then starts any training from it; detkit train --resume RUN goes on.
+    """
+    from detkit.training import check_pretext
+
+    configs = [word for word in words if "=" not in word]
+    check_pretext(configs[0] if configs else "", [word for word in words if "=" in word])
+    return train(words, data, "images", None, device, threads, out, False, name, dry_run)

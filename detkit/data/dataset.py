@@ -32,6 +32,7 @@ FORMATS = {
     "voc": "detkit.data.voc:VocFormat",
     "yolo": "detkit.data.yolo:YoloFormat",
     "folders": "detkit.data.folders:FolderFormat",
+    "images": "detkit.data.folders:ImagesFormat",
     "toy": "detkit.data.toy:ToyFormat",
 }
 _USUAL = {*PARTS, "annotations", "images", "imagesets", "jpegimages", "labels"}  # folders of one data set

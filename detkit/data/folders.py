@@ -1,7 +1,8 @@
-"""A folder per class, with its images: labelled images for classification, as one object that fills each of them."""
+"""Images labelled as a whole, by one object that fills each of them: a folder per class, or no classes at all."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,30 +47,58 @@ class FolderFormat(DatasetFormat):
         found_in = [_classes(path / part, part=True) for part in parts] or [_classes(path)]
         classes = tuple(sorted({name for names in found_in for name in names}))
         findings = Findings()
-        files: list[Path] = []
-        sizes, labels = [], []
-        for folder, label in ((home / name, label) for home in homes for label, name in enumerate(classes)):
-            names = files_in(folder) if folder.is_dir() else ()
-            count_skipped((str(folder / name) for name in names), findings)
-            for file in (folder / name for name in of_suffix(names)):
-                if all(size := size_of(str(file))):
-                    files.append(file)
-                    sizes.append(size)
-                    labels.append(label)
-                else:
-                    findings.add("image that cannot be read (left out)", str(file))
+        folders = [(home / name, label) for home in homes for label, name in enumerate(classes)]
         for home in homes:
             loose = list(map(str, paths_in(home)))
             findings.add("image outside of every class folder (left out)", *loose, count=len(loose), note=True)
-        if not files:
-            raise DetkitError("no image of this folder can be read", str(path), "look at it with detkit data check")
         base = homes[0] if len(homes) == 1 else path
-        ids: list[int | str] = [file.relative_to(base).as_posix() for file in files]
-        found = ImageTable(ids, [str(file) for file in files], np.array(sizes, np.int32))
-        xywh = np.pad(found.sizes[:, ::-1].astype(np.float64), ((0, 0), (2, 0)))
-        objects = ObjectTable(np.arange(len(files)), xywh, np.array(labels), found.files.__getitem__)
-        made = assemble(objects, found, dict(enumerate(classes)), findings, Source("folders", path, split))
-        return replace(made, image_labels=True)
+        return _whole_images(folders, classes, base, findings, Source("folders", path, split))
+
+
+class ImagesFormat(DatasetFormat):
+    """Images without labels, each a whole of the one class ``image``: to learn from images alone.
+
+    It is never recognised, only named (``format: images``), so that labels are not lost by accident.
+    """
+
+    looked_for = "any folder of images, whose labels are not wanted (by name only: format images)"
+
+    def recognises(self, path: Path) -> bool:
+        """False."""
+        return False
+
+    def read(self, path: Path, split: str | None, images: Path | None) -> Annotations:
+        """Reads all images below the folder. See ``DatasetFormat.read``."""
+        if not path.is_dir():
+            raise DetkitError("there is no such folder of images", str(path), "give the folder")
+        check_part(split, (), path)
+        return _whole_images([(images or path, 0)], ("image",), images or path, Findings(), Source("images", path))
+
+
+def _whole_images(
+    folders: Sequence[tuple[Path, int]], classes: tuple[str, ...], base: Path, findings: Findings, source: Source
+) -> Annotations:
+    """The images below each folder as one object of the folder's label that fills them; ids relative to ``base``."""
+    files: list[Path] = []
+    sizes, labels = [], []
+    for folder, label in folders:
+        names = files_in(folder) if folder.is_dir() else ()
+        count_skipped((str(folder / name) for name in names), findings)
+        for file in (folder / name for name in of_suffix(names)):
+            if all(size := size_of(str(file))):
+                files.append(file)
+                sizes.append(size)
+                labels.append(label)
+            else:
+                findings.add("image that cannot be read (left out)", str(file))
+    if not files:
+        raise DetkitError("no image of this folder can be read", str(source.path), "look at it with detkit data check")
+    ids: list[int | str] = [file.relative_to(base).as_posix() for file in files]
+    found = ImageTable(ids, [str(file) for file in files], np.array(sizes, np.int32))
+    xywh = np.pad(found.sizes[:, ::-1].astype(np.float64), ((0, 0), (2, 0)))
+    objects = ObjectTable(np.arange(len(files)), xywh, np.array(labels), found.files.__getitem__)
+    made = assemble(objects, found, dict(enumerate(classes)), findings, source)
+    return replace(made, image_labels=True)
 
 
 def _classes(path: Path, part: bool = False) -> list[str]:

@@ -14,6 +14,7 @@ from detkit.engine.events import DryRun
 from detkit.engine.optim import from_detector, learning_rates
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError, nearest
+from detkit.interfaces import Head
 from detkit.metrics import evaluate_results, find_metric
 
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ def _check_caching(model: Detector, options: TrainOptions, augment: Augment | No
     if not any(list(stage.parameters()) for stage in stages):
         do = "set model.backbone.frozen to all or to a number of stages, or leave cache_features out"
         raise DetkitError("no stage of the backbone is frozen, so none can be cached", key, do)
+    if type(model.head).views is not Head.views:
+        do = "leave cache_features out"
+        raise DetkitError("this head makes views of the images, and cached ones cannot be turned", key, do)
     if options.unfreeze:
         do = "leave out unfreeze, or cache_features"
         raise DetkitError("stages that begin to train later cannot be cached", "train.unfreeze", do)

@@ -5,8 +5,11 @@ from __future__ import annotations
 HEADS = {
     "aligned": "detkit.heads.aligned:Aligned",
     "classify": "detkit.heads.image:Classify",
+    "frame_order": "detkit.heads.pretext:FrameOrder",
     "localize": "detkit.heads.image:Localize",
     "roi": "detkit.heads.roi:RoIHead",
+    "rotation": "detkit.heads.pretext:Rotation",
+    "simclr": "detkit.heads.pretext:SimCLR",
     "sliding_window": "detkit.heads.sliding_window:SlidingWindow",
     "yolo": "detkit.heads.yolo:YOLO",
 }

@@ -19,6 +19,7 @@ METRICS = {
     "voc2010": "detkit.metrics.voc:Voc2010",
     "classify": "detkit.metrics.classification:Classification",
     "points": "detkit.metrics.points:Points",
+    "pretext": "detkit.metrics.pretext:Pretext",
 }
 
 
