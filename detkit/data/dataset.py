@@ -28,6 +28,8 @@ FORMATS = {
     "supervisely": "detkit.data.supervisely:SuperviselyFormat",
     "fiftyone": "detkit.data.fiftyone:FiftyOneFormat",
     "cvat": "detkit.data.cvat:CvatFormat",
+    "label_studio": "detkit.data.label_studio:LabelStudioFormat",
+    "createml": "detkit.data.createml:CreateMLFormat",
     "csv": "detkit.data.csv_tables:CsvFormat",
     "voc": "detkit.data.voc:VocFormat",
     "yolo": "detkit.data.yolo:YoloFormat",

@@ -33,10 +33,14 @@ _UPLOAD = re.compile(r"[0-9a-f]{8}-")  # Label Studio puts it before an uploaded
 
 
 def json_kind(path: Path) -> str:
-    """The format that the keys at the beginning of a .json file speak for: coco, labelme, via, fiftyone, or ""."""
+    """The format that the keys at the beginning of a .json file speak for; "": none of them."""
     with reading(str(path)), open(path, "rb") as file:
         head = file.read(_HEAD).decode("utf-8-sig", "ignore")
     keys = re.findall(r'"([^"\\]*)"\s*:', head)
+    if head.lstrip().startswith("["):
+        if "coordinates" in keys:
+            return "createml"
+        return "label_studio" if {"original_width", "was_cancelled", "annotation_id"} & set(keys) else ""
     if not head.lstrip().startswith("{") or not keys:
         return ""
     if "shapes" in keys and "images" not in keys:

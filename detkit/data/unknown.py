@@ -16,8 +16,7 @@ _HEAD = 1 << 14
 # What tells the exports of tools that have better ones.
 _TOOLS = {
     "Datumaro's own json": ("dm_format_version",),
-    "Label Studio's own json or csv": ("original_width", "rotation"),
-    "CreateML's json": ('"coordinates"', '"annotation'),
+    "Label Studio's own csv": ("original_width", "rotation"),
     "VoTT's own json": ('"visitedTags"',),
 }
 

@@ -257,7 +257,81 @@ def semicolon_csv(scene: Any, root: Path) -> tuple[Path, dict[str, int]]:
     return root, {"score of a box (left out)": 5}
 
 
+def label_studio(scene: Any, root: Path) -> tuple[Path, dict[str, int]]:
+    """Cats turned by 90 degrees about their upper right corner, dogs as polygons or, drawn and named apart, ellipses;
+    key points, answers about the image, skipped and older annotations, a task that nobody has done."""
+
+    def results(p: Any, b: Any) -> list[dict[str, Any]]:
+        common = {"original_width": p.width, "original_height": p.height, "id": f"{p.stem}{b.x}"}
+        x, y, w, h = 100 * b.x / p.width, 100 * b.y / p.height, 100 * b.w / p.width, 100 * b.h / p.height
+        if b.name == "cat":
+            turned = {"width": 100 * b.h / p.width, "height": 100 * b.w / p.height, "rotation": 90}
+            return [{**common, "value": {"x": x + w, "y": y, **turned, "rectanglelabels": ["cat"]}}]
+        if p.stem == "gamma":
+            ellipse = {"x": x + w / 2, "y": y + h / 2, "radiusX": w / 2, "radiusY": h / 2, "rotation": 0}
+            return [{**common, "value": ellipse}, {**common, "value": {**ellipse, "labels": ["dog"]}}]
+        points = [[100 * px / p.width, 100 * py / p.height] for px, py in b.polygon]
+        return [{**common, "value": {"points": points, "polygonlabels": ["dog"]}}]
+
+    scene.draw(root / "images")
+    more = [
+        {"id": "1", "value": {"x": 1, "y": 2, "width": 0.5, "keypointlabels": ["cat"]}},
+        {"id": "2", "value": {"choices": ["day"]}},
+    ]
+    tasks: list[dict[str, Any]] = []
+    for p in scene:
+        result = [one for b in p.boxes for one in results(p, b)] + more
+        newest = {"result": result, "was_cancelled": False, "created_at": "2026-01-02"}
+        others = [{**newest, "result": [], "created_at": "2026-01-01"}, {"result": more, "was_cancelled": True}]
+        image = f"/data/upload/1/0a1b2c3d-{p.file}"
+        tasks.append({"id": len(tasks), "data": {"image": image}, "annotations": [*others, newest]})
+    undone = {"id": 9, "data": {"image": "/data/upload/1/0a1b2c3d-omega.jpg"}, "annotations": []}
+    write(root / "project-1.json", [*tasks, undone])
+    return root, {
+        "annotation of an image besides its latest (left out)": 3,
+        "rotated box made into a box": 3,
+        "polygon made into a box": 1,
+        "ellipse made into a box": 1,
+        "keypoint has no area (dropped)": 3,
+        "answer about the whole image (left out)": 3,
+        "task without an annotation (left out)": 1,
+        "file name of another machine or upload (found by its last part)": 3,
+    }
+
+
+def label_studio_min(scene: Any, root: Path) -> tuple[Path, dict[str, int]]:
+    scene.draw(root)
+    tasks = [
+        {"image": f"/data/local-files/?d={p.file}", "id": 1, "annotator": 1, "annotation_id": 1, "label": [
+            {"x": 100 * b.x / p.width, "y": 100 * b.y / p.height, "width": 100 * b.w / p.width,
+             "height": 100 * b.h / p.height, "rotation": 0, "rectanglelabels": [b.name]}
+            for b in p.boxes
+        ]}
+        for p in scene
+    ]  # fmt: skip
+    write(root / "result.json", tasks)
+    return root, {"file name of another machine or upload (found by its last part)": 3}
+
+
+def createml(scene: Any, root: Path, image: str = "image", boxes: str = "annotations") -> tuple[Path, dict[str, int]]:
+    """As Roboflow and supervision write it, or Apple."""
+    scene.draw(root / "train")
+    records = [
+        {image: p.file, boxes: [
+            {"label": b.name, "coordinates": {"x": b.x + b.w / 2, "y": b.y + b.h / 2, "width": b.w, "height": b.h}}
+            for b in p.boxes
+        ]}
+        for p in scene
+    ]  # fmt: skip
+    write(root / "train" / "_annotations.createml.json", records)
+    return root, {}
+
+
 EXPORTS: dict[str, tuple[str, Export]] = {
+    "Label Studio's json": ("label_studio", label_studio),
+    "Label Studio's short json": ("label_studio", label_studio_min),
+    "Create ML of Roboflow": ("createml", createml),
+    "Create ML of Apple": ("createml", lambda scene, root: createml(scene, root, "imagefilename", "annotation")),
     "labelme": ("labelme", labelme),
     "labelme, polygons, images elsewhere": ("labelme", labelme_polygons),
     "labelme, other shapes": ("labelme", labelme_shapes),
@@ -290,7 +364,8 @@ def test_every_export_holds_the_scene(name: str, scene: Any, tmp_path: Path) -> 
     assert a.source.format == kind
     for part in splits(path):
         assert len(read(path, split=part)) == 3
-    inner = [p for p in path.rglob("*.json" if kind != "csv" else "*.csv") if kind in ("via", "fiftyone")]
+    single = kind in ("via", "fiftyone", "label_studio", "createml")
+    inner = [p for p in path.rglob("*.json" if kind != "csv" else "*.csv") if single]
     for file in inner:  # the file itself names the set as well
         assert type(format_of(file)) is type(format_of(path))
         scene.check(read(file), findings)

@@ -46,6 +46,16 @@ def csv(root: Path, text: str) -> Path:
     return root / "boxes.csv"
 
 
+def label_studio(root: Path, text: str) -> Path:
+    (root / "project.json").write_text(text)
+    return root / "project.json"
+
+
+def createml(root: Path, text: str) -> Path:
+    (root / "_annotations.createml.json").write_text(text)
+    return root / "_annotations.createml.json"
+
+
 def coco(root: Path, text: str) -> Path:
     (root / "coco.json").write_text(text)
     return root / "coco.json"
@@ -55,12 +65,25 @@ def j(value: object) -> str:
     return json.dumps(value)
 
 
-NAMES = {"labelme": labelme, "via": via, "supervisely": supervisely, "fiftyone": fiftyone, "csv": csv, "coco": coco}
+NAMES = {
+    "labelme": labelme,
+    "via": via,
+    "supervisely": supervisely,
+    "fiftyone": fiftyone,
+    "label_studio": label_studio,
+    "createml": createml,
+    "csv": csv,
+    "coco": coco,
+}
+LISTS = ("label_studio", "createml")
+TASK = {"data": {"image": "alpha.jpg"}, "annotations": [{"result": []}]}
+OBJECT = {"label": "cat", "coordinates": {"x": 6, "y": 7, "width": 10, "height": 4}}
 
 # format, what the file holds, what the error says
 ERRORS: list[tuple[str, str, str]] = [
     *((name, text, message) for name in NAMES if name != "csv" for text, message in (
-        ("", "empty|not JSON"), ("{", "not JSON"), ("[]", "a list|not a"), ("null", "not a"), ('"x"', "not a"),
+        ("", "empty|not JSON"), ("[" if name in LISTS else "{", "not JSON"),
+        ("[]", "a list|not a|names no"), ("null", "not a"), ('"x"', "not a"),
         ("{}", "not a|names no"), ('{"a": NaN}', "not"),
     )),
     ("labelme", j({"shapes": 5}), "not a file of labelme"),
@@ -75,6 +98,11 @@ ERRORS: list[tuple[str, str, str]] = [
     ("supervisely", j({"objects": 5}), "not a Supervisely annotation"),
     ("supervisely", j({"objects": [{**FIGURE, "points": 3}]}), "not a Supervisely annotation"),
     ("supervisely", j({"objects": [FIGURE], "size": 3}), "not a Supervisely annotation"),
+    ("label_studio", j([5]), "not a json of Label Studio's"),
+    ("label_studio", j([{"data": {}, "annotations": []}]), "names no image\\n.*\\ntask without an image"),
+    ("label_studio", j([{**TASK, "annotations": 3}]), "names no image\\n.*\\ntask that cannot be read"),
+    ("createml", j([{"image": "alpha.jpg", "annotations": [{"label": "cat"}]}]), "not a json of Create ML's"),
+    ("createml", j([{"annotations": [OBJECT]}]), "names no image\\n.*\\nrecord without an image"),
     ("fiftyone", j({"classes": ["a"], "labels": []}), "not a FiftyOne"),
     ("fiftyone", j({"classes": ["a"], "labels": {}}), "names no image"),
     ("fiftyone", j({"labels": {"a": [{"label": "cat"}]}}), "not a FiftyOne"),
@@ -119,6 +147,14 @@ FINDINGS: list[tuple[str, str, str, int]] = [
      "score of a box (left out)", 1),
     ("fiftyone", j({"labels": {"gone": [{"bounding_box": [0, 0, 1, 0.5], "label": "cat"}]}}),
      "image's size is unknown (its boxes dropped)", 0),
+    *(("label_studio", j([{**TASK, "annotations": [{"result": [{"value": value}]}]}]),
+       "region without its numbers (dropped)", 0)
+      for value in ({"points": []}, {"points": [[1, None]]}, {"x": 1, "y": "a", "width": 3, "height": 4},
+                    {"height": 3}, {"x": 1, "y": 1, "width": 3, "height": 4, "original_width": 0})),
+    ("label_studio", j([{**TASK, "annotations": [{"result": [{"value": {"x": 1, "y": 1, "width": 3, "height": 4}}]}]}]),
+     "box without a class (called object)", 1),
+    ("createml", j([{"image": "alpha.jpg", "annotations": [OBJECT, {**OBJECT, "label": ""}]}]),
+     "box without a class (called object)", 2),
     ("csv", "image,x1,y1,x2,y2,label\nalpha.jpg,1,2,3,4,cat\nalpha.jpg,1,x,3,4,cat\n",
      "line whose box is not four numbers (dropped)", 1),
     ("csv", "image,x1,y1,x2,y2,label\nalpha.jpg,1,2,3,4,cat\n,1,2,3,4,cat\n", "line without an image (dropped)", 1),
@@ -225,14 +261,9 @@ def test_a_label_file_brings_no_foreign_image_into_a_copy(scene: Any, tmp_path: 
         ),
         ({"data.json": '{"dm_format_version": "1.0", "items": []}'}, "3 .jpg, 1 .json", "Datumaro's own json"),
         (
-            {"a.json": j([{"image": "a.jpg", "annotations": [{"coordinates": {}}]}])},
-            "3 .jpg, 1 .json",
-            "CreateML's json",
-        ),
-        (
-            {"a.json": j([{"result": [{"original_width": 9, "value": {"rotation": 0}}]}])},
-            "3 .jpg, 1 .json",
-            "Label Studio",
+            {"a.csv": 'id,image,label\n1,a.jpg,"[{""rotation"": 0, ""original_width"": 9}]"'},
+            "3 .jpg, 1 .csv",
+            "Label Studio's own csv",
         ),
         ({"a.tfrecord": ""}, "3 .jpg, 1 .tfrecord", "records in binary files are not read"),
         ({}, "3 .jpg", "images without labels"),
