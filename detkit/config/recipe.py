@@ -17,7 +17,7 @@ from detkit.data.names import match_classes
 _STEPS, _PASSES = 350, 6  # at least
 _MANY = 1000  # images, from which on a step takes 16
 _SMALL = 1 / 8  # of the image's side
-_GENTLE = 3e-4, 2e-4  # rates of all and of the backbone, where no class is new
+_GENTLE = 1e-4  # rate where no class is new
 
 
 def fitted(config: Config, annotations: Annotations) -> tuple[Config, list[str]]:
@@ -53,8 +53,8 @@ def fitted(config: Config, annotations: Annotations) -> tuple[Config, list[str]]
     known = zoo.read_model_header(zoo.model_file(config.model["weights"]))["classes"]
     new = match_classes(annotations.classes, known).count(-1)
     if not new:
-        take("train", "lr", _GENTLE[0])
-        take("train", "backbone_lr", _GENTLE[1])
+        take("train", "lr", _GENTLE)
+        take("train", "backbone_lr", _GENTLE)
     sizes = object_sizes(annotations)
     side = float(np.median(np.sqrt((sizes.wh / sizes.side).prod(axis=1))))
     take("augment", "mosaic", 0.5 if side < _SMALL else 0.0)
