@@ -343,3 +343,33 @@ def test_ray_makes_the_same_rows(photos: Path, monkeypatch: pytest.MonkeyPatch) 
     finally:
         ray.shutdown()
     assert rows("out") == rows("one")
+
+
+def test_an_object_store(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moto, s3fs = pytest.importorskip("moto.server"), pytest.importorskip("s3fs")
+    run("one")
+    for name, value in {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "SECRET", "DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    server = moto.ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    s3fs.S3FileSystem.clear_instance_cache()
+    store = fsspec.filesystem("s3")
+    store.mkdir("bucket")
+    store.put(f"{photos}/", "bucket/photos/", recursive=True)
+    try:
+        for k in (1, 2):
+            run("s3://bucket/found", "s3://bucket/photos/*.png", part=(k, 2))
+        assert run("s3://bucket/found", "s3://bucket/photos/*.png")["made"] == 0
+        got = rows("s3://bucket/found")
+        assert got[3]["source"] == "s3://bucket/photos/03.png"
+        assert [row["detections"] for row in got] == [row["detections"] for row in rows("one")]
+        with pytest.raises(DetkitError, match=r"no such file|no image lies there"):
+            run("out", "s3://nobucket/*.png")
+    finally:
+        server.stop()
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(DetkitError, match="the store cannot be reached") as error:
+        run("out", "s3://bucket/photos")
+    assert "SECRET" not in said(error)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from typer import Argument, Option, Typer
 
 from detkit.cli import options
-from detkit.cli.common import Printable, message
+from detkit.cli.common import Printable, message, progress
 from detkit.cli.options import names_in
 from detkit.errors import DetkitError
 from detkit.printed import Printed
@@ -33,11 +33,36 @@ def check(
     labelled: options.LabelledData,
     headers: Annotated[bool, Option("--headers", help="Read only the images' headers: quick.")] = False,
     strict: Annotated[bool, Option("--strict", help="Notes count as mistakes, too.")] = False,
+    duplicates: Annotated[
+        bool, Option("--duplicates", help="Find images that are nearly the same, in a part and between parts.")
+    ] = False,
+    against: Annotated[
+        list[str] | None, Option(metavar="DATA", help="Other data that should share no image (repeat it for several).")
+    ] = None,
+    out: Annotated[Path | None, Option("--out", "-o", help="Draw the pairs of --duplicates to this file.")] = None,
+    overwrite: options.Overwrite = False,
 ) -> tuple[Printable, int]:
     """Look for mistakes in labels and images; exit code 3 if there are any, notes aside."""
     from detkit.data.check import check_annotations
+    from detkit.data.duplicates import draw_pairs, near_duplicates
 
-    report = check_annotations(labelled.read(refuse=False), decode=not headers)
+    if (against or out) and not duplicates:
+        raise DetkitError("this says how duplicates are shown", "--against, --out", "add --duplicates")
+    pairs = None
+    if duplicates:
+        if out is not None:
+            from detkit.io.files import refuse_existing
+
+            refuse_existing(out, overwrite)
+        files = {name: part.read(refuse=False).files for name, part in labelled.parts(labelled.data).items()}
+        for other in against or ():
+            for name, part in options.LabelledData(data=other).parts("").items():
+                files[f"{other} {name}".rstrip()] = part.read(refuse=False).files
+        pairs = near_duplicates(files, on_progress=lambda done, total: progress(done, total, "images"))
+        if out is not None and pairs:
+            draw_pairs(pairs, out, overwrite=overwrite)
+            message(f"pairs: {out}")
+    report = check_annotations(labelled.read(refuse=False), decode=not headers, duplicates=pairs)
     return report, 3 if any(strict or not one.note for one in report.facts["findings"]) else 0
 
 

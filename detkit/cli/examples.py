@@ -11,7 +11,11 @@ EXAMPLES = {
     "track": ("track clip.mp4 --save", "track clip.mp4 --count line:0,250,768,250 --out tracks.txt"),
     "serve": ("serve", "serve --model RUN --port 0 --report page.html"),
     "quickstart": ("quickstart", "quickstart mine.jpg --overwrite"),
-    "data check": ("data check DATA", "data check DATA --split val --headers"),
+    "data check": (
+        "data check DATA",
+        "data check DATA --split val --headers",
+        "data check DATA --duplicates --against OTHER --out pairs.jpg",
+    ),
     "data stats": ("data stats DATA", "data stats DATA --out plots"),
     "data show": ("data show DATA -n 20", "data show DATA --augment 3 --out augmented.jpg"),
     "data convert": ("data convert DATA --to coco --out new", "data convert DATA --to yolo --out new --split val"),

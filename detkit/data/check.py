@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from functools import partial
 
 import numpy as np
 
 from detkit.data.annotations import Annotations, Findings
+from detkit.data.duplicates import Pair, add_findings
 from detkit.data.voc import CLASSES as VOC_CLASSES
 from detkit.errors import DetkitError
 from detkit.io.download import sha256_of
@@ -20,16 +23,19 @@ TINY = 2.0  # pixels: the shorter side of a box that no detector can learn from
 WHOLE = 0.98  # share of the image in both directions
 
 
-def check_annotations(annotations: Annotations, *, decode: bool = True, threads: int = 2) -> Printed:
+def check_annotations(
+    annotations: Annotations, *, decode: bool = True, threads: int = 2, duplicates: Sequence[Pair] | None = None
+) -> Printed:
     """The findings of the reader, then of the labels, then of the images.
 
     Args:
         annotations: The labels.
         decode: Read every image whole, which also finds those that are cut off; else only their headers.
         threads: That read images.
+        duplicates: What ``near_duplicates`` found; None: it was not asked.
 
     Returns:
-        As facts: images and boxes, counted, and findings.
+        As facts: images and boxes, counted, findings, and the duplicates.
     """
     a = annotations
     findings = Findings(a.findings)
@@ -41,6 +47,7 @@ def check_annotations(annotations: Annotations, *, decode: bool = True, threads:
     for file, count in Counter(a.files).items():
         findings.add("same file listed twice", file, count=count - 1)
     _check_copies(a, findings)
+    add_findings(duplicates or (), findings)
     kinds = f"{len(a.classes)} {'class' if len(a.classes) == 1 else 'classes'}"
     size = f"{len(a)} images, {len(a.labels)} boxes, {kinds}"
     if (a.crowd | a.difficult).any():
@@ -50,7 +57,9 @@ def check_annotations(annotations: Annotations, *, decode: bool = True, threads:
     lines = [line for one in faults for line in one.lines()] or ["nothing to complain of"]
     if notes:
         lines += ["notes:", *(line for one in notes for line in one.lines())]
-    facts = {"images": len(a), "boxes": len(a.labels), "findings": faults + notes}
+    facts: dict[str, object] = {"images": len(a), "boxes": len(a.labels), "findings": faults + notes}
+    if duplicates is not None:
+        facts["duplicates"] = [asdict(pair) for pair in duplicates]
     return Printed(facts, [size, *lines])
 
 
