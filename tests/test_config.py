@@ -445,5 +445,5 @@ def test_the_validation_part_may_lie_beside(file, tmp_path, train, val):
     data, found, notes = train_val_datasets(config)
     assert (len(data), len(found)) == (4, 2)
     assert "2 of 6 training images, drawn" in notes[0]
-    assert "for fewer, data.val_share=0.1 of them, cannot be judged" in notes[0]
+    assert "(data.val_share=0.1 of them are too few to judge by)" in notes[0]
     assert "a part of your own would be" in notes[0]

@@ -121,9 +121,13 @@ class Fuzzer:
     def loop(self, cases: int, deadline: float) -> tuple[int, int, int]:
         """Runs the cases, in a new process wherever one ends it; returns how many ran, were refused, were faults."""
         first, done = 0, False
-        stalled: set[int] = set()  # tried once more: a forked process may wait for what its parent's threads held
+        stalled: set[int] = set()  # tried once more, for the machine may have been busy
         while not done and first < cases:
             sound = {path: path.read_bytes() for path in self.files}
+            for _ in range(1000):  # a thread that was joined lives on for some ms, and may hold a lock
+                if len(os.listdir("/proc/self/task")) == 1:
+                    break
+                time.sleep(0.001)
             worker = os.fork()
             if not worker:
                 try:

@@ -81,7 +81,7 @@ def train_val_datasets(config: Config) -> tuple[Dataset, Dataset, list[str]]:
     parts = stratify(train.annotations, {"train": 1 - share, "val": share}, seed)
     note = f"validation: {len(parts['val'])} of {len(train)} training images, drawn with seed {seed}"
     few = share > data["val_share"]
-    note += f", for fewer, data.val_share={data['val_share']:g} of them, cannot be judged" * few
+    note += f" (data.val_share={data['val_share']:g} of them are too few to judge by)" * few
     wanted = [str(beside[0]) for item in data["train"] if (beside := _siblings(item)) and not _val_of(item)]
     note += f" (a part of your own would be {wanted[0]})" if wanted else ""
     return train.subset(parts["train"]), train.subset(parts["val"]), [*notes, note]
