@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
 from detkit.cli import options
 from detkit.cli.common import Printable, note
+from detkit.errors import DetkitError
+
+if TYPE_CHECKING:
+    from detkit.exporting.precision import Precision
 
 
 def export(
     model: Annotated[str, Argument(metavar="MODEL", help="Weights file, run folder or shipped name.")] = "default",
     out: options.Out = None,
     size: options.Size = None,
+    nms: Annotated[bool, Option("--nms", help="NMS inside: boxes, scores and labels come out.")] = False,
+    dynamic: Annotated[bool, Option("--dynamic", help="For inputs of any size, in strides.")] = False,
+    half: Annotated[bool, Option("--half", help="fp16, for GPUs and half the size; needs --data.")] = False,
+    int8: Annotated[bool, Option("--int8", help="Convolutions in int8, for CPUs; needs --data.")] = False,
+    loss: Annotated[float, Option(min=0, help="With --half or --int8: what AP50 may lose.")] = 0.005,
     data: Annotated[
         str | None, Option("--data", metavar="DATA", help="Compare on these labelled images, too, and the AP of both.")
     ] = None,
@@ -25,6 +34,21 @@ def export(
     written and the exit code is 1. Default --out: MODEL's name, ending in .onnx, here."""
     from detkit.exporting.onnx_file import export
 
+    if half and int8:
+        raise DetkitError("a file has one precision", "--half --int8", "choose one of them")
+    precision: Precision = "fp16" if half else "int8" if int8 else "fp32"
     path = out or Path(f"{Path(model).resolve().stem}.onnx")
-    done = export(model, path, size=size, data=data, split=split, overwrite=overwrite, tell=note)
+    done = export(
+        model,
+        path,
+        size=size,
+        nms=nms,
+        dynamic=dynamic,
+        precision=precision,
+        loss=loss,
+        data=data,
+        split=split,
+        overwrite=overwrite,
+        tell=note,
+    )
     return done, 0 if done.path else 1

@@ -31,6 +31,9 @@ class Header:
         shares: Boxes are in shares of the image's part of the input, else in input pixels.
         ranks_all: See ``detkit.heads.image.ImageHead``.
         candidates: (box, class) pairs per image that enter NMS at most.
+        detections: NMS, at ``iou``, is in the graph, which gives so many per image at most; 0: it is not.
+        dynamic: The input's sides may be any multiples of the stride.
+        precision: "fp32", "fp16" or "int8".
         mean: Of the pixels, RGB in 0..255; the graph subtracts it itself.
         std: What it divides by then.
         weights: SHA-256 of the model file.
@@ -48,6 +51,9 @@ class Header:
     shares: bool = False
     ranks_all: bool = False
     candidates: int = 3000
+    detections: int = 0
+    dynamic: bool = False
+    precision: str = "fp32"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     weights: str = ""

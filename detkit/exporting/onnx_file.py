@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -19,9 +20,10 @@ from detkit.data.dataset import Dataset, read
 from detkit.detector import Detector
 from detkit.errors import DetkitError
 from detkit.exporting.engines import onnx_package, read_onnx
-from detkit.exporting.graph import Graph, graph_of, write_graph
+from detkit.exporting.graph import DETECTIONS, Graph, graph_of, write_graph
 from detkit.exporting.header import Header
-from detkit.exporting.predictor import load_exported
+from detkit.exporting.precision import Precision, reduce_precision
+from detkit.exporting.predictor import ExportedDetector, load_exported
 from detkit.exporting.proof import Proof, Tolerance, photos, prove, score_both
 from detkit.io.download import sha256_of
 from detkit.io.files import refuse_existing, write_bytes
@@ -61,12 +63,16 @@ def export(
     out: str | Path,
     *,
     size: int | None = None,
+    nms: bool = False,
+    dynamic: bool = False,
+    precision: Precision = "fp32",
+    loss: float = 0.005,
     data: str | None = None,
     split: str | None = None,
     overwrite: bool = False,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Exported:
-    """Writes a model as ONNX (opset 18, float32, any batch size, decoding inside, NMS left to detkit).
+    """Writes a model as ONNX (opset 18, any batch size, decoding inside).
 
     The input ``pixels`` is uint8 (B, 3, H, W), RGB; the outputs are ``boxes`` (B, A, 4), xyxy in input pixels (of heads
     for whole images A is 1, and they are shares of the image), and ``scores`` (B, A, C). Model and file then detect in
@@ -76,22 +82,34 @@ def export(
         model: Weights file, run folder or shipped name.
         out: The file.
         size: Input size in pixels; None: the model's own.
+        nms: NMS inside, at the model's IoU: the outputs are ``boxes`` (B, N, 4), ``scores`` (B, N) and ``labels``
+            (B, N), best first, score and label -1 where there is no detection; a further input ``sizes`` (B, 2),
+            float32, is the height and width of each image's part of the input.
+        dynamic: H and W may be any multiples of the model's stride.
+        precision: "fp16": weights and arithmetic up to the last convolution; "int8": convolutions, quantized by the
+            data's images.
+        loss: What a file of another precision than fp32 may lose of AP50 (of a classifier: of top-1).
         data: A labelled data set (docs/data.md): its first images are compared too, and the AP of both on all of it.
+            Other precisions than fp32 need one.
         split: One part of it.
         overwrite: Replace a file that exists.
         tell: Called with what a person should know.
 
     Returns:
-        The comparison; its ``path`` is None, and no file is left, where the two differ by more than rounding.
+        The comparison; its ``path`` is None, and no file is left, where the two differ by more than rounding, or the
+        scores by more than ``loss``. Of other precisions boxes are compared before they are rounded.
 
     Raises:
         DetkitError: No such model, a head that is not exported, a missing package (with the pip command), a file that
-            exists.
+            exists, no data where it is needed.
     """
     out = Path(out)
     if out.suffix != ".onnx":
         do = f"write -o {out.with_suffix('.onnx')}"
         raise DetkitError("an exported model's name ends in .onnx", str(out), do)
+    if precision != "fp32" and data is None:
+        option = {"fp16": "--half", "int8": "--int8"}[precision]
+        raise DetkitError(f"{precision} is judged by the AP that it costs", option, "give labelled images: --data DATA")
     for name in ("onnx", "onnxscript", "onnxruntime"):
         onnx_package(name)
     refuse_existing(out, overwrite)
@@ -100,7 +118,7 @@ def export(
     detector = load_detector(file)
     if size is not None:
         detector.resize = replace(detector.resize, size=(size, size))
-    graph = graph_of(detector)
+    graph = graph_of(detector, nms=nms, dynamic=dynamic)
     header = _header(detector, graph, file)
     with tempfile.TemporaryDirectory() as folder:
         temporary = Path(folder) / "model.onnx"
@@ -108,16 +126,37 @@ def export(
         if exporter != "dynamo":
             tell("torch's newer exporter does not know all of this network: its older one wrote the file")
         _label(temporary, header)
-        exported = load_exported(temporary, "onnxruntime")
-        proof = prove(detector, exported, _images(dataset), Tolerance(), resize=detector.resize)
+        proof = _proof(detector, temporary, _images(dataset))
+        if dataset is not None and proof.passed:
+            if precision != "fp32":
+                tell(f"{precision}: rounding, then measuring on {len(dataset)} images")
+                reduce_precision(temporary, precision, dataset)
+                header = replace(header, precision=precision)
+                proof = replace(proof, loss=loss)
+            exported = load_exported(temporary, "onnxruntime")
+            proof = replace(proof, scores=score_both(detector, exported, dataset))
         if not proof.passed:
             return Exported(None, 0, exporter, proof)
-        if dataset is not None:
-            proof = replace(proof, scores=score_both(detector, exported, dataset))
         _label(temporary, replace(header, proof=proof.to_dict()))
         content = temporary.read_bytes()
     write_bytes(out, content, overwrite=overwrite)
     return Exported(out, len(content), exporter, proof)
+
+
+def _proof(detector: Detector, path: Path, images: Sequence[np.ndarray]) -> Proof:
+    """That of a file: at the model's own input and, where it takes any, at a flatter one."""
+    exported = load_exported(path, "onnxruntime")
+    resize, header, most = detector.resize, exported.header, exported.header.detections or 1000
+    proof = prove(detector, exported, images, Tolerance(), resize=resize, most=most)
+    if not header.dynamic:
+        return proof
+    stride, (height, width) = resize.stride, resize.input_size
+    sides = max(height * 3 // 4 // stride, 1) * stride, (width * 5 // 4 // stride) * stride
+    other, flat = replace(resize, size=sides), copy.copy(detector)
+    flat.resize = other
+    flatter = ExportedDetector(exported.engine, replace(header, resize=other))
+    more = prove(flat, flatter, images, Tolerance(), resize=other, most=most)
+    return replace(proof, differences=[*proof.differences, *more.differences])
 
 
 def _images(dataset: Dataset | None) -> list[np.ndarray]:
@@ -140,6 +179,8 @@ def _header(detector: Detector, graph: Graph, file: Path) -> Header:
         shares=graph.shares,
         ranks_all=getattr(detector.head, "ranks_all", False),
         candidates=graph.candidates,
+        detections=DETECTIONS if "labels" in graph.outputs else 0,
+        dynamic=graph.dynamic,
         mean=tuple(detector.mean.flatten().tolist()),
         std=tuple(detector.std.flatten().tolist()),
         weights=sha256_of(file),

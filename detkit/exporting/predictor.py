@@ -16,7 +16,7 @@ from detkit.data.resize import Resize
 from detkit.errors import DetkitError
 from detkit.exporting.engines import Engine, open_engine
 from detkit.exporting.header import Header
-from detkit.exporting.layouts import LAYOUTS, Answers, OutputLayout, find_layout
+from detkit.exporting.layouts import LAYOUTS, OutputLayout, find_layout
 from detkit.geometry import Geometry
 from detkit.io.files import reading
 from detkit.ops.order import descending
@@ -55,23 +55,42 @@ class ExportedDetector(Predictor):
 
     def predict_samples(self, samples: list[Sample], limits: Limits) -> list[Detections]:
         """Detections (numpy) in each sample's original pixels."""
+        if self.header.detections:
+            self._check(limits)
         found: list[Detections] = []
         step = self.engine.inputs[0].shape[0] or len(samples)
         for start in range(0, len(samples), max(step, 1)):
             given = input_of(samples[start : start + step], self.resize)
-            boxes, scores = self._answers(given.pixels, step)
-            rows = zip(boxes, scores, given.sizes, given.restore, strict=False)  # a fixed batch answers for padding too
-            found += [self._detections(*row, limits) for row in rows]
+            answers = self._answers(given, step)
+            rows = zip(given.sizes, given.restore, *answers, strict=False)  # a fixed batch answers for padding too
+            found += [self._detections(limits, *row) for row in rows]
         return found
 
-    def _answers(self, pixels: np.ndarray, batch: int) -> Answers:
-        """Boxes (B, A, 4) xyxy in input pixels and scores (B, A, C)."""
-        padding = np.zeros((batch - len(pixels), *pixels.shape[1:]), np.uint8)
-        pixels = np.concatenate([pixels, padding]) if len(padding) else pixels
+    def _check(self, limits: Limits) -> None:
+        """DetkitError if NMS would have to be another than that in the file."""
+        for asked, option, has in (
+            (limits.iou != self.iou, "--iou", f"of IoU {self.iou:g}"),
+            (limits.conf < Limits.evaluation().conf, "--conf", f"of scores from {Limits.evaluation().conf:g}"),
+            (limits.max_detections > self.header.detections, "--max-detections", f"for {self.header.detections} boxes"),
+        ):
+            if asked:
+                raise DetkitError(f"NMS is in this file, {has}", option, "leave it out, or export without --nms")
+
+    def feed(self, given: Input) -> list[np.ndarray]:
+        """The graph's inputs."""
+        known = {"pixels": lambda: np.ascontiguousarray(given.pixels.transpose(0, 3, 1, 2))}
+        known["sizes"] = lambda: np.array(given.sizes, np.float32)
+        return [known[port.name]() for port in self.engine.inputs]
+
+    def _answers(self, given: Input, batch: int) -> Sequence[np.ndarray]:
+        """Boxes (B, A, 4) xyxy in input pixels and scores (B, A, C); with NMS scores (B, N) and labels (B, N)."""
+        more = batch - len(given.pixels)
+        if more > 0:
+            padding = np.zeros((more, *given.pixels.shape[1:]), np.uint8)
+            given = given._replace(pixels=np.concatenate([given.pixels, padding]))
         if self.layout is None:
-            boxes, scores = self.engine.run([np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))])
-            return boxes, scores
-        return self.layout.read(self.engine.run([self.layout.feed(pixels)]), self.resize.input_size)
+            return self.engine.run(self.feed(given))
+        return self.layout.read(self.engine.run([self.layout.feed(given.pixels)]), self.resize.input_size)
 
     def facts(self) -> dict[str, int | str]:
         """Its classes (their number), input and engine."""
@@ -79,8 +98,18 @@ class ExportedDetector(Predictor):
         return {"classes": len(self.classes), "input": f"{width} x {height}", "engine": self.engine.name}
 
     def _detections(
-        self, boxes: np.ndarray, scores: np.ndarray, size: tuple[int, int], restore: Geometry, limits: Limits
+        self,
+        limits: Limits,
+        size: tuple[int, int],
+        restore: Geometry,
+        boxes: np.ndarray,
+        scores: np.ndarray,
+        labels: np.ndarray | None = None,
     ) -> Detections:
+        if labels is not None:
+            wanted = range(len(self.classes)) if limits.classes is None else limits.classes
+            rows = np.flatnonzero((scores >= limits.conf) & np.isin(labels, wanted))[: limits.max_detections]
+            return Detections(restore.to_original(boxes[rows]), scores[rows], labels[rows], self.classes)
         if self.header.shares:
             boxes = boxes * np.array([size[1], size[0]] * 2, boxes.dtype)
         if self.header.ranks_all and limits.conf <= Limits.evaluation().conf:
@@ -162,7 +191,9 @@ def load_exported(
         option = "--names" if layout is None else "--layout"
         raise DetkitError("a file of detkit export says itself how it is read", option, "leave it out")
     header = Header.from_metadata(opened.metadata, str(path))
-    if size is not None and (size, size) != header.resize.input_size:
+    if size is not None and header.dynamic:
+        header = replace(header, resize=replace(header.resize, size=size))
+    if size is not None and not header.dynamic and (size, size) != header.resize.input_size:
         raise _fixed(header.resize.input_size, path, f"detkit export MODEL --size {size} -o FILE.onnx")
     return ExportedDetector(opened, header)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from detkit.data.dataset import Dataset
+from detkit.data.resize import Resize
 from detkit.engine.evaluator import detect_dataset
 from detkit.errors import DetkitError
 from detkit.geometry import Geometry
@@ -57,6 +58,7 @@ class Agreement:
         ties: Those without a partner, of either, that NMS keeps or drops by rounding.
         box: Largest difference of a side, in input pixels.
         score: Largest difference of a score.
+        input: Width x height in pixels.
     """
 
     batch: int
@@ -67,6 +69,7 @@ class Agreement:
     ties: int
     box: float
     score: float
+    input: str = ""
 
     def within(self, tolerance: Tolerance) -> bool:
         """True if the two are equal for all that a user sees."""
@@ -82,17 +85,23 @@ class Proof:
         differences: One per batch size.
         tolerance: What they may be.
         lowest: The score from which detections are compared.
-        scores: What both reach on the data, where some was given: the metric's name, the model's, the file's.
+        scores: What both reach on the data, where some was given: by the metric's name the model's and the file's.
+        loss: What the file may lose of AP50, or of the first where there is none; None: it is not judged by scores.
     """
 
     differences: Sequence[Agreement]
     tolerance: Tolerance
     lowest: float
-    scores: tuple[str, float, float] | None = None
+    scores: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    loss: float | None = None
 
     @property
     def passed(self) -> bool:
         """True if all are within the tolerance."""
+        if self.loss is not None:
+            ours, theirs = self.scores.get("AP50", next(iter(self.scores.values())))
+            if ours - theirs > self.loss:
+                return False
         return all(one.within(self.tolerance) for one in self.differences)
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,21 +110,32 @@ class Proof:
 
     def lines(self) -> list[str]:
         """A table."""
-        head = ["batch", "images", "detections", "matched", "extra", "ties", "box px", "score"]
+        head = ["input", "batch", "images", "detections", "matched", "extra", "ties", "box px", "score"]
         rows = [
-            [*map(str, (d.batch, d.images, d.detections, d.matched, d.extra, d.ties)), f"{d.box:.5f}", f"{d.score:.6f}"]
+            [
+                *map(str, (d.input, d.batch, d.images, d.detections, d.matched, d.extra, d.ties)),
+                f"{d.box:.5f}",
+                f"{d.score:.6f}",
+            ]
             for d in self.differences
         ]
         allowed = f"allowed: {self.tolerance.box:g} px of the input, {self.tolerance.score:g} of a score"
         lines = [*aligned([head, *rows]), f"{allowed}; scores from {self.lowest:.3f}"]
-        if self.scores is not None:
-            name, ours, theirs = self.scores
+        for name, (ours, theirs) in self.scores.items():
             lines.append(f"{name} on the data: {ours:.4f} of the model, {theirs:.4f} of the exported one")
+        if self.loss is not None:
+            lines.append(f"allowed to lose: {self.loss:g}")
         return lines
 
 
 def prove(
-    detector: Predictor, exported: Predictor, images: Sequence[np.ndarray], tolerance: Tolerance, *, resize: Any
+    detector: Predictor,
+    exported: Predictor,
+    images: Sequence[np.ndarray],
+    tolerance: Tolerance,
+    *,
+    resize: Resize,
+    most: int = 1000,
 ) -> Proof:
     """Compares the answers of two predictors, which go through the same code otherwise.
 
@@ -125,11 +145,12 @@ def prove(
         images: uint8 (H, W, 3) RGB.
         tolerance: How far they may differ.
         resize: The model's, for the size of an input pixel.
+        most: Detections per image at most.
 
     Raises:
         DetkitError: The model finds nothing to compare.
     """
-    samples, limits = [Sample(image) for image in images], Limits(0.001, detector.iou, 1000)
+    samples, limits = [Sample(image) for image in images], Limits(0.001, detector.iou, most)
     scales = [resize.geometry(*image.shape[:2]) for image in images]
     truth = detector.predict_samples(samples, limits)
     scores = np.sort(np.concatenate([found.scores for found in truth]))[::-1]
@@ -152,8 +173,9 @@ def prove(
         rows = np.array(
             [_compared(*pair, scale, lowest, detector.iou) for pair, scale in zip(pairs, scales, strict=True)]
         )
-        counts, most = rows[:, :4].sum(0).astype(int).tolist(), rows[:, 4:].max(0).tolist()
-        differences.append(Agreement(batch, len(images), *counts, *most))
+        counts, widest = rows[:, :4].sum(0).astype(int).tolist(), rows[:, 4:].max(0).tolist()
+        size = "{1} x {0}".format(*resize.input_size)
+        differences.append(replace(Agreement(batch, len(images), *counts, *widest), input=size))
     return Proof(differences, tolerance, lowest)
 
 
@@ -182,14 +204,15 @@ def _compared(
     return int(judged.sum()), matched, extra, ties, float(sides.max()), float(scores.max())
 
 
-def score_both(detector: Predictor, exported: Predictor, dataset: Dataset) -> tuple[str, float, float]:
-    """The name of the metric, and what the two reach."""
-    metric = find_metric(detector.protocol)
-    values = []
+def score_both(detector: Predictor, exported: Predictor, dataset: Dataset) -> dict[str, tuple[float, float]]:
+    """What the two reach, by the metric's first two names."""
+    found = []
     for predictor in (detector, exported):
         truth, results, _ = detect_dataset(predictor, dataset)
-        values.append(float(evaluate_results(truth, results, detector.protocol).metrics[metric.scores[0]]))
-    return metric.scores[0], values[0], values[1]
+        found.append(evaluate_results(truth, results, detector.protocol).metrics)
+    ours, theirs = found
+    names = find_metric(detector.protocol).scores[:2]
+    return {name: (float(ours[name]), float(theirs[name])) for name in names}
 
 
 def photos() -> list[np.ndarray]:

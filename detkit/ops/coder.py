@@ -92,7 +92,7 @@ class Level(NamedTuple):
         )
         cells = torch.stack((x, y), dim=-1).reshape(-1, 1, 2).expand(-1, k, 2).reshape(-1, 2)
         sizes = self.anchors.float().repeat(self.height * self.width, 1)
-        strides = sizes.new_full((len(sizes), 1), self.stride)
+        strides = sizes.new_full((sizes.shape[0], 1), self.stride)
         return Priors(cells.float() * self.stride + self.centre, sizes, strides)
 
 

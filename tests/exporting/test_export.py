@@ -24,7 +24,7 @@ from detkit.engine.options import TrainOptions
 from detkit.exporting import engines
 from detkit.exporting.graph import DenseGraph
 from detkit.exporting.onnx_file import Exported, export
-from detkit.exporting.predictor import select_boxes
+from detkit.exporting.predictor import input_of, select_boxes
 from detkit.exporting.proof import Agreement, Tolerance, _compared, photos
 from detkit.geometry import Geometry
 from detkit.heads.dense import select_detections
@@ -40,6 +40,13 @@ HEADS: dict[str, dict[str, Any]] = {
     "sliding_window": {"name": "sliding_window", "width": 8, "cells": 4},
     "classify": {"name": "classify"},
     "localize": {"name": "localize"},
+}
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "nms": {"nms": True},
+    "both": {"nms": True, "dynamic": True},
 }
 
 
@@ -60,23 +67,23 @@ def build(folder: Path, head: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pair]:
     @cache
-    def made(head: str) -> Pair:
+    def made(head: str, options: str = "plain") -> Pair:
         folder = tmp_path_factory.mktemp(head)
         model, file = build(folder, head), folder / "model.onnx"
-        return Pair(model, file, export(model, file))
+        return Pair(model, file, export(model, file, **OPTIONS[options]))
 
     return made
 
 
 @pytest.fixture(params=HEADS)
-def pair(request: pytest.FixtureRequest, pairs: Callable[[str], Pair]) -> Pair:
+def pair(request: pytest.FixtureRequest, pairs: Callable[..., Pair]) -> Pair:
     return pairs(request.param)
 
 
 @pytest.fixture
-def yolo(pairs: Callable[[str], Pair]) -> Pair:
+def yolo(pairs: Callable[..., Pair]) -> Pair:
     return pairs("yolo")
 
 
@@ -93,6 +100,36 @@ def test_the_file_answers_as_the_model(pair: Pair) -> None:
         assert mine.labels.tolist() == theirs.labels.tolist()
         np.testing.assert_allclose(mine.boxes, theirs.boxes, atol=0.02)
         np.testing.assert_allclose(mine.scores, theirs.scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(("head", "options"), [("yolo", "both"), ("aligned", "nms")])
+def test_nms_and_any_size_may_be_inside(head: str, options: str, engine: str, pairs: Callable[..., Pair]) -> None:
+    pytest.importorskip(engine)
+    model, file, done = pairs(head, options)
+    assert done.path == file, done.lines()
+    inputs = ["64 x 64"] * 2 + ["80 x 48"] * 2 * ("dynamic" in OPTIONS[options])
+    assert [one.input for one in done.proof.differences] == inputs
+    samples, limits = [toy_sample(i, 100) for i in range(3)], Limits(0.002, 0.5, 20, (0, 2))
+    size = 96 if "dynamic" in OPTIONS[options] else None
+    found = detkit.load(file, size=size, engine=engine).predict_samples(samples, limits)
+    for mine, theirs in zip(found, detkit.load(model, size=size).predict_samples(samples, limits), strict=True):
+        assert len(mine) == 20
+        assert mine.labels.tolist() == theirs.labels.tolist()
+        np.testing.assert_allclose(mine.boxes, theirs.boxes, atol=0.02)
+        np.testing.assert_allclose(mine.scores, theirs.scores, atol=1e-5)
+
+
+def test_nms_inside_is_not_another(pairs: Callable[..., Pair]) -> None:
+    model, sample = detkit.load(pairs("aligned", "nms").file), toy_sample(0, 80)
+    for limits, option in (Limits(0.1, 0.6), "--iou"), (Limits(0, 0.5), "--conf"), (Limits(1, 0.5, 301), "--max-det"):
+        with pytest.raises(detkit.DetkitError, match="NMS is in this file") as told:
+            model.predict_samples([sample], limits)
+        assert option in str(told.value.where)
+    boxes, scores, labels = model.engine.run(model.feed(input_of([sample], model.resize)))
+    assert boxes.shape == (1, 300, 4)
+    assert (np.diff(scores) <= 0).all()
+    assert set(labels[scores < 0].tolist()) <= {-1}
 
 
 def test_info_shows_what_the_file_says_of_itself(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
@@ -245,10 +282,10 @@ def test_what_is_not_exported_says_so(head: dict[str, Any], tmp_path: Path, monk
 def test_the_users_images_are_compared_too(yolo: Pair, tmp_path: Path) -> None:
     proof = export(yolo.model, tmp_path / "model.onnx", data=str(toy_data(tmp_path))).proof
     assert [one.images for one in proof.differences] == [9, 9]
-    assert proof.scores is not None
-    name, ours, theirs = proof.scores
-    assert (name, ours) == ("AP", theirs)
-    assert f"AP on the data: {ours:.4f} of the model, {ours:.4f}" in proof.lines()[-1]
+    assert list(proof.scores) == ["AP", "AP50"]
+    ours, theirs = proof.scores["AP50"]
+    assert ours == theirs
+    assert f"AP50 on the data: {ours:.4f} of the model, {ours:.4f}" in proof.lines()[-1]
 
 
 def test_what_differs_is_not_written(
@@ -261,10 +298,15 @@ def test_what_differs_is_not_written(
 
 
 def test_wrong_input_is_explained(
-    yolo: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    yolo: Pair,
+    pairs: Callable[..., Pair],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     import onnx
 
+    yolo = pairs("yolo")
     whole = yolo.file.read_bytes()
     damaged, other, image = tmp_path / "damaged.onnx", tmp_path / "other.onnx", tmp_path / "a.png"
     damaged.write_bytes(whole[: len(whole) // 2])
@@ -287,7 +329,11 @@ def test_wrong_input_is_explained(
     assert "at least 1" in said("detect", image, "--model", yolo.file, "--threads", "0")
     assert "no such model file" in said("detect", image, "--model", tmp_path / "none.onnx")
     assert "ends in .onnx" in said("export", yolo.model, "-o", tmp_path / "a.pt")
+    for head, option in ("classify", "--nms"), ("localize", "--dynamic"), ("sliding_window", "--dynamic"):
+        assert option in said("export", pairs(head).model, "-o", tmp_path / "a.onnx", option)
     assert "exists already" in said("export", yolo.model, "-o", yolo.file)
+    assert "give labelled images: --data DATA" in said("export", yolo.model, "-o", tmp_path / "a.onnx", "--int8")
+    assert "a file has one precision" in said("export", yolo.model, "-o", tmp_path / "a.onnx", "--int8", "--half")
     assert "is fixed, 64 x 64" in said("detect", image, "--model", yolo.file, "--size", 96)
     assert "did you mean openvino?" in said("detect", image, "--model", yolo.file, "--engine", "openvnio")
     assert "computes ONNX files in fp32" in said(

@@ -1,0 +1,54 @@
+"""What goes into an exported graph that torch has no operator for, and how detkit's own operators are said in ONNX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detkit.exporting.engines import onnx_package
+from detkit.ops.suppression import batched_nms
+
+
+def suppressed(boxes: Tensor, scores: Tensor, iou: float, floor: float) -> Tensor:
+    """NMS within each class as an operator whose result has the shape of the scores.
+
+    Args:
+        boxes: (G, S, 4) xyxy.
+        scores: (G, L, S), of L classes.
+        iou: A box whose IoU with a better one of its class is above it is dropped.
+        floor: A score that is not above it takes no part.
+
+    Returns:
+        (G, L, S): the scores, -1 where the box is dropped or takes no part.
+    """
+    kept: Tensor = _suppressed(boxes, scores, iou, floor)
+    return kept
+
+
+@torch.library.custom_op("detkit::suppressed", mutates_args=(), device_types="cpu")
+def _suppressed(boxes: Tensor, scores: Tensor, iou: float, floor: float) -> Tensor:
+    group, label, row = (scores > floor).nonzero(as_tuple=True)
+    kept = batched_nms(boxes[group, row], scores[group, label, row], group * scores.shape[1] + label, iou)
+    place = group[kept], label[kept], row[kept]
+    return torch.full_like(scores, -1).index_put(place, scores[place])
+
+
+@_suppressed.register_fake
+def _(boxes: Tensor, scores: Tensor, iou: float, floor: float) -> Tensor:
+    return torch.empty_like(scores)
+
+
+def in_onnx() -> dict[Any, Callable[..., Any]]:
+    """Of each of detkit's operators, what writes it in ONNX."""
+    op = onnx_package("onnxscript").opset18
+
+    def nms(boxes: Any, scores: Any, iou: float, floor: float) -> Any:
+        limits = op.Constant(value_floats=[iou]), op.Constant(value_floats=[floor])
+        kept = op.NonMaxSuppression(boxes, scores, op.Shape(boxes, start=1, end=2), *limits)
+        nothing = op.Expand(op.Constant(value_float=-1.0), op.Shape(scores))
+        return op.ScatterND(nothing, kept, op.GatherND(scores, kept))
+
+    return {torch.ops.detkit.suppressed.default: nms}
