@@ -18,7 +18,7 @@ from detkit.data.resize import Resize
 from detkit.errors import DetkitError, small_image_error
 from detkit.interfaces import Backbone, Head, Losses, Neck, ProposalSource, Raw
 from detkit.predictor import Predictor
-from detkit.structures import Batch, Detections, Limits, Sample, Target
+from detkit.structures import Batch, Detections, Limits, ObjectSizes, Sample, Target
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,6 +87,16 @@ class Detector(nn.Module, Predictor):
     def device(self) -> torch.device:
         """Where the model's weights are."""
         return self.mean.device
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width in pixels that it sees an image in."""
+        return self.resize.height, self.resize.width
+
+    @property
+    def object_sizes(self) -> ObjectSizes | None:
+        """Those of its training's objects, where the file has them."""
+        return ObjectSizes.read(self.record.get("objects"))
 
     def autocast(self) -> torch.autocast:
         """Mixed precision in the block, where ``precision`` asks for it."""

@@ -12,6 +12,7 @@ import numpy as np
 from detkit import api
 from detkit.errors import DetkitError
 from detkit.metrics import find_metric
+from detkit.predictor import Wrapped, as_predictor
 from detkit.printed import Printed, aligned
 
 if TYPE_CHECKING:
@@ -161,6 +162,8 @@ def _sequences(predictions: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
 def _facts(predictor: Predictor) -> dict[str, int | str]:
     from detkit.exporting.predictor import ExportedDetector
 
+    if isinstance(predictor, Wrapped):
+        return _facts(as_predictor(predictor.inner))
     if isinstance(predictor, ExportedDetector):
         return predictor.facts()
     from detkit.explain.summary import predictor_facts

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypedDict, TypeVar, Unpack, overload
 from detkit.errors import DetkitError, nearest
 from detkit.io.images import ImageSource, as_rgb
 from detkit.io.sources import Failure, Frame, Source, open_sources
-from detkit.structures import Detections, Limits, Sample
+from detkit.structures import Detections, Limits, ObjectSizes, Sample
 
 Seen = TypeVar("Seen", bound=Frame | Failure)
 Classes = int | str | Sequence[int | str]  # by label or name
@@ -50,6 +50,16 @@ class Predictor:
     def class_ids(self) -> tuple[int | str, ...]:
         """The training data's own ids of the classes."""
         return tuple(range(len(self.classes)))
+
+    @property
+    def input_size(self) -> tuple[int, int] | None:
+        """Height and width in pixels that it sees an image in; None: not known."""
+        return None
+
+    @property
+    def object_sizes(self) -> ObjectSizes | None:
+        """Those of its training's objects; None: not known."""
+        return None
 
     def predict_samples(self, samples: list[Sample], limits: Limits) -> list[Detections]:
         """Detections (numpy) in each sample's original pixels."""
@@ -198,12 +208,28 @@ class PredictsSamples(Protocol):
         """As ``Predictor.predict_samples``."""
 
 
-class _Wrapped(Predictor):
+class Wrapped(Predictor):
+    """A predictor that asks another, and says of itself what that one says.
+
+    Args:
+        inner: The other.
+    """
+
     def __init__(self, inner: PredictsSamples) -> None:
         self.classes, self.inner = tuple(inner.classes), inner
         for name in ("class_ids", "threshold", "iou", "protocol", "flip_pairs", "precision"):
             if hasattr(inner, name):
                 setattr(self, name, getattr(inner, name))
+
+    @property
+    def input_size(self) -> tuple[int, int] | None:
+        """The other's."""
+        return getattr(self.inner, "input_size", None)
+
+    @property
+    def object_sizes(self) -> ObjectSizes | None:
+        """The other's."""
+        return getattr(self.inner, "object_sizes", None)
 
     def predict_samples(self, samples: list[Sample], limits: Limits) -> list[Detections]:
         return self.inner.predict_samples(samples, limits)
@@ -211,4 +237,4 @@ class _Wrapped(Predictor):
 
 def as_predictor(model: PredictsSamples) -> Predictor:
     """``model`` itself where it is a Predictor; else one that asks it, with the defaults of what it does not say."""
-    return model if isinstance(model, Predictor) else _Wrapped(model)
+    return model if isinstance(model, Predictor) else Wrapped(model)

@@ -126,9 +126,10 @@ def _probe(arguments: list[str], part: options.Part, by: str, answers: options.A
 
 
 def _check_words(models: list[str], predictions: Path | None, answers: options.Answers) -> None:
-    if predictions is not None and (models or answers.ensemble or answers.tta):
-        extra = models[0] if models else "--ensemble" if answers.ensemble else "--tta"
-        what = f"give a model or --predictions, not both ({extra})"
+    given = {"--ensemble": answers.ensemble, "--tta": answers.tta, "--slice": answers.tile}
+    extra = [*models, *(option for option, value in given.items() if value)]
+    if predictions is not None and extra:
+        what = f"give a model or --predictions, not both ({extra[0]})"
         raise DetkitError(what, do="detkit evaluate --predictions FILE DATA, or detkit evaluate MODEL DATA")
     for name in models:
         if Path(name).suffix in (".json", ".jsonl", ".gz", ".txt"):

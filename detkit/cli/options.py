@@ -113,6 +113,20 @@ class Answers:
         Option(help="Of another program's .onnx: yolox, nanodet, picodet, yolov8, detr, ssd (default: told)."),
     ] = None
     names: Annotated[Path | None, Option(help="File of its class names, one a line.")] = None
+    tile: Annotated[
+        str | None,
+        Option(
+            "--slice",
+            metavar="auto|640|640x480",
+            help="Look at large images in tiles of so many pixels (auto: where objects would be too small).",
+        ),
+    ] = None
+    overlap: Annotated[
+        float | None, Option(help="With --slice: share of a tile that the next one sees too (default: as objects are).")
+    ] = None
+    budget: Annotated[
+        float | None, Option(metavar="SECONDS", help="With --slice: tiles grow until an image takes no longer.")
+    ] = None
 
     def predictor(self, models: list[str], size: int | None = None, *, quick: bool = False) -> Predictor:
         """What these options make of models (files, run folders or names; none: the shipped default).
@@ -120,8 +134,12 @@ class Answers:
         ``quick``: the exported form of a model in its place, where the cache holds it and nothing else is asked for.
 
         Raises:
-            DetkitError: Several models without ``--ensemble`` or one with it, and all that ``detkit.load`` raises.
+            DetkitError: Several models without ``--ensemble`` or one with it, options of ``--slice`` without it, and
+                all that ``detkit.load`` and ``Sliced`` raise.
         """
+        for name in ("overlap", "budget"):
+            if self.tile is None and getattr(self, name) is not None:
+                raise DetkitError(f"--{name} goes with --slice", do=f"add --slice auto, or leave out --{name}")
         if len(models) > 1 and not self.ensemble:
             what = f"{len(models)} models without --ensemble: {', '.join(models)}"
             raise DetkitError(what, do="add --ensemble to fuse their answers, or name one model at a time")
@@ -133,7 +151,7 @@ class Answers:
         if quick and plain and len(models) < 2:
             models = self._kept(models)
         views = [] if self.tta is None else names_in(self.tta) or [self.tta]
-        return api.load(
+        loaded = api.load(
             models or None,
             device=self.device,
             threads=self.threads,
@@ -144,6 +162,12 @@ class Answers:
             names=self.names,
             tta=views,
         )
+        if self.tile is None:
+            return loaded
+        from detkit.cli.common import note
+        from detkit.prediction.slicing import Sliced
+
+        return Sliced(loaded, self.tile, overlap=self.overlap, budget=self.budget, tell=note)
 
     @staticmethod
     def _kept(models: list[str]) -> list[str]:

@@ -16,6 +16,7 @@ from detkit import registry
 from detkit.data.augment import Augment
 from detkit.data.dataset import Dataset
 from detkit.data.loader import Loader
+from detkit.data.stats import object_sizes
 from detkit.data.summary import DataSummary
 from detkit.detector import Detector
 from detkit.engine import events
@@ -328,9 +329,10 @@ class Trainer:
             what = "this folder holds another run"
             raise DetkitError(what, str(self.run), "choose another folder, or go on with that run (--resume)")
         begin_averages(self.model)
-        parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        where = {"device": str(runtime.device), "precision": runtime.precision, "parameters": parameters}
+        parameters, device = sum(p.numel() for p in self.model.parameters() if p.requires_grad), str(runtime.device)
+        where = {"device": device, "precision": runtime.precision, "parameters": parameters}
         self.record = {"seed": options.seed, "data_hash": self.data_hash, **machine_record(), **where}
+        self.record["objects"] = object_sizes(self.train_set.annotations, self.model.resize)
         if runtime.main:
             names = {*options.loggers, "tensorboard"} if options.tensorboard else {*options.loggers}
             kinds = [registry.find_part("logger", name, where="train.loggers") for name in sorted(names)]
@@ -342,8 +344,7 @@ class Trainer:
             loggers = [self.opened.enter_context(closing(logger)) for logger in made]
             self.listeners = [folder, *loggers, self.on_event]
         lengths = (options.epochs, self.steps, len(self.train_set), len(self.val_set or ()), parameters)
-        first, device = self.progress.epoch, str(runtime.device)
-        self.tell(events.TrainStarted(self.run, *lengths, device, runtime.precision, first))
+        self.tell(events.TrainStarted(self.run, *lengths, device, runtime.precision, self.progress.epoch))
 
     # ---------------------------------------------------------------- saving, telling, stopping
 

@@ -36,6 +36,7 @@ class Header:
         precision: "fp32", "fp16" or "int8".
         mean: Of the pixels, RGB in 0..255; the graph subtracts it itself.
         std: What it divides by then.
+        objects: Sizes of the training's, see ``detkit.structures.ObjectSizes``.
         weights: SHA-256 of the model file.
         versions: Of the packages that wrote it.
         proof: How its answers differ from the model's, see ``detkit.exporting.proof``.
@@ -56,6 +57,7 @@ class Header:
     precision: str = "fp32"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    objects: Mapping[str, float] = field(default_factory=dict)
     weights: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     proof: Mapping[str, Any] = field(default_factory=dict)

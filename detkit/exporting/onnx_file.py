@@ -183,6 +183,7 @@ def _header(detector: Detector, graph: Graph, file: Path) -> Header:
         dynamic=graph.dynamic,
         mean=tuple(detector.mean.flatten().tolist()),
         std=tuple(detector.std.flatten().tolist()),
+        objects=detector.record.get("objects", {}),
         weights=sha256_of(file),
         versions={
             "detkit": detkit.__version__,

@@ -22,7 +22,7 @@ from detkit.io.files import reading
 from detkit.ops.order import descending
 from detkit.ops.suppression import batched_nms
 from detkit.predictor import Predictor
-from detkit.structures import Detections, Limits, Sample
+from detkit.structures import Detections, Limits, ObjectSizes, Sample
 
 
 class Input(NamedTuple):
@@ -52,6 +52,16 @@ class ExportedDetector(Predictor):
         self.engine, self.header, self.resize, self.layout = engine, header, header.resize, layout
         self.classes, self.class_ids, self.flip_pairs = header.classes, header.class_ids, header.flip_pairs
         self.threshold, self.iou, self.protocol = header.threshold, header.iou, header.protocol
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width in pixels that it sees an image in."""
+        return self.resize.height, self.resize.width
+
+    @property
+    def object_sizes(self) -> ObjectSizes | None:
+        """Those of its training's objects, where the file has them."""
+        return ObjectSizes.read(self.header.objects)
 
     def predict_samples(self, samples: list[Sample], limits: Limits) -> list[Detections]:
         """Detections (numpy) in each sample's original pixels."""

@@ -19,7 +19,7 @@ from detkit.errors import DetkitError
 from detkit.ops.boxes import iou
 from detkit.ops.fusion import weighted_boxes_fusion
 from detkit.predictor import Predictor
-from detkit.structures import Detections, Limits, Sample
+from detkit.structures import Detections, Limits, ObjectSizes, Sample
 
 TTA = ("flip", "scales", "crops")
 SCALES = (0.8, 1.25)  # of the model's own input size, besides it
@@ -106,6 +106,16 @@ class Ensemble(Predictor):
             corners = (None, *(_CORNERS if "crops" in tta else ()))
             mirrored = (False, True) if "flip" in tta else (False,)
             self._views += [_View(*one, labels) for one in product(sizes, corners, mirrored)]
+
+    @property
+    def input_size(self) -> tuple[int, int] | None:
+        """The first model's."""
+        return self._views[0].predictor.input_size
+
+    @property
+    def object_sizes(self) -> ObjectSizes | None:
+        """The first model's."""
+        return self._views[0].predictor.object_sizes
 
     def __len__(self) -> int:
         """How many views of each image there are."""

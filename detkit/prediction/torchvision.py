@@ -58,6 +58,11 @@ class TorchvisionDetector(Predictor):
         least, _, fixed = self._sizes
         return round((fixed or least)[-1] * self.scale)
 
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Of a square image."""
+        return self.size, self.size
+
     def rescaled(self, factor: float) -> Predictor:
         """The same model, weights shared, whose input is ``factor`` times as large.
 
