@@ -18,7 +18,7 @@ from detkit.data.resize import Resize
 from detkit.errors import DetkitError, small_image_error
 from detkit.interfaces import Backbone, Head, Losses, Neck, ProposalSource, Raw
 from detkit.predictor import Predictor
-from detkit.structures import Batch, Detections, Limits, ObjectSizes, Sample, Target
+from detkit.structures import Batch, Detections, Limits, Sample, Target, UsualSizes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,9 +94,9 @@ class Detector(nn.Module, Predictor):
         return self.resize.height, self.resize.width
 
     @property
-    def object_sizes(self) -> ObjectSizes | None:
+    def usual_sizes(self) -> UsualSizes | None:
         """Those of its training's objects, where the file has them."""
-        return ObjectSizes.read(self.record.get("objects"))
+        return UsualSizes.read(self.record.get("objects"))
 
     def autocast(self) -> torch.autocast:
         """Mixed precision in the block, where ``precision`` asks for it."""

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypedDict, TypeVar, Unpack, overload
 from detkit.errors import DetkitError, nearest
 from detkit.io.images import ImageSource, as_rgb
 from detkit.io.sources import Failure, Frame, Source, open_sources
-from detkit.structures import Detections, Limits, ObjectSizes, Sample
+from detkit.structures import Detections, Limits, Sample, UsualSizes
 
 Seen = TypeVar("Seen", bound=Frame | Failure)
 Classes = int | str | Sequence[int | str]  # by label or name
@@ -57,7 +57,7 @@ class Predictor:
         return None
 
     @property
-    def object_sizes(self) -> ObjectSizes | None:
+    def usual_sizes(self) -> UsualSizes | None:
         """Those of its training's objects; None: not known."""
         return None
 
@@ -227,9 +227,9 @@ class Wrapped(Predictor):
         return getattr(self.inner, "input_size", None)
 
     @property
-    def object_sizes(self) -> ObjectSizes | None:
+    def usual_sizes(self) -> UsualSizes | None:
         """The other's."""
-        return getattr(self.inner, "object_sizes", None)
+        return getattr(self.inner, "usual_sizes", None)
 
     def predict_samples(self, samples: list[Sample], limits: Limits) -> list[Detections]:
         return self.inner.predict_samples(samples, limits)

@@ -376,7 +376,7 @@ class Limits:
         return cls(conf=0.001, iou=iou, max_detections=100)
 
 
-class ObjectSizes(NamedTuple):
+class UsualSizes(NamedTuple):
     """How large objects are to a model: sides, square roots of width times height, in pixels of its input.
 
     Attributes:
@@ -392,7 +392,7 @@ class ObjectSizes(NamedTuple):
     zoom: float
 
     @classmethod
-    def read(cls, values: object) -> ObjectSizes | None:
+    def read(cls, values: object) -> UsualSizes | None:
         """Those in a model file, as ``_asdict`` wrote them; None where it has none."""
         if not isinstance(values, Mapping) or set(values) != set(cls._fields):
             return None

@@ -32,7 +32,7 @@ from detkit.structures import Detections, Limits, Sample, Target
 from detkit.tables import results_of, truth_of
 
 Detect = Callable[[np.ndarray], Detections]
-LIMITS = Limits(conf=0.1, iou=0.5, max_detections=1000)
+LIMITS = Limits(conf=0.1, iou=0.5, max_detections=10_000)
 OVERLAP = 0.2
 
 

@@ -15,6 +15,7 @@ from detkit.errors import DetkitError
 from detkit.io.files import written_figure
 from detkit.ops.anchors import average_iou, kmeans_anchors, slot_collisions
 from detkit.printed import Printed
+from detkit.structures import UsualSizes
 
 Distance = Literal["iou", "euclidean"]
 
@@ -41,7 +42,7 @@ def object_sizes(annotations: Annotations, resize: Resize | None = None) -> Obje
     a = annotations
     sizes = a.sizes.copy()
     fill_sizes(sizes, a.files)
-    scale, side = np.ones((len(a), 2)), sizes[:, ::-1].astype(np.float64)
+    scale, side = np.ones(sizes.shape), sizes[:, ::-1].astype(np.float64)
     if resize is not None:
         for i in np.flatnonzero((sizes > 0).all(axis=1)).tolist():
             geometry = resize.geometry(int(sizes[i, 0]), int(sizes[i, 1]))
@@ -53,6 +54,15 @@ def object_sizes(annotations: Annotations, resize: Resize | None = None) -> Obje
     wh = xywh[:, 2:] * scale[image]
     centres = np.clip((xywh[:, :2] * scale[image] + wh / 2) / side[image], 0, 1)
     return ObjectSizes(wh, image, centres, side[image])
+
+
+def usual_sizes(annotations: Annotations, resize: Resize) -> dict[str, float]:
+    """``UsualSizes`` of a training's objects as a dict; empty where there are none."""
+    seen, stored = (np.sqrt(object_sizes(annotations, how).wh.prod(axis=1)) for how in (resize, None))
+    if not len(seen):
+        return {}
+    small, typical, large = np.percentile(seen, [10, 50, 90]).tolist()
+    return UsualSizes(small, typical, large, zoom=float(np.median(seen) / np.median(stored)))._asdict()
 
 
 def collisions(sizes: ObjectSizes, grid: int, anchors: np.ndarray) -> float:

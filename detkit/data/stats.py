@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from detkit.data.annotations import Annotations
-from detkit.data.resize import Resize
 from detkit.errors import DetkitError
 from detkit.io.files import written_figure
 from detkit.io.images import read_image
-from detkit.structures import ObjectSizes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,28 +88,6 @@ def describe_annotations(annotations: Annotations) -> dict[str, Any]:
         "width": _quantiles(known[:, 1]),
         "height": _quantiles(known[:, 0]),
     }
-
-
-def object_sizes(annotations: Annotations, resize: Resize) -> dict[str, float]:
-    """``ObjectSizes`` of a training's objects, crowds apart, as a dict; empty where nothing is known of them.
-
-    Args:
-        annotations: Of the training.
-        resize: How its images become inputs.
-    """
-    known = np.all(annotations.sizes > 0, axis=1)
-    rows = known[annotations.image_index] & ~annotations.crowd
-    if not rows.any():
-        return {}
-    images = np.unique(annotations.image_index[rows])
-    zooms = np.ones(len(annotations))
-    for i in images:
-        geometry = resize.geometry(*annotations.sizes[i].tolist())
-        zooms[i] = np.sqrt(geometry.scale_x * geometry.scale_y)
-    zoom = zooms[annotations.image_index[rows]]
-    sides = np.sqrt(annotations.xywh[rows, 2] * annotations.xywh[rows, 3]) * zoom
-    small, typical, large = np.percentile(sides, [10, 50, 90]).tolist()
-    return ObjectSizes(small, typical, large, float(np.median(zoom)))._asdict()
 
 
 def _quantiles(values: np.ndarray) -> dict[str, float]:

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from detkit import registry
+from detkit.data.anchors import usual_sizes
 from detkit.data.augment import Augment
 from detkit.data.dataset import Dataset
 from detkit.data.loader import Loader
-from detkit.data.stats import object_sizes
 from detkit.data.summary import DataSummary
 from detkit.detector import Detector
 from detkit.engine import events
@@ -332,7 +332,7 @@ class Trainer:
         parameters, device = sum(p.numel() for p in self.model.parameters() if p.requires_grad), str(runtime.device)
         where = {"device": device, "precision": runtime.precision, "parameters": parameters}
         self.record = {"seed": options.seed, "data_hash": self.data_hash, **machine_record(), **where}
-        self.record["objects"] = object_sizes(self.train_set.annotations, self.model.resize)
+        self.record["objects"] = usual_sizes(self.train_set.annotations, self.model.resize)
         if runtime.main:
             names = {*options.loggers, "tensorboard"} if options.tensorboard else {*options.loggers}
             kinds = [registry.find_part("logger", name, where="train.loggers") for name in sorted(names)]

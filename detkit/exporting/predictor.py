@@ -22,7 +22,7 @@ from detkit.io.files import reading
 from detkit.ops.order import descending
 from detkit.ops.suppression import batched_nms
 from detkit.predictor import Predictor
-from detkit.structures import Detections, Limits, ObjectSizes, Sample
+from detkit.structures import Detections, Limits, Sample, UsualSizes
 
 
 class Input(NamedTuple):
@@ -59,9 +59,9 @@ class ExportedDetector(Predictor):
         return self.resize.height, self.resize.width
 
     @property
-    def object_sizes(self) -> ObjectSizes | None:
+    def usual_sizes(self) -> UsualSizes | None:
         """Those of its training's objects, where the file has them."""
-        return ObjectSizes.read(self.header.objects)
+        return UsualSizes.read(self.header.objects)
 
     def predict_samples(self, samples: list[Sample], limits: Limits) -> list[Detections]:
         """Detections (numpy) in each sample's original pixels."""

@@ -19,7 +19,7 @@ from detkit.errors import DetkitError
 from detkit.ops.boxes import iou
 from detkit.ops.fusion import weighted_boxes_fusion
 from detkit.predictor import Predictor
-from detkit.structures import Detections, Limits, ObjectSizes, Sample
+from detkit.structures import Detections, Limits, Sample, UsualSizes
 
 TTA = ("flip", "scales", "crops")
 SCALES = (0.8, 1.25)  # of the model's own input size, besides it
@@ -113,9 +113,9 @@ class Ensemble(Predictor):
         return self._views[0].predictor.input_size
 
     @property
-    def object_sizes(self) -> ObjectSizes | None:
+    def usual_sizes(self) -> UsualSizes | None:
         """The first model's."""
-        return self._views[0].predictor.object_sizes
+        return self._views[0].predictor.usual_sizes
 
     def __len__(self) -> int:
         """How many views of each image there are."""

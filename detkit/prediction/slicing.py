@@ -15,7 +15,7 @@ import numpy as np
 from detkit.errors import DetkitError
 from detkit.ops.boxes import area, iou
 from detkit.predictor import PredictsSamples, Wrapped
-from detkit.structures import Detections, Limits, ObjectSizes, Sample
+from detkit.structures import Detections, Limits, Sample, UsualSizes
 
 _LARGE = 1.5  # times the input: images from here on may need slicing
 _ASSUMED = (0.05, 0.2, 0.6)  # of the input's longer side: small, typical and large objects, where the model is silent
@@ -26,7 +26,7 @@ _PAIRS = 1 << 18  # of boxes that are compared at a time
 _TOLD = 10  # lines
 
 
-class Plan(NamedTuple):
+class SlicePlan(NamedTuple):
     """How an image is looked at.
 
     Attributes:
@@ -86,7 +86,7 @@ class Sliced(Wrapped):
         """Detections (numpy) in each sample's pixels."""
         return [self._look(sample.image, limits) for sample in samples]
 
-    def plan(self, height: int, width: int, most: int | None = None) -> Plan:
+    def plan(self, height: int, width: int, most: int | None = None) -> SlicePlan:
         """How an image of this size is looked at.
 
         Args:
@@ -97,7 +97,7 @@ class Sliced(Wrapped):
         seen = self.input_size or self.tile
         assert seen is not None
         small, middle, large = (share * max(seen) for share in _ASSUMED)
-        usual = self.object_sizes or ObjectSizes(small, middle, large, zoom=1.0)
+        usual = self.usual_sizes or UsualSizes(small, middle, large, zoom=1.0)
         typical = usual.typical / usual.zoom
         tile = np.array(self.tile or [round(side / usual.zoom) for side in seen])
         shrunk = max(height / seen[0], width / seen[1])
@@ -111,7 +111,7 @@ class Sliced(Wrapped):
         elif most is not None and most < 2:
             why = "the budget allows one look"
         if why:
-            return Plan(np.array([[0, 0, width, height]]), False, f"{width} x {height}: not sliced, {why}")
+            return SlicePlan(np.array([[0, 0, width, height]]), False, f"{width} x {height}: not sliced, {why}")
         whole = bool(usual.large / max(seen) * max(height, width) > tile.min() / 2)
         while True:
             share = np.clip(typical / tile, _LEAST, _MOST) if self.overlap is None else self.overlap
@@ -121,7 +121,7 @@ class Sliced(Wrapped):
             tile = np.ceil(tile * 1.1).astype(int)
         text = f"{width} x {height}: {len(windows)} tiles of {windows[0, 2]} x {windows[0, 3]}"
         text += " and the whole image" * whole + " within the budget" * (most is not None)
-        return Plan(windows, whole, text)
+        return SlicePlan(windows, whole, text)
 
     def _look(self, image: np.ndarray, limits: Limits) -> Detections:
         height, width = image.shape[:2]
@@ -196,7 +196,7 @@ def tile_grid(height: int, width: int, tile: Sequence[int] | np.ndarray, overlap
     return np.stack([x, y, x + wide, y + high], axis=1)
 
 
-def merge_windows(found: Sequence[Detections], plan: Plan, iou_threshold: float) -> Detections:
+def merge_windows(found: Sequence[Detections], plan: SlicePlan, iou_threshold: float) -> Detections:
     """What was found in the windows of one image, as one set.
 
     A box that its tile cuts loses to a more complete one of the same class from another window; the whole image adds

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detkit.data.anchors import choose_anchors, collisions, object_sizes
+from detkit.data.anchors import choose_anchors, collisions, object_sizes, usual_sizes
 from detkit.data.annotations import Annotations, Findings, Source
 from detkit.data.reading import ImageTable, ObjectTable, assemble
 from detkit.data.resize import Resize
@@ -35,6 +35,15 @@ def test_sizes_are_those_of_pixels_and_padding_counts() -> None:
     sizes = object_sizes(labelled([[0, 0, 128, 64]], 128, 256), Resize(100))
     assert sizes.wh.tolist() == [[50, 25]]
     assert sizes.side.tolist() == [[128, 128]]
+
+
+def test_usual_sizes_are_in_pixels_of_the_input() -> None:
+    """Sides of 5, 10, ..., 50 pixels at half the size, so 2.5 to 25: at 0.9, 4.5 and 8.1 steps of 2.5."""
+    data = labelled([[0, 0, side, side] for side in range(5, 55, 5)])
+    assert usual_sizes(data, Resize(64)) == pytest.approx(
+        {"small": 4.75, "typical": 13.75, "large": 22.75, "zoom": 0.5}
+    )
+    assert usual_sizes(labelled([]), Resize(64)) == {}
 
 
 def test_no_objects(tmp_path: Path) -> None:

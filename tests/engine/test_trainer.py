@@ -31,7 +31,7 @@ from detkit.interfaces import Backbone, Head, Logger
 from detkit.metrics import evaluate_results
 from detkit.metrics.coco import Coco
 from detkit.registry import UntrustedPart
-from detkit.structures import Batch, Detections, Loss, Sample, Target
+from detkit.structures import Batch, Detections, Loss, Sample, Target, UsualSizes
 from detkit.tables import GroundTruth
 
 SIZE = 32
@@ -76,6 +76,10 @@ class Images:
             classes=self.classes,
             labelled=False,
             points=None,
+            sizes=np.full((count, 2), SIZE),
+            image_index=truth.image,
+            xywh=xywh,
+            crowd=truth.crowd,
         )
 
     def __len__(self) -> int:
@@ -197,6 +201,7 @@ def test_trains_and_leaves_the_run_folder(tmp_path: Path) -> None:
     assert record["minutes"] >= 0
     assert str(tmp_path) not in json.dumps(record)
     assert {"data_hash", "machine", "metrics"} <= record.keys()
+    assert UsualSizes.read(record["objects"]) == UsualSizes(10, 10, 10, 1)
     assert isinstance(result, events.TrainFinished)
     assert result.to_dict()["best_epoch"] == record["best_epoch"]
     kinds = [type(event).__name__ for event in heard]
