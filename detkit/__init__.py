@@ -21,6 +21,7 @@ _PLACES = {
     ".ops.boxes": ("giou", "iou"),
     ".ops.fusion": ("weighted_boxes_fusion",),
     ".ops.suppression": ("batched_nms", "nms", "soft_nms"),
+    ".prediction.slicing": ("Sliced",),
     ".proposals.search": ("selective_search",),
     ".proposals.windows": ("sliding_windows",),
     ".proposing": ("proposal_recall", "propose"),
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from detkit.ops.boxes import giou as giou, iou as iou
     from detkit.ops.fusion import weighted_boxes_fusion as weighted_boxes_fusion
     from detkit.ops.suppression import batched_nms as batched_nms, nms as nms, soft_nms as soft_nms
+    from detkit.prediction.slicing import Sliced as Sliced
     from detkit.proposals.search import selective_search as selective_search
     from detkit.proposals.windows import sliding_windows as sliding_windows
     from detkit.proposing import proposal_recall as proposal_recall, propose as propose

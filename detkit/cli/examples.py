@@ -7,6 +7,7 @@ EXAMPLES = {
         "detect photo.jpg --json",
         "detect photos/ --model RUN --classes dog,cat --out found.csv",
         "detect photos/ --shards found --workers 4",
+        "detect aerial.jpg --slice auto --save",
     ),
     "track": ("track clip.mp4 --save", "track clip.mp4 --count line:0,250,768,250 --out tracks.txt"),
     "serve": ("serve", "serve --model RUN --port 0 --report page.html"),

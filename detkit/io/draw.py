@@ -152,8 +152,10 @@ def line_width(canvas: np.ndarray) -> int:
     return max(1, round(0.6 + sum(canvas.shape[:2]) / 2 * 0.003))
 
 
-def _font_size(canvas: np.ndarray) -> int:
-    return max(10, round(sum(canvas.shape[:2]) / 2 * 0.024))
+def _font_size(canvas: np.ndarray, captions: int = 1) -> int:
+    """Pixels of letters; so many captions that they would hide the image are smaller."""
+    height, width = canvas.shape[:2]
+    return max(10, round(min((height + width) / 2 * 0.024, math.sqrt(0.02 * height * width / max(captions, 1)))))
 
 
 def _corners(canvas: np.ndarray, box: np.ndarray) -> Corners:
@@ -216,7 +218,7 @@ def _points(canvas: np.ndarray, points: np.ndarray, colour: Colour) -> None:
 
 def _captions(canvas: np.ndarray, boxes: np.ndarray, texts: Sequence[str], colours: list[Colour]) -> None:
     """A filled tab with its text at each box, most important first; later tabs avoid earlier ones where they can."""
-    size = _font_size(canvas)
+    size = _font_size(canvas, len(texts))
     taken: list[Corners] = []
     tabs = []
     for box, text, colour in zip(boxes, texts, colours, strict=True):

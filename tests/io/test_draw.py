@@ -194,3 +194,8 @@ def test_nothing_to_draw_and_wrong_images() -> None:
     for wrong in (image.astype(float), image[..., 0]):
         with pytest.raises(ValueError, match="uint8"):
             draw_detections(wrong, Detections.empty())
+
+
+def test_many_captions_are_small() -> None:
+    canvas = np.zeros((3000, 4000, 3), np.uint8)
+    assert [draw._font_size(canvas, count) for count in (0, 1, 30, 600, 9000)] == [84, 84, 84, 20, 10]
