@@ -97,8 +97,8 @@ def compare(
         if judged_on == record.get("data_hash"):
             tell(f"{name} was trained on these very images, so its numbers flatter it")
     models = {name: api.load(path, device=device, threads=threads) for name, path in paths.items()}
-    if other := [name for name, model in models.items() if find_metric(model.protocol).answers == "labels"]:
-        raise DetkitError("this run classifies whole images", other[0], "compare detectors")
+    if other := [name for name, model in models.items() if find_metric(model.protocol).answers in ("labels", "pixels")]:
+        raise DetkitError("this run classifies whole images, or pixels", other[0], "compare detectors")
     seconds = _times(models, dataset, timed)
     candidates = []
     for name, model in models.items():

@@ -23,6 +23,8 @@ from detkit.structures import Batch, Detections, Limits, Sample, Target, UsualSi
 if TYPE_CHECKING:
     import numpy as np
 
+    from detkit.data.dataset import Dataset
+
 _NO_SOURCE = ProposalSource()  # gives what is in the batch
 
 
@@ -147,6 +149,8 @@ class Detector(nn.Module, Predictor):
             extra, boxes_there = dict(inside.extra), restore.to_original(inside.boxes)
             if "points" in extra:
                 extra["points"] = restore.points_to_original(extra["points"])
+            if "masks" in extra:
+                extra["masks"] = restore.masks_to_original(extra["masks"])
             found.append(replace(inside, boxes=boxes_there, classes=self.classes, extra=extra))
         return found if targets is None else (losses, found)
 
@@ -197,6 +201,12 @@ class Detector(nn.Module, Predictor):
         evaluation, ``batch_of`` for images that come without.
         """
         return (self.proposals or _NO_SOURCE).proposals_for_image
+
+    def reads(self, dataset: Dataset) -> Dataset:
+        """The data set with what this model needs of it besides images and boxes: proposals, masks."""
+        if (source := self.proposals_for_image) is not None:
+            dataset = dataset.with_proposals(source)
+        return dataset.with_masks() if self.head.takes_masks else dataset
 
     def batch_of(self, samples: Sequence[Sample]) -> Batch:
         """The samples as one input on the model's device, with the proposals that need the original images."""

@@ -174,12 +174,13 @@ def _facts(predictor: Predictor) -> dict[str, int | str]:
 def _fitting(settings: Settings, usual: str, page: bool, check: str | None) -> str:
     """The protocol, for answers that are usually judged by ``usual``; DetkitError where the options do not fit."""
     protocol, iou, limit = settings.protocol or usual, settings.iou, settings.max_detections
-    metric, answers = find_metric(protocol, where="--protocol"), find_metric(usual).answers
-    labels = metric.answers == "labels"
+    metric = find_metric(protocol, where="--protocol")
+    labels, unlike = metric.answers == "labels", find_metric(usual).answers
+    boxless = {"labels", "pixels"} & {metric.answers, unlike} and metric.answers != unlike
     unlimited = limit is not None and not metric.takes_max_detections
     uncheckable = check is not None and (protocol != "coco" or limit not in (None, 100))
     refusals = {
-        "--protocol": (labels != (answers == "labels"), "a classifier's answers have no boxes"),
+        "--protocol": (boxless, f"these answers are {unlike}, and {protocol} judges {metric.answers}"),
         "--match-iou": (iou is not None and not metric.takes_iou, f"{protocol} matches no boxes"),
         "--max-detections": (unlimited, f"{protocol} counts all detections"),
         "--report": (page and labels, "there is no report of classification"),

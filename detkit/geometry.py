@@ -43,6 +43,15 @@ class Geometry(NamedTuple):
         """Input points (..., 2) x, y, or (..., 4) two of them, to original pixels, not clipped; numpy or torch."""
         return (points - self._pairs(points, self.left, self.top)) / self._pairs(points, self.scale_x, self.scale_y)
 
+    def masks_to_original(self, masks: Array) -> Array:
+        """Masks (N, H, W) of the input as (N, height, width) of the original, by the nearest pixel; numpy or torch."""
+        places = ((self.height, self.scale_y, self.top), (self.width, self.scale_x, self.left))
+        rows, columns = (
+            ((np.arange(side) + 0.5) * scale + start).astype(int).clip(0, most - 1).tolist()
+            for (side, scale, start), most in zip(places, masks.shape[1:], strict=True)
+        )
+        return masks[:, rows][:, :, columns]
+
     @staticmethod
     def _pairs(like: Array, x: float, y: float) -> Array:
         """(x, y), repeated to the length of the last axis of ``like``, of its kind."""

@@ -97,6 +97,7 @@ class Head(Module):
 
     Attributes:
         takes_proposals: True for a head that looks at regions, which a proposal source gives.
+        takes_masks: True for a head that learns the class of each pixel: its targets have a ``mask``.
         protocol: The metric (``detkit.metrics.METRICS``) that its answers are judged by.
         flip_pairs: Pairs of landmarks, counted from 0, that change places where an image is mirrored.
         class_rows: Of each prediction layer, by the start of its parameters' names: rows per group before the classes',
@@ -105,6 +106,7 @@ class Head(Module):
     """
 
     takes_proposals: ClassVar[bool] = False
+    takes_masks: ClassVar[bool] = False
     protocol: str = "coco"
     flip_pairs: tuple[tuple[int, int], ...] = ()
     allows_mosaic: ClassVar[bool] = True
@@ -228,7 +230,7 @@ class Metric:
     """How good answers are, as numbers by name; made without arguments.
 
     Attributes:
-        answers: What it judges: "boxes", "points" (with their boxes) or "labels" (of whole images).
+        answers: What it judges: "boxes", "points" (with their boxes), "labels" (of whole images) or "pixels".
         scores: Names of the numbers that may choose a run's best weights, the usual one first; higher is better.
         shown: Names of the numbers that training's lines print; empty: ``scores``.
         rules: How it counts, in one line; ``{iou}`` and ``{limit}`` in it are filled in.

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # A numpy array or a torch tensor. As a union, every expression of two of them would be a type error.
 Array = Any
+BACKGROUND, IGNORED = 254, 255  # of a mask's pixels: they belong to no class; nothing is asked of them
 
 
 @dataclass(slots=True, frozen=True, eq=False)
@@ -42,7 +43,7 @@ class Rows:
     def __getitem__(self, index: Any) -> Self:
         """The rows of a mask, a slice, indices or one index; always of the same type."""
         index = row_index(index, self.boxes)
-        return self._each(lambda column: column[index])
+        return self._each(lambda column: column[index], whole=("mask",))
 
     @property
     def xywh(self) -> Array:
@@ -57,11 +58,11 @@ class Rows:
         """The same as numpy arrays."""
         return self._each(as_numpy)
 
-    def _each(self, change: Callable[[Array], Array]) -> Self:
+    def _each(self, change: Callable[[Array], Array], whole: tuple[str, ...] = ()) -> Self:
         values = {one.name: getattr(self, one.name) for one in fields(self)}
         for name, value in values.items():
             if name == "extra":
                 values[name] = {key: change(column) for key, column in value.items()}
-            elif name not in ("classes", "image_label", "known") and value is not None:
+            elif name not in ("classes", "image_label", "known", *whole) and value is not None:
                 values[name] = change(value)
         return type(self)(**values)

@@ -43,7 +43,8 @@ class Target(Rows):
         area: (N,) float32, the annotations' own areas in square pixels; default: the boxes'.
         weight: (N,) float32, each object's weight in the loss; default: 1.
         points: (N, K, 3) x, y, visible, which follow the pixels through augmentation; or None.
-        masks: (N, H, W), which augmentation and batches leave out; or None.
+        mask: (H, W) uint8, the label of each pixel, ``BACKGROUND`` where it belongs to no class, ``IGNORED`` where
+            nothing is asked; or None.
         image_label: Class index of the whole image, for classification; or None.
         known: The labels whose objects are all told of, so that a place without one holds none; None: all labels.
 
@@ -58,7 +59,7 @@ class Target(Rows):
     area: Array = None
     weight: Array = None
     points: Array = None
-    masks: Array = None
+    mask: Array = None
     image_label: int | None = None
     known: tuple[int, ...] | None = None
 
@@ -70,10 +71,8 @@ class Target(Rows):
         self._check_column("difficult", "bool", [False] * n)
         self._check_column("area", "float32", self.xywh[:, 2:].prod(1))
         self._check_column("weight", "float32", [1.0] * n)
-        for name in ("points", "masks"):
-            value = getattr(self, name)
-            if value is not None and len(value) != n:
-                raise ValueError(f"Target: {name} must have {n} rows, got {len(value)}")
+        if self.points is not None and len(self.points) != n:
+            raise ValueError(f"Target: points must have {n} rows, got {len(self.points)}")
 
     @property
     def ignore(self) -> Array:
@@ -100,7 +99,7 @@ class Detections(Rows):
         scores: (N,) float32 in 0..1.
         labels: (N,) int64.
         classes: The model's class names, by label.
-        extra: Arrays of N rows (points, track ids, masks) that are indexed with the boxes.
+        extra: Arrays of N rows (points, track ids, masks (N, H, W) bool) that are indexed with the boxes.
 
     Raises:
         ValueError: Columns that do not have N rows, or boxes that are not (N, 4).

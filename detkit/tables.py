@@ -78,6 +78,8 @@ class Results:
         xywh: (M, 4) float64.
         score: (M,) float64.
         points: (M, K, 2) float64 x, y in pixels, or None.
+        pixels: (images, C + 1, C + 1) int64: how many pixels of each image are labelled as one class and answered as
+            another, the last being neither; or None.
     """
 
     image: np.ndarray
@@ -85,6 +87,7 @@ class Results:
     xywh: np.ndarray
     score: np.ndarray
     points: np.ndarray | None = None
+    pixels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.score)
@@ -92,7 +95,7 @@ class Results:
     def __getitem__(self, rows: np.ndarray) -> Results:
         """Some detections: a mask or indices."""
         points = None if self.points is None else self.points[rows]
-        return Results(self.image[rows], self.label[rows], self.xywh[rows], self.score[rows], points)
+        return Results(self.image[rows], self.label[rows], self.xywh[rows], self.score[rows], points, self.pixels)
 
 
 @dataclass(slots=True, frozen=True, eq=False)

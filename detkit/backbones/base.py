@@ -274,6 +274,31 @@ def _last_width(stage: nn.Module) -> int:
     return [module.out_channels for module in stage.modules() if isinstance(module, nn.Conv2d)][-1]
 
 
+def dilate(backbone: StagedBackbone, last: int, dilation: int) -> None:
+    """Stage ``last`` without its stride: its further filters look ``dilation`` cells apart instead (Yu & Koltun 2016,
+    arXiv 1511.07122); with 2 they see as much of the image as before, on a map twice as fine. In place.
+
+    Raises:
+        ValueError: Its stride is not that of its first convolutions with a stride of 2.
+    """
+    strides, found = list(backbone.every["strides"]), False
+    layers = [module for module in backbone.stages[last].modules() if not any(True for _ in module.children())]
+    convs = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+    steps = {getattr(layer, "stride", 1) for layer in layers if layer not in convs}  # of pools and shortcuts
+    if dilation < 1 or not steps <= {1, (1, 1)} or all(conv.stride == (1, 1) for conv in convs):
+        raise ValueError(
+            f"dilation {dilation}: stage {last} has no stride of convolutions alone that it could stand for"
+        )
+    for conv in convs:
+        high, wide = conv.kernel_size
+        spread = dilation if found else 1
+        if conv.stride != (1, 1):
+            conv.stride, found = (1, 1), found or high > 1
+        conv.dilation = (spread, spread)
+        conv.padding = (spread * (high // 2), spread * (wide // 2))
+    backbone.every["strides"] = [*strides[:last], *(stride // 2 for stride in strides[last:])]
+
+
 def he_init(net: nn.Module, after: Literal["relu", "linear"] = "relu") -> nn.Module:
     """Random weights that keep the activations' scale without BatchNorm (He et al. 2015, arXiv 1502.01852), by fan-in.
 
@@ -329,6 +354,7 @@ def family(
             taps: tuple[int, ...] = taps,
             frozen: Frozen = 0,
             scales: tuple[float, ...] = (1.0,),
+            dilation: int = 1,
             **options: object,
         ) -> StagedBackbone | Classifier:
             """
@@ -339,6 +365,7 @@ def family(
                 taps: The stages returned.
                 frozen: The first stages that do not train, or "all".
                 scales: Of the image, see ``Pyramid``.
+                dilation: Above 1 the last stage keeps the stride of the one before, see ``dilate``.
 
             Raises:
                 DetkitError: The weights cannot be had.
@@ -351,6 +378,8 @@ def family(
             module, net = make(name, **options)
             if weights not in (None, "none"):
                 load(module, weights, name)
+            if dilation != 1:
+                dilate(net.backbone, max(taps), dilation)
             if num_classes is None:
                 body = StagedBackbone(list(net.backbone.stages), **net.backbone.every, taps=taps, frozen=frozen)
                 return at_scales(body, scales)

@@ -85,7 +85,8 @@ def detect(
     batch: options.BatchSize = 1,
     out: options.Out = None,
     form: Annotated[
-        str | None, Option("--format", help="Of --out: jsonl, coco, csv (by its ending), yolo or voc (a folder).")
+        str | None,
+        Option("--format", help="Of --out: jsonl, coco, csv (by its ending), yolo, voc or masks (a folder)."),
     ] = None,
     save: Annotated[bool, Option("--save", help="Annotated copies in a new folder runs/detect-N.")] = False,
     overwrite: options.Overwrite = False,

@@ -114,6 +114,7 @@ class Annotations:
         weight: (N,) float64, of each object in the loss; None: 1.
         known: For each image the names of the classes of which all objects are labelled, or None for any class there
             may be; None: ``classes`` for all images.
+        masks: For each image what holds its mask, see ``detkit.data.masks.label_map``; None: there are none.
     """
 
     image_ids: list[int | str]
@@ -136,6 +137,7 @@ class Annotations:
     image_labels: bool = False
     weight: np.ndarray | None = None
     known: list[frozenset[str] | None] | None = None
+    masks: list[Any] | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -186,6 +188,7 @@ class Annotations:
             sizes=self.sizes[images],
             image_rows=self.image_rows[images],
             known=self.known and [self.known[i] for i in images],
+            masks=self.masks and [self.masks[i] for i in images],
             offsets=offsets,
             **self._columns(np.repeat(self.offsets[:-1][images], counts) + within),
         )
@@ -284,5 +287,6 @@ def concat_annotations(parts: Sequence[Annotations]) -> Annotations:
         source=None,
         image_labels=all(part.image_labels for part in parts),
         known=None if all(names == set(classes) for names in known) else known,
+        masks=[m for part in parts for m in part.masks or ()] if all(part.masks for part in parts) else None,
         **joined,
     )

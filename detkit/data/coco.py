@@ -11,6 +11,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from itertools import chain, repeat
 from operator import attrgetter
 from pathlib import Path
@@ -225,7 +226,8 @@ def _read_file(path: Path, split: str | None, images: Path | None, keep_degenera
     found = ImageTable(list(image_rows), files, sizes, np.asarray(list(image_rows.values()), dtype=np.int64))
     objects = _objects(file.annotations, image_index, label_of, path, findings)
     source = Source("coco", path, split, Path(folder))
-    return assemble(objects, found, classes, findings, source, keep_degenerate=keep_degenerate)
+    made = assemble(objects, found, classes, findings, source, keep_degenerate=keep_degenerate)
+    return replace(made, masks=[str(path)] * len(made))
 
 
 def _drop_root(file: _File, rows: dict[Key, int], path: Path, findings: Findings) -> None:

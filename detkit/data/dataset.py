@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from detkit import registry
 from detkit.data.annotations import Annotations, Finding, Findings, Source, concat_annotations, fills
 from detkit.data.listing import PARTS, files_in
+from detkit.data.masks import label_map
 from detkit.data.reading import UNSAFE
 from detkit.data.resize import moved_target
 from detkit.data.unknown import advice, contents
@@ -33,6 +35,7 @@ FORMATS = {
     "csv": "detkit.data.csv_tables:CsvFormat",
     "voc": "detkit.data.voc:VocFormat",
     "yolo": "detkit.data.yolo:YoloFormat",
+    "masks": "detkit.data.masks:MaskFormat",
     "folders": "detkit.data.folders:FolderFormat",
     "images": "detkit.data.folders:ImagesFormat",
     "toy": "detkit.data.toy:ToyFormat",
@@ -62,6 +65,8 @@ def format_of(path: str | Path, name: str | None = None) -> DatasetFormat:
         found = {one: kind for one, kind in known.items() if kind.recognises(path)}
         if len(found) > 1:
             found.pop("folders", None)  # whatever has labels keeps its images in folders, too
+        if len(found) > 1:
+            found.pop("masks", None)  # VOC's and COCO's boxes go before the masks beside them
         if len(found) > 1:
             do = f"choose one: {' or '.join(f'--format {one}' for one in found)} (format: NAME in a config)"
             raise DetkitError(f"labels of {len(found)} formats lie here: {', '.join(found)}", str(path), do)
@@ -148,13 +153,17 @@ class Dataset:
         annotations: The labels, with the paths of the images.
         proposals: Called with (image, path) in the process that loads, returns (R, 4) float32 xyxy boxes of the
             original image; None: samples have no proposals.
+        masks: Samples have the annotations' masks.
     """
 
     def __init__(
-        self, annotations: Annotations, *, proposals: Callable[[np.ndarray, str], np.ndarray] | None = None
+        self,
+        annotations: Annotations,
+        *,
+        proposals: Callable[[np.ndarray, str], np.ndarray] | None = None,
+        masks: bool = False,
     ) -> None:
-        self.annotations = annotations
-        self.proposals = proposals
+        self.annotations, self.proposals, self.masks = annotations, proposals, masks
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -189,6 +198,8 @@ class Dataset:
         if reduce_to is not None:
             width, height = image_size(path)
         target = self.target(i, (height, width))
+        if self.masks:
+            target = replace(target, mask=label_map(self.annotations, i, (height, width)))
         if (height, width) != image.shape[:2]:
             target = moved_target(target, Geometry(width, height, image.shape[1] / width, image.shape[0] / height))
         return Sample(image, target, proposals, self.annotations.image_ids[i], path)
@@ -247,11 +258,15 @@ class Dataset:
 
     def with_proposals(self, proposals: Callable[[np.ndarray, str], np.ndarray]) -> Dataset:
         """The same images with this source of proposals."""
-        return Dataset(self.annotations, proposals=proposals)
+        return Dataset(self.annotations, proposals=proposals, masks=self.masks)
+
+    def with_masks(self) -> Dataset:
+        """The same images with the masks of the labels."""
+        return Dataset(self.annotations, proposals=self.proposals, masks=True)
 
     def subset(self, images: Sequence[int] | np.ndarray) -> Dataset:
         """These images, in this order."""
-        return Dataset(self.annotations.subset(images), proposals=self.proposals)
+        return Dataset(self.annotations.subset(images), proposals=self.proposals, masks=self.masks)
 
 
 def concat(datasets: Sequence[Dataset]) -> Dataset:

@@ -124,9 +124,12 @@ class Resize:
 
 
 def moved_target(target: Target, geometry: Geometry) -> Target:
-    """``target`` (numpy, original pixels) in input pixels: boxes, areas and points (masks are not carried)."""
-    points = target.points
+    """``target`` (numpy, original pixels) in input pixels; a mask has the size of the image in the input, no more."""
+    points, mask = target.points, target.mask
     if points is not None:
         points = np.concatenate([geometry.to_input(points[..., :2]), points[..., 2:]], axis=-1)
     area = target.area * np.float32(geometry.scale_x * geometry.scale_y)
-    return replace(target, boxes=geometry.to_input(target.boxes), area=area, points=points, masks=None)
+    if mask is not None:
+        size = (round(geometry.width * geometry.scale_x), round(geometry.height * geometry.scale_y))
+        mask = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)
+    return replace(target, boxes=geometry.to_input(target.boxes), area=area, points=points, mask=mask)

@@ -12,6 +12,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
+from detkit.rows import IGNORED
 from detkit.structures import Sample, Target
 
 Outline = Literal["ellipse", "corners"]
@@ -61,7 +62,7 @@ class Warp:
 
     def image(self, image: np.ndarray, out: np.ndarray, fill: int) -> None:
         """Draws ``image`` (uint8 (h, w, 3)) into ``out`` (uint8, of ``size``); what it does not cover is ``fill``."""
-        linear, offset = self.matrix[:, :2], self.matrix[:, 2]
+        linear = self.matrix[:, :2]
         shrink = int(1 / np.sqrt(max(abs(np.linalg.det(linear)), 1e-6)))
         if shrink >= 2 and min(image.shape[:2]) >= 2 * shrink:
             # Bilinear sampling looks at four pixels only: what is left out would show as aliasing.
@@ -69,19 +70,28 @@ class Warp:
             small = cv2.resize(image, (width // shrink, height // shrink), interpolation=cv2.INTER_AREA)
             linear = linear * (width / small.shape[1], height / small.shape[0])
             image = small
+        self._resample(image, out, linear, cv2.INTER_LINEAR, fill)
+
+    def mask(self, mask: np.ndarray) -> np.ndarray:
+        """uint8 of ``size``: the nearest pixel of a ``Target.mask``; what it does not cover is ignored."""
+        out = np.empty(self.size, np.uint8)
+        self._resample(mask, out, self.matrix[:, :2], cv2.INTER_NEAREST, IGNORED)
+        return out
+
+    def _resample(self, image: np.ndarray, out: np.ndarray, linear: np.ndarray, way: int, fill: int) -> None:
         # OpenCV counts from the first pixel's centre.
-        centred = np.column_stack([linear, linear.sum(axis=1) / 2 + offset - 0.5])
+        centred = np.column_stack([linear, linear.sum(axis=1) / 2 + self.matrix[:, 2] - 0.5])
         height, width = self.size
         border = (fill, fill, fill)
         if self.displacement is None:
-            out[:] = cv2.warpAffine(image, centred, (width, height), borderValue=border)
+            out[:] = cv2.warpAffine(image, centred, (width, height), flags=way, borderValue=border)
             return
         inverse = cv2.invertAffineTransform(centred).astype(np.float32)
         field = _dense(self.displacement, height, width)
         field[..., 0] += np.arange(width, dtype=np.float32)
         field[..., 1] += np.arange(height, dtype=np.float32)[:, None]
         source = cv2.transform(field, inverse)
-        cv2.remap(image, source[..., 0], source[..., 1], cv2.INTER_LINEAR, dst=out, borderValue=border)
+        cv2.remap(image, source[..., 0], source[..., 1], way, dst=out, borderValue=border)
 
     def boxes(self, boxes: np.ndarray) -> np.ndarray:
         """(N, 4) float64: where ``boxes`` (N, 4) xyxy end up, not clipped.
@@ -133,12 +143,13 @@ class Warp:
         if points is not None:
             points = swapped(points, self.flip_pairs) if scale < 0 else points.copy()
             points[..., :2] = self.points(points[..., :2])
-        moved = replace(target, area=target.area * np.float32(abs(scale)), points=points, masks=None)
+        mask = None if target.mask is None else self.mask(target.mask)
+        moved = replace(target, area=target.area * np.float32(abs(scale)), points=points, mask=mask)
         boxes = self.boxes(target.boxes)
         return visible(moved, boxes, self._cut(target.boxes, boxes), self.size, min_visible)
 
     def sample(self, sample: Sample, image: np.ndarray, min_visible: float, *, clip: bool = True) -> Sample:
-        """``sample`` with target and proposals moved (masks are not carried).
+        """``sample`` with target and proposals moved.
 
         Args:
             sample: What is moved.

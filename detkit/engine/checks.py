@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from detkit.data.augment import Augment
 from detkit.data.dataset import Dataset
+from detkit.data.masks import check_masks
 from detkit.detector import Detector
 from detkit.engine.evaluator import infer
 from detkit.engine.events import DryRun
@@ -42,6 +43,8 @@ def check_run(
         do = "give COCO key points, as many of each object, or set model.head.points to 0"
         raise DetkitError("the data has no points to learn", "data.train", do)
     for name, dataset in (("train", train_set), ("val", val_set)):
+        if metric.answers == "pixels" and dataset is not None:
+            check_masks(dataset.annotations, f"data.{name}")
         if metric.answers == "labels" and dataset is not None and not dataset.annotations.labelled:
             do = "give class folders; detkit data crops DATA --out FOLDER makes them of a detection set"
             raise DetkitError("a classifier needs images of one label each", f"data.{name}", do)

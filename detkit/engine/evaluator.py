@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, TypeGuard, cast
 import numpy as np
 
 from detkit.data.dataset import Dataset
+from detkit.data.masks import pixel_counts
 from detkit.data.names import match_classes
 from detkit.errors import DetkitError
+from detkit.metrics import find_metric
 from detkit.predictor import PredictsSamples, as_predictor
 from detkit.structures import Batch, Detections, Limits, Sample, Target
 from detkit.tables import GroundTruth, Results, results_of
@@ -101,8 +103,7 @@ def detect_dataset(
     else:
         from detkit.data.loader import Loader
 
-        if predictor.proposals_for_image is not None:
-            dataset = dataset.with_proposals(predictor.proposals_for_image)
+        dataset = predictor.reads(dataset)
         with Loader(
             dataset, resize=predictor.resize, batch=batch, workers=workers, on_bad_image=failures.append
         ) as loader:
@@ -111,7 +112,8 @@ def detect_dataset(
         raise failures[0] if failures else DetkitError("the data set holds no images")
     if failures:
         first, said = failures[0], f"{len(failures)} of {len(dataset)} images cannot be read"
-        warnings.warn(f"{said}, and count as if nothing was found: {first.where}: {first.what}", stacklevel=1)
+        counted = "are left out" if done.results.pixels is not None else "count as if nothing was found"
+        warnings.warn(f"{said}, and {counted}: {first.where}: {first.what}", stacklevel=1)
     return done.truth, done.results, done.timings
 
 
@@ -133,6 +135,7 @@ def infer(
     names = zip(dataset.annotations.image_ids, dataset.annotations.files, strict=True)
     index = {key: i for i, key in enumerate(names)}
     timings, found, sums = Timings(), list[tuple[int, Detections]](), LossSums()
+    judged, pixels = find_metric(as_predictor(predictor).protocol).answers == "pixels", dict[int, np.ndarray]()
     iterator = iter(batches)
     with _clocked(predictor) as clock:
         for number in range(1, total + 1):
@@ -143,7 +146,12 @@ def infer(
             if item is None:  # the last batches held no image that could be read
                 break
             keys, detections, terms = _answers(predictor, item, limits, losses)
-            found += [(index[key], d.numpy()) for key, d in zip(keys, detections, strict=True)]
+            for key, answer in zip(keys, detections, strict=True):
+                one = answer.numpy()
+                if judged:
+                    pixels[index[key]] = pixel_counts(dataset.annotations, index[key], one)
+                    one = replace(one, extra={})
+                found.append((index[key], one))
             compute, post = time.perf_counter() - loaded, clock[0] - before
             timings.compute += compute
             timings.batches.append((len(detections), loaded - started, compute - post, post))
@@ -151,11 +159,15 @@ def infer(
             on_batch(number, total)
     timings.images = len(found)
     if runtime is not None and runtime.world > 1:
-        parts, sums = runtime.gather((found, sums)), LossSums()
-        found = sorted((pair for pairs, _ in parts for pair in pairs), key=itemgetter(0))
-        for _, part in parts:
+        parts, sums = runtime.gather((found, sums, pixels)), LossSums()
+        found = sorted((pair for pairs, _, _ in parts for pair in pairs), key=itemgetter(0))
+        for _, part, counts in parts:
             add_losses(sums, part)
+            pixels |= counts
     results = results_of([d for _, d in found], [i for i, _ in found])
+    if judged:
+        nothing = np.zeros((len(dataset.classes) + 1,) * 2, np.int64)
+        results = replace(results, pixels=np.stack([pixels.get(i, nothing) for i in range(len(dataset))]))
     truth = dataset.annotations.ground_truth()
     return Inference(truth, _with_labels_of(truth.classes, predictor.classes, results), timings, mean_losses(sums))
 

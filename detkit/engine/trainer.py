@@ -253,7 +253,8 @@ class Trainer:
         if progress.best_epoch is not None and not score > progress.best_score:
             return False
         progress.best_epoch, progress.best_score, progress.waited = epoch, score, 0
-        progress.threshold = best_threshold(done.truth, done.results)[0]
+        if self.metric.answers != "pixels":  # where each pixel has its most probable class, whatever that is
+            progress.threshold = best_threshold(done.truth, done.results)[0]
         self.save_weights("best.safetensors", row)
         return True
 
@@ -270,9 +271,7 @@ class Trainer:
         options, model = self.options, self.model
         self.runtime = Runtime(options.device, options.precision)
         self.listeners: list[Listener] = [self.on_event] if self.runtime.main else []
-        if (source := model.proposals_for_image) is not None:
-            self.train_set = self.train_set.with_proposals(source)
-            self.val_set = self.val_set and self.val_set.with_proposals(source)
+        self.train_set, self.val_set = model.reads(self.train_set), self.val_set and model.reads(self.val_set)
         if options.limit:
             self.train_set = self.train_set.subset(range(min(options.limit, len(self.train_set))))
         check_run(model, self.train_set, self.val_set, options, self.augment, self.runtime.world)

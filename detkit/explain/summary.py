@@ -339,7 +339,10 @@ def _through(operation: Any, args: tuple[Any, ...], field: Field, x: Tensor, out
     if x.ndim != 4:
         return field
     if operation is aten.convolution:
-        _, weight, _, stride, padding, dilation = args[:6]
+        _, weight, _, stride, padding, dilation, transposed = args[:7]
+        if transposed:
+            reach = math.ceil(weight.shape[-1] / stride[-1]) - 1
+            return field._replace(size=field.size + reach * field.stride, stride=field.stride / stride[-1])
         return field.window((weight.shape[-1] - 1) * dilation[-1] + 1, stride[-1], padding[-1])
     if operation in (aten.max_pool2d_with_indices, aten.avg_pool2d):
         kernel, stride, padding = (*args[1:4], [], [0])[:3] if len(args) != 3 else (*args[1:3], [0])

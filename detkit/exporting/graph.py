@@ -176,7 +176,7 @@ def graph_of(detector: Detector, *, nms: bool = False, dynamic: bool = False) ->
             if asked:
                 raise DetkitError("a head for whole images has one answer, of one size", option, "leave it out")
         return ImageGraph(detector, head)
-    why = "points" if head.protocol == "points" else "proposals"
+    why = "points" if head.protocol == "points" else "proposals" if head.takes_proposals else "head segment"
     what = f"a detector with {why} is not exported (its head is {type(head).__name__})"
     raise DetkitError(what, do="export one with a dense head (yolo, aligned, sliding_window), classify or localize")
 

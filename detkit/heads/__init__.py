@@ -10,6 +10,7 @@ HEADS = {
     "roi": "detkit.heads.roi:RoIHead",
     "rotation": "detkit.heads.pretext:Rotation",
     "simclr": "detkit.heads.pretext:SimCLR",
+    "segment": "detkit.heads.segment:Segment",
     "sliding_window": "detkit.heads.sliding_window:SlidingWindow",
     "yolo": "detkit.heads.yolo:YOLO",
 }

@@ -18,6 +18,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from detkit.rows import BACKGROUND
+
 if TYPE_CHECKING:
     from detkit.structures import Detections, Target
 
@@ -54,6 +56,9 @@ def draw_detections(image: np.ndarray, detections: Detections) -> np.ndarray:
     found = detections.numpy()
     best = found[np.argsort(found.scores, kind="stable")[::-1]]
     captions = [f"{name} {score:.2f}" for name, score in zip(best.names, best.scores, strict=True)]
+    if "masks" in best.extra:
+        shown = coloured(image, best.extra["masks"], best.labels)
+        return draw_marked(shown, best.boxes, captions, best.labels, framed=False)
     return draw_marked(image, best.boxes, captions, best.labels, points=best.extra.get("points"))
 
 
@@ -69,7 +74,26 @@ def draw_target(image: np.ndarray, target: Target, classes: Sequence[str] = ()) 
         notes = [word for word, on in (("crowd", crowd), ("difficult", difficult)) if on]
         captions.append(f"{name} ({', '.join(notes)})" if notes else name)
     dashed = labels.crowd | labels.difficult
+    if labels.mask is not None:
+        there = [k for k in np.unique(labels.mask).tolist() if k < BACKGROUND]
+        shown = coloured(image, [_padded(labels.mask == k, image) for k in there], there)
+        return draw_marked(shown, labels.boxes, captions, labels.labels, framed=False)
     return draw_marked(image, labels.boxes, captions, labels.labels, dashed, hatched=labels.crowd, points=labels.points)
+
+
+def _padded(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """A mask of an image's part of an input as one of the whole input."""
+    return np.pad(mask, [(0, whole - part) for whole, part in zip(image.shape[:2], mask.shape, strict=True)])
+
+
+def coloured(
+    image: np.ndarray, masks: Sequence[np.ndarray] | np.ndarray, labels: Sequence[int] | np.ndarray
+) -> np.ndarray:
+    """A copy of ``image`` (uint8 (H, W, 3) RGB), half of it the colours of ``labels`` where ``masks`` (N, H, W) are."""
+    canvas = _copy(image)
+    for mask, label in zip(masks, labels, strict=True):
+        canvas[mask] = (canvas[mask] * 0.5 + np.asarray(colour_of(int(label))) * 0.5).astype(np.uint8)
+    return canvas
 
 
 def draw_marked(

@@ -20,6 +20,7 @@ METRICS = {
     "classify": "detkit.metrics.classification:Classification",
     "points": "detkit.metrics.points:Points",
     "pretext": "detkit.metrics.pretext:Pretext",
+    "pixels": "detkit.metrics.pixels:Pixels",
 }
 
 

@@ -118,6 +118,22 @@ def localization_loss(pred: Tensor, target: Tensor) -> Tensor:
     return squares[..., 0] + torch.where(target[..., 0] > 0, rest, torch.zeros_like(rest))
 
 
+def dice_loss(found: Tensor, wanted: Tensor) -> Tensor:
+    """1 - 2 sum p g / (sum p + sum g), the mean over the classes that an image has (Milletari et al. 2016, arXiv
+    1606.04797, with sums instead of squares; ignored pixels are 0 in both).
+
+    Args:
+        found: (B, C, P) probabilities.
+        wanted: (B, C, P) 0 or 1.
+
+    Returns:
+        (B,); 0 for an image without any.
+    """
+    there = wanted.any(-1)
+    each = 1 - 2 * (found * wanted).sum(-1) / (found.sum(-1) + wanted.sum(-1)).clamp(min=1e-6)
+    return (each * there).sum(1) / there.sum(1).clamp(min=1)
+
+
 def quality_focal_loss(logits: Tensor, quality: Tensor, beta: float = 2.0) -> Tensor:
     """|q - sigmoid(z)|^beta * BCE(z, q), element by element (Generalized Focal Loss, Li et al. 2020, eq. 5).
 

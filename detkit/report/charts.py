@@ -73,12 +73,15 @@ def confusion_chart(confusion: Facts) -> str:
     small = max(4.0, min(9.0, 560 / len(names)))
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=small)
     axes.set_yticks(range(len(names)), names, fontsize=small)
-    axes.set(xlabel="detected as", ylabel="object", title=f"scores from {confusion['threshold']:.3f}")
+    threshold = confusion["threshold"]
+    said = ("labelled", "pixels") if threshold is None else ("object", f"scores from {threshold:.3f}")
+    axes.set(xlabel="detected as", ylabel=said[0], title=said[1])
     if len(names) <= _MANY + 5:
         style: Facts = {"ha": "center", "va": "center", "fontsize": small}
         for row, column in zip(*np.nonzero(counts), strict=True):
             ink = "white" if shares[row, column] > 0.6 else "black"
-            axes.text(column, row, f"{counts[row, column]:.0f}", color=ink, **style)
+            cell = f"{counts[row, column]:.0f}" if threshold is not None else f"{100 * shares[row, column]:.0f}%"
+            axes.text(column, row, cell, color=ink, **style)
     figure.colorbar(image, ax=axes, shrink=0.7, label="share of the row")
     return _uri(figure)
 

@@ -98,18 +98,20 @@ class Report:
             "{images} images, {objects} objects, {ignored} ignored, {detections} detections".format(**counts),
             "",
         ]
+        width = max(8, *map(len, facts["metrics"]))
         for name, value in facts["metrics"].items():
             low, high = facts.get("intervals", {}).get(name, (np.nan, np.nan))
             between = "" if np.isnan(low) else f"   95% interval {low:.4f} .. {high:.4f}"
-            lines.append(f"{name:<8} {number(value, 4):>7}{between}")
+            lines.append(f"{name:<{width}} {number(value, 4):>7}{between}")
         for name, theirs in facts.get("check", {}).items():
             gaps = {key: abs(value - facts["metrics"][key]) for key, value in theirs.items()}
             rows = [[key, f"{facts['metrics'][key]:.12f}", f"{value:.12f}"] for key, value in theirs.items()]
             lines += ["", *aligned([["", "detkit", name], *rows]), f"largest difference: {max(gaps.values()):.3g}"]
-        best = facts["best_threshold"]
-        matched = f" (IoU {settings['match_iou']:g})" if metric.takes_iou else ""
-        lines += ["", f"best F1 {best['f1']:.3f} at score >= {best['score']:.3f}{matched}", ""]
-        lines += class_lines(facts["per_class"])
+        if metric.answers != "pixels":
+            best = facts["best_threshold"]
+            matched = f" (IoU {settings['match_iou']:g})" if metric.takes_iou else ""
+            lines += ["", f"best F1 {best['f1']:.3f} at score >= {best['score']:.3f}{matched}"]
+        lines += ["", *class_lines(facts["per_class"])]
         return lines
 
 
@@ -149,7 +151,8 @@ def build_report(
         }
     shape = class_curves(gt, dt, **settings.matching())
     threshold, f1 = shape.overall.best()
-    facts["best_threshold"] = {"score": threshold, "f1": f1}
+    if metric.answers != "pixels":
+        facts["best_threshold"] = {"score": threshold, "f1": f1}
     facts["counts"] = {
         "images": gt.images,
         "objects": int(gt.wanted.sum()),
@@ -161,9 +164,11 @@ def build_report(
         "max_detections": settings.limit,
         "bootstrap": draws,
         "seed": settings.seed,
-        "rules": settings.words(),
+        "rules": {"pixels": metric.rules} if metric.answers == "pixels" else settings.words(),
     }
-    if details and metric.answers != "labels":
+    if details and metric.answers == "pixels" and dt.pixels is not None:
+        facts |= _pixel_details(annotations, dt.pixels)
+    if details and metric.answers in ("boxes", "points"):
         others = {
             name: evaluate_results(gt, dt, name, **how) for name in ("coco", "voc2007", "voc2010") if name != protocol
         }
@@ -178,6 +183,23 @@ def build_report(
             row |= {"AP": coco[f"AP{name[0]}"], "AR": coco[f"AR{name[0]}"]}
     facts |= {"model": dict(about)} if about else {}
     return Report(facts | ({"timings": latency(timings)} if timings else {}))
+
+
+def _pixel_details(annotations: Annotations, counts: np.ndarray) -> Facts:
+    """Which classes are taken for which, and the images with the smallest share of right pixels."""
+    labelled, right = counts.sum((1, 2)), counts.diagonal(axis1=1, axis2=2).sum(1)
+    share = right / np.maximum(labelled, 1)
+    worst = np.argsort(np.where(labelled > 0, share, np.inf), kind="stable")[:WORST].tolist()
+    names = (
+        [*annotations.classes, "background"] if counts[:, -1].any() or counts[:, :, -1].any() else annotations.classes
+    )
+    total = counts.sum(0)[: len(names), : len(names)]
+    return {
+        "confusion": {"threshold": None, "classes": list(names), "counts": total.tolist()},
+        "worst": [
+            {"image": i, "file": annotations.files[i], "accuracy": float(share[i])} for i in worst if labelled[i]
+        ],
+    }
 
 
 def _details(annotations: Annotations, gt: GroundTruth, dt: Results, settings: Settings, threshold: float) -> Facts:

@@ -50,36 +50,43 @@ def write_report(path: str | Path, report: Report, title: str, *, overwrite: boo
         DetkitError: The file exists or cannot be written.
     """
     path, facts = Path(path), report.facts
-    gallery = [_gallery_image(entry) for entry in facts["worst"]]
-    examples = {
-        (name, kind): _drawn(one["file"], [one["box"]], [""], [kind], example=True)
-        for name, found in facts["examples"].items()
-        for kind, one in found.items()
-    }
-    shown = f"scores from {facts['best_threshold']['score']:.3f}"
-    calibrations = [("all detections", facts["calibration"]["all"]), (shown, facts["calibration"]["shown"])]
+    parts: Facts = {"tables": {"classes": _classes(facts), "speed": _speed(facts)}}
+    if "curves" in facts:
+        parts = _box_parts(facts, parts["tables"])
     text = _TEMPLATES.get_template("page.html").render(
         title=title,
         version=detkit.__version__,
         facts=facts,
-        gallery=gallery,
-        examples=examples,
         between=partial(_between, facts),
         href=partial(_href, path.resolve().parent),
         charts=charts,
         table=html_table,
-        calibrations=calibrations,
-        tables={
+        **parts,
+    )
+    write_text(path, text, overwrite=overwrite)
+    return [*parts.get("gallery", ()), *parts.get("examples", {}).values()].count(None)
+
+
+def _box_parts(facts: Facts, tables: Facts) -> Facts:
+    """What only a page about boxes shows, with its tables added to ``tables``."""
+    shown = f"scores from {facts['best_threshold']['score']:.3f}"
+    calibrations = [("all detections", facts["calibration"]["all"]), (shown, facts["calibration"]["shown"])]
+    return {
+        "gallery": [_gallery_image(entry) for entry in facts["worst"]],
+        "examples": {
+            (name, kind): _drawn(one["file"], [one["box"]], [""], [kind], example=True)
+            for name, found in facts["examples"].items()
+            for kind, one in found.items()
+        },
+        "calibrations": calibrations,
+        "tables": tables
+        | {
             "protocols": _protocols(facts),
-            "classes": _classes(facts),
             "confused": _confused(facts["confusion"]),
             "calibration": [_calibration(name, table) for name, table in calibrations],
             "errors": _errors(facts),
-            "speed": _speed(facts),
         },
-    )
-    write_text(path, text, overwrite=overwrite)
-    return [*gallery, *examples.values()].count(None)
+    }
 
 
 def html_table(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> Markup:
@@ -113,13 +120,15 @@ def _protocols(facts: Facts) -> list[Markup]:
 
 
 def _classes(facts: Facts) -> Markup:
-    rows, curves = facts["per_class"], facts["curves"]["per_class"]
+    rows, curves = facts["per_class"], facts["curves"]["per_class"] if "curves" in facts else None
     columns = list(dict.fromkeys(["objects", *(name for row in rows.values() for name in row)]))
     filled = []
     for name, row in rows.items():
-        best = curves[name]["best"] if name in curves else {}
-        filled.append((name, *(row.get(column) for column in columns), best.get("f1"), best.get("score")))
-    return html_table(("class", *columns, "best F1", "at score"), filled, facts["protocol"])
+        best = curves[name]["best"] if curves and name in curves else {}
+        more = () if curves is None else (best.get("f1"), best.get("score"))
+        filled.append((name, *(row.get(column) for column in columns), *more))
+    head = () if curves is None else ("best F1", "at score")
+    return html_table(("class", *columns, *head), filled, facts["protocol"])
 
 
 def _confused(confusion: Facts) -> list[Markup]:

@@ -36,7 +36,8 @@ def features(images: int = 2, size: int = 64) -> list[Tensor]:
 
 def targets() -> list[Target]:
     """One image with two objects, one without any."""
-    found = Target(torch.tensor([[5.0, 5, 40, 30], [30, 20, 60, 64]]), torch.tensor([0, 2]), image_label=2)
+    mask = torch.zeros(64, 64, dtype=torch.uint8)
+    found = Target(torch.tensor([[5.0, 5, 40, 30], [30, 20, 60, 64]]), torch.tensor([0, 2]), mask=mask, image_label=2)
     return [found, Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))]
 
 

@@ -21,6 +21,7 @@ WRITERS = {
     "voc": "detkit.io.detections.writers:VocWriter",
     "csv": "detkit.io.detections.writers:CsvWriter",
     "mot": "detkit.io.detections.mot:MotWriter",
+    "masks": "detkit.io.detections.masks:MasksWriter",
 }
 
 
@@ -37,7 +38,7 @@ def open_writer(
 
     Args:
         kind: A key of ``WRITERS``, an entry point of ``detkit.writers``, or "package.module:Name".
-        path: A file for jsonl, coco, csv and mot; a folder for yolo and voc.
+        path: A file for jsonl, coco, csv and mot; a folder for yolo, voc and masks.
         classes: The model's names.
         class_ids: Category id of each label in the data set it was trained on; None: the label itself.
         overwrite: Replace what exists.

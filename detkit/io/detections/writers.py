@@ -150,7 +150,7 @@ class CsvWriter(FileWriter):
         return text.getvalue()
 
 
-class _FolderWriter(_GrowingWriter):
+class FolderWriter(_GrowingWriter):
     """A writer of a folder with one small file per frame, also for frames without detections.
 
     With ``overwrite`` files go into a folder that exists, replacing only those of the same name.
@@ -176,18 +176,18 @@ class _FolderWriter(_GrowingWriter):
         self._put(f"{name}{self.suffix}", self._text(frame, detections))
         self._used.add(name.casefold())
 
-    def _put(self, name: str, text: str) -> None:
+    def _put(self, name: str, content: str | bytes) -> None:
         try:
-            (self._folder / name).write_text(text, encoding="utf-8", newline="\n")
+            (self._folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
         except BaseException:
             (self._folder / name).unlink(missing_ok=True)
             raise
 
-    def _text(self, frame: Frame, detections: Detections) -> str:
+    def _text(self, frame: Frame, detections: Detections) -> str | bytes:
         raise NotImplementedError
 
 
-class YoloWriter(_FolderWriter):
+class YoloWriter(FolderWriter):
     """YOLO txt: ``label cx cy w h score`` per line, as fractions of the image; the names stand in classes.txt."""
 
     suffix = ".txt"
@@ -208,7 +208,7 @@ class YoloWriter(_FolderWriter):
         return text
 
 
-class VocWriter(_FolderWriter):
+class VocWriter(FolderWriter):
     """PASCAL VOC xml: whole, one-based pixels, xmax and ymax inclusive; the score is in <confidence>."""
 
     suffix = ".xml"

@@ -22,7 +22,7 @@ from detkit.structures import Detections
 CLASSES = ("cat", "Straßenbahn & <Zug>")
 IDS = (17, 90)
 BOXES = np.asarray([[10, 20, 30, 60], [-0.4, 0, 200, 100]], np.float32)
-FOUND = Detections(BOXES, [0.9, 0.25], [0, 1], CLASSES)
+FOUND = Detections(BOXES, [0.9, 0.25], [0, 1], CLASSES, {"masks": np.ones((2, 100, 200), bool)})
 NONE = Detections.empty(CLASSES)
 
 
