@@ -6,30 +6,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
 from detkit.errors import DetkitError
+from detkit.io.detections.json_files import detected_lines
 from detkit.io.detections.mot import read_mot
 from detkit.io.files import reading
 from detkit.io.sources import Failure, Frame
 from detkit.structures import Detections
 
 Seen = tuple[Frame, Detections]
-
-
-class _Object(msgspec.Struct):
-    label: str
-    score: float
-    box: tuple[float, float, float, float]
-
-
-class _Line(msgspec.Struct):
-    source: str
-    width: int
-    height: int
-    detections: list[_Object]
-    frame: int | None = None
 
 
 def numbered(
@@ -62,11 +48,11 @@ def read_found(path: Path) -> list[Seen]:
     Raises:
         DetkitError: The first line that cannot be used, or frames that are not in order.
     """
-    with reading(str(path)), open(path, "rb") as file:
-        first = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-    if not first:
+    with reading(str(path)):
+        raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    if not raw.strip():
         raise DetkitError("the detections file is empty", str(path), "make it with detkit detect --json")
-    return list(_json(path) if first == b"{" else _mot(path))
+    return list(_json(path, raw) if raw.lstrip()[:1] == b"{" else _mot(path))
 
 
 def with_video(frames: Iterable[Frame], found: list[Seen], path: Path) -> Iterator[Seen]:
@@ -89,22 +75,12 @@ def with_video(frames: Iterable[Frame], found: list[Seen], path: Path) -> Iterat
         raise DetkitError(what, str(path), "give the video that was detected on")
 
 
-def _json(path: Path) -> Iterator[Seen]:
-    lines: list[tuple[_Line, str]] = []
-    with open(path, "rb") as file:
-        for number, text in enumerate(file, 1):
-            where = f"{path}, line {number}"
-            if text.strip():
-                try:
-                    lines.append((msgspec.json.decode(text.lstrip(b"\xef\xbb\xbf"), type=_Line), where))
-                except msgspec.DecodeError as error:
-                    raise DetkitError(
-                        f"not a line of detections: {error}", where, "give lines of detect --json"
-                    ) from None
-    names = dict.fromkeys(one.label for line, _ in lines for one in line.detections)
-    labels, before, video = {name: i for i, name in enumerate(names)}, -1, lines[0][0].source
-    for place, (line, where) in enumerate(lines):
-        number = place if line.frame is None else line.frame
+def _json(path: Path, raw: bytes) -> Iterator[Seen]:
+    lines = list(detected_lines(path, raw))
+    names = dict.fromkeys(one.label for _, line in lines for one in line.detections)
+    labels, before, video = {name: i for i, name in enumerate(names)}, -1, lines[0][1].source
+    for place, (row, line) in enumerate(lines):
+        number, where = place if line.frame is None else line.frame, f"{path}, line {row}"
         if line.frame is not None and line.source != video:
             what = f"frames of {line.source} follow frames of {video}"
             raise DetkitError(what, where, "keep the frames of one video in a file")
@@ -124,10 +100,6 @@ def _mot(path: Path) -> Iterator[Seen]:
         row = int(np.flatnonzero(scores > 1)[0])
         what = f"a score of {scores[row]:g}, at frame {rows.frame[row]}"
         raise DetkitError(what, str(path), "scores lie in 0 to 1: divide them")
-    if (np.diff(rows.frame) < 0).any() and (rows.id < 0).all():
-        row = int(np.flatnonzero(np.diff(rows.frame) < 0)[0]) + 1
-        what = f"frame {rows.frame[row]} comes after frame {rows.frame[row - 1]}"
-        raise DetkitError(what, str(path), "sort the lines by frame")
     corners = np.concatenate([rows.xywh[:, :2], rows.xywh[:, :2] + rows.xywh[:, 2:]], 1)
     for number in range(1, int(rows.frame.max()) + 1):
         which = np.flatnonzero(rows.frame == number)

@@ -25,18 +25,11 @@ _NEVER = 1e5  # the cost of a pair that is not allowed
 _SURE, _LOST, _DOUBTFUL, _NEW = 0.2, 0.1, 0.5, 0.3
 _MEMORY = 0.9  # of a track's appearance, per frame
 
-# A track: its filter, the same when it was last seen, and the box then.
+# Number (0: not sure yet), class, frames in which it was seen, the last of them, the key of its appearance; its filter,
+# the same when it was last seen, and the box then (centre, width, height).
 _TRACK = np.dtype(
-    [
-        ("id", "i8"),  # 0: not sure yet
-        ("label", "i8"),
-        ("hits", "i8"),  # frames in which it was seen
-        ("seen", "i8"),  # the last of them
-        ("now", "f8", kalman.SHAPE),
-        ("then", "f8", kalman.SHAPE),
-        ("box", "f8", 4),  # centre, width, height
-        ("key", "i8"),  # of its appearance
-    ]
+    [(name, "i8") for name in ("id", "label", "hits", "seen", "key")]
+    + [("now", "f8", kalman.SHAPE), ("then", "f8", kalman.SHAPE), ("box", "f8", 4)]
 )
 
 

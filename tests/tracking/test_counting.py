@@ -20,6 +20,14 @@ def walk(area: Area, *ways: list[tuple[float, float]], fps: float = 10, side: fl
     return area
 
 
+def step(area: Area, i: int, centre: tuple[float, float] | None) -> None:
+    """Frame i with one object, or without."""
+    x, y = centre or (0, 0)
+    box = np.array([(x - 10, y - 10, x + 10, y + 10)], np.float32)
+    one = Detections(box, np.ones(1), np.zeros(1), ("car",), {"track_id": np.ones(1, np.int64)})
+    area.update(one if centre else one[:0], 0.1 if i else 0.0, [1] if centre else [])
+
+
 def test_a_line_counts_both_ways() -> None:
     down = [(50.0, float(y)) for y in range(0, 100, 5)]
     area = walk(Area("line:0,50,100,50"), down, down[::-1], down)
@@ -49,6 +57,18 @@ def test_a_zone_counts_and_times() -> None:
     assert area.to_dict()["stayed"] == {"car": {"objects": 2, "mean_seconds": 0.7, "longest_seconds": 0.9}}
     triangle = Area("zone:0,0,100,0,0,100")
     assert triangle.points.shape == (3, 2)
+
+
+@pytest.mark.parametrize(("first", "y", "entered"), [(1, 90, 1), (0, 90, 0), (1, 70, 0)])
+def test_what_comes_into_the_image_inside_a_zone_has_entered_it(first: int, y: float, entered: int) -> None:
+    """But not what was there from the first frame on, nor what turns up in the middle."""
+    area = Area("zone:50,0,150,100")
+    area.check(200, 100)
+    for i in range(first, 9):
+        step(area, i, (100.0, y - 10 * (i - first)))
+    assert area.counts == {"entered": {"car": 1} if entered else {}, "left": {}}
+    step(area, 9, None)  # lost at the upper edge or on the way there
+    assert bool(area.counts["left"]) == (y - 10 * (8 - first) <= 11)
 
 
 @pytest.mark.parametrize(

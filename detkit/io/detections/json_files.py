@@ -48,7 +48,9 @@ class _Found(msgspec.Struct, gc=False):
     box: tuple[float, float, float, float]
 
 
-class _Line(msgspec.Struct, gc=False):
+class DetectedLine(msgspec.Struct, gc=False):
+    """What ``detect --json`` prints of an image or a frame."""
+
     source: str
     detections: list[_Found]
     frame: int | None = None
@@ -66,7 +68,11 @@ def read_json(path: Path, data: Annotations) -> Found:
         raise DetkitError("the detections file is empty", str(path), "if nothing was found, COCO's form is []")
     if first not in b"[{":
         raise DetkitError("this is not a detections file", f"{path}, byte 0", _FORMS)
-    return _read_coco(path, raw, start, data) if first == b"[" else _read_lines(path, raw, bom, data)
+    return (
+        _read_coco(path, raw, start, data)
+        if first == b"["
+        else _found_in(path, detected_lines(path, raw, bom), "line", data)
+    )
 
 
 def _content(path: Path) -> bytes:
@@ -150,24 +156,26 @@ def _check_file_names(
             raise DetkitError(what, where(row), "the images were numbered anew: use the data that was detected on")
 
 
-def _read_lines(path: Path, raw: bytes, offset: int, data: Annotations) -> Found:
-    def lines(offset: int) -> Iterator[tuple[int, _Line]]:
-        for number, text in enumerate(io.BytesIO(raw[offset:]), 1):
-            begin, offset = offset, offset + len(text)
-            if text.strip():
-                yield number, _decode(text.rstrip(), _Line, path, begin, number)
+def detected_lines(path: Path, raw: bytes, offset: int = 0) -> Iterator[tuple[int, DetectedLine]]:
+    """The lines of ``detect --json`` in a file's content from an offset on, with their numbers.
 
-    return _found_in(path, lines(offset), "line", data)
+    Raises:
+        DetkitError: The first that is none.
+    """
+    for number, text in enumerate(io.BytesIO(raw[offset:]), 1):
+        begin, offset = offset, offset + len(text)
+        if text.strip():
+            yield number, _decode(text.rstrip(), DetectedLine, path, begin, number)
 
 
 def read_shards(path: Path, data: Annotations) -> Found:
     """The detections of a folder of ``detect --shards``; see ``read_detections``."""
     failed: list[str] = []
 
-    def lines() -> Iterator[tuple[int, _Line]]:
+    def lines() -> Iterator[tuple[int, DetectedLine]]:
         for number, row in enumerate(Shards(str(path)).rows(), 1):
             if row["error"] is None:
-                yield number, msgspec.convert(row, _Line)
+                yield number, msgspec.convert(row, DetectedLine)
             else:
                 failed.append(row["source"])
 
@@ -177,7 +185,7 @@ def read_shards(path: Path, data: Annotations) -> Found:
     return found
 
 
-def _found_in(path: Path, lines: Iterable[tuple[int, _Line]], unit: str, data: Annotations) -> Found:
+def _found_in(path: Path, lines: Iterable[tuple[int, DetectedLine]], unit: str, data: Annotations) -> Found:
     lookup, rows = Lookup(data), list[Row]()
     seen: dict[int, int] = {}
     for number, line in lines:
@@ -200,7 +208,7 @@ def _found_in(path: Path, lines: Iterable[tuple[int, _Line]], unit: str, data: A
     return found_rows(rows, notes, lookup)
 
 
-def _check_size(line: _Line, size: np.ndarray, where: str) -> None:
+def _check_size(line: DetectedLine, size: np.ndarray, where: str) -> None:
     height, width = (int(v) for v in size)
     if line.width and line.height and width and height and (line.width, line.height) != (width, height):
         what = f"{line.source} was {line.width} x {line.height} pixels, in the data it is {width} x {height}"
