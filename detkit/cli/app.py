@@ -17,7 +17,7 @@ from detkit.registry import import_from
 VERBS = {
     "Use": ("detect:detect", "track:track", "serve:serve", "quickstart:quickstart"),
     "Data": ("data", "label:label", "propose:propose"),
-    "Train": ("train:train", "train:pretrain", "about:config", "about:models"),
+    "Train": ("train:train", "train:pretrain", "adapt:adapt", "about:config", "about:models"),
     "Judge": ("evaluate:evaluate", "evaluate:compare"),
     "Explain": ("inspect", "about:info", "help_:help_"),
     "Deploy": ("import_", "export:export", "compress:compress", "about:doctor"),

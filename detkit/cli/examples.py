@@ -28,6 +28,7 @@ EXAMPLES = {
     "propose": ("propose photo.jpg --max 100 -o proposals.png", "propose DATA --recall --limit 50"),
     "train": ("train --data DATA", "train yolo --data DATA train.epochs=20", "train --resume RUN"),
     "pretrain": ("pretrain simclr --data photos/", "pretrain rotation --data photos/ model.size=96 train.epochs=5"),
+    "adapt": ("adapt MODEL dark/ -o dark.safetensors", "adapt RUN clip.mp4 -o new.safetensors --share 0.5"),
     "help": ("help", "help E020"),
     "config": ("config yolo", "config my.yaml train.epochs=20"),
     "models": ("models", "models --json"),

@@ -162,9 +162,13 @@ class Annotations:
 
     @property
     def labelled(self) -> bool:
-        """True if each image has one object, which fills it: such a set can teach classification."""
-        alone = 0 < len(self) == len(self.labels) and bool((np.diff(self.offsets) == 1).all())
-        return alone and bool(fills(self.xywh, self.sizes).all())
+        """True if each image has one object, which fills it, but those of which nothing is known (``known: []``), which
+        have none: such a set can teach classification."""
+        wanted = np.ones(len(self), np.int64)
+        if self.known is not None:
+            wanted -= np.asarray([names == frozenset() for names in self.known], np.int64)
+        each = len(self.labels) > 0 and bool((np.diff(self.offsets) == wanted).all())
+        return each and bool(fills(self.xywh, self.sizes[wanted > 0]).all())
 
     def class_counts(self) -> np.ndarray:
         """(C,) int64 objects of each class."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from detkit.backbones.base import set_logits
+from detkit.heads.alignment import Alignment
 from detkit.heads.dense import RegressionLoss, of_wanted_classes
 from detkit.heads.layers import exact_output
 from detkit.heads.points import Landmarks
@@ -67,9 +68,13 @@ class ImageHead(TrunkHead):
         nn.init.normal_(self.last.weight, std=0.01)
         nn.init.zeros_(self.last.bias)
 
+    def pooled(self, features: list[Tensor]) -> Tensor:
+        """(B, D), what the last layer reads, of maps (B, C_l, H_l, W_l)."""
+        return self.hidden(self.trunk(features[-1]).flatten(1))  # type: ignore[no-any-return]
+
     def table(self, features: list[Tensor]) -> Tensor:
         """(B, outputs) float32 of maps (B, C_l, H_l, W_l)."""
-        return exact_output(self.last, self.hidden(self.trunk(features[-1]).flatten(1)))
+        return exact_output(self.last, self.pooled(features))
 
     def answers(self, raw: dict[str, Tensor], sizes: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Scores (B, C), boxes (B, 4) in input pixels, and more (B, ...) that goes with them."""
@@ -120,6 +125,7 @@ class Classify(ImageHead):
         hidden: Widths of fully connected layers with ReLU after that.
         dropout: Before the last layer.
         smoothing: Of the labels.
+        options: Those of ``Alignment``.
 
     Raises:
         DetkitError: ``layers: backbone``, and the backbone gives no trunk.
@@ -129,6 +135,7 @@ class Classify(ImageHead):
     protocol = "classify"
     ranks_all = True
 
+    @takes(Alignment)
     def __init__(
         self,
         channels: Sequence[int],
@@ -141,8 +148,10 @@ class Classify(ImageHead):
         hidden: tuple[int, ...] = (),
         dropout: float = 0.2,
         smoothing: float = 0.0,
+        **options: object,
     ) -> None:
         super().__init__(channels, strides, num_classes, num_classes, trunk, layers, 1, hidden, dropout)
+        self.alignment = Alignment(self.last.in_features, **split(options, Alignment)[0])
         _check_share("smoothing", smoothing)
         sides = sides or {}
         self.smoothing, self._places = smoothing, tuple(sides)
@@ -151,21 +160,28 @@ class Classify(ImageHead):
         self.class_rows = dict.fromkeys(lasts, (0, 1, 0))
 
     def raw(self, features: list[Tensor], proposals: list[Tensor] | None = None) -> dict[str, Tensor]:
-        """classes (B, C) float32 logits, of maps (B, C_l, H_l, W_l); in training mode also the branches': side1, ..."""
-        raw = {"classes": self.table(features)}
+        """classes (B, C) float32 logits, of maps (B, C_l, H_l, W_l); in training mode also the branches': side1, ...,
+        and pooled (B, D) if two domains are to be aligned."""
+        pooled = self.pooled(features)
+        raw = {"classes": exact_output(self.last, pooled)}
         if self.training:
+            raw |= {"pooled": pooled.float()} if self.alignment.align != "none" else {}
             for k, (place, side) in enumerate(zip(self._places, self.sides, strict=True), 1):
                 raw[f"side{k}"] = side(features[place]).float()
         return raw
 
     def loss(self, raw: dict[str, Tensor], targets: list[Target], sizes: Tensor) -> dict[str, Loss]:
         """The term ``classes``: minus log-likelihood of each image's label, counted by labelled images; ``side1``,
-        ``side2``: the same of the branches that ``raw`` has, times ``SIDE_GAIN``."""
+        ``side2``: the same of the branches that ``raw`` has, times ``SIDE_GAIN``; ``domains``: see ``Alignment``."""
         given = [-1 if target.image_label is None else target.image_label for target in targets]
         labels = torch.tensor(given, device=raw["classes"].device)
         known = labels >= 0
         terms = {}
         for name, logits in raw.items():
+            if name == "pooled":
+                source = torch.tensor([target.known != () for target in targets], device=labels.device)
+                terms["domains"] = self.alignment.loss(logits, source)
+                continue
             each = class_loss(logits[known], labels[known], "softmax", smoothing=self.smoothing)
             gain = 1.0 if name == "classes" else SIDE_GAIN
             terms[name] = Loss(each.sum() * gain, known.sum().to(each.dtype))
