@@ -16,9 +16,10 @@ from detkit.arrays import plain
 from detkit.data.loader import collate
 from detkit.data.resize import Resize
 from detkit.errors import DetkitError, small_image_error
+from detkit.geometry import UsualSizes
 from detkit.interfaces import Backbone, Head, Losses, Neck, ProposalSource, Raw
 from detkit.predictor import Predictor
-from detkit.structures import Batch, Detections, Limits, Sample, Target, UsualSizes
+from detkit.structures import Batch, Detections, Limits, Sample, Target
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,7 +1,8 @@
-"""Where an image lies in a model's input, and the way back."""
+"""Where an image lies in a model's input, the way back, and how large objects are there."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,3 +58,27 @@ class Geometry(NamedTuple):
         """(x, y), repeated to the length of the last axis of ``like``, of its kind."""
         values = (x, y) * (like.shape[-1] // 2)
         return like.new_tensor(values) if is_tensor(like) else np.asarray(values, dtype=like.dtype)
+
+
+class UsualSizes(NamedTuple):
+    """How large objects are to a model: sides, square roots of width times height, in pixels of its input.
+
+    Attributes:
+        small: A tenth of the training's objects are smaller.
+        typical: Half of them.
+        large: Nine tenths.
+        zoom: Input pixels per pixel of a training image.
+    """
+
+    small: float
+    typical: float
+    large: float
+    zoom: float
+
+    @classmethod
+    def read(cls, values: object) -> UsualSizes | None:
+        """Those in a model file, as ``_asdict`` wrote them; None where it has none."""
+        if not isinstance(values, Mapping) or set(values) != set(cls._fields):
+            return None
+        sizes = cls(*(float(values[name]) if isinstance(values[name], (int, float)) else 0.0 for name in cls._fields))
+        return sizes if all(0 < one < float("inf") for one in sizes) else None

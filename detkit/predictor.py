@@ -7,9 +7,10 @@ from functools import cached_property
 from typing import Any, Protocol, TypedDict, TypeVar, Unpack, overload
 
 from detkit.errors import DetkitError, nearest
+from detkit.geometry import UsualSizes
 from detkit.io.images import ImageSource, as_rgb
 from detkit.io.sources import Failure, Frame, Source, open_sources
-from detkit.structures import Detections, Limits, Sample, UsualSizes
+from detkit.structures import Detections, Limits, Sample
 
 Seen = TypeVar("Seen", bound=Frame | Failure)
 Classes = int | str | Sequence[int | str]  # by label or name

@@ -15,7 +15,7 @@ import base64
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -373,30 +373,6 @@ class Limits:
     def evaluation(cls, iou: float = 0.5) -> Limits:
         """Scores down to 0.001 and 100 detections per image, as AP is defined."""
         return cls(conf=0.001, iou=iou, max_detections=100)
-
-
-class UsualSizes(NamedTuple):
-    """How large objects are to a model: sides, square roots of width times height, in pixels of its input.
-
-    Attributes:
-        small: A tenth of the training's objects are smaller.
-        typical: Half of them.
-        large: Nine tenths.
-        zoom: Input pixels per pixel of a training image.
-    """
-
-    small: float
-    typical: float
-    large: float
-    zoom: float
-
-    @classmethod
-    def read(cls, values: object) -> UsualSizes | None:
-        """Those in a model file, as ``_asdict`` wrote them; None where it has none."""
-        if not isinstance(values, Mapping) or set(values) != set(cls._fields):
-            return None
-        sizes = cls(*(float(values[name]) if isinstance(values[name], (int, float)) else 0.0 for name in cls._fields))
-        return sizes if all(0 < one < float("inf") for one in sizes) else None
 
 
 @dataclass(slots=True, frozen=True, eq=False)

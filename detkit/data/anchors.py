@@ -12,10 +12,10 @@ from detkit.data.annotations import Annotations
 from detkit.data.reading import fill_sizes
 from detkit.data.resize import Resize
 from detkit.errors import DetkitError
+from detkit.geometry import UsualSizes
 from detkit.io.files import written_figure
 from detkit.ops.anchors import average_iou, kmeans_anchors, slot_collisions
 from detkit.printed import Printed
-from detkit.structures import UsualSizes
 
 Distance = Literal["iou", "euclidean"]
 

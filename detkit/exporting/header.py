@@ -36,7 +36,7 @@ class Header:
         precision: "fp32", "fp16" or "int8".
         mean: Of the pixels, RGB in 0..255; the graph subtracts it itself.
         std: What it divides by then.
-        objects: Sizes of the training's, see ``detkit.structures.UsualSizes``.
+        objects: Sizes of the training's, see ``detkit.geometry.UsualSizes``.
         weights: SHA-256 of the model file.
         versions: Of the packages that wrote it.
         proof: How its answers differ from the model's, see ``detkit.exporting.proof``.

@@ -17,12 +17,12 @@ from detkit.errors import DetkitError
 from detkit.exporting.engines import Engine, open_engine
 from detkit.exporting.header import Header
 from detkit.exporting.layouts import LAYOUTS, OutputLayout, find_layout
-from detkit.geometry import Geometry
+from detkit.geometry import Geometry, UsualSizes
 from detkit.io.files import reading
 from detkit.ops.order import descending
 from detkit.ops.suppression import batched_nms
 from detkit.predictor import Predictor
-from detkit.structures import Detections, Limits, Sample, UsualSizes
+from detkit.structures import Detections, Limits, Sample
 
 
 class Input(NamedTuple):

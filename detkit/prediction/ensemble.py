@@ -16,10 +16,11 @@ import numpy as np
 from detkit.data.names import match_classes
 from detkit.data.warp import cropped, swapped, turned
 from detkit.errors import DetkitError
+from detkit.geometry import UsualSizes
 from detkit.ops.boxes import iou
 from detkit.ops.fusion import weighted_boxes_fusion
 from detkit.predictor import Predictor
-from detkit.structures import Detections, Limits, Sample, UsualSizes
+from detkit.structures import Detections, Limits, Sample
 
 TTA = ("flip", "scales", "crops")
 SCALES = (0.8, 1.25)  # of the model's own input size, besides it

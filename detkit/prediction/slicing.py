@@ -13,9 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from detkit.errors import DetkitError
+from detkit.geometry import UsualSizes
 from detkit.ops.boxes import area, iou
 from detkit.predictor import PredictsSamples, Wrapped
-from detkit.structures import Detections, Limits, Sample, UsualSizes
+from detkit.structures import Detections, Limits, Sample
 
 _LARGE = 1.5  # times the input: images from here on may need slicing
 _ASSUMED = (0.05, 0.2, 0.6)  # of the input's longer side: small, typical and large objects, where the model is silent
@@ -255,14 +256,15 @@ def cut_boxes(found: Detections, window: np.ndarray, windows: np.ndarray) -> np.
         border = lines.min() if side < 2 else lines.max()  # of the image: nothing is cut there
         for line in np.unique(lines[lines != border]):
             crossing = np.flatnonzero((boxes[:, axis] < line) & (boxes[:, axis + 2] > line))
+            first, last, of = boxes[crossing, across], boxes[crossing, across + 2], window[crossing]
             for number in np.flatnonzero(lines == line):
+                tile = windows[number].astype(np.float32)
+                others = crossing[(first < tile[across + 2]) & (last > tile[across]) & (of != number)]
                 mine = order[ends[number] : ends[number + 1]]
                 mine = mine[np.abs(boxes[mine, side] - line) <= extent[mine]]  # else the IoU is below a half
-                low, high = windows[number, across], windows[number, across + 2]
-                near = (boxes[crossing, across] < high) & (boxes[crossing, across + 2] > low)
-                others = crossing[near & (window[crossing] != number)]
-                corner = windows[number].astype(np.float32)
-                seen = np.concatenate([boxes[others, :2].clip(corner[:2]), boxes[others, 2:].clip(None, corner[2:])], 1)
+                if not len(mine) or not len(others):
+                    continue
+                seen = np.concatenate([boxes[others, :2].clip(tile[:2]), boxes[others, 2:].clip(None, tile[2:])], 1)
                 step = max(1, _PAIRS // max(1, len(others)))
                 for part in (mine[i : i + step] for i in range(0, len(mine), step)):
                     twin = iou(boxes[part], seen) >= _SAME

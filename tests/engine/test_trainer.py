@@ -27,11 +27,12 @@ from detkit.engine.evaluator import detect_dataset
 from detkit.engine.options import TrainOptions
 from detkit.engine.trainer import Trainer
 from detkit.errors import DetkitError
+from detkit.geometry import UsualSizes
 from detkit.interfaces import Backbone, Head, Logger
 from detkit.metrics import evaluate_results
 from detkit.metrics.coco import Coco
 from detkit.registry import UntrustedPart
-from detkit.structures import Batch, Detections, Loss, Sample, Target, UsualSizes
+from detkit.structures import Batch, Detections, Loss, Sample, Target
 from detkit.tables import GroundTruth
 
 SIZE = 32

@@ -14,11 +14,12 @@ from hypothesis import given, settings, strategies as st
 from detkit.cli import main
 from detkit.errors import DetkitError
 from detkit.exporting.header import Header
+from detkit.geometry import UsualSizes
 from detkit.io.images import write_image
 from detkit.prediction import slicing
 from detkit.prediction.slicing import Sliced, SlicePlan, cut_boxes, merge_windows, tile_grid
 from detkit.predictor import Predictor
-from detkit.structures import Detections, Limits, Sample, UsualSizes
+from detkit.structures import Detections, Limits, Sample
 
 
 class Blocks(Predictor):
