@@ -254,7 +254,7 @@ def _in_processes(job: Job, numbers: Sequence[int], workers: int) -> Iterator[Ma
     lost: list[int] = []
     try:
         while len(done) + len(lost) < len(numbers):
-            while len(busy) < workers and (number := _next(waiting, busy, times)) is not None:
+            while len(busy) < workers and (number := next_shard(waiting, busy, times, time.monotonic())) is not None:
                 pipe, process = idle.pop() if idle else _start(job)
                 pipe.send(number)
                 busy[pipe] = (process, number, time.monotonic())
@@ -284,15 +284,23 @@ def _in_processes(job: Job, numbers: Sequence[int], workers: int) -> Iterator[Ma
         raise DetkitError(what, ", ".join(Shards(job.out).path(number) for number in lost[:3]), do, code=4)
 
 
-def _next(waiting: deque[int], busy: Mapping[Connection, tuple[Any, int, float]], times: Sequence[float]) -> int | None:
-    """The next shard to make: one that waits, or else one that takes so long that it is made a second time."""
+def next_shard(
+    waiting: deque[int], busy: Mapping[Any, tuple[Any, int, float]], times: Sequence[float], now: float
+) -> int | None:
+    """The next shard to make: one that waits, or else one that takes so long that it is made a second time.
+
+    Args:
+        waiting: Shards that nobody makes; the chosen one is taken out.
+        busy: Of each worker at work: whatever, its shard, and when it began.
+        times: What finished ones took.
+        now: On the same clock.
+    """
     if waiting:
         return waiting.popleft()
     under_way = Counter(number for _, number, _ in busy.values())
-    for _, number, begun in busy.values():
-        if times and under_way[number] == 1 and time.monotonic() - begun > _SLOW * statistics.median(times):
-            return number
-    return None
+    limit = _SLOW * statistics.median(times) if times else float("inf")
+    late = (number for _, number, begun in busy.values() if now - begun > limit and under_way[number] == 1)
+    return next(late, None)
 
 
 def _start(job: Job) -> tuple[Connection, Any]:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -373,3 +374,21 @@ def test_an_object_store(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DetkitError, match="the store cannot be reached") as error:
         run("out", "s3://bucket/photos")
     assert "SECRET" not in said(error)
+
+
+def test_a_simulated_cluster_loses_only_what_was_under_way() -> None:
+    place = Path(__file__).parents[1] / "tools" / "simulate_shards.py"
+    spec = spec_from_file_location("simulate_shards", place)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["simulate_shards"] = module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    tails: dict[str, list[float]] = {"parts": [], "queue": [], "re-issue": []}
+    for seed in range(3):
+        for policy in tails:
+            one = module.simulate(1000, 100, 5.0, seed, policy)
+            assert set(one.finished) == set(range(1000))
+            assert one.started == one.finished.total() + one.deaths + one.under_way
+            tails[policy].append(one.tail / one.usual)
+    assert max(tails["re-issue"]) < sharding._SLOW + 2, "a late shard is made again by a worker that is not slow"
+    assert max(tails["queue"]) > max(tails["re-issue"]), "without that the slowest worker is waited for"

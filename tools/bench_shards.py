@@ -2,11 +2,13 @@
 
     python tools/bench_shards.py speed PHOTOS [--images 400] [--rounds 3]
     python tools/bench_shards.py memory [--images 100000]
+    python tools/bench_shards.py parts PHOTOS [--images 400]
 
 ``speed``: images per second of ``predict`` on images that lie decoded in memory, then of the command itself with one
 process and with two, one thread each, taking turns; PHOTOS is a folder whose photos are repeated under new names.
-``memory``: the most that a process held with a hundredth of the images and with all of them, tiny ones, by a detector
-that finds nothing, so that only what is detkit's own is counted.
+``memory``: the most that a process held with a tenth of the images and with all of them, tiny ones, by a detector
+that finds nothing, so that only what is detkit's own is counted. ``parts``: milliseconds of one core per image, of each
+part of the work, which other programs on the machine hardly change.
 """
 
 from __future__ import annotations
@@ -19,13 +21,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 
 from detkit import api
 from detkit.io.images import image_bytes, paths_in, read_image
+from detkit.io.shards import Shards
 from detkit.predictor import Predictor
 from detkit.sharding import Job, detect_shards
 from detkit.structures import Detections, Limits, Sample
@@ -70,14 +76,46 @@ def speed(photos: Path, count: int, rounds: int) -> None:
             print(f"{name:<12} {count / statistics.median(seconds):8.2f} images per second")
 
 
+def parts(photos: Path, count: int) -> None:
+    """Prints milliseconds of one core per image."""
+    paths = paths_in(photos)
+    predictor, chosen = api.load(threads=1), [paths[i % len(paths)] for i in range(count)]
+    spent: dict[str, float] = {}
+
+    def timed(name: str, call: Callable[[], Any]) -> Any:
+        begun = time.process_time()
+        answer = call()
+        spent[name] = 1000 * (time.process_time() - begun) / count
+        return answer
+
+    cv2.setNumThreads(0)
+    predictor.predict(paths[0])
+    images = timed("read and decode", lambda: [read_image(path) for path in chosen])
+    found = timed("detect", lambda: [predictor.predict(image) for image in images])
+    with tempfile.TemporaryDirectory() as place:
+        shards = Shards(str(Path(place, "out")))
+        names = [(f"photos/{i:09d}.jpg", 100_000) for i in range(count)]
+        timed("manifest", lambda: shards.begin(names, 5000, ["photos"], {}))
+        size = {"width": 500, "height": 375, "error": None}
+        rows = [
+            {"source": name, **size, "detections": one.to_records()}
+            for (name, _), one in zip(names, found, strict=True)
+        ]
+        timed("rows", lambda: shards.write(0, rows))
+        stored = Path(shards.path(0)).stat().st_size / count
+    for name, cost in spent.items():
+        print(f"{name:<16} {cost:8.3f} ms per image")
+    print(f"{stored:.0f} bytes per row, {sum(map(len, found)) / count:.1f} detections per image")
+
+
 def memory(count: int) -> None:
     """Prints the most that a process of its own held, in MB, for each number of images."""
     with tempfile.TemporaryDirectory() as place:
-        folder, data = Path(place, "photos"), image_bytes(np.zeros((8, 8, 3), np.uint8), ".png")
+        folder, data = Path(place, "photos"), image_bytes(np.zeros((8, 8, 3), np.uint8), ".png", 0)
         folder.mkdir()
         for i in range(count):
             (folder / f"{i:07d}.png").write_bytes(data)
-            if i + 1 in (count // 100, count):
+            if i + 1 in (count // 10, count):
                 child = [sys.executable, __file__, "child", str(folder), "--out", str(Path(place, f"out{i}"))]
                 print(
                     i + 1, subprocess.run(child, check=True, capture_output=True, text=True).stdout.strip(), flush=True
@@ -86,7 +124,7 @@ def memory(count: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "memory", "child"])
+    parser.add_argument("what", choices=["speed", "memory", "parts", "child"])
     parser.add_argument("photos", nargs="?", type=Path)
     parser.add_argument("--images", type=int)
     parser.add_argument("--rounds", type=int, default=3)
@@ -94,6 +132,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.what == "speed":
         speed(given.photos, given.images or 400, given.rounds)
+    elif given.what == "parts":
+        parts(given.photos, given.images or 400)
     elif given.what == "memory":
         memory(given.images or 100_000)
     else:
