@@ -23,6 +23,8 @@ from detkit.data.dataset import Dataset, read
 from detkit.data.resize import Resize
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
+from detkit.exporting.header import Header
+from detkit.exporting.predictor import load_exported
 from detkit.io.detections import read_detections
 from detkit.io.images import write_image
 
@@ -128,6 +130,47 @@ def test_headers_that_no_model_has(tmp_path: Path, change: dict[str, object], sa
     save_file({}, tmp_path / "m.safetensors", zoo.header_metadata(header))
     with pytest.raises(DetkitError, match=said):
         load_detector(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"threshold": "0.5"},
+        {"iou": 7},
+        {"candidates": None},
+        {"candidates": 0},
+        {"classes": ["a"]},
+        {"classes": [], "class_ids": []},
+        {"flip_pairs": [[0]]},
+        {"resize": {"size": [32, "x"]}},
+    ],
+)
+def test_headers_that_no_export_has(change: dict[str, object]) -> None:
+    sound = Header(
+        classes=("a", "b"), class_ids=(1, 2), resize=Resize((32, 64)), flip_pairs=((0, 1),), mean=(1.0, 2, 3)
+    )
+    metadata = sound.to_metadata()
+    assert Header.from_metadata(metadata, "m.onnx") == sound
+    metadata["detkit"] = json.dumps({**json.loads(metadata["detkit"]), **change})
+    with pytest.raises(DetkitError, match="what the ONNX file says of itself is damaged"):
+        Header.from_metadata(metadata, "m.onnx")
+
+
+def test_onnx_files_that_are_no_detectors(tmp_path: Path) -> None:
+    helper = pytest.importorskip("onnx.helper")
+    pytest.importorskip("onnxruntime")
+    numbers = helper.make_tensor_value_info("y", 1, [1])
+    value = helper.make_tensor("y", 1, [1], [1.0])
+    graph = helper.make_graph([helper.make_node("Constant", [], ["y"], value=value)], "g", [], [numbers])
+    for name, text in (("plain", ""), ("damaged", "\udcff")):
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+        helper.set_model_props(model, {"format": "XYZ"})
+        data = model.SerializeToString().replace(b"XYZ", text.encode(errors="surrogateescape") * 3 or b"XYZ")
+        (tmp_path / f"{name}.onnx").write_bytes(data)
+    with pytest.raises(DetkitError, match="does not take an image"):
+        load_exported(tmp_path / "plain.onnx", "onnxruntime")
+    with pytest.raises(DetkitError, match="may be damaged"):
+        load_exported(tmp_path / "damaged.onnx", "onnxruntime")
 
 
 def test_an_input_that_is_too_small_for_its_network() -> None:

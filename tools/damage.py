@@ -9,6 +9,8 @@ import struct
 from contextlib import suppress
 from typing import Any
 
+import onnx
+
 VALUES: tuple[Any, ...] = (
     None, True, False, -1, 0, 1, 0.5, -0.0, 1e-320, 1e308, 2**31, 2**53 + 1, 2**63, -(2**63), 10**40,
     float("nan"), float("inf"), float("-inf"), "", " ", "0", "nan", "1e5", "-7", "true", "../..", "/dev/zero", "/", ".",
@@ -44,6 +46,20 @@ def damaged_header(data: bytes, rng: random.Random) -> bytes:
         whole["__metadata__"]["detkit"] = json.dumps(_altered(own, rng))
     text = json.dumps(whole).encode()
     return struct.pack("<Q", len(text)) + text + data[end:]
+
+
+def damaged_metadata(data: bytes, rng: random.Random) -> bytes:
+    """An ONNX file of detkit's with one to three faults in what it says of itself, or that says nothing."""
+    model = onnx.load_from_string(data)
+    if rng.random() < 0.1:
+        del model.metadata_props[:]
+    for entry in model.metadata_props:
+        if entry.key == "detkit":
+            value = json.loads(entry.value)
+            for _ in range(rng.choice((1, 1, 2, 3))):
+                value = _altered(value, rng)
+            entry.value = json.dumps(value)
+    return bytes(model.SerializeToString())
 
 
 def _altered(value: Any, rng: random.Random) -> Any:

@@ -30,12 +30,13 @@ from pathlib import Path
 
 import cv2
 import torch
-from damage import damaged, damaged_header
+from damage import damaged, damaged_header, damaged_metadata
 from sound import KINDS
 
 from detkit.errors import DetkitError
 
 SECONDS, SILENCE, MEMORY = 5.0, 30.0, 2**30
+HEADERS = {".safetensors": damaged_header, ".onnx": damaged_metadata}
 EXAMPLES = 3  # that are kept of each fault
 
 
@@ -69,8 +70,8 @@ class Fuzzer:
         rng = random.Random(f"{self.name} {self.seed} {number}")
         path = rng.choice(self.files)
         data = path.read_bytes()
-        if path.suffix == ".safetensors" and rng.random() < 0.7:
-            return path, damaged_header(data, rng), rng
+        if path.suffix in HEADERS and rng.random() < 0.7:
+            return path, HEADERS[path.suffix](data, rng), rng
         return path, damaged(data, path.suffix == ".json", rng), rng
 
     def run(self, number: int) -> str:

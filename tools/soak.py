@@ -63,7 +63,8 @@ def told(name: str, right: bool, text: str) -> None:
 def watched(name: str, words: Sequence[str], folder: Path, code: int, lines: int) -> None:
     """A whole run: its exit code, the lines that it wrote, and that its memory stays what it was."""
     with open(folder / "said.txt", "w") as said:
-        process = detect([*words, "--out", "found.jsonl", "--overwrite"], folder, folder / MODEL, stdout=said)
+        words = [*words, "--out", "found.jsonl", "--overwrite", "--batch", "32"]
+        process = detect(words, folder, folder / MODEL, stdout=said)
         memory: list[tuple[int, float]] = []  # bytes that are written, megabytes in use
         partial, final = folder / "found.partial.jsonl", folder / "found.jsonl"
         while process.poll() is None:

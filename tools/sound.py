@@ -25,6 +25,8 @@ from detkit.data.dataset import Dataset, read
 from detkit.data.toy import toy_sample, write_toy_data
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
+from detkit.exporting.onnx_file import export
+from detkit.exporting.predictor import load_exported
 from detkit.importers.darknet import import_darknet, untrained_detector
 from detkit.importers.nanodet import import_nanodet, nanodet_section
 from detkit.importers.weights import layers_of, read_checkpoint
@@ -166,6 +168,15 @@ def use_model(folder: Path, path: Path, rng: random.Random, made: object) -> Non
     load_detector(folder / "m.safetensors").predict(np.zeros((20, 30, 3), np.uint8))
 
 
+def make_onnx(folder: Path) -> None:
+    make_model(folder)
+    export(folder / "m.safetensors", folder / "m.onnx")
+
+
+def use_onnx(folder: Path, path: Path, rng: random.Random, made: object) -> None:
+    load_exported(path, "onnxruntime", threads=1).predict(np.zeros((20, 30, 3), np.uint8))
+
+
 def make_darknet(folder: Path) -> None:
     folder.mkdir()
     nets = runpy.run_path(str(TESTS / "importers" / "conftest.py"))
@@ -225,6 +236,7 @@ KINDS = {form: Kind(make_data(form), use_data, TEXTS, cost=2) for form in FORMAT
     "images": Kind(make_images, use_images, IMAGES),
     "video": Kind(make_videos, use_videos, (".avi", ".mp4")),
     "model": Kind(make_model, use_model, (".safetensors",)),
+    "onnx": Kind(make_onnx, use_onnx, (".onnx",), cost=4),
     "darknet": Kind(make_darknet, use_darknet, (".cfg", ".weights", ".txt"), cost=4),
     "ncnn": Kind(make_ncnn, use_ncnn, (".param", ".bin", ".ckpt", ".txt"), cost=8),
     "config": Kind(make_config, use_config, (".yaml",), cost=3),

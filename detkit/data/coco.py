@@ -293,9 +293,9 @@ def _objects(
     order = np.argsort(ids, kind="stable")
     again = order[1:][ids[order[1:]] == ids[order[:-1]]]
     findings.add_rows("annotation id used again (kept)", np.sort(again), where, note=True)
-    points, weight = _points(list(column("keypoints"))), None
-    if any(value is not None for value in column("weight")):
-        weight = np.asarray([1.0 if value is None else value for value in column("weight")], dtype=np.float64)
+    points, weight, weights = _points(list(column("keypoints"))), None, list(column("weight"))
+    if weights.count(None) < n:
+        weight = np.asarray([1.0 if value is None else value for value in weights], dtype=np.float64)
         bad = ~((weight >= 0) & np.isfinite(weight))
         findings.add_rows("weight that is no number of 0 or more (taken as 1)", bad, where)
         weight[bad] = 1.0

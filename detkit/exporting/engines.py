@@ -95,9 +95,9 @@ class OnnxRuntime(Engine):
         options.intra_op_num_threads = threads or 0
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self.metadata = dict(self._session.get_modelmeta().custom_metadata_map)
         except Exception as error:  # its errors share no class of their own
             raise damaged(path, error) from None
-        self.metadata = dict(self._session.get_modelmeta().custom_metadata_map)
         self.inputs = [_port(one) for one in self._session.get_inputs()]
         self.outputs = [_port(one) for one in self._session.get_outputs()]
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from detkit.arrays import plain
 from detkit.data.resize import Resize
 from detkit.errors import DetkitError
@@ -82,13 +84,13 @@ class Header:
             what = f"the file has format {metadata['version']}, this detkit reads up to {FORMAT_VERSION}"
             raise DetkitError(what, where, "pip install --upgrade detkit")
         try:
-            facts = json.loads(metadata["detkit"])
-            facts["resize"] = Resize.from_dict(facts["resize"])
-            lists = {key: tuple(facts[key]) for key in ("classes", "class_ids", "mean", "std")}
-            pairs = tuple((int(a), int(b)) for a, b in facts["flip_pairs"])
-            return cls(**{**facts, **lists, "flip_pairs": pairs})
-        except (ValueError, KeyError, TypeError):
-            raise DetkitError("what the ONNX file says of itself is damaged", where, _AGAIN) from None
+            header = msgspec.convert(json.loads(metadata["detkit"]), cls)
+            whole = header.candidates >= 1 and len(header.classes) == len(header.class_ids) > 0
+            if whole and 0 <= header.threshold <= 1 and 0 <= header.iou <= 1:
+                return header
+        except (ValueError, KeyError, msgspec.ValidationError):
+            pass
+        raise DetkitError("what the ONNX file says of itself is damaged", where, _AGAIN)
 
 
 def describe_export(path: Path) -> dict[str, Any]:

@@ -217,8 +217,9 @@ def _foreign(
     engine: Engine, path: str | Path, layout: str | None, names: str | Path | None, size: int | None
 ) -> ExportedDetector:
     """Another program's file; DetkitError where it cannot be told how it is read."""
-    where, shape = str(path), engine.inputs[0].shape
-    if len(engine.inputs) != 1 or len(shape) != 4 or shape[1] not in (3, None):
+    where, shapes = str(path), [port.shape for port in engine.inputs]
+    shape = shapes[0] if len(shapes) == 1 else ()
+    if len(shape) != 4 or shape[1] not in (3, None):
         raise DetkitError("this ONNX file does not take an image (B, 3, H, W)", where, "give a detector's file")
     if None in shape[2:] and size is None:
         raise DetkitError("this ONNX file takes images of any size", where, "say which: --size 640, say")
