@@ -14,6 +14,7 @@ from typing import Any
 
 from detkit.data.names import COCO_CLASSES
 from detkit.errors import DetkitError, nearest
+from detkit.io.files import digits_in
 
 FORMAT_VERSION = 1
 DEFAULT = "detkit-nano"  # the name that "default" stands for
@@ -171,9 +172,9 @@ def read_model_header(path: str | Path) -> dict[str, Any]:
             tensors = {name: {"dtype": part.get_dtype(), "shape": part.get_shape()} for name, part in slices.items()}
     except SafetensorError:
         raise damaged from None
-    if metadata.get("format") != "detkit" or not str(metadata.get("version")).isdecimal():
+    version = digits_in(metadata.get("version"))
+    if metadata.get("format") != "detkit" or version is None:
         raise DetkitError("this safetensors file was not written by detkit", where, _RETRY)
-    version = int(metadata["version"])
     if version > FORMAT_VERSION:
         what = f"the model file has format {version}, this detkit reads up to {FORMAT_VERSION}"
         raise DetkitError(what, where, "pip install --upgrade detkit")

@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from detkit import zoo
+from detkit.cli import main
 from detkit.config.build import build_detector, load_detector
 from detkit.config.experiment import Config, EvaluateOptions, check_model, read_config
 from detkit.config.schema import Place
@@ -130,6 +131,34 @@ def test_headers_that_no_model_has(tmp_path: Path, change: dict[str, object], sa
     save_file({}, tmp_path / "m.safetensors", zoo.header_metadata(header))
     with pytest.raises(DetkitError, match=said):
         load_detector(tmp_path / "m.safetensors")
+
+
+def test_numbers_of_thousands_of_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Python refuses to read them; a digit of another kind (\u00b2) is none."""
+    nines = "9" * 5000
+    (tmp_path / "x.yaml").write_text(f"train:\n  epochs: {nines}\n")
+    with pytest.raises(DetkitError, match="whole number"):
+        read_config(tmp_path / "x.yaml", train_schema=TrainOptions)
+    (tmp_path / "data.yaml").write_text(f"names: [a]\ntrain: images\nkpt_shape: [{nines}, 3]\n")
+    (tmp_path / "images").mkdir()
+    with pytest.raises(DetkitError, match="kpt_shape"):
+        read(tmp_path / "data.yaml")
+    data = read(coco(tmp_path))
+    (tmp_path / "yolo").mkdir()
+    (tmp_path / "yolo" / "a.txt").write_text(f"{nines} 0.5 0.5 0.1 0.1 0.9\n")
+    with pytest.raises(DetkitError, match="is not one of the 1"):
+        read_detections(tmp_path / "yolo", data)
+    (tmp_path / "boxes.csv").write_text("image,x1,y1,x2,y2,label\na.png,1,1,4,4,cat\n")
+    for number in (nines, "\u00b2"):
+        (tmp_path / "classes.csv").write_text(f"dog,{number}\n")
+        assert read(tmp_path / "boxes.csv").classes == ("cat",)
+    save_file({}, tmp_path / "m.safetensors", {**zoo.header_metadata({}), "version": nines})
+    with pytest.raises(DetkitError, match="not written by detkit"):
+        zoo.read_model_header(tmp_path / "m.safetensors")
+    with pytest.raises(DetkitError, match="not written by detkit export"):
+        Header.from_metadata({"format": "detkit", "version": nines}, "m.onnx")
+    assert main(["detect", nines, "--conf", "0.5"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 3
 
 
 @pytest.mark.parametrize(

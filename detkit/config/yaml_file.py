@@ -109,7 +109,7 @@ def _scalar(kind: str, text: str) -> Any:
         return None
     if kind == "bool":
         return text.lower() == "true"
-    if kind == "int":
+    if kind == "int" and len(text) <= 4000:  # Python reads no longer ones
         return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
     if kind == "float":
         return float(text.replace(".", "", 1) if text.lower().lstrip("+-") in (".inf", ".nan") else text)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from detkit.data.label_files import Box, LabelFilesFormat, LabelTable, find_label_files
 from detkit.errors import DetkitError
-from detkit.io.files import reading
+from detkit.io.files import digits_in, reading
 from detkit.io.images import IMAGE_SUFFIXES
 
 # What a column holds: its names, in lower case without other signs than letters and digits, the likeliest first.
@@ -61,7 +61,8 @@ class CsvFormat(LabelFilesFormat):
         """Those of classes.csv, which keras-retinanet reads: lines of a name and its number."""
         home = path if path.is_dir() else path.parent
         rows = list(csv_lines(home / "classes.csv")) if (home / "classes.csv").is_file() else []
-        numbered = [(int(row[1]), row[0].strip()) for _, row in rows if len(row) == 2 and row[1].strip().isdigit()]
+        pairs = [(digits_in(row[1].strip()), row[0].strip()) for _, row in rows if len(row) == 2]
+        numbered = [(number, name) for number, name in pairs if number is not None]
         return [name for _, name in sorted(numbered)] if len(numbered) == len(rows) else []
 
     def table(self, place: Path) -> LabelTable:

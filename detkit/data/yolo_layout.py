@@ -11,7 +11,7 @@ from pathlib import Path
 from detkit.data.annotations import Findings
 from detkit.data.listing import PARTS, files_in, of_suffix, part_of, parts_of
 from detkit.errors import DetkitError
-from detkit.io.files import names_in, refuse_deep_nesting, text_of
+from detkit.io.files import digits_in, names_in, refuse_deep_nesting, text_of
 
 YAML = (".yaml", ".yml")
 CLASSES = ("classes.txt", "obj.names", "_darknet.labels", "classes.names")  # a name per line
@@ -223,8 +223,8 @@ def _keypoints(value: dict[str, object], file: Path) -> tuple[int, int] | None:
     if shape is None:
         return None
     match shape:
-        case [str(count), str(numbers)] if count.isdecimal() and numbers in ("2", "3"):
-            return int(count), int(numbers)
+        case [count, ("2" | "3") as numbers] if (points := digits_in(count)) is not None:
+            return points, int(numbers)
     do = "give [how many, 2 or 3 numbers of each]: [17, 3]"
     raise DetkitError("kpt_shape of this data.yaml cannot be read", f"{file}, kpt_shape", do)
 

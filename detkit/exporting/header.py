@@ -13,6 +13,7 @@ import msgspec
 from detkit.arrays import plain
 from detkit.data.resize import Resize
 from detkit.errors import DetkitError
+from detkit.io.files import digits_in
 
 FORMAT_VERSION = 1
 _AGAIN = "export it again: detkit export MODEL -o FILE.onnx"
@@ -78,10 +79,11 @@ class Header:
         Raises:
             DetkitError: Of another program, of a newer format, or damaged.
         """
-        if metadata.get("format") != "detkit" or not metadata.get("version", "").isdecimal():
+        version = digits_in(metadata.get("version"))
+        if metadata.get("format") != "detkit" or version is None:
             raise DetkitError("this ONNX file was not written by detkit export", where, _AGAIN)
-        if int(metadata["version"]) > FORMAT_VERSION:
-            what = f"the file has format {metadata['version']}, this detkit reads up to {FORMAT_VERSION}"
+        if version > FORMAT_VERSION:
+            what = f"the file has format {version}, this detkit reads up to {FORMAT_VERSION}"
             raise DetkitError(what, where, "pip install --upgrade detkit")
         try:
             header = msgspec.convert(json.loads(metadata["detkit"]), cls)

@@ -77,6 +77,11 @@ def names_in(file: Path) -> list[str]:
     return [line.strip() for line in text_of(file).splitlines() if line.strip()]
 
 
+def digits_in(text: object) -> int | None:
+    """The number that a text of up to 18 digits is; else None: Python refuses to read thousands of them."""
+    return int(text) if isinstance(text, str) and text.isascii() and text.isdecimal() and len(text) <= 18 else None
+
+
 def write_error(error: OSError, path: str | Path) -> DetkitError:
     """The error to show when writing ``path`` failed: code 4 if there is no room, else 2."""
     if error.errno in _FULL:

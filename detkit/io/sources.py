@@ -20,7 +20,7 @@ import numpy as np
 
 from detkit.errors import DetkitError
 from detkit.io.download import fetched
-from detkit.io.files import reading
+from detkit.io.files import digits_in, reading
 from detkit.io.images import IMAGE_SUFFIXES, ImageSource, as_rgb, paths_in, read_header
 from detkit.io.remote import listed
 from detkit.io.video import STREAMS, VIDEO_SUFFIXES, Open, VideoReader, without_password
@@ -129,7 +129,7 @@ def _items(source: Source, name: str, stdin: BinaryIO | None) -> list[tuple[str,
             raise DetkitError("addresses of this kind are not opened", do="give http://, https:// or rtsp://")
         return [(without_password(source), source)]
     path = Path(name)
-    if isinstance(source, int) or (name.isascii() and name.isdecimal() and not path.exists()):
+    if isinstance(source, int) or (digits_in(name) is not None and not path.exists()):
         return [(f"camera {int(name)}", int(name))]
     with reading(name):
         if path.is_dir():

@@ -15,6 +15,7 @@ import numpy as np
 from detkit.errors import DetkitError
 from detkit.io.detections.json_files import read_json, read_shards
 from detkit.io.detections.lookup import Found, Lookup, Row, found_rows, some
+from detkit.io.files import digits_in
 from detkit.io.images import image_size
 from detkit.io.shards import is_shards
 from detkit.tables import Results
@@ -168,8 +169,8 @@ def _read_yolo(folder: Path, files: list[Path], data: Annotations) -> Found:
     for file in files:
         image = lookup.image(file.stem, str(file))
         for where, word, (x, y, w, h, score) in _lines(file, _YOLO_LINE):
-            number = int(word) if word.isdecimal() else len(names)
-            if number >= len(names):
+            number = digits_in(word)
+            if number is None or number >= len(names):
                 what = f"class {word} is not one of the {len(names)}, 0 to {len(names) - 1}"
                 raise DetkitError(what, where, "put the names, one per line, into classes.txt beside the files")
             width, height = _image_size(data, image)
