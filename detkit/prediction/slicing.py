@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -74,7 +75,7 @@ class Sliced(Wrapped):
         if overlap is not None and not 0 <= overlap <= 0.8:
             what = f"the overlap is a share of a tile from 0 to 0.8, got {overlap:g}"
             raise DetkitError(what, "--overlap", "give 0.2, say")
-        if budget is not None and not 0 < budget < float("inf"):
+        if budget is not None and not 0 < budget < math.inf:
             raise DetkitError(f"a budget is a number of seconds above 0, got {budget:g}", "--budget", "give 2, say")
         self.tile, self.overlap, self.budget, self.batch, self.tell = _sides(tile), overlap, budget, batch, tell
         if self.tile is None and self.input_size is None:
@@ -87,19 +88,20 @@ class Sliced(Wrapped):
         """Detections (numpy) in each sample's pixels."""
         return [self._look(sample.image, limits) for sample in samples]
 
-    def plan(self, height: int, width: int, most: int | None = None) -> SlicePlan:
+    def plan(self, height: int, width: int, most: float = math.inf) -> SlicePlan:
         """How an image of this size is looked at.
 
         Args:
             height: Pixels.
             width: Pixels.
-            most: Windows that the budget allows; None: any number.
+            most: Windows that the budget allows.
         """
         seen = self.input_size or self.tile
         assert seen is not None
         small, middle, large = (share * max(seen) for share in _ASSUMED)
         usual = self.usual_sizes or UsualSizes(small, middle, large, zoom=1.0)
         typical = usual.typical / usual.zoom
+        guess = "" if self.usual_sizes else f" (typical objects are taken to have {typical:.0f} pixels)"
         tile = np.array(self.tile or [round(side / usual.zoom) for side in seen])
         shrunk = max(height / seen[0], width / seen[1])
         why = ""
@@ -108,21 +110,22 @@ class Sliced(Wrapped):
         elif self.tile is None and shrunk <= _LARGE:
             why = f"it is at most {_LARGE} times the input of {seen[1]} x {seen[0]}"
         elif self.tile is None and typical / shrunk >= usual.small:
-            why = f"typical objects keep {typical / shrunk:.0f} pixels in the input of {seen[1]} x {seen[0]}"
-        elif most is not None and most < 2:
-            why = "the budget allows one look"
-        if why:
-            return SlicePlan(np.array([[0, 0, width, height]]), False, f"{width} x {height}: not sliced, {why}")
+            why = f"typical objects keep {typical / shrunk:.0f} pixels in the input of {seen[1]} x {seen[0]}{guess}"
         whole = bool(usual.large / max(seen) * max(height, width) > tile.min() / 2)
-        while True:
+        windows = np.array([[0, 0, width, height]])
+        while not why:
             share = np.clip(typical / tile, _LEAST, _MOST) if self.overlap is None else self.overlap
             windows = tile_grid(height, width, tile, share)
-            if most is None or len(windows) + whole <= max(most, 2 + whole):
+            if len(windows) == 1:
+                why = "the budget allows one look"
+            elif len(windows) + whole <= most:
                 break
             tile = np.ceil(tile * 1.1).astype(int)
+        if why:
+            return SlicePlan(windows, False, f"{width} x {height}: not sliced, {why}")
         text = f"{width} x {height}: {len(windows)} tiles of {windows[0, 2]} x {windows[0, 3]}"
-        text += " and the whole image" * whole + " within the budget" * (most is not None)
-        return SlicePlan(windows, whole, text)
+        text += " and the whole image" * whole + " within the budget" * (most < math.inf)
+        return SlicePlan(windows, whole, text + guess)
 
     def _look(self, image: np.ndarray, limits: Limits) -> Detections:
         height, width = image.shape[:2]
