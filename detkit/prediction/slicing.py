@@ -129,14 +129,14 @@ class Sliced(Wrapped):
 
     def _look(self, image: np.ndarray, limits: Limits) -> Detections:
         height, width = image.shape[:2]
-        began, plan = time.perf_counter(), self.plan(height, width)
-        if self.budget is not None and len(plan.windows) > 1:
+        plan, left = self.plan(height, width), self.budget
+        if left is not None and len(plan.windows) > 1:
             if self._seconds is None:
-                self._ask([image], limits)  # the first call of all takes longer
-                second = time.perf_counter()
+                self._ask([image], limits)  # the first call of all takes longer, as loading does
+                began = time.perf_counter()
                 self._ask([image], limits)
-                self._seconds = time.perf_counter() - second
-            left = self.budget - (time.perf_counter() - began)
+                self._seconds = time.perf_counter() - began
+                left -= self._seconds
             plan = self.plan(height, width, int(left / self._seconds))
         self._say(plan.text)
         began = time.perf_counter()

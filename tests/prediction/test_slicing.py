@@ -212,7 +212,7 @@ def test_a_budget_makes_tiles_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     image = scene(500, 500, [(90, 90, 130, 130)])
     assert len(sliced.plan(500, 500).windows) == 25
     assert len(sliced.predict(image)) == 1
-    assert clock[0] <= 10  # two looks to know what one takes, and what is then left
+    assert clock[0] <= 11  # a look that does not count, one to know what it takes, and what is then left
     began = clock[0]
     sliced.predict(image)
     assert 5 <= clock[0] - began <= 10
