@@ -97,6 +97,7 @@ class Head(Module):
 
     Attributes:
         takes_proposals: True for a head that looks at regions, which a proposal source gives.
+        takes_identities: True for a head whose classes are identities: data to validate on may have others.
         takes_masks: True for a head that learns the class of each pixel: its targets have a ``mask``.
         protocol: The metric (``detkit.metrics.METRICS``) that its answers are judged by.
         flip_pairs: Pairs of landmarks, counted from 0, that change places where an image is mirrored.
@@ -107,6 +108,7 @@ class Head(Module):
 
     takes_proposals: ClassVar[bool] = False
     takes_masks: ClassVar[bool] = False
+    takes_identities: ClassVar[bool] = False
     protocol: str = "coco"
     flip_pairs: tuple[tuple[int, int], ...] = ()
     allows_mosaic: ClassVar[bool] = True

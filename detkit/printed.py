@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -26,6 +27,23 @@ class Printed:
     def lines(self) -> Sequence[str]:
         """For a person."""
         return self.text
+
+
+@dataclass(slots=True, frozen=True)
+class Shown:
+    """An image and a table, which a notebook shows.
+
+    Attributes:
+        jpeg: The image's file.
+        table: As HTML.
+    """
+
+    jpeg: bytes = field(repr=False)
+    table: str = field(repr=False)
+
+    def _repr_html_(self) -> str:
+        image = base64.b64encode(self.jpeg).decode()
+        return f'<img alt="detections" src="data:image/jpeg;base64,{image}">{self.table}'
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -11,7 +11,6 @@ Conventions, written once and checked here:
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 
 from detkit.arrays import as_numpy, concatenated, convert_kind, moved
 from detkit.errors import DetkitError, nearest
+from detkit.printed import Shown
 from detkit.rows import Array, Rows
 
 if TYPE_CHECKING:
@@ -259,23 +259,6 @@ class Detections(Rows):
             for r in self.to_records()
         )
         return f"<table><tr><th>class</th><th>score</th><th>box (x1, y1, x2, y2)</th></tr>{cells}</table>"
-
-
-@dataclass(slots=True, frozen=True)
-class Shown:
-    """An image and a table, which a notebook shows.
-
-    Attributes:
-        jpeg: The image's file.
-        table: As HTML.
-    """
-
-    jpeg: bytes = field(repr=False)
-    table: str = field(repr=False)
-
-    def _repr_html_(self) -> str:
-        image = base64.b64encode(self.jpeg).decode()
-        return f'<img alt="detections" src="data:image/jpeg;base64,{image}">{self.table}'
 
 
 @dataclass(slots=True, frozen=True, eq=False)

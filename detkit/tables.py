@@ -80,6 +80,7 @@ class Results:
         points: (M, K, 2) float64 x, y in pixels, or None.
         pixels: (images, C + 1, C + 1) int64: how many pixels of each image are labelled as one class and answered as
             another, the last being neither; or None.
+        embedding: (M, D) float32, the vector of what was found, or None.
     """
 
     image: np.ndarray
@@ -88,14 +89,17 @@ class Results:
     score: np.ndarray
     points: np.ndarray | None = None
     pixels: np.ndarray | None = None
+    embedding: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.score)
 
     def __getitem__(self, rows: np.ndarray) -> Results:
         """Some detections: a mask or indices."""
-        points = None if self.points is None else self.points[rows]
-        return Results(self.image[rows], self.label[rows], self.xywh[rows], self.score[rows], points, self.pixels)
+        points, vectors = (None if column is None else column[rows] for column in (self.points, self.embedding))
+        return Results(
+            self.image[rows], self.label[rows], self.xywh[rows], self.score[rows], points, self.pixels, vectors
+        )
 
 
 @dataclass(slots=True, frozen=True, eq=False)
@@ -179,13 +183,16 @@ def results_of(found: Sequence[Any], images: Sequence[int] | None = None) -> Res
     xyxy, labels, image = _boxes_and_labels(found)
     counts = np.bincount(image, minlength=len(found)) if len(found) else np.zeros(0, np.int64)
     scores = [inputs.score_array(_column(one, "scores"), n) for one, n in zip(found, counts, strict=True)]
-    points = [one.extra["points"] for one in found if "points" in getattr(one, "extra", {})]
+    points, vectors = (
+        [one.extra[name] for one in found if name in getattr(one, "extra", {})] for name in ("points", "embedding")
+    )
     return Results(
         image=image if images is None else np.asarray(images, np.int64)[image],
         label=labels,
         xywh=_xywh(xyxy),
         score=np.concatenate([np.zeros(0), *scores]).astype(np.float64),
         points=np.concatenate(points).astype(np.float64) if points else None,
+        embedding=np.concatenate(vectors) if vectors else None,
     )
 
 

@@ -48,11 +48,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(data: Path) -> Path:
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     changes = ["model.size=64", BODY, "model.head={name: segment, upsampling: learned, dice_gain: 0.5}"]
     changes += ["train.batch=3", "train.lr=5e-3", "train.backbone_lr=5e-3", "train.workers=0", "train.ema=0"]
     augment = ["augment.scale=[0.9, 1.2]"]
-    done = detkit.train("segment", data=data, epochs=12, overrides=[*changes, *augment], out=data.parent / "run")
+    done = detkit.train(
+        "segment", data=data, epochs=12, overrides=[*changes, *augment], out=tmp_path_factory.mktemp("segment") / "run"
+    )
     assert done.row["mIoU"] > 0.6
     return done.run
 

@@ -15,7 +15,7 @@ from detkit.registry import import_from
 
 # Under each heading a file and a function in it, whose name is the verb's; or a file that holds several.
 VERBS = {
-    "Use": ("detect:detect", "track:track", "serve:serve", "quickstart:quickstart"),
+    "Use": ("detect:detect", "track:track", "match", "serve:serve", "quickstart:quickstart"),
     "Data": ("data", "label:label", "propose:propose"),
     "Train": ("train:train", "train:pretrain", "adapt:adapt", "about:config", "about:models"),
     "Judge": ("evaluate:evaluate", "evaluate:compare"),

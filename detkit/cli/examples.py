@@ -10,6 +10,13 @@ EXAMPLES = {
         "detect aerial.jpg --slice auto --save",
     ),
     "track": ("track clip.mp4 --save", "track clip.mp4 --count line:0,250,768,250 --out tracks.txt"),
+    "match verify": ("match verify a.jpg b.jpg -m RUN", "match verify a.jpg b.jpg --threshold 0.8"),
+    "match enrol": ("match enrol known.gallery ann ann.jpg -m RUN", "match enrol known.gallery bob 1.jpg 2.jpg -m RUN"),
+    "match identify": (
+        "match identify known.gallery who.jpg -m RUN",
+        "match identify known.gallery 1.jpg --threshold 0.7",
+    ),
+    "match search": ("match search crop.jpg photos/", "match search crop.jpg photos/ -n 20 -m RUN"),
     "serve": ("serve", "serve --model RUN --port 0 --report page.html"),
     "quickstart": ("quickstart", "quickstart mine.jpg --overwrite"),
     "data check": (

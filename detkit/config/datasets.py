@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detkit import zoo
+from detkit import registry, zoo
 from detkit.config.experiment import Config, sources
 from detkit.config.schema import Place
 from detkit.config.yaml_file import Section
@@ -67,11 +67,13 @@ def train_val_datasets(config: Config) -> tuple[Dataset, Dataset, list[str]]:
     if config.model["classes"] == "keep":
         train, notes = _with_models_classes(config, train)
     _check_known(config, (*listed, *train.classes))
+    head = registry.find_part("head", config.model["head"]["name"])
+    classes = None if head.takes_identities else train.classes
     if data["val"] is not None:
-        return train, build_dataset(data["val"], split="val", classes=train.classes), notes
+        return train, build_dataset(data["val"], split="val", classes=classes), notes
     found = [_val_of(item) for item in data["train"]]
     if all(found):
-        val = build_dataset([item for item in found if item], split="val", classes=train.classes)
+        val = build_dataset([item for item in found if item], split="val", classes=classes)
         names = ", ".join(dict.fromkeys(str(item["split"] or item["path"]) for item in found if item))
         return train, val, [*notes, f"validation: the data's own part {names}, {len(val)} images"]
     if len(train) < 2:

@@ -153,6 +153,7 @@ class Loader:
         world: How many these are.
         context: Start method of the workers; None: the system's own.
         balance: Threshold of ``repeat_factors``; 0: none.
+        per_identity: Images of each class that a batch shows, see ``EpochSampler``; 0: none.
         pin: Page-locked memory, for CUDA.
         on_bad_image: Is told each image that cannot be read, once.
 
@@ -178,6 +179,7 @@ class Loader:
         world: int = 1,
         context: Literal["fork", "spawn", "forkserver"] | None = None,
         balance: float = 0.0,
+        per_identity: int = 0,
         pin: bool = False,
         on_bad_image: Callable[[DetkitError], None] | None = None,
     ) -> None:
@@ -187,8 +189,19 @@ class Loader:
         weights = None
         if balance and shuffle:
             weights = repeat_factors([dataset.labels_of(i) for i in range(count)], len(dataset.classes), balance)
+        identities = None
+        if per_identity and shuffle:
+            identities = np.array([(*dataset.labels_of(i), -1)[0] for i in range(count)])
         self.sampler = EpochSampler(
-            count, batch=batch, seed=seed, shuffle=shuffle, rank=rank, world=world, weights=weights
+            count,
+            batch=batch,
+            seed=seed,
+            shuffle=shuffle,
+            rank=rank,
+            world=world,
+            weights=weights,
+            identities=identities,
+            per_identity=per_identity,
         )
         self.failures: dict[str, DetkitError] = {}
         self.dropped = 0

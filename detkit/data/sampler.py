@@ -45,6 +45,9 @@ class EpochSampler:
         rank: This process.
         world: How many processes.
         weights: (I,) relative frequencies for training; an epoch stays ``count`` positions long. None: all the same.
+        identities: (I,) int64, what each image shows; a batch then has ``per_identity`` images of each that it has (P x
+            K sampling, Hermans et al. 2017, arXiv 1703.07737, section 2), twice the same where there are too few.
+        per_identity: K, a divisor of ``batch``.
     """
 
     count: int
@@ -55,6 +58,8 @@ class EpochSampler:
     rank: int = 0
     world: int = 1
     weights: np.ndarray | None = None
+    identities: np.ndarray | None = None
+    per_identity: int = 0
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.count < 1:
@@ -62,6 +67,8 @@ class EpochSampler:
             raise ValueError(f"{what}, got {self.count} and {self.batch}")
         if not 0 <= self.rank < self.world:
             raise ValueError(f"rank must lie in 0..{self.world - 1}, got {self.rank}")
+        if self.identities is not None and (self.per_identity < 1 or self.batch % self.per_identity):
+            raise ValueError(f"batch must be a multiple of per_identity, got {self.batch} and {self.per_identity}")
         if self.weights is not None and len(self.weights) != self.count:
             raise ValueError(f"weights must be ({self.count},), got {len(self.weights)}")
 
@@ -70,6 +77,14 @@ class EpochSampler:
         if not self.shuffle:
             return np.arange(self.count)
         rng = np.random.default_rng([self.seed, epoch])
+        if self.identities is not None:
+            images = np.argsort(self.identities, kind="stable")
+            groups = np.split(images, np.flatnonzero(np.diff(self.identities[images])) + 1)
+            turns = np.resize(rng.permutation(len(groups)), len(self) * self.batch * self.world // self.per_identity)
+            drawn = [
+                rng.choice(g, self.per_identity, len(g) < self.per_identity) for g in map(groups.__getitem__, turns)
+            ]
+            return np.concatenate(drawn)
         chosen = np.arange(self.count)
         if self.weights is not None:
             # Systematic sampling: everyone is drawn its expected number of times, rounded up or down.

@@ -48,7 +48,13 @@ def check_run(
         if metric.answers == "labels" and dataset is not None and not dataset.annotations.labelled:
             do = "give class folders; detkit data crops DATA --out FOLDER makes them of a detection set"
             raise DetkitError("a classifier needs images of one label each", f"data.{name}", do)
-    if options.batch % world:
+    if model.head.takes_identities:
+        most = int(train_set.annotations.class_counts().max(initial=0))
+        if options.per_identity < 2 or most < 2:
+            what = "no identity has two images" if most < 2 else "a batch needs several images of an identity"
+            do = "give folders of two images or more" if most < 2 else "set it to 4, say"
+            raise DetkitError(f"{what}: pairs are what is learned", "train.per_identity", do)
+    if options.batch % (world * max(options.per_identity, 1)):
         what = f"a batch of {options.batch} cannot be shared by {world} processes"
         raise DetkitError(what, "train.batch", "choose a multiple")
     if options.unfreeze and world > 1:
@@ -96,6 +102,10 @@ def remarks(trainer: Trainer) -> Iterator[str]:
         yield f"train.unfreeze: the run ends before epoch {late[0]}, so {len(late)} more stages stay frozen"
     if options.lr == "auto" and from_detector(model):
         yield f"train.lr: {learning_rates(model, options)[0]:g}, since training starts from a detector's weights"
+    if model.head.takes_identities:
+        counts = trainer.train_set.annotations.class_counts()
+        if lone := int((counts == 1).sum()):
+            yield f"{lone} of {len(counts)} identities have one image: it makes pairs with itself, changed at random"
     if trainer.frozen_norms:
         yield f"train.freeze_norms: {len(trainer.frozen_norms)} BatchNorms keep the statistics of these weights"
     if trainer.metric.answers != "labels" and trainer.train_set.annotations.labelled:

@@ -242,7 +242,7 @@ def mean_losses(sums: LossSums) -> dict[str, float]:
 
 def _with_labels_of(wanted: tuple[str, ...], classes: tuple[str, ...], results: Results) -> Results:
     """Labels by the data's class names; detections of classes that the data does not know are left out."""
-    if tuple(wanted) == tuple(classes):
+    if tuple(wanted) == tuple(classes) or results.embedding is not None:  # vectors have no class
         return results
     table = np.array(match_classes(classes, wanted), dtype=np.int64)
     if not (table >= 0).any():

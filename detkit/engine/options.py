@@ -14,7 +14,12 @@ _RULES: tuple[tuple[str, Callable[[float, float], bool], float, tuple[str, ...]]
     ("at least 1", ge, 1, ("epochs", "batch", "accumulate", "validate_every", "cache_views", "unfreeze")),
     ("above 0", gt, 0, ("lr", "save_minutes", "step_at")),
     ("0 or more", ge, 0, ("limit", "weight_decay", "warmup", "warmup_steps", "clip", "workers", "close_mosaic")),
-    ("0 or more", ge, 0, ("patience", "backbone_lr", "stage_lr", "momentum", "ema", "balance", "final_lr")),
+    (
+        "0 or more",
+        ge,
+        0,
+        ("patience", "per_identity", "backbone_lr", "stage_lr", "momentum", "ema", "balance", "final_lr"),
+    ),
     ("at most 1", le, 1, ("balance", "final_lr")),
     ("below 1", lt, 1, ("momentum", "ema", "step_at")),
 )
@@ -32,6 +37,8 @@ class TrainOptions:
         limit: Only the first images; 0: all.
         balance: Images with classes that are in less than this share of the images are drawn more often; 0: all alike
             (Gupta et al., LVIS, 2019, section 4.2).
+        per_identity: A batch shows so many images of each of its classes, which take turns: what a head that learns
+            from pairs needs; 0: images in any order.
         seed: Of every random choice.
         optimizer: Its name.
         lr: Learning rate; ``auto``: 2e-3, but 1e-4 from a detector's weights (``model.weights``) with adamw or adam.
@@ -77,6 +84,7 @@ class TrainOptions:
     accumulate: int = 1
     limit: int = 0
     balance: float = 0.0
+    per_identity: int = 0
     seed: int = 0
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw"
     lr: float | Literal["auto"] = "auto"
@@ -116,6 +124,7 @@ class TrainOptions:
                 # NaN does not hold either.
                 self._require(name, all(one in (None, "auto") or holds(one, bound) for one in values), rule)
         self._require("unfreeze", list(self.unfreeze) == sorted(self.unfreeze), "epochs in rising order")
+        self._require("per_identity", self.batch % max(self.per_identity, 1) == 0, f"a divisor of batch {self.batch}")
         self._require("cache_views", self.cache_features or not self.cache_views, "left out without cache_features")
 
     def _require(self, name: str, holds: bool, rule: str) -> None:

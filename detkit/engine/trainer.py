@@ -313,6 +313,7 @@ class Trainer:
             rank=self.runtime.rank,
             world=self.runtime.world,
             balance=self.options.balance,
+            per_identity=self.options.per_identity,
             pin=self.runtime.device.type == "cuda",
             on_bad_image=lambda error: self.say(f"left out: {error.where}: {error.what}"),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 HEADS = {
     "aligned": "detkit.heads.aligned:Aligned",
     "classify": "detkit.heads.image:Classify",
+    "embed": "detkit.heads.embed:Embed",
     "frame_order": "detkit.heads.pretext:FrameOrder",
     "localize": "detkit.heads.image:Localize",
     "roi": "detkit.heads.roi:RoIHead",

@@ -21,6 +21,9 @@ METRICS = {
     "points": "detkit.metrics.points:Points",
     "pretext": "detkit.metrics.pretext:Pretext",
     "pixels": "detkit.metrics.pixels:Pixels",
+    "match": "detkit.metrics.identities:Match",
+    "match_absolute": "detkit.metrics.identities:MatchAbsolute",
+    "match_chi_square": "detkit.metrics.identities:MatchChiSquare",
 }
 
 

@@ -16,8 +16,8 @@ from detkit.ops.coder import Priors
 from detkit.structures import Limits, Target
 
 CHANNELS, STRIDES, CLASSES = [8, 16], [16, 32], 3
-# The others need proposals, or equal maps: they have their own tests.
-ALONE = [name for name in HEADS if name not in ("roi", "sliding_window")]
+# The others need proposals, equal maps, pairs or views: they have their own tests.
+ALONE = [name for name in HEADS if name not in ("roi", "sliding_window", "embed", "frame_order", "rotation", "simclr")]
 # Arguments that have no default a head could be built with.
 NEEDED: dict[str, dict[str, Any]] = {"yolo": {"anchors": [(10, 12), (30, 20), (40, 60), (90, 70)]}}
 

@@ -1,0 +1,138 @@
+"""Matching by vectors: are two images of one identity, whose is this one, which of a folder are like it?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from detkit.data.dataset import Dataset, read
+from detkit.detector import Detector
+from detkit.engine.evaluator import detect_dataset
+from detkit.errors import DetkitError
+from detkit.io.files import reading, write_bytes
+from detkit.metrics import find_metric
+from detkit.metrics.identities import Match
+from detkit.ops.similarity import Measure, likeness
+from detkit.structures import Sample
+
+_BATCH = 32
+
+
+def measure_of(model: Detector) -> Measure:
+    """How its vectors are compared."""
+    return getattr(model.head, "measure", "cosine")
+
+
+def vectors(model: Detector, images: Sequence[np.ndarray]) -> np.ndarray:
+    """A vector per image: of head ``embed`` its own, of any other model its last map averaged, of length 1.
+
+    Args:
+        model: One of detkit's.
+        images: uint8 (H, W, 3) RGB.
+
+    Returns:
+        (N, D) float32.
+    """
+    found = list[np.ndarray]()
+    with torch.inference_mode():
+        for start in range(0, len(images), _BATCH):
+            batch = model.batch_of([Sample(image) for image in images[start : start + _BATCH]])
+            features = model.features(batch.pixels)
+            own = model.head.takes_identities
+            table = model.head.raw(features)["embedding"] if own else F.normalize(features[-1].mean((2, 3)))
+            found.append(table.float().cpu().numpy())
+    return np.concatenate(found) if found else np.zeros((0, 0), np.float32)
+
+
+def weights_hash(model: Detector) -> str:
+    """SHA-256 of the weights as they are in the model's file, whatever else that says."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode() + value.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def threshold_of(model: Detector, data: str | None = None, split: str | None = None, accepts: float = 0.01) -> float:
+    """The likeness from which on two vectors are of one identity: it accepts a share of the pairs of different ones.
+
+    Args:
+        model: With head ``embed``.
+        data: Folders of identities; None: those that the model was validated on, with ``accepts`` of 0.01.
+        split: A part of the data.
+        accepts: The share.
+
+    Raises:
+        DetkitError: There is neither.
+    """
+    metric = find_metric(model.protocol)
+    if data is not None and isinstance(metric, Match):
+        different = metric.pairs(*detect_dataset(model, Dataset(read(data, split=split)))[:2])[1]
+        return float(np.quantile(different, 1 - accepts))
+    if data is not None or "threshold" not in model.scores:
+        do = "give --threshold 0.8, say, or a model with head embed"
+        raise DetkitError("this model knows no threshold of likeness", "--threshold", do)
+    return model.scores["threshold"]
+
+
+@dataclass
+class Gallery:
+    """Known identities as vectors; no image is kept.
+
+    Attributes:
+        model: Hash of the weights that made the vectors.
+        names: Of each vector's identity, which may have several.
+        table: (N, D) float32.
+    """
+
+    model: str
+    names: list[str] = field(default_factory=list)
+    table: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+
+    @classmethod
+    def load(cls, path: Path, model: Detector) -> Gallery:
+        """The gallery in a file.
+
+        Raises:
+            DetkitError: No such file, another kind of file, or vectors of another model.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        with reading(str(path)), open(path, "rb"):
+            pass
+        try:
+            with safe_open(path, "numpy") as file:
+                about = json.loads((file.metadata() or {})["gallery"])
+                found = cls(about["model"], list(about["names"]), file.get_tensor("table"))
+        except (SafetensorError, KeyError, ValueError):
+            raise DetkitError("this file is no gallery", str(path), "detkit match enrol makes one") from None
+        if found.model != weights_hash(model):
+            do = "match with the model that it was made with, or enrol the images anew"
+            raise DetkitError(
+                "the gallery was made with another model, whose vectors mean something else", str(path), do
+            )
+        return found
+
+    def enrol(self, name: str, table: np.ndarray) -> None:
+        """Adds vectors (K, D) of an identity."""
+        self.table = np.concatenate([self.table, table]) if len(self.names) else table
+        self.names += [name] * len(table)
+
+    def identify(self, vector: np.ndarray, measure: Measure) -> list[tuple[str, float]]:
+        """Identities and likenesses to a vector (D,), the best of each, best first."""
+        alike = likeness(vector[None], self.table, measure)[0]
+        best = {self.names[i]: float(alike[i]) for i in np.argsort(alike)}
+        return sorted(best.items(), key=lambda item: -item[1])
+
+    def save(self, path: Path, *, overwrite: bool = True) -> None:
+        """Writes the file; DetkitError where that fails."""
+        from safetensors.numpy import save
+
+        about = {"gallery": json.dumps({"model": self.model, "names": self.names})}
+        write_bytes(path, save({"table": self.table}, about), overwrite=overwrite)
