@@ -23,9 +23,8 @@ _GENTLE = 1e-4  # rate where no class is new
 def fitted(config: Config, annotations: Annotations) -> tuple[Config, list[str]]:
     """The default recipe with what these labels ask for; what an override gives stays.
 
-    A few images need steps, not passes, and the average of the weights looks back over a quarter of them. A mosaic
-    halves all objects: it is made where they are small anyhow, as among many others; where they are large, it shows
-    what never occurs. Classes that the detector knows need only be adjusted.
+    A few images need steps, not passes. A mosaic halves all objects: it is made where they are small anyhow; where they
+    are large, it shows what never occurs. Classes that the detector knows need only be adjusted, at a low rate.
 
     Args:
         config: The recipe, with the user's overrides.
@@ -44,17 +43,16 @@ def fitted(config: Config, annotations: Annotations) -> tuple[Config, list[str]]
         chosen[section][key] = value
         return value
 
-    images = min(config.train.limit or len(annotations.files), len(annotations.files))
-    batch = take("train", "batch", 8 if images < _MANY else 16)
-    steps = max(images // (batch * config.train.accumulate), 1)
-    epochs = take("train", "epochs", max(math.ceil(_STEPS / steps), _PASSES))
-    take("train", "validate_every", math.ceil(epochs / 10))
-    take("train", "ema", min(round(1 - 4 / (epochs * steps + 4), 3), 0.999))
     known = zoo.read_model_header(zoo.model_file(config.model["weights"]))["classes"]
     new = match_classes(annotations.classes, known).count(-1)
     if not new:
         take("train", "lr", _GENTLE)
         take("train", "backbone_lr", _GENTLE)
+    images = min(config.train.limit or len(annotations.files), len(annotations.files))
+    batch = take("train", "batch", 8 if images < _MANY else 16)
+    steps = max(images // (batch * config.train.accumulate), 1)
+    epochs = take("train", "epochs", max(math.ceil(_STEPS / steps), _PASSES))
+    take("train", "validate_every", math.ceil(epochs / 10))
     sizes = object_sizes(annotations)
     side = float(np.median(np.sqrt((sizes.wh / sizes.side).prod(axis=1))))
     take("augment", "mosaic", 0.5 if side < _SMALL else 0.0)
