@@ -1,4 +1,4 @@
-"""Long and rough runs of ``detkit detect``: constant memory, damaged images, and every way in which a run can end.
+"""Long and rough runs of ``detkit detect`` and ``track``: constant memory, damaged images, all ways that a run can end.
 
     python tools/soak.py                                      # reduced: some minutes
     python tools/soak.py --frames 100000 --images 50000       # full size
@@ -38,9 +38,9 @@ failed = []
 
 
 def detect(words: Sequence[str], folder: Path, model: Path, **options: object) -> subprocess.Popen[str]:
-    clock = CLOCK_BACK if options.pop("clock_back", False) else ""
+    clock, verb = CLOCK_BACK if options.pop("clock_back", False) else "", str(options.pop("verb", "detect"))
     code = f"import sys; {clock}from detkit.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "detect", "--model", str(model), "--threads", "1", "--conf", "0.005", *words]
+    command = [sys.executable, "-c", code, verb, "--model", str(model), "--threads", "1", "--conf", "0.005", *words]
     root = str(Path(__file__).resolve().parents[1])
     environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=folder, env=environment, text=True, stderr=subprocess.PIPE, **options)  # type: ignore[call-overload]
@@ -60,11 +60,11 @@ def told(name: str, right: bool, text: str) -> None:
         failed.append(name)
 
 
-def watched(name: str, words: Sequence[str], folder: Path, code: int, lines: int) -> None:
+def watched(name: str, words: Sequence[str], folder: Path, code: int, lines: int, verb: str = "detect") -> None:
     """A whole run: its exit code, the lines that it wrote, and that its memory stays what it was."""
     with open(folder / "said.txt", "w") as said:
         words = [*words, "--out", "found.jsonl", "--overwrite", "--batch", "32"]
-        process = detect(words, folder, folder / MODEL, stdout=said)
+        process = detect(words, folder, folder / MODEL, stdout=said, verb=verb)
         memory: list[tuple[int, float]] = []  # bytes that are written, megabytes in use
         partial, final = folder / "found.partial.jsonl", folder / "found.jsonl"
         while process.poll() is None:
@@ -177,6 +177,11 @@ def main() -> int:
         (folder / "list.txt").write_text("clip.avi\n" * (options.frames // CLIP))
         if options.frames:
             watched(f"{options.frames} frames", ["--list", "list.txt"], folder, 0, options.frames // CLIP * CLIP)
+            with VideoWriter(folder / "film.avi", 25) as writer:
+                for _ in range(options.frames):
+                    writer.write(noise.integers(0, 255, (48, 64, 3), dtype=np.uint8))
+            areas = ["--count", "line:0,24,64,24", "--count", "zone:10,10,50,40"]
+            watched(f"{options.frames} frames tracked", ["film.avi", *areas], folder, 0, options.frames, "track")
         damaged = 0
         for i in range(options.images):
             file = folder / "images" / f"{i}.jpg"
