@@ -22,9 +22,11 @@ from detkit.config.schema import Place
 from detkit.data.check import check_annotations
 from detkit.data.convert import convert_annotations
 from detkit.data.dataset import Dataset, read
+from detkit.data.masks import label_map
 from detkit.data.toy import toy_sample, write_toy_data
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
+from detkit.evaluating import track_report
 from detkit.exporting.onnx_file import export
 from detkit.exporting.predictor import load_exported
 from detkit.importers.darknet import import_darknet, untrained_detector
@@ -36,6 +38,7 @@ from detkit.io.sources import Frame
 from detkit.io.video import VideoReader
 from detkit.metrics import evaluate_results
 from detkit.structures import Detections
+from detkit.tracking.frames import read_found
 
 FORMATS = ("coco", "voc", "yolo", "csv", "labelme")
 TESTS = Path(__file__).resolve().parents[1] / "tests"  # their fixtures make the exports of other programs
@@ -142,6 +145,51 @@ def use_images(folder: Path, path: Path, rng: random.Random, made: object) -> No
         read_one(path)
 
 
+def make_masks(folder: Path) -> None:
+    """PNGs of numbers, and a COCO json with regions as polygons and RLE."""
+    made = write_toy_data(folder.with_name("mask-toys"), train=2, val=2, size=24)
+    data = read(made, split="train")
+    shutil.copytree(made, folder / "coco")
+    (path,) = (folder / "coco").glob("**/*train*.json")
+    content = json.loads(path.read_bytes())
+    for number, record in enumerate(content["annotations"]):
+        x, y, w, h = record["bbox"]
+        polygon = [[x, y, x + w, y, x + w, y + h]]
+        record["segmentation"] = {"size": [24, 24], "counts": [100, 20, 456]} if number == 0 else polygon
+    path.write_text(json.dumps(content))
+    for i, file in enumerate(data.files):
+        mask = np.zeros((24, 24), np.uint8)
+        mask[5:15, 3:20], mask[0] = i + 1, 255
+        for part, pixels in (("images", cv2.imread(file)), ("masks", mask)):
+            (folder / "png" / part).mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(folder / "png" / part / f"{i}.png"), pixels)
+    (folder / "png" / "classes.txt").write_text("background\ncat\ndog\n")
+
+
+def use_masks(folder: Path, path: Path, rng: random.Random, made: object) -> None:
+    annotations = read(folder / path.relative_to(folder).parts[0])
+    check_annotations(annotations, threads=1)
+    for i in range(len(annotations) if annotations.masks else 0):
+        with suppress(DetkitError):
+            label_map(annotations, i, Dataset(annotations).load(i).image.shape[:2])
+
+
+def make_tracks(folder: Path) -> None:
+    folder.mkdir()
+    rows = [f"{frame},{k},{10 * k + frame},5,8,12,{{}},1,1" for frame in range(1, 6) for k in (1, 2)]
+    (folder / "gt.txt").write_text("\n".join(row.format(1) for row in rows))
+    (folder / "found.txt").write_text("\n".join(row.format(0.9) for row in rows))
+    box = {"label": "cat", "label_id": 0, "score": 0.5, "box": [1, 2, 9, 9]}
+    lines = [{"source": "a.mp4", "frame": k, "width": 24, "height": 24, "detections": [box]} for k in range(4)]
+    (folder / "found.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+
+def use_tracks(folder: Path, path: Path, rng: random.Random, made: object) -> None:
+    read_found(path)
+    if path.suffix == ".txt":
+        track_report(folder / "found.txt", folder / "gt.txt")
+
+
 def make_videos(folder: Path) -> None:
     folder.mkdir()
     for name, code in (("a.avi", "MJPG"), ("b.mp4", "mp4v")):
@@ -234,6 +282,8 @@ KINDS = {form: Kind(make_data(form), use_data, TEXTS, cost=2) for form in FORMAT
     },
     "detections": Kind(make_detections, use_detections, TEXTS, cost=2),
     "images": Kind(make_images, use_images, IMAGES),
+    "masks": Kind(make_masks, use_masks, (".json", ".png", ".txt"), cost=2),
+    "tracks": Kind(make_tracks, use_tracks, (".txt", ".jsonl"), cost=2),
     "video": Kind(make_videos, use_videos, (".avi", ".mp4")),
     "model": Kind(make_model, use_model, (".safetensors",)),
     "onnx": Kind(make_onnx, use_onnx, (".onnx",), cost=4),

@@ -39,7 +39,8 @@ def read_mask(path: str | Path, size: tuple[int, int]) -> np.ndarray:
     if found != (width, height):
         what = f"the mask is {found[0]} x {found[1]} pixels, its image {width} x {height}"
         raise DetkitError(what, str(path), "save the mask in the size of its image")
-    with reading(str(path)), Image.open(path) as image:
+    # From memory: of a file Pillow asks for as many bytes as a damaged PNG says that a part of it has.
+    with reading(str(path)), Image.open(io.BytesIO(Path(path).read_bytes())) as image:
         try:
             return np.asarray(image if image.mode in ("L", "P") else image.convert("L" if image.mode == "1" else "RGB"))
         except (OSError, SyntaxError, ValueError):

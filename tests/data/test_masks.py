@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import cv2
@@ -35,6 +36,17 @@ def folder(tmp_path: Path) -> Path:
     write(tmp_path, "val/a", NUMBERS.copy() * 0)
     (tmp_path / "classes.txt").write_text("background\ncat\ndog\nvoid\n")
     return tmp_path
+
+
+def test_a_damaged_length_takes_no_memory(tmp_path: Path) -> None:
+    data = mask_bytes(NUMBERS, voc_colours())
+    place = data.index(b"IDAT") - 4
+    (tmp_path / "a.png").write_bytes(data[:place] + b"\x7f\xff\xff\xff" + data[place + 4 :])
+    tracemalloc.start()
+    with pytest.raises(DetkitError, match="cannot be decoded"):
+        read_mask(tmp_path / "a.png", (3, 4))
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
 
 
 def test_numbers_have_names(folder: Path) -> None:
