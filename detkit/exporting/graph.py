@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkit.detector import Detector
-from detkit.errors import DetkitError
-from detkit.exporting.engines import onnx_package
-from detkit.exporting.operators import in_onnx, suppressed
+from detkit.exporting.operators import suppressed
 from detkit.heads.dense import GridHead
 from detkit.heads.image import ImageHead
-from detkit.heads.sliding_window import SlidingWindow
 from detkit.ops.coder import Priors
 from detkit.structures import Limits
 
-OPSET = 18
 DETECTIONS = 300  # per image at most, of a graph with NMS
 _FLOOR = Limits.evaluation().conf * 0.9999  # ONNX's NMS takes what is above a threshold, ours what reaches it
 
@@ -36,13 +29,13 @@ class Graph(nn.Module):
     Attributes:
         inputs: Names.
         outputs: Names.
-        candidates: (box, class) pairs per image that enter NMS at most.
+        candidates: (box, class) pairs per image that enter NMS at most; None: all of them.
         shares: The boxes are in shares of the image's part of the input, else in input pixels.
     """
 
     inputs: tuple[str, ...] = ("pixels",)
     outputs: tuple[str, ...] = ("boxes", "scores")
-    candidates: int
+    candidates: int | None
     shares = False
 
     def __init__(self, detector: Detector, dynamic: bool = False) -> None:
@@ -68,6 +61,12 @@ class _Sizes(list[Any]):
     tolist = list.copy
 
 
+def sized(raw: dict[str, Tensor], features: list[Tensor]) -> dict[str, Tensor]:
+    """What a head makes of maps, with their sizes in such a form."""
+    sizes: Any = _Sizes(feature.shape[-2:] for feature in features)
+    return {**raw, "grid": sizes}
+
+
 class DenseGraph(Graph):
     """Of a dense head, which answers at A priors."""
 
@@ -84,8 +83,7 @@ class DenseGraph(Graph):
         features = self.detector.features(pixels)
         raw = self.head.raw(features)
         if self.dynamic:
-            sizes: Any = _Sizes(feature.shape[-2:] for feature in features)
-            return self.head.decoded({**raw, "grid": sizes})
+            return self.head.decoded(sized(raw, features))
         priors = Priors(*(getattr(self, name) for name in Priors._fields))  # constants
         return self.head.decode(raw["boxes"], priors), self.head.scores(raw)
 
@@ -107,8 +105,8 @@ class ImageGraph(Graph):
 
 
 class SuppressedGraph(Graph):
-    """A graph and NMS: ``boxes`` (B, N, 4), ``scores`` (B, N) and ``labels`` (B, N), best first; N is ``DETECTIONS``
-    or all that can be found, and what is not is a box of score and label -1.
+    """A graph and NMS: ``boxes`` (B, N, 4), ``scores`` (B, N) and ``labels`` (B, N), best first; N is ``DETECTIONS``,
+    and what is no detection has score and label -1.
 
     A further input ``sizes`` (B, 2), float32, is the height and width of each image's part of the input, to which boxes
     are clipped before NMS, as the model does.
@@ -130,18 +128,35 @@ class SuppressedGraph(Graph):
         given = {**self.inner.examples(batch), "sizes": whole(self.detector, batch)}
         return {name: given[name] for name in self.inputs}
 
-    def forward(self, pixels: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def axes(self) -> dict[str, dict[int, Any]]:
+        """Of each input the axes that may have any length."""
+        inner = self.inner.axes()
+        return {name: inner.get(name, {0: inner["pixels"][0]}) for name in self.inputs}
+
+    def forward(self, pixels: Tensor, sizes: Tensor, proposals: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """As the class says."""
-        boxes, scores = self.inner(pixels)
+        given = {"pixels": pixels, "sizes": sizes, "proposals": proposals}
+        boxes, scores = self.inner(*(given[name] for name in self.inner.inputs))
         pairs, classes = scores.flatten(1), scores.shape[2]
-        lowest = pairs.topk(torch.sym_min(self.candidates, pairs.shape[1])).values[:, -1:, None]
+        if self.candidates is not None:
+            lowest = pairs.topk(torch.sym_min(self.candidates, pairs.shape[1])).values[:, -1:, None]
+            scores = torch.where(scores >= lowest, scores, -1)
         boxes = clipped(boxes, sizes)
-        real = (boxes[..., 2:] > boxes[..., :2]).all(-1, keepdim=True)
-        scores = torch.where(real & (scores >= lowest), scores, -1)
-        kept = suppressed(boxes, scores.transpose(1, 2), self.iou, _FLOOR).transpose(1, 2).flatten(1)
-        score, pair = kept.topk(torch.sym_min(DETECTIONS, kept.shape[1]))
-        found = boxes.gather(1, (pair // classes)[..., None].expand(-1, -1, 4))
-        return found, score, torch.where(score < 0, -1, pair % classes)
+        real = (boxes[..., 2:] > boxes[..., :2]).all(-1)
+        apart = boxes.ndim == 4  # each class has boxes of its own
+        scores = torch.where(real if apart else real[..., None], scores, -1)
+        columns = scores.transpose(1, 2)
+        if apart:
+            own = columns.flatten(0, 1)[:, None]
+            kept = suppressed(boxes.transpose(1, 2).flatten(0, 1), own, self.iou, _FLOOR).reshape(columns.shape)
+        else:
+            kept = suppressed(boxes, columns, self.iou, _FLOOR)
+        # Enough that there are none, where a graph can find fewer.
+        kept = F.pad(kept.transpose(1, 2).flatten(1), (0, DETECTIONS), value=-1.0)
+        boxes = F.pad(boxes.flatten(1, -2), (0, 0, 0, DETECTIONS))
+        score, pair = kept.topk(DETECTIONS)
+        row = (pair if apart else pair // classes)[..., None].expand(-1, -1, 4)
+        return boxes.gather(1, row), score, torch.where(score < 0, -1, pair % classes)
 
 
 def whole(detector: Detector, batch: int) -> Tensor:
@@ -150,65 +165,6 @@ def whole(detector: Detector, batch: int) -> Tensor:
 
 
 def clipped(boxes: Tensor, sizes: Tensor) -> Tensor:
-    """Boxes (B, A, 4) xyxy inside ``sizes`` (B, 2), height and width."""
-    return boxes.clamp(min=0).minimum(sizes[:, None, [1, 0, 1, 0]])
-
-
-def graph_of(detector: Detector, *, nms: bool = False, dynamic: bool = False) -> Graph:
-    """What is exported of a detector.
-
-    Args:
-        detector: Its input size is that of the graph.
-        nms: With NMS.
-        dynamic: For inputs of any size.
-
-    Raises:
-        DetkitError: A head that cannot be.
-    """
-    head = detector.head
-    if isinstance(head, GridHead) and detector.proposals is None:
-        if dynamic and isinstance(head, SlidingWindow):
-            raise DetkitError("sliding windows are exported for one size", "--dynamic", "leave it out; see --size")
-        graph = DenseGraph(detector, head, dynamic)
-        return SuppressedGraph(graph, detector.iou) if nms else graph
-    if isinstance(head, ImageHead) and head.protocol != "points":
-        for asked, option in ((nms, "--nms"), (dynamic, "--dynamic")):
-            if asked:
-                raise DetkitError("a head for whole images has one answer, of one size", option, "leave it out")
-        return ImageGraph(detector, head)
-    why = "points" if head.protocol == "points" else "proposals" if head.takes_proposals else "head segment"
-    what = f"a detector with {why} is not exported (its head is {type(head).__name__})"
-    raise DetkitError(what, do="export one with a dense head (yolo, aligned, sliding_window), classify or localize")
-
-
-def write_graph(graph: Graph, path: Path) -> str:
-    """Writes ONNX of any batch size; returns which of torch's exporters did.
-
-    Raises:
-        DetkitError: onnx is not installed, or neither exporter knows a layer.
-    """
-    for name in ("onnx", "onnxscript"):
-        onnx_package(name)
-    graph.eval()
-    given, reasons = tuple(graph.examples(2).values()), []
-    how: dict[str, Any] = {"opset_version": OPSET, "verbose": False, "external_data": False}
-    how |= {"input_names": list(graph.inputs), "output_names": list(graph.outputs)}
-    for dynamo in (True, False) if type(graph) in (DenseGraph, ImageGraph) and not graph.dynamic else (True,):
-        try:
-            with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
-                warnings.simplefilter("ignore")  # of tracing constants, which priors are
-                if dynamo:
-                    shapes = tuple(graph.axes().values())
-                    program = torch.export.export(graph, given, dynamic_shapes=shapes, strict=False)
-                    torch.onnx.export(
-                        program, (), path, dynamo=True, dynamic_shapes=shapes, custom_translation_table=in_onnx(), **how
-                    )
-                else:
-                    axes = {name: {0: "batch"} for name in (*graph.inputs, *graph.outputs)}
-                    torch.onnx.export(graph, given, path, dynamo=False, dynamic_axes=axes, **how)
-        except Exception as error:  # the exporters let through whatever a layer raises
-            told = str(error.__cause__ or error).strip()
-            reasons.append(told.splitlines()[0][:300] if told else type(error).__name__)
-        else:
-            return "dynamo" if dynamo else "torchscript"
-    raise DetkitError("torch cannot export this network", "; ".join(reasons), "replace that layer in the model")
+    """Boxes (B, ..., 4) xyxy inside ``sizes`` (B, 2), height and width."""
+    corners = sizes[:, [1, 0, 1, 0]].reshape(-1, *[1] * (boxes.ndim - 2), 4)
+    return boxes.clamp(min=0).minimum(corners)

@@ -33,10 +33,11 @@ class Header:
         flip_pairs: See ``detkit.predictor.Predictor``.
         shares: Boxes are in shares of the image's part of the input, else in input pixels.
         ranks_all: See ``detkit.heads.image.ImageHead``.
-        candidates: (box, class) pairs per image that enter NMS at most.
+        candidates: (box, class) pairs per image that enter NMS at most; None: all of them.
         detections: NMS, at ``iou``, is in the graph, which gives so many per image at most; 0: it is not.
         dynamic: The input's sides may be any multiples of the stride.
         precision: "fp32", "fp16" or "int8".
+        proposals: The source (``detkit.proposals.PROPOSALS``) of the regions that are an input, and its options.
         mean: Of the pixels, RGB in 0..255; the graph subtracts it itself.
         std: What it divides by then.
         objects: Sizes of the training's, see ``detkit.geometry.UsualSizes``.
@@ -54,10 +55,11 @@ class Header:
     flip_pairs: tuple[tuple[int, int], ...] = ()
     shares: bool = False
     ranks_all: bool = False
-    candidates: int = 3000
+    candidates: int | None = 3000
     detections: int = 0
     dynamic: bool = False
     precision: str = "fp32"
+    proposals: Mapping[str, Any] = field(default_factory=dict)
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     objects: Mapping[str, float] = field(default_factory=dict)
@@ -87,7 +89,8 @@ class Header:
             raise DetkitError(what, where, "pip install --upgrade detkit")
         try:
             header = msgspec.convert(json.loads(metadata["detkit"]), cls)
-            whole = header.candidates >= 1 and len(header.classes) == len(header.class_ids) > 0
+            whole = header.candidates is None or header.candidates >= 1
+            whole = whole and header.detections >= 0 and len(header.classes) == len(header.class_ids) > 0
             if whole and 0 <= header.threshold <= 1 and 0 <= header.iou <= 1:
                 return header
         except (ValueError, KeyError, msgspec.ValidationError):

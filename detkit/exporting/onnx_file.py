@@ -20,11 +20,12 @@ from detkit.data.dataset import Dataset, read
 from detkit.detector import Detector
 from detkit.errors import DetkitError
 from detkit.exporting.engines import onnx_package, read_onnx
-from detkit.exporting.graph import DETECTIONS, Graph, graph_of, write_graph
+from detkit.exporting.graph import DETECTIONS, Graph
 from detkit.exporting.header import Header
 from detkit.exporting.precision import Precision, reduce_precision
 from detkit.exporting.predictor import ExportedDetector, load_exported
 from detkit.exporting.proof import Proof, Tolerance, photos, prove, score_both
+from detkit.exporting.writing import graph_of, write_graph
 from detkit.io.download import sha256_of
 from detkit.io.files import refuse_existing, write_bytes
 
@@ -110,6 +111,9 @@ def export(
     if precision != "fp32" and data is None:
         option = {"fp16": "--half", "int8": "--int8"}[precision]
         raise DetkitError(f"{precision} is judged by the AP that it costs", option, "give labelled images: --data DATA")
+    if str(model).startswith("torchvision/"):
+        do = "detkit import torchvision fasterrcnn_resnet50_fpn -o net.safetensors, and export that"
+        raise DetkitError("torchvision's own detectors hold their resizing and lists of boxes", str(model), do)
     for name in ("onnx", "onnxscript", "onnxruntime"):
         onnx_package(name)
     refuse_existing(out, overwrite)
@@ -181,6 +185,7 @@ def _header(detector: Detector, graph: Graph, file: Path) -> Header:
         candidates=graph.candidates,
         detections=DETECTIONS if "labels" in graph.outputs else 0,
         dynamic=graph.dynamic,
+        proposals=dict(detector.config["model"]["proposals"]) if "proposals" in graph.inputs else {},
         mean=tuple(detector.mean.flatten().tolist()),
         std=tuple(detector.std.flatten().tolist()),
         objects=detector.record.get("objects", {}),

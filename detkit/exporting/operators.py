@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from detkit.exporting.engines import onnx_package
+from detkit.ops import roi  # noqa: F401  (defines its operators)
 from detkit.ops.suppression import batched_nms
 
 
@@ -43,7 +44,7 @@ def _(boxes: Tensor, scores: Tensor, iou: float, floor: float) -> Tensor:
 
 def in_onnx() -> dict[Any, Callable[..., Any]]:
     """Of each of detkit's operators, what writes it in ONNX."""
-    op = onnx_package("onnxscript").opset18
+    op, types = onnx_package("onnxscript").opset18, onnx_package().TensorProto
 
     def nms(boxes: Any, scores: Any, iou: float, floor: float) -> Any:
         limits = op.Constant(value_floats=[iou]), op.Constant(value_floats=[floor])
@@ -51,4 +52,26 @@ def in_onnx() -> dict[Any, Callable[..., Any]]:
         nothing = op.Expand(op.Constant(value_float=-1.0), op.Shape(scores))
         return op.ScatterND(nothing, kept, op.GatherND(scores, kept))
 
-    return {torch.ops.detkit.suppressed.default: nms}
+    def align(maps: Any, rois: Any, high: int, wide: int, scale: float, sampling: int, aligned: bool) -> Any:
+        image = op.Cast(op.Gather(rois, op.Constant(value_int=0), axis=1), to=types.INT64)
+        boxes = op.Slice(rois, op.Constant(value_ints=[1]), op.Constant(value_ints=[5]), op.Constant(value_ints=[1]))
+        return op.RoiAlign(
+            maps,
+            boxes,
+            image,
+            coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
+            output_height=high,
+            output_width=wide,
+            sampling_ratio=sampling,
+            spatial_scale=scale,
+        )
+
+    def pool(maps: Any, rois: Any, high: int, wide: int, scale: float) -> Any:
+        return op.MaxRoiPool(maps, rois, pooled_shape=[high, wide], spatial_scale=scale)
+
+    known = torch.ops.detkit
+    return {
+        known.suppressed.default: nms,
+        known.roi_align.default: align,
+        known.roi_pool.default: pool,
+    }

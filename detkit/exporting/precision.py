@@ -13,7 +13,7 @@ import numpy as np
 
 from detkit.data.dataset import Dataset
 from detkit.exporting.engines import read_onnx
-from detkit.exporting.predictor import input_of, load_exported
+from detkit.exporting.predictor import load_exported
 
 Precision = Literal["fp32", "fp16", "int8"]
 CALIBRATED = 64  # images at most, evenly chosen
@@ -76,7 +76,7 @@ def _inputs(path: Path, dataset: Dataset) -> Iterator[Mapping[str, np.ndarray]]:
     exported = load_exported(path, "onnxruntime")
     chosen = range(0, len(dataset), max(len(dataset) // CALIBRATED, 1))
     for _, sample in islice(dataset.readable(chosen, []), CALIBRATED):
-        arrays = exported.feed(input_of([sample], exported.resize))
+        arrays = exported.feed(exported.input_of([sample]))
         yield {port.name: array for port, array in zip(exported.engine.inputs, arrays, strict=True)}
 
 

@@ -7,12 +7,11 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from detkit.data.names import COCO_CLASSES, ids_of
-from detkit.data.resize import Resize
 from detkit.errors import DetkitError
 from detkit.exporting.engines import Engine, open_engine
 from detkit.exporting.header import Header
@@ -22,6 +21,7 @@ from detkit.io.files import reading
 from detkit.ops.order import descending
 from detkit.ops.suppression import batched_nms
 from detkit.predictor import Predictor
+from detkit.registry import find_part
 from detkit.structures import Detections, Limits, Sample
 
 
@@ -32,11 +32,13 @@ class Input(NamedTuple):
         pixels: uint8 (B, H, W, 3) RGB.
         restore: One Geometry per image.
         sizes: Height and width of each image's part of the input.
+        proposals: (B, R, 4) float32 xyxy in input pixels, -1 where an image has fewer; None: the network's own.
     """
 
     pixels: np.ndarray
     restore: list[Geometry]
     sizes: list[tuple[int, int]]
+    proposals: np.ndarray | None = None
 
 
 class ExportedDetector(Predictor):
@@ -52,6 +54,7 @@ class ExportedDetector(Predictor):
         self.engine, self.header, self.resize, self.layout = engine, header, header.resize, layout
         self.classes, self.class_ids, self.flip_pairs = header.classes, header.class_ids, header.flip_pairs
         self.threshold, self.iou, self.protocol = header.threshold, header.iou, header.protocol
+        self.source: Any = _source(dict(header.proposals))
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -70,11 +73,34 @@ class ExportedDetector(Predictor):
         found: list[Detections] = []
         step = self.engine.inputs[0].shape[0] or len(samples)
         for start in range(0, len(samples), max(step, 1)):
-            given = input_of(samples[start : start + step], self.resize)
+            given = self.input_of(samples[start : start + step])
             answers = self._answers(given, step)
             rows = zip(given.sizes, given.restore, *answers, strict=False)  # a fixed batch answers for padding too
             found += [self._detections(limits, *row) for row in rows]
         return found
+
+    def input_of(self, samples: Sequence[Sample]) -> Input:
+        """Each image in its place of one array, as ``detkit.data.loader.collate`` lays them; and its proposals."""
+        resize, shape = self.resize, (len(samples), *self.resize.input_size, 3)
+        pixels = np.empty(shape, np.uint8)
+        restore = [resize(sample.image, out=place)[1] for sample, place in zip(samples, pixels, strict=True)]
+        sizes = [resize.content(*sample.image.shape[:2]) for sample in samples]
+        if self.source is None:
+            return Input(pixels, restore, sizes)
+        boxes = [self._proposed(*one) for one in zip(samples, restore, sizes, strict=True)]
+        table = np.full((len(samples), max(map(len, boxes)), 4), -1, np.float32)
+        for place, mine in zip(table, boxes, strict=True):
+            place[: len(mine)] = mine
+        return Input(pixels, restore, sizes, table)
+
+    def _proposed(self, sample: Sample, geometry: Geometry, size: tuple[int, int]) -> np.ndarray:
+        """(R, 4) in input pixels, inside the image."""
+        if self.source.proposals_for_image is None:
+            return self.source.of_size(*size)
+        found = sample.proposals
+        if found is None:
+            found = self.source.proposals_for_image(sample.image, "")
+        return geometry.to_input(found).clip(0, np.array([*size[::-1]] * 2, np.float32))
 
     def _check(self, limits: Limits) -> None:
         """DetkitError if NMS would have to be another than that in the file."""
@@ -88,8 +114,9 @@ class ExportedDetector(Predictor):
 
     def feed(self, given: Input) -> list[np.ndarray]:
         """The graph's inputs."""
-        known = {"pixels": lambda: np.ascontiguousarray(given.pixels.transpose(0, 3, 1, 2))}
+        known: dict[str, Any] = {"pixels": lambda: np.ascontiguousarray(given.pixels.transpose(0, 3, 1, 2))}
         known["sizes"] = lambda: np.array(given.sizes, np.float32)
+        known["proposals"] = lambda: given.proposals
         return [known[port.name]() for port in self.engine.inputs]
 
     def _answers(self, given: Input, batch: int) -> Sequence[np.ndarray]:
@@ -128,25 +155,27 @@ class ExportedDetector(Predictor):
         return Detections(restore.to_original(boxes), scores, labels, self.classes)
 
 
-def input_of(samples: Sequence[Sample], resize: Resize) -> Input:
-    """Each image in its place of one array, as ``detkit.data.loader.collate`` lays them."""
-    pixels = np.empty((len(samples), *resize.input_size, 3), np.uint8)
-    restore = [resize(sample.image, out=place)[1] for sample, place in zip(samples, pixels, strict=True)]
-    sizes = [resize.content(*sample.image.shape[:2]) for sample in samples]
-    return Input(pixels, restore, sizes)
+def _source(options: dict[str, Any]) -> Any:
+    """Of proposals; None where there are no options. DetkitError if they make no sense."""
+    if not options:
+        return None
+    try:
+        return find_part("proposals", options.pop("name", None), trusted=False)(**options)
+    except (TypeError, ValueError) as error:
+        raise DetkitError(f"the file's source of proposals cannot be made: {error}", do="export it again") from None
 
 
 def select_boxes(
-    boxes: np.ndarray, scores: np.ndarray, size: tuple[int, int], limits: Limits, candidates: int
+    boxes: np.ndarray, scores: np.ndarray, size: tuple[int, int], limits: Limits, candidates: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What remains of every prior's answer, by the rules of ``detkit.heads.dense.GridHead.predict``.
 
     Args:
-        boxes: (A, 4) xyxy in input pixels.
+        boxes: (A, 4) xyxy in input pixels, or (A, C, 4).
         scores: (A, C).
         size: Height and width of the image's part of the input.
         limits: Of the detections.
-        candidates: (prior, class) pairs that enter NMS at most.
+        candidates: (prior, class) pairs that enter NMS at most; None: all.
 
     Returns:
         Boxes (N, 4), scores (N,) and labels (N,), best first.
@@ -157,11 +186,12 @@ def select_boxes(
         scores[:, unwanted] = -1
     prior, label = np.nonzero(scores >= max(limits.conf, 0.0))
     score = scores[prior, label]
-    if len(score) > candidates:
+    if candidates is not None and len(score) > candidates:
         kept = np.sort(descending(score)[:candidates])
         prior, label, score = prior[kept], label[kept], score[kept]
     height, width = size
-    clipped = boxes[prior].clip(0, None).clip(None, np.array([width, height] * 2, boxes.dtype))
+    chosen = boxes[prior] if boxes.ndim == 2 else boxes[prior, label]
+    clipped = chosen.clip(0, None).clip(None, np.array([width, height] * 2, boxes.dtype))
     real = (clipped[:, 2:] > clipped[:, :2]).all(1)
     clipped, score, label = clipped[real], score[real], label[real]
     kept = batched_nms(clipped, score, label, limits.iou)[: limits.max_detections]

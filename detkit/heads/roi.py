@@ -173,7 +173,10 @@ class RoIHead(TrunkHead):
         if proposals is None:
             raise ValueError("a RoI head needs proposals")
         rois = roi_table(proposals)
-        embedded = self.embed(features, rois)
+        return self.answers(rois, self.embed(features, rois))
+
+    def answers(self, rois: Tensor, embedded: Tensor) -> dict[str, Tensor]:
+        """``raw`` of regions (R, 5), batch index and xyxy, of which the trunk made ``embedded`` (R, D)."""
         classes, boxes = exact_output(self.classes, embedded), exact_output(self.boxes, embedded)
         raw = {"rois": rois[:, 1:], "image": rois[:, 0].long(), "classes": classes}
         raw["boxes"] = boxes.unflatten(1, (self.num_classes, 4))
@@ -192,10 +195,11 @@ class RoIHead(TrunkHead):
                 layer.train(trained)
         parts = [rois] if trained else rois.split(self.chunk)  # statistics are those of all
         if torch.is_grad_enabled() and len(parts) > 1:
-            return torch.cat([checkpoint(self._embed, features, part, use_reentrant=False) for part in parts])
-        return torch.cat([self._embed(features, part) for part in parts])
+            return torch.cat([checkpoint(self.embed_part, features, part, use_reentrant=False) for part in parts])
+        return torch.cat([self.embed_part(features, part) for part in parts])
 
-    def _embed(self, features: list[Tensor], rois: Tensor) -> Tensor:
+    def embed_part(self, features: list[Tensor], rois: Tensor) -> Tensor:
+        """``embed`` of all regions at once."""
         return self.trunk(self.pooling(features, rois)).flatten(1)
 
     def loss(self, raw: dict[str, Tensor], targets: list[Target], sizes: Tensor) -> dict[str, Loss]:
@@ -244,14 +248,17 @@ class RoIHead(TrunkHead):
             found.append(shown._replace(row=shown.row + (objects.image < i).sum()))
         return Regions(*(torch.cat(column) for column in zip(*found, strict=True)))
 
+    def scores(self, raw: dict[str, Tensor]) -> Tensor:
+        """(R, C): the SVMs' probabilities, or those of the softmax."""
+        return raw["margins"].sigmoid() if "margins" in raw else raw["classes"].softmax(1)[:, :-1]
+
     def predict(self, raw: dict[str, Tensor], sizes: Tensor, limits: Limits) -> list[Detections]:
         """Detections (torch, input pixels, clipped to ``sizes`` (B, 2) height, width; without class names), best first.
 
         A region may answer with several classes, each with a box of its own; scores from ``limits.conf`` up take part
         in NMS, class by class; then ``limits.max_detections``.
         """
-        scores = raw["margins"].sigmoid() if "margins" in raw else raw["classes"].softmax(1)[:, :-1]
-        scores = of_wanted_classes(scores, limits)
+        scores = of_wanted_classes(self.scores(raw), limits)
         row, label = (scores >= max(limits.conf, 0.0)).nonzero(as_tuple=True)
         boxes = decode_deltas(raw["boxes"][row, label], raw["rois"][row], self.weights)
         more = {"points": _placed(raw, row)} if self.marks.points else {}

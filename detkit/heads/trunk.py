@@ -109,15 +109,14 @@ class RegionPooling(nn.Module):
         if len(features) == 1:
             return self._pooled(features[0], rois, self.strides[0])
         level = level_of(rois[:, 1:], self.strides)
-        order = level.argsort(stable=True)
-        counts = torch.bincount(level, minlength=len(features)).tolist()
-        parts = rois[order].split(counts)
-        rows = [
-            self._pooled(feature, part, stride).permute(0, 2, 3, 1).flatten(1)
-            for feature, part, stride in zip(features, parts, self.strides, strict=True)
+        rows = [(level == i).nonzero().squeeze(1) for i in range(len(features))]
+        parts = [
+            self._pooled(feature, rois[row], stride).permute(0, 2, 3, 1).flatten(1)
+            for feature, row, stride in zip(features, rows, self.strides, strict=True)
         ]
-        table = torch.cat(rows)[order.argsort()]
-        return table.view(-1, self.size, self.size, features[0].shape[1]).permute(0, 3, 1, 2)
+        table = torch.cat(parts)[torch.cat(rows).argsort()]
+        torch._check(table.shape[0] == rois.shape[0])  # an exported graph has to be told
+        return table.view(rois.shape[0], self.size, self.size, features[0].shape[1]).permute(0, 3, 1, 2)
 
     def _pooled(self, feature: Tensor, rois: Tensor, stride: int) -> Tensor:
         if self.pool == "max":
@@ -157,7 +156,7 @@ def level_of(boxes: Tensor, strides: Sequence[int]) -> Tensor:
     sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(1).sqrt()
     wanted = torch.log2(sides / CANONICAL_SIDE + 1e-8).floor() + math.log2(CANONICAL_STRIDE)
     steps = wanted.new_tensor([math.log2(stride) for stride in strides])
-    return torch.searchsorted(steps, wanted.contiguous(), right=True).sub(1).clamp(min=0)
+    return (wanted[:, None] >= steps).sum(1).sub(1).clamp(min=0)
 
 
 class FlattenCells(nn.Module):

@@ -211,7 +211,7 @@ def _torchvision() -> Any:
 
 
 def _fake(features: Tensor, rois: Tensor, high: int, wide: int, *options: float) -> Tensor:
-    return features.new_empty((len(rois), high, wide, features.shape[1])).permute(0, 3, 1, 2)
+    return features.new_empty((rois.shape[0], high, wide, features.shape[1])).permute(0, 3, 1, 2)
 
 
 def _fake_backward(gradient: Tensor, rois: Tensor, features: Tensor, *options: float) -> Tensor:

@@ -14,7 +14,7 @@ from detkit.interfaces import ProposalSource
 from detkit.ops import boxes as box_ops
 from detkit.ops.anchors import deal
 from detkit.ops.assign import Assignment, Objects, assign_iou, draw
-from detkit.ops.coder import Priors, encode_deltas
+from detkit.ops.coder import Priors, encode_deltas, grid_priors
 from detkit.ops.inputs import check_positive, check_shares
 from detkit.structures import Batch, Limits
 
@@ -116,20 +116,26 @@ class RPN(DenseHead, ProposalSource):
         """The best boxes per image, (R_i, 4) in input pixels, best first, and ``raw``, which ``loss`` reads."""
         raw = self.raw(features)
         before, after = (pair[0 if training else 1] for pair in (self.before, self.after))
-        with torch.no_grad():
-            scores = raw["objectness"].nan_to_num(-torch.inf)
-            totals = [level.total for level in self.levels(raw)]
-            parts = [part.topk(min(before, part.shape[1]), dim=1).indices for part in scores.split(totals, dim=1)]
-            starts = [0, *accumulate(totals[:-1])]
-            rows = torch.cat([part + start for part, start in zip(parts, starts, strict=True)], dim=1)
-            image = torch.arange(len(rows), device=rows.device).repeat_interleave(rows.shape[1])
-            prior = rows.flatten()
-            # Levels do not suppress each other: they are what classes are elsewhere.
-            level = torch.bucketize(prior, prior.new_tensor(starts[1:]), right=True)
-            boxes = self.decode(raw["boxes"][image, prior], self.priors(raw).rows(prior))
-            score, limits = scores[image, prior].sigmoid(), Limits(0.0, self.iou, after)
-            found = select_detections(boxes, score, level, image, batch.sizes, len(totals), limits)
+        boxes, scores, level = self.candidates(raw, before)
+        image = torch.arange(len(boxes), device=boxes.device).repeat_interleave(boxes.shape[1])
+        # Levels do not suppress each other: they are what classes are elsewhere.
+        labels, limits = level.repeat(len(boxes)), Limits(0.0, self.iou, after)
+        found = select_detections(
+            boxes.flatten(0, 1), scores.flatten(), labels, image, batch.sizes, len(self.strides), limits
+        )
         return [f.boxes for f in found], raw
+
+    @torch.no_grad()
+    def candidates(self, raw: dict[str, Tensor], before: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The boxes (B, S, 4) of highest score (B, S) of each level, ``before`` at most, and their level (S,)."""
+        logits, levels = raw["objectness"].nan_to_num(-torch.inf), self.levels(raw)
+        totals = [level.total for level in levels]
+        parts = [part.topk(min(before, part.shape[1]), dim=1).indices for part in logits.split(totals, dim=1)]
+        starts = [0, *accumulate(totals[:-1])]
+        rows = torch.cat([part + start for part, start in zip(parts, starts, strict=True)], dim=1)
+        codes = raw["boxes"][torch.arange(rows.shape[0], device=rows.device)[:, None], rows]
+        level = torch.cat([torch.full_like(part[0], i) for i, part in enumerate(parts)])
+        return self.decode(codes, grid_priors(levels).rows(rows)), logits.gather(1, rows).sigmoid(), level
 
 
 def anchors(scales: list[float], ratios: list[float], strides: list[int]) -> list[list[tuple[float, float]]]:

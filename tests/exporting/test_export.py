@@ -24,7 +24,7 @@ from detkit.engine.options import TrainOptions
 from detkit.exporting import engines
 from detkit.exporting.graph import DenseGraph
 from detkit.exporting.onnx_file import Exported, export
-from detkit.exporting.predictor import input_of, select_boxes
+from detkit.exporting.predictor import select_boxes
 from detkit.exporting.proof import Agreement, Tolerance, _compared, photos
 from detkit.geometry import Geometry
 from detkit.heads.dense import select_detections
@@ -34,6 +34,23 @@ from detkit.structures import Detections, Limits
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+LENET: dict[str, Any] = {"name": "lenet_textbook", "taps": [1]}
+ROI: dict[str, Any] = {"name": "roi", "layers": "mlp", "width": 8}
+RPN: dict[str, Any] = {"name": "rpn", "ratios": [1.0], "before": [2000, 2000], "after": [2000, 2000]}
+REGIONS: dict[str, dict[str, Any]] = {
+    "rcnn": {
+        "backbone": {"name": "identity", "cnn": "lenet_textbook"},
+        "proposals": {"name": "selective_search", "max": 30},
+        "head": {"name": "roi", "pool": "crops", "size": 32, "padding": 4},
+    },
+    "fast_rcnn": {"proposals": {"name": "windows", "windows": [32]}, "head": {**ROI, "pool": "max"}},
+    "faster_rcnn": {
+        "backbone": {**LENET, "taps": [0, 1]},
+        "neck": {"name": "fpn", "out": 8},
+        "proposals": {**RPN, "scales": [16, 32]},
+        "head": ROI,
+    },
+}
 HEADS: dict[str, dict[str, Any]] = {
     "yolo": {"name": "yolo", "anchors": [[16, 16], [40, 40]]},
     "aligned": {"name": "aligned", "reg_max": 4, "objectness": True, "prior": 0.3},
@@ -58,10 +75,13 @@ class Pair(NamedTuple):
 
 def build(folder: Path, head: str) -> Path:
     torch.manual_seed(0)
-    parts = {"size": 64, "backbone": {"name": "lenet_textbook", "taps": [1]}, "head": HEADS[head]}
-    if HEADS[head]["name"] == "roi":
-        parts["proposals"] = {"name": "windows", "windows": [32], "aspects": [1.0]}
+    parts = {"size": 64, "resize": "stretch", "backbone": LENET, **REGIONS.get(head, {"head": HEADS.get(head)})}
     detector = build_detector(Config({}, check_model(parts, Place()), {}, TrainOptions(), EvaluateOptions()), CLASSES)
+    if head in ("rcnn", "fast_rcnn", "faster_rcnn"):
+        for layer in (detector.head.classes, *getattr(detector.proposals, "layers", ())):
+            torch.nn.init.normal_(
+                layer.weight, std=0.1
+            )  # scores so far apart that rounding does not change their order
     detector.save(folder / f"{head}.safetensors")
     return folder / f"{head}.safetensors"
 
@@ -120,13 +140,28 @@ def test_nms_and_any_size_may_be_inside(head: str, options: str, engine: str, pa
         np.testing.assert_allclose(mine.scores, theirs.scores, atol=1e-5)
 
 
+@pytest.mark.parametrize(("options", "engine"), [("plain", "openvino"), ("nms", "onnxruntime")])
+@pytest.mark.parametrize("head", REGIONS)
+def test_regions_are_padded_and_masked(head: str, options: str, engine: str, pairs: Callable[..., Pair]) -> None:
+    pytest.importorskip(engine)
+    model, file, done = pairs(head, options)
+    assert done.path == file, done.lines()
+    samples, limits = [toy_sample(0, 100), toy_sample(1, 70)], Limits(0.05, 0.5, 20)
+    found = detkit.load(file, engine=engine).predict_samples(samples, limits)
+    for mine, theirs in zip(found, load_detector(model).predict_samples(samples, limits), strict=True):
+        assert len(mine) > 0
+        assert mine.labels.tolist() == theirs.labels.tolist()
+        np.testing.assert_allclose(mine.boxes, theirs.boxes, atol=0.02)
+        np.testing.assert_allclose(mine.scores, theirs.scores, atol=1e-5)
+
+
 def test_nms_inside_is_not_another(pairs: Callable[..., Pair]) -> None:
     model, sample = detkit.load(pairs("aligned", "nms").file), toy_sample(0, 80)
     for limits, option in (Limits(0.1, 0.6), "--iou"), (Limits(0, 0.5), "--conf"), (Limits(1, 0.5, 301), "--max-det"):
         with pytest.raises(detkit.DetkitError, match="NMS is in this file") as told:
             model.predict_samples([sample], limits)
         assert option in str(told.value.where)
-    boxes, scores, labels = model.engine.run(model.feed(input_of([sample], model.resize)))
+    boxes, scores, labels = model.engine.run(model.feed(model.input_of([sample])))
     assert boxes.shape == (1, 300, 4)
     assert (np.diff(scores) <= 0).all()
     assert set(labels[scores < 0].tolist()) <= {-1}
@@ -272,11 +307,12 @@ def test_a_model_is_exported_once_into_the_cache(
     assert capsys.readouterr().out == said.out
 
 
-@pytest.mark.parametrize("head", [{"name": "localize", "points": 2}, {"name": "roi", "layers": "mlp", "width": 8}])
-def test_what_is_not_exported_says_so(head: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(HEADS, "other", head)
-    with pytest.raises(detkit.DetkitError, match=r"a detector with (points|proposals) is not exported"):
-        export(build(tmp_path, "other"), tmp_path / "model.onnx")
+def test_what_is_not_exported_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for head in ({"name": "localize", "points": 2}, {**ROI, "points": 2}):
+        source = {"proposals": {"name": "windows"}} if head["name"] == "roi" else {}
+        monkeypatch.setitem(REGIONS, "other", {"head": head, **source})
+        with pytest.raises(detkit.DetkitError, match="landmarks are not exported"):
+            export(build(tmp_path, "other"), tmp_path / "model.onnx")
 
 
 def test_the_users_images_are_compared_too(yolo: Pair, tmp_path: Path) -> None:
@@ -333,6 +369,7 @@ def test_wrong_input_is_explained(
         assert option in said("export", pairs(head).model, "-o", tmp_path / "a.onnx", option)
     assert "exists already" in said("export", yolo.model, "-o", yolo.file)
     assert "give labelled images: --data DATA" in said("export", yolo.model, "-o", tmp_path / "a.onnx", "--int8")
+    assert "import torchvision" in said("export", "torchvision/ssd300_vgg16", "-o", tmp_path / "a.onnx")
     assert "a file has one precision" in said("export", yolo.model, "-o", tmp_path / "a.onnx", "--int8", "--half")
     assert "is fixed, 64 x 64" in said("detect", image, "--model", yolo.file, "--size", 96)
     assert "did you mean openvino?" in said("detect", image, "--model", yolo.file, "--engine", "openvnio")
