@@ -15,12 +15,14 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detkit.errors import DetkitError, nearest
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 # kind: the table of detkit's own, name to "module:attribute"
 TABLES = {
@@ -90,6 +92,8 @@ def installed_parts(kind: str) -> Mapping[str, EntryPoint]:
 
 @cache
 def _entry_points(group: str) -> dict[str, EntryPoint]:
+    from importlib.metadata import entry_points
+
     return {point.name: point for point in entry_points(group=group)}
 
 

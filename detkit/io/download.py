@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
 import tempfile
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -85,6 +83,8 @@ def _too_large(url: str, limit: int) -> DetkitError:
 
 def _blocks(url: str, limit: int | None = None) -> Iterator[bytes]:
     """The contents; with a limit of their bytes only those of an image or video."""
+    import http.client
+
     try:
         with _opened(url) as response:
             promised = int(response.headers.get("Content-Length") or -1)
@@ -109,6 +109,8 @@ def _blocks(url: str, limit: int | None = None) -> Iterator[bytes]:
 def _opened(url: str) -> Any:
     """``urlopen`` that answers within CONNECT seconds: the socket's limit starts anew with each address of a server,
     and looking up its name has none."""
+    import urllib.request
+
     answer: Future[Any] = Future()
     asked = urllib.request.Request(url, headers={"User-Agent": "detkit"})  # some servers refuse Python's own name
 

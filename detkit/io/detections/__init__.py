@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from detkit import registry
 from detkit.interfaces import Writer
-from detkit.io.detections.reader import read_detections as read_detections
 from detkit.io.sources import Frame
+from detkit.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from detkit.io.detections.reader import read_detections as read_detections
     from detkit.structures import Detections
+
+__getattr__, __dir__ = lazy_names(__name__, {".reader": ["read_detections"]})
 
 WRITERS = {
     "jsonl": "detkit.io.detections.writers:JsonLinesWriter",
