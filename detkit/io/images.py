@@ -26,7 +26,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from detkit.errors import DetkitError, InputNote
 from detkit.io.files import reading, write_bytes
-from detkit.io.repair import repaired
+from detkit.io.repair import late_exif, repaired
 
 IMAGE_SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif", ".avif", ".jp2",
@@ -256,6 +256,8 @@ def _read_header(file: BinaryIO, where: str) -> ImageHeader:
         return ImageHeader("HEIC", heic.size, 1, heic.mode.endswith("A"), 0)
     image = _open_header(file, prefix, where)
     length = file.tell()  # a preview inside EXIF has an end marker of its own
+    if image.format == "PNG" and "exif" not in image.info and (late := late_exif(file)):
+        image.info["exif"] = late
     (width, height), orientation = image.size, _exif_orientation(image)
     if isinstance(image, TiffImageFile):
         # Pillow tells the size of some turned TIFFs as stored, of others as shown.
@@ -322,7 +324,7 @@ def _open_heic(file: BinaryIO, where: str) -> Any:
 
 def _exif_orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(_ORIENTATION, 1))
+        return int(Image.Image.getexif(image).get(_ORIENTATION, 1))  # a PNG's own would decode it
     except Exception:  # damaged EXIF must not cost the image; viewers ignore it too
         return 1
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import zlib
+from typing import BinaryIO
 
 import numpy as np
 from PIL.JpegImagePlugin import JpegImageFile
@@ -118,3 +120,14 @@ def _ended_png(data: bytes) -> tuple[bytes, float]:
     channels = {2: 3, 4: 2, 6: 4}.get(data[25], 1)
     expected = height * (1 + -(-width * channels * data[24] // 8))
     return data[:end], 0.0 if coded.eof and end <= len(data) else max(1 - size / expected, 1e-9)
+
+
+def late_exif(file: BinaryIO) -> bytes:
+    """The EXIF behind a PNG's pixels, all of which Pillow would decode to get there."""
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        length = int.from_bytes(head[:4], "big")
+        if head[4:] == b"eXIf":
+            return b"Exif\0\0" + file.read(min(length, 1 << 16))
+        file.seek(length + 4, os.SEEK_CUR)
+    return b""

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngImageFile
 
 from detkit.errors import DetkitError, InputNote
 from detkit.io.images import NARROW, as_rgb, image_size, orient, read_header, read_image, write_image
@@ -65,6 +66,25 @@ def test_reduced_jpegs_are_turned_too(orientation: int) -> None:
     whole = read_image(data)
     assert small.shape == (whole.shape[0] // 2, whole.shape[1] // 2, 3)
     assert np.abs(small.astype(int) - cv2.resize(whole, small.shape[1::-1], interpolation=cv2.INTER_AREA)).mean() < 5
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_pngs_header_is_read_without_its_pixels(late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its EXIF may stand behind the pixels."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(corner_image(), exif=exif)
+    before, after = data.index(b"eXIf") - 4, data.index(b"IDAT") - 4
+    assert before < after
+    if late:
+        end = data.index(b"IEND") - 4
+        data = data[:before] + data[after:end] + data[before:after] + data[end:]
+    monkeypatch.setattr(PngImageFile, "load", lambda image: pytest.fail("the pixels are decoded"))
+    for whole in (data, data[:after] + data[-12:]):
+        assert read_header(whole).orientation == (6 if whole is data or not late else 1)
+    turned = read_image(data)
+    assert turned.shape == (60, 40, 3)
+    assert tuple(turned[5, 35]) == RED
 
 
 def test_orient_follows_the_standard() -> None:
