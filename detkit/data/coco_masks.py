@@ -38,7 +38,7 @@ def _read(path: str, _changed: int) -> Sequence[msgspec.Raw]:
     try:
         with mapped(Path(path)) as data:
             return [one.segmentation for one in msgspec.json.decode(data, type=_File).annotations]
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DetkitError(f"masks cannot be read: {error}", path, "correct the json") from None
 
 
@@ -53,7 +53,11 @@ def region(raw: msgspec.Raw, size: tuple[int, int], where: str) -> np.ndarray:
     Raises:
         DetkitError: None of these, or run lengths of an image of another size.
     """
-    value: Any = msgspec.json.decode(raw)
+    do = "give polygons or run lengths, or train on the boxes"
+    try:
+        value: Any = msgspec.json.decode(raw)
+    except msgspec.DecodeError as error:
+        raise DetkitError(f"the object has no mask that can be read ({error})", where, do) from None
     if isinstance(value, dict) and value.get("size") not in (None, list(size)):
         what = f"its mask is of an image of {value['size']} (height, width), not {list(size)}"
         raise DetkitError(what, where, "export the masks anew")
@@ -63,5 +67,4 @@ def region(raw: msgspec.Raw, size: tuple[int, int], where: str) -> np.ndarray:
         )
         return rle.decode(rle.merge(coded) if isinstance(coded, list) else coded).astype(bool)
     except Exception as error:  # the extension raises several kinds, and TypeError for null
-        do = "give polygons or run lengths, or train on the boxes"
         raise DetkitError(f"the object has no mask that can be read ({error})", where, do) from None

@@ -166,10 +166,17 @@ def test_polygons_and_run_lengths_of_coco(tmp_path: Path) -> None:
         assert Dataset(found).load(0).target.mask is None
 
 
-@pytest.mark.parametrize("wrong", [None, "x", [[1, 2]], {"size": [5, 5], "counts": "0"}, {"size": [6, 8]}, 7])
+LONG = {"size": [6, 8], "counts": [0, 1000]}
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, "x", [[1, 2]], {"size": [5, 5], "counts": "0"}, {"size": [6, 8]}, 7, LONG, [[1, 1, 1e99, 4, 3, 3]]]
+)
 def test_an_object_without_a_mask_is_named(tmp_path: Path, wrong: object) -> None:
+    file = coco(tmp_path, [[1, 1, 5, 1, 5, 4]], wrong)
+    file.write_text(file.read_text().replace("1e+99", "1e400"))
     with pytest.raises(DetkitError, match="mask") as error:
-        label_map(read(coco(tmp_path, [[1, 1, 5, 1, 5, 4]], wrong)), 0, (6, 8))
+        label_map(read(file), 0, (6, 8))
     assert "annotation number 1" in error.value.where
 
 
