@@ -19,7 +19,7 @@ VERBS = {
     "Data": ("data", "label:label", "propose:propose"),
     "Train": ("train:train", "train:pretrain", "adapt:adapt", "about:config", "about:models"),
     "Judge": ("evaluate:evaluate", "evaluate:compare"),
-    "Explain": ("inspect", "about:info", "help_:help_"),
+    "Explain": ("inspect", "style:style", "about:info", "help_:help_"),
     "Deploy": ("import_", "export:export", "compress:compress", "about:doctor"),
 }
 

@@ -51,6 +51,7 @@ EXAMPLES = {
     "inspect patches": ("inspect patches RUN DATA", "inspect patches RUN DATA --stage 2"),
     "inspect cam": ("inspect cam RUN photo.jpg", "inspect cam RUN photo.jpg --classes dog"),
     "inspect edges": ("inspect edges", "inspect edges photo.jpg"),
+    "style": ("style photo.jpg painting.jpg -o styled.jpg", "style photo.jpg painting.jpg --start noise --every 25"),
     "info": ("info RUN --layers", "info lenet_textbook --input 32x32x3"),
     "import darknet": (
         "import darknet net.cfg net.weights -o net.safetensors",

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 from detkit.data.resize import Resize, moved_target
+from detkit.data.restyle import Looks, restyled
 from detkit.data.warp import Outline, Warp, cropped, turned
 from detkit.errors import DetkitError
 from detkit.geometry import Geometry
@@ -68,6 +69,8 @@ class Augment:
         chance: Share of the images that get noise, and blur.
         mosaic: Chance of joining four images (only where other images are at hand).
         mixup: Chance of blending two images (only where other images are at hand).
+        restyle: Chance of the looks of another image (only where other images are at hand), see ``restyle_by``.
+        restyle_by: Its ``statistics`` of colour, or the amplitudes of its lowest frequencies (``fourier``).
 
     Attributes:
         flip_pairs: Points that a mirror swaps; whoever knows the model sets them.
@@ -99,6 +102,8 @@ class Augment:
     chance: float = 0.2
     mosaic: float = 0.5
     mixup: float = 0.0
+    restyle: float = 0.0
+    restyle_by: Looks = "statistics"
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -123,6 +128,8 @@ class Augment:
             changed = self._placed(sample, rng, resize)
         if more is not None and self.mixup and rng.random() < self.mixup:
             changed = mixup_of(changed, self._placed(more(), rng, resize), rng)
+        if more is not None and self.restyle and rng.random() < self.restyle:
+            changed = changed.replace(image=restyled(changed.image, more().image, self.restyle_by))
         return changed.replace(image=self._coloured(changed.image, rng))
 
     @classmethod
@@ -134,7 +141,7 @@ class Augment:
     @classmethod
     def _strengths(cls) -> list[str]:
         # Of what others switch on.
-        settings = ("crop_area", "min_visible", "boxes", "warp_grid", "covariance", "chance")
+        settings = ("crop_area", "min_visible", "boxes", "warp_grid", "covariance", "chance", "restyle_by")
         return [field.name for field in fields(cls) if field.name not in settings]
 
     def reduce_to(self, resize: Resize) -> int | None:
