@@ -17,6 +17,7 @@ from detkit.data.voc import CLASSES as VOC_CLASSES
 from detkit.errors import DetkitError
 from detkit.io.download import sha256_of
 from detkit.io.images import image_size, read_image
+from detkit.io.stored import is_there
 from detkit.printed import Printed
 
 TINY = 2.0  # pixels: the shorter side of a box that no detector can learn from
@@ -96,7 +97,7 @@ def _check_labels(a: Annotations, findings: Findings) -> None:
 
 
 def _image_fault(file: str, size: np.ndarray, *, decode: bool) -> tuple[str, str] | None:
-    if not os.path.isfile(file):
+    if not is_there(file):
         return "missing image", file
     try:
         width, height = image_size(file)

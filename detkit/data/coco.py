@@ -24,6 +24,7 @@ from detkit.data.annotations import Annotations, Findings, Source
 from detkit.data.label_files import LabelFilesFormat, find_label_files, image_folders, json_kind, place_images
 from detkit.data.reading import ImageTable, ObjectTable, assemble, fill_sizes, pixels
 from detkit.errors import DetkitError
+from detkit.io.stored import is_address
 from detkit.tables import other_spelling
 
 # An extra key of "info", relative to the json: other readers ignore it; with it a json finds images kept elsewhere.
@@ -206,7 +207,7 @@ def _read_file(path: Path, split: str | None, images: Path | None, keep_degenera
     folders = [images] if images is not None else folders + image_folders(path)
     found_in, names = place_images([image.name for image in kept], folders, findings)
     folder = os.path.normpath(found_in)
-    files = [os.path.join(folder, name) for name in names]
+    files = [name if is_address(name) else os.path.join(folder, name) for name in names]
     nameless = np.array([not name for name in names], dtype=bool)
     findings.add_rows("image without a file_name", nameless, lambda row: f"{path}: image {kept[row].id}")
     partly = np.array([bool(image.not_exhaustive_category_ids) for image in kept], dtype=bool)

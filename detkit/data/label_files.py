@@ -22,6 +22,7 @@ from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
 from detkit.io.files import reading
 from detkit.io.images import paths_in
+from detkit.io.stored import tar_members
 
 T = TypeVar("T")
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2, exclusive
@@ -142,6 +143,11 @@ def place_images(names: Sequence[str], folders: Sequence[Path], findings: Findin
                 found = "file name of another machine or upload (found by its last part)"
                 findings.add(found, *changed, count=len(changed), note=True)
                 return folder, mended
+    for folder in folders:
+        inside = tar_members(folder)
+        for mend in mends if inside else ():
+            if any(mend(name) in inside for name in some):
+                return folder, [inside.get(mend(name), name) for name in names]
     if not of_suffix(some):  # some formats leave endings out
         plain = list(map(_tail, names))
         within = dict.fromkeys(map(os.path.dirname, plain))

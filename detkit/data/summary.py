@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from detkit.data.annotations import Annotations, Finding, Findings
 from detkit.data.reading import DEGENERATE
 from detkit.errors import DetkitError
+from detkit.io.stored import is_there
 from detkit.metrics.coco import pycocotools_metrics
 from detkit.printed import aligned
 from detkit.tables import Results
@@ -82,7 +82,7 @@ def summarise(parts: Mapping[str, Annotations], *, missing: bool = False) -> Dat
     for name, a in parts.items():
         classes = dict(zip(a.classes, a.class_counts().tolist(), strict=True))
         counted[name] = {**a.counts(), "classes": classes}
-        for file in (file for file in a.files if missing and not os.path.isfile(file)):
+        for file in (file for file in a.files if missing and not is_there(file)):
             findings.add("image that is not there (left out)", file)
     return DataSummary(counted, findings.as_list())
 

@@ -27,6 +27,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from detkit.errors import DetkitError, InputNote
 from detkit.io.files import reading, write_bytes
 from detkit.io.repair import late_exif, repaired
+from detkit.io.stored import bytes_of, opened
 
 IMAGE_SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif", ".avif", ".jp2",
@@ -77,7 +78,7 @@ def read_image(
     with reading(where):
         if not isinstance(source, bytes) and Path(source).is_char_device():
             raise DetkitError("this is a device, an image file was expected", where, "give a file")
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        data = source if isinstance(source, bytes) else bytes_of(str(source))
     head = _read_header(io.BytesIO(data), where)
     _refuse_large(*head.size, where, max_pixels)
     # Some versions of OpenCV fill what is missing with grey and call it an image.
@@ -145,7 +146,7 @@ def image_size(path: str | Path | bytes) -> tuple[int, int]:
 def read_header(source: str | Path | bytes) -> ImageHeader:
     """What the header of an image says, without decoding it; DetkitError as ``read_image``."""
     where = _where(source)
-    with reading(where), io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+    with reading(where), io.BytesIO(source) if isinstance(source, bytes) else opened(str(source)) as file:
         return _read_header(file, where)
 
 
