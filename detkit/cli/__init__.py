@@ -22,6 +22,9 @@ from detkit.registry import UntrustedPart, outside_line
 _inputs: Counter[str] = Counter()  # what was put right or assumed of how many files, counted where warnings are shown
 
 
+given: list[str] = []  # the words of the command line, for processes that repeat it
+
+
 class Terminated(BaseException):
     """SIGTERM, raised where Ctrl-C would be; no KeyboardInterrupt, which typer turns into a bare exit code."""
 
@@ -49,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     signal.signal(signal.SIGTERM, _on_terminate)
     _inputs.clear()
+    given[:] = words
     try:
         with warnings.catch_warnings():
             if not debug:

@@ -12,6 +12,10 @@ from detkit.cli import options
 from detkit.cli.common import Printable
 from detkit.errors import DetkitError
 
+Devices = Annotated[
+    int, Option(min=1, help="GPUs to train on, a process for each; without GPUs, processes on the CPU.")
+]
+
 
 def train(
     words: Annotated[
@@ -29,6 +33,7 @@ def train(
     dry_run: Annotated[
         bool, Option("--dry-run", help="Run two steps and a batch of validation, estimate time and memory.")
     ] = False,
+    devices: Devices = 1,
 ) -> Printable | int:
     """Train a detector. Without CONFIG, the default recipe on --data: no YAML is needed to start."""
     configs = [word for word in words or () if "=" not in word]
@@ -40,6 +45,11 @@ def train(
         raise DetkitError("--resume goes on with a run as it was", do="leave out CONFIG, --data, --out and --name")
     if not (config or data or resume):
         raise DetkitError("nothing to train on", do="detkit train --data DATA, or detkit train CONFIG.yaml")
+    if devices > 1 and "RANK" not in os.environ:
+        from detkit import cli
+        from detkit.engine.launch import launch
+
+        return launch(cli.given, devices)
     if device:
         overrides.append(f"train.device={device}")
     from detkit import api, training
@@ -68,6 +78,7 @@ def pretrain(
     out: options.Out = None,
     name: Annotated[str | None, Option(help="Of the run folder in runs/; a number is added where it is taken.")] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="Two steps, then an estimate of time and memory.")] = False,
+    devices: Devices = 1,
 ) -> Printable | int:
     """Train a backbone on images without labels. CONFIG is rotation, simclr or frame_order, or one of yours.
 
@@ -77,4 +88,4 @@ def pretrain(
 
     configs = [word for word in words if "=" not in word]
     check_pretext(configs[0] if configs else "", [word for word in words if "=" in word])
-    return train(words, data, "images", None, device, threads, out, False, name, dry_run)
+    return train(words, data, "images", None, device, threads, out, False, name, dry_run, devices)

@@ -63,23 +63,28 @@ def _parts(trainer: Trainer) -> dict[str, nn.Module | torch.optim.Optimizer | to
 
 
 def save_state(trainer: Trainer, path: Path) -> None:
-    """Writes all of a run that changes to ``path``, between two steps.
+    """Writes all of a run that changes to ``path``, between two steps; all processes call it, the main one writes.
 
     Raises:
         DetkitError: The disk is full; the old file then stays.
     """
+    runtime = trainer.runtime
+    main, *others = runtime.gather(random_states(trainer.model))
     state = {
         "version": STATE_VERSION,
         "options": asdict(trainer.options),
         "data_hash": trainer.data_hash,
         "progress": asdict(trainer.progress),
         "updates": trainer.average.updates,
-        "random": random_states(trainer.model),
+        "random": main,
+        "others": others,  # the random states of the other processes
         **{name: part.state_dict() for name, part in _parts(trainer).items()},
     }
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_bytes(path, buffer.getvalue(), overwrite=True)
+    if runtime.main:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_bytes(path, buffer.getvalue(), overwrite=True)
+    runtime.wait()
 
 
 def restore_state(trainer: Trainer, path: Path) -> int:
@@ -107,7 +112,12 @@ def restore_state(trainer: Trainer, path: Path) -> int:
         raise DetkitError(what, str(path), "use the run's own config") from None
     trainer.average.updates = state["updates"]
     trainer.progress = progress = Progress(**state["progress"])
-    restore_random(trainer.model, state["random"])
+    states, runtime = [state["random"], *state.get("others", ())], trainer.runtime
+    if runtime.rank < len(states):
+        restore_random(trainer.model, states[runtime.rank])
+    if len(states) != runtime.world:
+        differs = "the order of the images is the same; dropout, sampled regions and BatchNorm's batches are not"
+        trainer.say(f"{runtime.world} processes go on with what {len(states)} began: {differs}")
     asked, before = trainer.options.epochs, int(state["options"]["epochs"])
     if asked < progress.epoch:
         what = f"this run has {progress.epoch} epochs behind it, {asked} are asked for"

@@ -45,6 +45,7 @@ class TrainOptions:
         backbone_lr: The rate of the backbone; ``auto``: 4e-4, or ``lr`` from a detector's weights; None: ``lr``.
         freeze_norms: BatchNorms whose statistics come with the weights keep them; ``auto``: from a detector's weights
             with fewer than 32 images per step and process, whose own statistics are too rough to replace those.
+        sync_norms: BatchNorms count over all processes (torch's SyncBatchNorm, on CUDA).
         stage_lr: Factors on it for the backbone's first, second ... stage, the last one for all others (lower for the
             first, which fit any data).
         unfreeze: Epochs, counted from 1, each of which begins with one frozen stage of the backbone fewer, the last
@@ -90,6 +91,7 @@ class TrainOptions:
     lr: float | Literal["auto"] = "auto"
     backbone_lr: float | Literal["auto"] | None = "auto"
     freeze_norms: bool | Literal["auto"] = "auto"
+    sync_norms: bool = False
     stage_lr: tuple[float, ...] = ()
     unfreeze: tuple[int, ...] = ()
     momentum: float = 0.9

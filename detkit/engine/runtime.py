@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from detkit.devices import keep_freed_memory, pick_device, pick_precision
+from detkit.errors import DetkitError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from detkit.engine.options import TrainOptions
 
 T = TypeVar("T")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -55,6 +58,20 @@ class Runtime:
         if self.device.type == "cpu":
             keep_freed_memory()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    def place(self, model: nn.Module, options: TrainOptions) -> None:
+        """Moves a model here, in the order of pixels that the options ask for; BatchNorms counting over processes.
+
+        Raises:
+            DetkitError: ``sync_norms`` where torch has none.
+        """
+        if options.sync_norms and self.world > 1:
+            if self.device.type != "cuda":
+                do = "leave it out; freeze_norms=true makes processes equal on a CPU"
+                raise DetkitError("BatchNorm is shared by processes on CUDA only", "train.sync_norms", do)
+            nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        layout = torch.channels_last if options.channels_last else torch.contiguous_format
+        model.to(self.device).to(memory_format=layout)  # type: ignore[call-overload]
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The module to call in training: it averages gradients over processes."""

@@ -282,8 +282,7 @@ class Trainer:
             self.augment.flip_pairs = model.flip_pairs
         self.frozen = model.backbone.frozen
         torch.manual_seed(options.seed + self.runtime.rank)
-        layout = torch.channels_last if options.channels_last else torch.contiguous_format
-        model.to(self.runtime.device).to(memory_format=layout)
+        self.runtime.place(model, options)
         speed_up_depthwise(model)
         self.average = Average(model, options.ema)
         self.optimizer = make_optimizer(model, options)
@@ -361,10 +360,8 @@ class Trainer:
 
     def save_state(self) -> None:
         """state.pt, from which the run can go on."""
-        if self.runtime.main:
-            save_state(self, self.run / "state.pt")
-            self.tell(events.Saved(self.run / "state.pt"))
-        self.runtime.wait()
+        save_state(self, self.run / "state.pt")
+        self.tell(events.Saved(self.run / "state.pt"))
 
     def stop_if_asked(self) -> None:
         """Between two steps: saves the state and raises Interrupted if a signal came (to any of the processes)."""
@@ -383,7 +380,8 @@ class Trainer:
     def looked(self, done: int, total: int) -> None:
         """After each batch that is only looked at."""
         self.tell(events.BatchValidated(done - 1, total))
-        self.stop_if_asked()
+        if self.runtime.world == 1:  # of several, some have a batch more, which nobody would agree with
+            self.stop_if_asked()
 
     def show_first(self, batch: Batch, targets: list[Target]) -> None:
         """Draws first_batch.jpg, if no step was taken yet."""

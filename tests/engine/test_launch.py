@@ -1,0 +1,47 @@
+"""--devices: processes are started, and what one of them says or dies of is told once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from detkit.engine.launch import launch
+from detkit.errors import DetkitError
+
+
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """A script in place of Python, which knows its number as under torchrun."""
+    file = tmp_path / "python"
+    file.write_text(f"#!/bin/sh\n{script}\n")
+    file.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(file))
+
+
+def test_every_process_has_the_words_and_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    stand_in(tmp_path, monkeypatch, f'echo "$@" $WORLD_SIZE $OMP_NUM_THREADS >{tmp_path}/$RANK; echo $RANK')
+    assert launch(["train", "a b.yaml"], 2) == 0
+    assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == ["-m detkit train a b.yaml 2 1\n"] * 2
+    assert capfd.readouterr().out == "0\n", "one speaks"
+
+
+def test_an_error_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stand_in(tmp_path, monkeypatch, "echo wrong >&2; exit 2")
+    assert launch([], 2) == 2
+    assert capfd.readouterr().err == "wrong\n"
+    stand_in(tmp_path, monkeypatch, "[ $RANK = 0 ] && exec sleep 60; echo no such GPU >&2; exit 2")
+    assert launch([], 2) == 2
+    assert capfd.readouterr().err == "no such GPU\n"
+
+
+def test_a_process_that_is_killed_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(tmp_path, monkeypatch, "[ $RANK = 0 ] && exec sleep 60; kill -9 $$")
+    with pytest.raises(DetkitError, match=r"process 1 of 2 was ended from outside \(signal 9\)") as error:
+        launch([], 2)
+    assert error.value.code == 4
