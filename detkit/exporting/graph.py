@@ -141,7 +141,7 @@ class SuppressedGraph(Graph):
         if self.candidates is not None:
             lowest = pairs.topk(torch.sym_min(self.candidates, pairs.shape[1])).values[:, -1:, None]
             scores = torch.where(scores >= lowest, scores, -1)
-        boxes = clipped(boxes, sizes)
+        boxes = boxes_inside(boxes, sizes)
         real = (boxes[..., 2:] > boxes[..., :2]).all(-1)
         apart = boxes.ndim == 4  # each class has boxes of its own
         scores = torch.where(real if apart else real[..., None], scores, -1)
@@ -164,7 +164,7 @@ def whole(detector: Detector, batch: int) -> Tensor:
     return torch.tensor(detector.resize.input_size, dtype=torch.float32).repeat(batch, 1)
 
 
-def clipped(boxes: Tensor, sizes: Tensor) -> Tensor:
+def boxes_inside(boxes: Tensor, sizes: Tensor) -> Tensor:
     """Boxes (B, ..., 4) xyxy inside ``sizes`` (B, 2), height and width."""
     corners = sizes[:, [1, 0, 1, 0]].reshape(-1, *[1] * (boxes.ndim - 2), 4)
     return boxes.clamp(min=0).minimum(corners)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from detkit.detector import Detector
 from detkit.errors import DetkitError
-from detkit.exporting.graph import Graph, clipped, sized, whole
+from detkit.exporting.graph import Graph, boxes_inside, sized, whole
 from detkit.exporting.operators import suppressed
 from detkit.heads.roi import RoIHead
 from detkit.ops.coder import decode_deltas
@@ -82,7 +82,7 @@ def proposed(source: RPN, features: list[Tensor], sizes: Tensor) -> tuple[Tensor
         Boxes (B, R, 4) xyxy, best first, and which of them are proposals (B, R).
     """
     boxes, scores, level = source.candidates(sized(source.raw(features), features), source.before[1])
-    boxes = clipped(boxes, sizes)
+    boxes = boxes_inside(boxes, sizes)
     real = (boxes[..., 2:] > boxes[..., :2]).all(-1)
     levels = torch.arange(len(source.strides))[:, None] == level
     apart = torch.where(real[:, None] & levels, scores[:, None], -1)
