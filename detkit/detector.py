@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from detkit import zoo
 from detkit.arrays import plain
@@ -22,8 +24,6 @@ from detkit.predictor import Predictor
 from detkit.structures import Batch, Detections, Limits, Sample, Target
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from detkit.data.dataset import Dataset
 
 _NO_SOURCE = ProposalSource()  # gives what is in the batch
@@ -236,6 +236,25 @@ class Detector(nn.Module, Predictor):
         finally:
             if training:
                 self.train()
+
+    @torch.inference_mode()
+    def vectors(self, images: Sequence[np.ndarray], batch: int = 32) -> np.ndarray:
+        """A vector per image: of head ``embed`` its own, of any other its last map averaged, of length 1.
+
+        Args:
+            images: uint8 (H, W, 3) RGB.
+            batch: Images at a time.
+
+        Returns:
+            (N, D) float32.
+        """
+        found = [torch.zeros(0, 0)]
+        for start in range(0, len(images), batch):
+            inputs = self.batch_of([Sample(image) for image in images[start : start + batch]])
+            maps = self.features(inputs.pixels)
+            own = self.head.takes_identities
+            found.append(self.head.raw(maps)["embedding"] if own else normalize(maps[-1].mean((2, 3))))
+        return np.asarray(torch.cat(found[1:] or found).float().cpu())
 
     def train(self, mode: bool = True) -> Detector:
         """As usual; and what is derived from the weights is derived anew, however they are written to."""

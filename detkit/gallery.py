@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from detkit.data.dataset import Dataset, read
 from detkit.detector import Detector
@@ -20,35 +17,11 @@ from detkit.io.files import reading, write_bytes
 from detkit.metrics import find_metric
 from detkit.metrics.identities import Match
 from detkit.ops.similarity import Measure, likeness
-from detkit.structures import Sample
-
-_BATCH = 32
 
 
 def measure_of(model: Detector) -> Measure:
     """How its vectors are compared."""
     return getattr(model.head, "measure", "cosine")
-
-
-def vectors(model: Detector, images: Sequence[np.ndarray]) -> np.ndarray:
-    """A vector per image: of head ``embed`` its own, of any other model its last map averaged, of length 1.
-
-    Args:
-        model: One of detkit's.
-        images: uint8 (H, W, 3) RGB.
-
-    Returns:
-        (N, D) float32.
-    """
-    found = list[np.ndarray]()
-    with torch.inference_mode():
-        for start in range(0, len(images), _BATCH):
-            batch = model.batch_of([Sample(image) for image in images[start : start + _BATCH]])
-            features = model.features(batch.pixels)
-            own = model.head.takes_identities
-            table = model.head.raw(features)["embedding"] if own else F.normalize(features[-1].mean((2, 3)))
-            found.append(table.float().cpu().numpy())
-    return np.concatenate(found) if found else np.zeros((0, 0), np.float32)
 
 
 def weights_hash(model: Detector) -> str:

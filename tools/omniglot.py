@@ -37,7 +37,6 @@ def prepare(zips: Path, out: Path) -> None:
 def runs(model: str, path: Path) -> None:
     """Each of a run's 20 drawings is one of its 20 characters, known from one drawing by somebody else."""
     import detkit
-    from detkit.gallery import vectors
     from detkit.ops.similarity import likeness
 
     detector, right = detkit.load(model, device="cpu"), []
@@ -45,7 +44,7 @@ def runs(model: str, path: Path) -> None:
 
         def seen(names: list[str]) -> np.ndarray:
             images = [Image.open(io.BytesIO(archive.read(name))).convert("RGB") for name in names]
-            return vectors(detector, [np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX)) for image in images])
+            return detector.vectors([np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX)) for image in images])
 
         for run in range(1, 21):
             lines = archive.read(f"run{run:02d}/class_labels.txt").decode().splitlines()

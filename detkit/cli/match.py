@@ -59,10 +59,9 @@ class _Threshold:
 
 
 def _vectors(model: Detector, files: list[str]) -> np.ndarray:
-    from detkit.gallery import vectors
     from detkit.io.images import read_image
 
-    return vectors(model, [read_image(file) for file in files])
+    return model.vectors([read_image(file) for file in files])
 
 
 @app.command()

@@ -36,6 +36,9 @@ class _Following:
         bool,
         Option("--appearance", help="Find lost objects again by their looks (the neck's maps), wherever they are."),
     ] = False
+    looks: Annotated[
+        str | None, Option(metavar="MODEL", help="The same by the vectors of a model with head embed.")
+    ] = None
 
 
 _LIKE = 0.5  # of two looks of one object; those of two objects are near 0
@@ -79,7 +82,8 @@ def track(
         raise DetkitError("without a video there is nothing to draw on", "--save", "name the video too")
     if following.camera_motion and source is None:
         raise DetkitError("without a video the camera's motion is unknown", "--camera-motion", "name the video too")
-    if following.appearance and predictions is not None:
+    by_looks = following.appearance or following.looks is not None
+    if by_looks and predictions is not None:
         raise DetkitError("a file of detections has no looks", "--appearance", "leave it out, or let a model detect")
     if predictions is not None and (model or answers.ensemble or answers.tta):
         raise DetkitError("give a model or --predictions, not both", do="leave one of them out")
@@ -99,10 +103,11 @@ def track(
         detector = answers.predictor(model or [], size, quick=not following.appearance)
         if detector.protocol == "classify":
             raise DetkitError("a classifier finds no boxes to follow", "--model", "name a detector")
-        if following.appearance:
+        if by_looks:
+            from detkit.config.build import load_detector
             from detkit.tracking.appearance import WithAppearance
 
-            detector = WithAppearance(detector)
+            detector = WithAppearance(detector, load_detector(following.looks) if following.looks else None)
         high = detector.threshold if conf is None else conf
         wanted = None if classes is None else names_in(classes) or [classes]
         limits = detector.limits(min(0.1, high) if following.two_stage else high, iou, max_detections, wanted)
@@ -125,7 +130,7 @@ def track(
                     re_update=following.re_update,
                     by_class=not following.any_class,
                     camera=following.camera_motion,
-                    appearance=_LIKE if following.appearance else None,
+                    appearance=_LIKE if by_looks else None,
                 )
                 for area in areas if frame.width else ():
                     area.check(frame.width, frame.height)

@@ -52,8 +52,8 @@ class Match(Metric):
         yes, no = _split(labels, alike)
         metrics = {"rank1": float(np.nanmean(hit)) if several.any() else np.nan, **verification(yes, no)}
         per_class = {}
-        for k, name in enumerate(gt.classes):
-            mine = (labels == k) & several
+        for k in np.unique(gt.label):
+            name, mine = gt.classes[k], (labels == k) & several
             per_class[name] = {
                 "rank1": float(hit[mine].mean()) if mine.any() else np.nan,
                 "objects": int((gt.label == k).sum()),

@@ -107,7 +107,7 @@ class Report:
             gaps = {key: abs(value - facts["metrics"][key]) for key, value in theirs.items()}
             rows = [[key, f"{facts['metrics'][key]:.12f}", f"{value:.12f}"] for key, value in theirs.items()]
             lines += ["", *aligned([["", "detkit", name], *rows]), f"largest difference: {max(gaps.values()):.3g}"]
-        if metric.answers != "pixels":
+        if "best_threshold" in facts:
             best = facts["best_threshold"]
             matched = f" (IoU {settings['match_iou']:g})" if metric.takes_iou else ""
             lines += ["", f"best F1 {best['f1']:.3f} at score >= {best['score']:.3f}{matched}"]
@@ -151,7 +151,7 @@ def build_report(
         }
     shape = class_curves(gt, dt, **settings.matching())
     threshold, f1 = shape.overall.best()
-    if metric.answers != "pixels":
+    if dt.pixels is None and dt.embedding is None:  # whose scores are no decisions
         facts["best_threshold"] = {"score": threshold, "f1": f1}
     facts["counts"] = {
         "images": gt.images,

@@ -16,24 +16,28 @@ _BINS = 2  # each way: what is above differs from what is below
 
 
 class WithAppearance(Predictor):
-    """A detector whose detections have ``extra["embedding"]``, (N, D): the neck's finest map inside each box.
+    """A detector whose detections have ``extra["embedding"]``, (N, D): the neck's finest map inside each box, or the
+    vectors of another model.
 
     Args:
-        detector: One of detkit's, alone.
+        detector: One of detkit's, alone; with ``looks`` any.
+        looks: A model with head ``embed``, which sees each box cut out.
 
     Raises:
         DetkitError: It is not.
     """
 
-    def __init__(self, detector: Predictor) -> None:
-        if not isinstance(detector, Detector):
+    def __init__(self, detector: Predictor, looks: Detector | None = None) -> None:
+        if looks is None and not isinstance(detector, Detector):
             do = "give one detkit model without --tta and --ensemble, or leave out --appearance"
             raise DetkitError("only a detkit model has a neck to take the appearance from", "--appearance", do)
-        self.detector = detector
+        self.detector, self.looks = detector, looks
         for name in ("classes", "class_ids", "threshold", "iou", "protocol", "flip_pairs", "precision"):
             setattr(self, name, getattr(detector, name))
         self._maps: list[torch.Tensor] = []
-        detector.neck.register_forward_hook(self._keep)
+        if looks is None:
+            assert isinstance(detector, Detector)
+            detector.neck.register_forward_hook(self._keep)
 
     def _keep(self, neck: object, inputs: object, maps: list[torch.Tensor]) -> None:
         self._maps = maps
@@ -41,6 +45,10 @@ class WithAppearance(Predictor):
     def predict_samples(self, samples: list[Sample], limits: Limits) -> list[Detections]:
         if not samples:
             return []
+        if self.looks is not None:
+            found = self.detector.predict_samples(samples, limits)
+            return [self._looked(sample, one, self.looks) for sample, one in zip(samples, found, strict=True)]
+        assert isinstance(self.detector, Detector)
         batch = self.detector.batch_of(samples)
         with torch.inference_mode(), self.detector.autocast():
             found = self.detector(batch, limits=limits)
@@ -52,3 +60,13 @@ class WithAppearance(Predictor):
                 replace(one, extra={**one.extra, "embedding": look}).numpy()
                 for one, look in zip(found, looks, strict=True)
             ]
+
+    @staticmethod
+    def _looked(sample: Sample, found: Detections, looks: Detector) -> Detections:
+        """``found`` with the vectors of its boxes, each of one pixel at least."""
+        height, width = sample.image.shape[:2]
+        crops = []
+        for x1, y1, x2, y2 in found.boxes.astype(int).tolist():
+            left, top = min(max(x1, 0), width - 1), min(max(y1, 0), height - 1)
+            crops.append(sample.image[top : max(y2, top + 1), left : max(x2, left + 1)])
+        return replace(found, extra={**found.extra, "embedding": looks.vectors(crops)})

@@ -214,3 +214,49 @@ def test_appearance_comes_from_the_neck_and_follows_the_pixels() -> None:
     looks = looks / np.linalg.norm(looks, axis=1, keepdims=True)
     assert looks.shape[0] == 3
     assert 1 - looks[0] @ looks[1] < (1 - looks[0] @ looks[2]) / 5
+
+
+def test_appearance_may_come_from_a_model_that_sees_the_boxes_cut_out() -> None:
+    """A red and a blue square vanish and come back elsewhere, having changed rows: without looks they are new."""
+    import torch
+
+    from detkit.config.build import build_detector
+    from detkit.config.experiment import Config, EvaluateOptions, check_model
+    from detkit.config.schema import Place
+    from detkit.engine.options import TrainOptions
+    from detkit.predictor import Predictor
+    from detkit.structures import Limits, Sample
+    from detkit.tracking.appearance import WithAppearance
+
+    torch.manual_seed(0)
+    parts = {"size": 16, "backbone": {"name": "lenet_textbook", "taps": [1]}, "head": {"name": "embed", "dim": 16}}
+    looks = build_detector(
+        Config({}, check_model(parts, Place()), {}, TrainOptions(), EvaluateOptions()), ["any"]
+    ).eval()
+    rows = {False: (10, 60), True: (60, 10)}
+
+    class Squares(Predictor):
+        classes = ("square",)
+
+        def predict_samples(self, samples: list[Sample], limits: Limits) -> list[Detections]:
+            places = [np.argwhere((sample.image == colour).all(-1)) for sample in samples for colour in COLOURS]
+            return [found(*((x, y, x + 20, y + 20) for y, x in (one.min(0) for one in places if len(one))))]
+
+    names: dict[bool, list[int]] = {}
+    for seen in (False, True):
+        tracker = Tracker(appearance=0.5 if seen else None, lost=5)
+        detector = WithAppearance(Squares(), looks) if seen else Squares()
+        for i in range(24):
+            image = np.full((100, 300, 3), 110, np.uint8)
+            for y, colour in zip(rows[i >= 12], COLOURS, strict=True):
+                x = 200 if i >= 12 else 20
+                image[y : y + 20, x : x + 20] = colour
+            if 8 <= i < 12:
+                image[:] = 110
+            tracked = tracker.update(detector.predict_samples([Sample(image)], Limits())[0])
+        names[seen] = ids(tracked)
+    assert names[True] == [1, 2]
+    assert set(names[False]).isdisjoint({1, 2})
+
+
+COLOURS = ((220, 20, 20), (20, 20, 220))
