@@ -66,8 +66,9 @@ def _to_int8(path: Path, dataset: Dataset) -> None:
             Images(),
             per_channel=True,
             op_types_to_quantize=list(_LAYERS),
-            nodes_to_exclude=[name for name, last in layers.items() if last],
-            calibrate_method=CalibrationMethod.MinMax,
+            nodes_to_exclude=[name for name, at_end in layers.items() if at_end],
+            calibrate_method=CalibrationMethod.Percentile,
+            extra_options={"CalibPercentile": 99.99},
         )
 
 
@@ -81,24 +82,28 @@ def _inputs(path: Path, dataset: Dataset) -> Iterator[Mapping[str, np.ndarray]]:
 
 
 def _network(model: Any) -> tuple[dict[str, bool], set[str]]:
-    """The names of the layers, each with whether no other layer follows it; and of all nodes from the first to the last
-    layers, these included."""
+    """The names of the layers, each with whether no other comes before or after it; and of all nodes from the first to
+    the last layers, these included."""
     nodes = list(model.graph.node)
     inputs = {
         node.name: [name for i, name in enumerate(node.input) if i != _PLACES.get(node.op_type)] for node in nodes
     }
     after: set[str] = set()
+    first = set()
     for node in nodes:
-        if node.op_type in _LAYERS or not after.isdisjoint(inputs[node.name]):
+        follows, layer = not after.isdisjoint(inputs[node.name]), node.op_type in _LAYERS
+        if follows or layer:
             after.update(node.output)
+        if layer and not follows:
+            first.add(node.name)
     before: set[str] = set()
-    last, inside = {}, set()
+    ends, inside = {}, set()
     for node in reversed(nodes):
         leads, layer = not before.isdisjoint(node.output), node.op_type in _LAYERS
         if layer:
-            last[node.name] = not leads
+            ends[node.name] = not leads or node.name in first
         if leads or layer:
             before.update(inputs[node.name])
             if not after.isdisjoint(node.output):
                 inside.add(node.name)
-    return last, inside
+    return ends, inside

@@ -23,6 +23,7 @@ from detkit.data.toy import CLASSES, toy_sample
 from detkit.engine.options import TrainOptions
 from detkit.exporting import engines
 from detkit.exporting.graph import DenseGraph
+from detkit.exporting.header import Header
 from detkit.exporting.onnx_file import Exported, export
 from detkit.exporting.predictor import select_boxes
 from detkit.exporting.proof import Agreement, Tolerance, _compared, photos
@@ -322,6 +323,38 @@ def test_the_users_images_are_compared_too(yolo: Pair, tmp_path: Path) -> None:
     ours, theirs = proof.scores["AP50"]
     assert ours == theirs
     assert f"AP50 on the data: {ours:.4f} of the model, {ours:.4f}" in proof.lines()[-1]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_fewer_bits_are_judged_by_ap(
+    precision: str, yolo: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import onnx
+
+    data, file = str(toy_data(tmp_path)), tmp_path / "model.onnx"
+    option = {"fp16": "--half", "int8": "--int8"}[precision]
+    assert main(["export", str(yolo.model), "-o", str(file), "--data", data, option]) == 0
+    assert "allowed to lose: 0.005" in capsys.readouterr().out
+    assert engine_header(file).precision == precision
+    made = {node.op_type for node in onnx.load(file).graph.node}
+    weights = {onnx.TensorProto.DataType.Name(one.data_type) for one in onnx.load(file).graph.initializer}
+    if precision == "fp16":
+        assert "FLOAT16" in weights
+    else:
+        assert {"QuantizeLinear", "DequantizeLinear"} <= made
+    sample, limits = toy_sample(0, 80), Limits(0.0, 0.5, 1000)
+    (mine,), (exact,) = (detkit.load(one).predict_samples([sample], limits) for one in (file, yolo.file))
+    assert 0 < np.abs(np.sort(mine.scores)[-50:] - np.sort(exact.scores)[-50:]).max() < 1e-3
+    worse = {"AP": (0.5, 0.5), "AP50": (0.8, 0.794)}
+    monkeypatch.setattr("detkit.exporting.onnx_file.score_both", lambda *given: worse)
+    done = export(yolo.model, tmp_path / "b.onnx", precision=precision, data=data)
+    assert done.path is None
+    assert not (tmp_path / "b.onnx").exists()
+    assert export(yolo.model, tmp_path / "b.onnx", precision=precision, data=data, loss=0.01).path
+
+
+def engine_header(file: Path) -> Header:
+    return Header.from_metadata(engines.open_engine(file, "onnxruntime").metadata, str(file))
 
 
 def test_what_differs_is_not_written(
