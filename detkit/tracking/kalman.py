@@ -2,7 +2,7 @@
 
 Motion and noise of centre x, centre y, width and height are independent of each other, so that each is a filter of two
 numbers, place and velocity, whose covariance is three: no matrix is ever inverted. Noise grows with the box, as in
-SORT (Bewley et al. 2016) and BoT-SORT (Aharon et al. 2022, section 3.1).
+SORT (Bewley et al. 2016) and BoT-SORT (Aharon et al. 2022, section 3.1; there 1/20 instead of 1/30 for the place).
 
 States are float64 (N, 5, 4), C-contiguous: place, velocity per unit of time, variance of place, covariance, variance of
 velocity, each of centre x, centre y, width and height. Compiled: in numpy a tracker spends most of its time here.
@@ -15,7 +15,7 @@ import numpy as np
 from detkit.ops.compiled import kernel
 
 SHAPE = (5, 4)
-_PLACE, _VELOCITY = 1 / 20, 1 / 160  # standard deviations, as parts of the width or height
+_PLACE, _VELOCITY = 1 / 30, 1 / 160  # standard deviations, as parts of the width or height
 
 
 def start(boxes: np.ndarray) -> np.ndarray:

@@ -21,8 +21,8 @@ from detkit.tracking.camera import CameraMotion
 
 _RATE = 30.0  # frames a second, in which the filter's noise is measured
 _NEVER = 1e5  # the cost of a pair that is not allowed
-# The least overlap, ByteTrack's; times score of sure detections and new tracks. Where a lost track is, is less certain.
-_SURE, _LOST, _DOUBTFUL, _NEW = 0.2, 0.1, 0.5, 0.3
+# The least overlap; times score of sure detections and new tracks. Where a lost track is, is less certain.
+_SURE, _LOST, _DOUBTFUL, _DOUBTFUL_LOST, _NEW = 0.2, 0.1, 0.5, 0.2, 0.3
 _MEMORY = 0.9  # of a track's appearance, per frame
 
 # Number (0: not sure yet), class, frames in which it was seen, the last of them, the key of its appearance; its filter,
@@ -156,7 +156,7 @@ class Tracker:
             near, rank = near & (~lost[:, None] | (likeness >= 0)), overlaps + likeness
         stages = [
             (known, strong, near, rank),
-            (known, weak, overlaps >= _DOUBTFUL, overlaps),
+            (known, weak, overlaps >= np.where(lost, _DOUBTFUL_LOST, _DOUBTFUL)[:, None], overlaps),
             (new, strong, sure >= _NEW, overlaps),
         ]
         if likeness is not None:

@@ -29,12 +29,12 @@ def ids(tracked: Detections) -> list[int]:
 def test_the_filter_is_the_textbooks() -> None:
     """Against the matrix form of one coordinate, worked step by step."""
     state = kalman.start(np.array([[100.0, 50, 40, 80]]))
-    mean, cov = np.array([100.0, 0]), np.diag([(2 * 40 / 20) ** 2, (10 * 40 / 160) ** 2])
+    mean, cov = np.array([100.0, 0]), np.diag([(2 * 40 / 30) ** 2, (10 * 40 / 160) ** 2])
     width = 40.0
     for place in (103.0, 109.0, 112.0):
         step = np.array([[1, 2.0], [0, 1]])
-        mean, cov = step @ mean, step @ cov @ step.T + 2.0 * np.diag([(width / 20) ** 2, (width / 160) ** 2])
-        gain = cov[:, 0] / (cov[0, 0] + (width / 20) ** 2)
+        mean, cov = step @ mean, step @ cov @ step.T + 2.0 * np.diag([(width / 30) ** 2, (width / 160) ** 2])
+        gain = cov[:, 0] / (cov[0, 0] + (width / 30) ** 2)
         mean, cov = mean + gain * (place - mean[0]), cov - np.outer(gain, cov[0])
         kalman.predict(state, 2.0)
         kalman.update(state, np.array([[place, 50, 40, 80]]))
