@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from detkit.errors import DetkitError
+
+_UNIX = [getattr(signal, name) for name in ("SIGHUP", "SIGQUIT") if hasattr(signal, name)]
 
 
 def launch(words: Sequence[str], processes: int) -> int:
@@ -34,6 +37,7 @@ def launch(words: Sequence[str], processes: int) -> int:
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it would show tracebacks
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, *_UNIX)}
     with TemporaryDirectory() as folder:
         config = LaunchConfig(
             min_nodes=1,
@@ -60,4 +64,7 @@ def launch(words: Sequence[str], processes: int) -> int:
                 for log in Path(folder).glob(f"**/{rank}/stderr.log"):
                     sys.stderr.write(log.read_text(encoding="utf-8", errors="replace"))
             return code
+        finally:  # the agent has its own
+            for number, handler in before.items():
+                signal.signal(number, handler)
     return 0

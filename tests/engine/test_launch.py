@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -24,7 +25,9 @@ def test_every_process_has_the_words_and_its_number(
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     stand_in(tmp_path, monkeypatch, f'echo "$@" $WORLD_SIZE $OMP_NUM_THREADS >{tmp_path}/$RANK; echo $RANK')
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert launch(["train", "a b.yaml"], 2) == 0
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == ["-m detkit train a b.yaml 2 1\n"] * 2
     assert capfd.readouterr().out == "0\n", "one speaks"
 
