@@ -28,6 +28,7 @@ from detkit.exporting.header import Header
 from detkit.exporting.predictor import load_exported
 from detkit.io.detections import read_detections
 from detkit.io.images import write_image
+from detkit.tracking.frames import read_found
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes and their memory are watched by Linux's means")
@@ -200,6 +201,24 @@ def test_onnx_files_that_are_no_detectors(tmp_path: Path) -> None:
         load_exported(tmp_path / "plain.onnx", "onnxruntime")
     with pytest.raises(DetkitError, match="may be damaged"):
         load_exported(tmp_path / "damaged.onnx", "onnxruntime")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.txt", "1000000000000,1,2,3,4,5,0.5", "not a row of MOT's"),
+        (
+            "a.jsonl",
+            '{"source": "a", "width": 99999999999999999999, "height": 9, "detections": []}',
+            "no image has|line",
+        ),
+        ("a.jsonl", '{"source": "a", "width": -1, "height": 9, "detections": []}', "no image has|line"),
+    ],
+)
+def test_frames_that_no_video_has(tmp_path: Path, name: str, text: str, said: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DetkitError, match=said):
+        read_found(tmp_path / name)
 
 
 def test_an_input_that_is_too_small_for_its_network() -> None:

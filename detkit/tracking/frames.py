@@ -16,6 +16,7 @@ from detkit.io.sources import Failure, Frame
 from detkit.structures import Detections
 
 Seen = tuple[Frame, Detections]
+_MOST = 1 << 20  # pixels of a side
 
 
 def numbered(
@@ -84,6 +85,8 @@ def _json(path: Path, raw: bytes) -> Iterator[Seen]:
         if line.frame is not None and line.source != video:
             what = f"frames of {line.source} follow frames of {video}"
             raise DetkitError(what, where, "keep the frames of one video in a file")
+        if not (0 <= line.width < _MOST and 0 <= line.height < _MOST):
+            raise DetkitError(f"no image has {line.width} x {line.height} pixels", where, "detect again")
         if number <= before:
             raise DetkitError(f"frame {number} comes after frame {before}", where, "sort the lines by frame")
         before = number

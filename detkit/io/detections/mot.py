@@ -36,6 +36,9 @@ class MotTable:
     score: np.ndarray
 
 
+_MOST = 10_000_000  # frames: four days of video
+
+
 def read_mot(path: str | Path) -> MotTable:
     """The rows of a MOT file, separated by commas or blanks.
 
@@ -52,7 +55,7 @@ def read_mot(path: str | Path) -> MotTable:
                 row[: min(len(words), 7)] = [float(word) for word in words[:7]]
             except ValueError:
                 row[0] = np.nan
-            if len(words) < 6 or not np.isfinite(row).all() or row[0] < 1 or (row[:2] % 1).any():
+            if len(words) < 6 or not np.isfinite(row).all() or not 1 <= row[0] <= _MOST or (row[:2] % 1).any():
                 what = f"this is not a row of MOT's: {','.join(words)[:60]}"
                 raise DetkitError(what, f"{path}, line {number}", _FORM)
     rows = rows[[bool(words) for _, words in lines]] if lines else rows
