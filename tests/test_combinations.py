@@ -16,7 +16,6 @@ from detkit.config.schema import Place
 from detkit.data.loader import collate
 from detkit.detector import Detector
 from detkit.engine.options import TrainOptions
-from detkit.heads import HEADS
 from detkit.structures import Limits, Sample, Target
 
 CLASSES = ("circle", "square", "star")
@@ -30,6 +29,8 @@ MODELS: dict[str, Any] = {
     },
     "classify": lambda levels: {"neck": {"name": "identity"}, "head": {"hidden": [8]}},
     "localize": lambda levels: {"neck": {"name": "identity"}, "head": {"cells": 2, "hidden": [8]}},
+    "embed": lambda levels: {"neck": {"name": "identity"}, "head": {"dim": 8}},
+    "segment": lambda levels: {"head": {"decoder": "unet", "width": 8}},
     "sliding_window": lambda levels: {"head": {"cells": 1, "width": 16}},
 }
 NETWORKS = [name for name in BACKBONES if name != "identity"]
@@ -70,7 +71,8 @@ def detector(backbone: str, head: str) -> Detector:
 def samples() -> list[Sample]:
     """One image with two objects, one without any."""
     pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
-    objects = Target(np.array([[5, 5, 40, 40], [20, 30, 63, 63]], np.float32), np.array([0, 2]), image_label=2)
+    boxes, mask = np.array([[5, 5, 40, 40], [20, 30, 63, 63]], np.float32), np.zeros((64, 64), np.uint8)
+    objects = Target(boxes, np.array([0, 2]), mask=mask, image_label=2)
     return [Sample(pixels[0], objects), Sample(pixels[1])]
 
 
@@ -80,7 +82,7 @@ def total(model: Detector, images: list[Sample]) -> torch.Tensor:
     return sum((term.sum / term.count.clamp(min=1) for term in losses.values()), torch.zeros(()))
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", MODELS)
 @pytest.mark.parametrize("backbone", [name for name in NETWORKS if name in REAL])
 def test_a_detector_learns_and_answers(backbone: str, head: str) -> None:
     model = detector(backbone, head).train()
@@ -95,7 +97,7 @@ def test_a_detector_learns_and_answers(backbone: str, head: str) -> None:
         assert np.isfinite(found.scores).all()
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", MODELS)
 @pytest.mark.parametrize("backbone", [name for name in NETWORKS if name not in REAL])
 def test_the_parts_fit_together(backbone: str, head: str) -> None:
     with torch.device("meta"):
@@ -103,4 +105,4 @@ def test_the_parts_fit_together(backbone: str, head: str) -> None:
         maps = model.features(torch.zeros(2, 3, 64, 64))
         assert [m.shape[1] for m in maps] == model.neck.channels
         if model.proposals is None:
-            assert len(model.head.raw(maps)["classes"]) == 2
+            assert len(next(iter(model.head.raw(maps).values()))) == 2

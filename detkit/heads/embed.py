@@ -116,6 +116,8 @@ def semi_hard_triplets(vectors: Tensor, same: Tensor, margin: float) -> Loss:
         same: (B, B) bool, of one identity.
         margin: Above 0.
     """
+    if not len(vectors):  # no image of the batch is labelled
+        return Loss(vectors.sum(), vectors.new_zeros(()))
     distance = 2 - 2 * vectors @ vectors.T
     anchor, positive = (same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)).nonzero(as_tuple=True)
     near, others = distance[anchor, positive], distance[anchor]

@@ -46,6 +46,12 @@ class Upsample(nn.Module):
         return x if self.factor == 1 else F.interpolate(x, scale_factor=self.factor, mode="bilinear")
 
 
+def _of_size(x: Tensor, like: Tensor) -> Tensor:
+    """Maps made as large as others: those of networks without padding are somewhat smaller than their strides say."""
+    size = like.shape[2:]
+    return x if x.shape[2:] == size else F.interpolate(x, tuple(size), mode="bilinear")
+
+
 class FCN(nn.Module):
     """Class scores of every map, the coarse ones enlarged and added to the finer ones (Long et al. 2015, section 4.2).
 
@@ -66,7 +72,7 @@ class FCN(nn.Module):
         pairs = zip(self.scores, features, strict=True)
         *finer, x = (exact_output(layer, feature) for layer, feature in pairs)  # type: ignore[arg-type]
         for up, score in zip(reversed(self.ups), reversed(finer), strict=True):
-            x = up(x) + score
+            x = _of_size(up(x), score) + score
         return x
 
 
@@ -98,7 +104,7 @@ class UNet(nn.Module):
         """(B, outputs, H, W) float32, of the finest map's size."""
         *finer, x = features
         for up, block, feature in zip(reversed(self.ups), reversed(self.blocks), reversed(finer), strict=True):
-            x = block(torch.cat((up(x), feature), dim=1))
+            x = block(torch.cat((_of_size(up(x), feature), feature), dim=1))
         return exact_output(self.scores, x)
 
 
@@ -175,8 +181,8 @@ class Segment(Head, nn.Module):
         labels = logits.new_full((len(targets), *logits.shape[2:]), IGNORED, dtype=torch.int64)
         for place, target in zip(labels, targets, strict=True):
             if target.mask is not None:
-                height, width = target.mask.shape
-                place[:height, :width] = target.mask
+                mask = target.mask[: place.shape[0], : place.shape[1]]
+                place[: mask.shape[0], : mask.shape[1]] = mask
         labels[labels == BACKGROUND] = self.num_classes if self.background else IGNORED
         known = labels != IGNORED
         terms = {}
