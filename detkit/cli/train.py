@@ -47,9 +47,9 @@ def train(
         raise DetkitError("nothing to train on", do="detkit train --data DATA, or detkit train CONFIG.yaml")
     if devices > 1 and "RANK" not in os.environ:
         from detkit import cli
-        from detkit.engine.launch import launch
+        from detkit.engine.launch import launch_processes
 
-        return launch(cli.given, devices)
+        return launch_processes(cli.given, devices)
     if device:
         overrides.append(f"train.device={device}")
     from detkit import api, training

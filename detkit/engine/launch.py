@@ -16,7 +16,7 @@ from detkit.errors import DetkitError
 _UNIX = [getattr(signal, name) for name in ("SIGHUP", "SIGQUIT") if hasattr(signal, name)]
 
 
-def launch(words: Sequence[str], processes: int) -> int:
+def launch_processes(words: Sequence[str], processes: int) -> int:
     """Runs ``detkit`` with these words in each of several processes, which find each other as under torchrun.
 
     The first one speaks; of another its messages are shown where it ended first.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from detkit.engine.launch import launch
+from detkit.engine.launch import launch_processes
 from detkit.errors import DetkitError
 
 
@@ -26,7 +26,7 @@ def test_every_process_has_the_words_and_its_number(
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     stand_in(tmp_path, monkeypatch, f'echo "$@" $WORLD_SIZE $OMP_NUM_THREADS >{tmp_path}/$RANK; echo $RANK')
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    assert launch(["train", "a b.yaml"], 2) == 0
+    assert launch_processes(["train", "a b.yaml"], 2) == 0
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == ["-m detkit train a b.yaml 2 1\n"] * 2
     assert capfd.readouterr().out == "0\n", "one speaks"
@@ -36,15 +36,15 @@ def test_an_error_is_told_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     stand_in(tmp_path, monkeypatch, "echo wrong >&2; exit 2")
-    assert launch([], 2) == 2
+    assert launch_processes([], 2) == 2
     assert capfd.readouterr().err == "wrong\n"
     stand_in(tmp_path, monkeypatch, "[ $RANK = 0 ] && exec sleep 60; echo no such GPU >&2; exit 2")
-    assert launch([], 2) == 2
+    assert launch_processes([], 2) == 2
     assert capfd.readouterr().err == "no such GPU\n"
 
 
 def test_a_process_that_is_killed_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(tmp_path, monkeypatch, "[ $RANK = 0 ] && exec sleep 60; kill -9 $$")
     with pytest.raises(DetkitError, match=r"process 1 of 2 was ended from outside \(signal 9\)") as error:
-        launch([], 2)
+        launch_processes([], 2)
     assert error.value.code == 4
