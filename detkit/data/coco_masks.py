@@ -10,7 +10,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from pycocotools import mask as rle
 
 from detkit.data.coco import mapped
 from detkit.errors import DetkitError
@@ -53,6 +52,8 @@ def region(raw: msgspec.Raw, size: tuple[int, int], where: str) -> np.ndarray:
     Raises:
         DetkitError: None of these, or run lengths of an image of another size.
     """
+    from pycocotools import mask as rle  # which judging boxes does not need
+
     do = "give polygons or run lengths, or train on the boxes"
     try:
         value: Any = msgspec.json.decode(raw)
