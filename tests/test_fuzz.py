@@ -167,7 +167,7 @@ def test_numbers_of_thousands_of_digits(tmp_path: Path, capsys: pytest.CaptureFi
     [
         {"threshold": "0.5"},
         {"iou": 7},
-        {"candidates": None},
+        {"candidates": 2.5},
         {"candidates": 0},
         {"classes": ["a"]},
         {"classes": [], "class_ids": []},

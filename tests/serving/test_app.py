@@ -369,7 +369,7 @@ def test_the_verb_until_ctrl_c(capfd: pytest.CaptureFixture[str], monkeypatch: p
     assert main(["serve", "--port", "0", "--json"]) == 130
     thread.join()
     assert answers[0][2]["model"] == "detkit-nano"
-    assert capfd.readouterr().err.splitlines()[-1] == "detkit: stopped"
+    assert capfd.readouterr().err.splitlines()[-1] == "detkit: stopped [E002]"
 
 
 @pytest.mark.parametrize(
@@ -401,7 +401,7 @@ def test_a_missing_extra(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     monkeypatch.setattr("detkit.serving.NEEDS", ("no_such_server",))
     assert main(["serve"]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "detkit: serving needs no-such-server",
+        "detkit: serving needs no-such-server [E007]",
         "  not installed",
         '  pip install "detkit[serve]"',
     ]
