@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -84,9 +85,12 @@ class Section:
         """The numbers under ``key``, separated by commas; none where the key is missing."""
         words = [word for word in re.split(r"[,\s]+", self.options.get(key, "")) if word]
         try:
-            return [float(word) for word in words]
+            numbers = [float(word) for word in words]
         except ValueError:
-            raise self.error(f"{key} must be numbers separated by commas", key=key) from None
+            numbers = [math.nan]
+        if not all(map(math.isfinite, numbers)):
+            raise self.error(f"{key} must be numbers separated by commas", key=key)
+        return numbers
 
     def word(self, key: str, default: str, words: Collection[str]) -> str:
         """The word under ``key``, one of ``words``."""

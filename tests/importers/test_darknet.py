@@ -165,6 +165,7 @@ def test_the_older_header_is_four_bytes_shorter(make: Make) -> None:
         ("[shortcut]", "[gru]", "layer gru is not supported", "layer 4 [gru]"),
         ("classes=3", "classes=4", "24 filters, but 3 anchors and 4 classes need 27", "layer 15 [convolutional]"),
         ("mask=3,4,5", "mask=3,4,6", "not within 0..5", "layer 16 [yolo]"),
+        ("mask=3,4,5", "mask=3,inf,5", "separated by commas", "layer 16 [yolo]"),
         ("num=6", "num=9", "9 anchors are 18 numbers", "layer 16 [yolo]"),
         ("activation=linear\n\n[yolo]", "activation=leaky\n\n[yolo]", "must be linear", "layer 15"),
         (

@@ -138,6 +138,7 @@ def test_frozen_stages_keep_still() -> None:
         ("route layers=-9", "does not come before it"),
         ("route layers=7", "does not come before it"),
         ("route layers=a", "separated by commas"),
+        ("route layers=inf", "separated by commas"),
         ("route layers=0,1", "differ in width and height"),
         ("route layers=1 groups=3", "group 0 of 3"),
         ("route layers=1 groups=2 group_id=2", "group 2 of 2"),
