@@ -22,6 +22,7 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "logistic": nn.Sigmoid,
     "linear": nn.Identity,
 }
+_LARGEST = 1 << 27  # weights of a layer; published ones have below 1 << 24
 _NAMES_LAYERS = {"route": "layers", "shortcut": "from", "scale_channels": "from", "sam": "from"}
 
 
@@ -183,6 +184,9 @@ def _planned(section: Section, inputs: list[tuple[int, int]]) -> tuple[Callable[
         if channels % groups or filters % groups:
             what = f"{groups} groups do not divide {channels} channels and {filters} filters"
             raise section.error(what, key="groups")
+        if size <= side + 2 * padding and channels // groups * filters * size**2 > _LARGEST:
+            what = f"{filters} filters of {size} x {size} on {channels} channels are more than any network's"
+            raise section.error(what, key="filters")
         shape, normed = (filters, size, stride, padding), bool(whole("batch_normalize", 0))
         activation = section.word("activation", "logistic", _ACTIVATIONS)
         make = partial(_convolution, channels, shape, groups, normed, activation)

@@ -130,6 +130,7 @@ def test_frozen_stages_keep_still() -> None:
         ("convolutional filters=inf", "filters must be a whole number"),
         ("convolutional filters=nan", "filters must be a whole number"),
         ("convolutional filters=many", "filters must be a number"),
+        ("convolutional filters=99999999 size=3", "more than any network's"),
         ("convolutional filters=8 size=0", "at least 1"),
         ("convolutional filters=9 groups=2", "2 groups do not divide"),
         ("convolutional filters=8 dilation=2", "dilation=2"),
