@@ -14,7 +14,7 @@ from detkit import registry
 from detkit.data.annotations import Annotations, Findings, Source
 from detkit.data.names import COCO_CLASSES, ids_of, match_classes
 from detkit.data.reading import ImageTable, ObjectTable, assemble, fill_sizes
-from detkit.errors import DetkitError
+from detkit.errors import DetkitError, nearest
 from detkit.ops.boxes import convert, crowd_iou, iou
 from detkit.ops.suppression import batched_nms
 from detkit.printed import Printed, aligned
@@ -37,6 +37,8 @@ class Rules:
     Attributes:
         keep: From this score on a box is an object, whose ``weight`` is its score.
         ignore: From this score on it is a region to ignore, neither object nor background.
+        known: Classes of which people labelled all objects, so that whatever else a model finds of them is background,
+            and the best there is to learn what they are not; ``("all",)``: all classes that people labelled.
 
     Raises:
         DetkitError: Not 0 < ignore <= keep <= 1.
@@ -44,6 +46,7 @@ class Rules:
 
     keep: float = 0.35
     ignore: float = 0.15
+    known: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.ignore <= self.keep <= 1:
@@ -207,9 +210,21 @@ def _fused(files: Sequence[Path], people: Annotations, rules: Rules, tell: Calla
     return Results(*(np.concatenate(column) for column in zip(*columns, strict=True)))
 
 
+def _complete(people: Annotations, known: Sequence[str]) -> list[int]:
+    """The classes by number of which people labelled all objects."""
+    if list(known) == ["all"]:
+        return np.unique(people.labels).tolist()
+    places = match_classes(known, people.classes)
+    for name, place in zip(known, places, strict=True):
+        if place < 0:
+            raise DetkitError(f"no class {name!r} in the data", "--known", nearest(name, people.classes))
+    return places
+
+
 def _merged(people: Annotations, found: Results, rules: Rules) -> tuple[Annotations, list[dict[str, object]]]:
     """People's labels and what is new, image by image, and what each record says besides."""
     a = people
+    found = found[~np.isin(found.label, _complete(a, rules.known))]
     columns = [(a.image_index, a.xywh, a.labels, a.crowd, a.difficult, a.area)]
     said: list[dict[str, object]] = [{"source": "person"}] * len(a.labels)
     if a.weight is not None:

@@ -97,6 +97,20 @@ def test_peoples_boxes_come_first_and_each_box_says_its_source(data: Path, tmp_p
         label(model, str(data), tmp_path / "out" / "all.json")
 
 
+@pytest.mark.parametrize(
+    ("known", "wanted"), [((), {5, 17, 1}), (("all",), {17}), (("aeroplane",), {17, 1}), (("cat", "person"), {5})]
+)
+def test_of_classes_that_people_labelled_completely_nothing_is_added(
+    data: Path, tmp_path: Path, known: tuple[str, ...], wanted: set[int]
+) -> None:
+    model = Finds(([40, 10, 60, 30], 0.9, 1), ([40, 40, 60, 70], 0.8, 2), ([5, 5, 15, 15], 0.2, 0))
+    label(model, str(data), tmp_path / "all.json", rules=Rules(known=known))
+    assert {r["category_id"] for r in made(tmp_path / "all.json") if r["source"] == "model"} == wanted
+    with pytest.raises(DetkitError, match="no class 'plane' in the data"):
+        label(model, str(data), tmp_path / "x.json", rules=Rules(known=("plane",)))
+    assert not (tmp_path / "x.json").exists()
+
+
 CAR = [10.0, 10, 50, 50]
 
 

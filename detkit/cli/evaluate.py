@@ -72,6 +72,8 @@ def evaluate(
     from detkit.report.content import Settings
 
     *models, data = arguments
+    if as_json and models and Path(models[-1]).exists() and not Path(data).exists():
+        raise DetkitError("--json prints and takes no file", data, f"detkit evaluate ... --json > {data}")
     _check_words(models, predictions, answers)
     name = ", ".join(models) or "the default model"
     done = evaluating.full_report(

@@ -20,6 +20,12 @@ def label(
     ] = None,
     keep: Annotated[float, Option(help="From this score on a box is an object, its score its weight.")] = 0.35,
     ignore: Annotated[float, Option(help="From this score on it is a region to ignore.")] = 0.15,
+    known: Annotated[
+        str | None,
+        Option(
+            metavar="all|NAMES", help="People labelled all objects of these classes (all: of theirs); none is added."
+        ),
+    ] = None,
     out: Annotated[Path, Option("--out", "-o", help="The COCO json to write.")] = Path("labels.json"),
     device: options.Device = None,
     threads: options.Threads = None,
@@ -33,7 +39,7 @@ def label(
     from detkit.io.files import refuse_existing
 
     refuse_existing(out, overwrite)
-    rules = labelling.Rules(keep=keep, ignore=ignore)
+    rules = labelling.Rules(keep=keep, ignore=ignore, known=tuple(options.names_in(known or "")))
     if predictions and model:
         raise DetkitError("give --model or --predictions, not both", do="fuse files alone, or models alone")
     return labelling.label(

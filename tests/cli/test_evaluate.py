@@ -363,3 +363,10 @@ def test_a_score_that_a_metric_does_not_return_is_named(
         assert main([*words, *more]) == 2
         said = capsys.readouterr().err
         assert "count_metric:Forgetful has the score share, but its evaluate returns count" in said
+
+
+def test_a_file_after_json_is_not_taken_for_the_data(coco: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "detkit-nano", str(coco), "--json", "out.json"]) == 2
+    said = capsys.readouterr().err
+    assert "--json prints and takes no file" in said
+    assert "detkit evaluate ... --json > out.json" in said
