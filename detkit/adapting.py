@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from detkit.errors import DetkitError
 from detkit.io.sources import Failure, open_sources
-from detkit.printed import Printed
+from detkit.printed import Printed, counted
 from detkit.structures import Sample
 
 if TYPE_CHECKING:
@@ -58,8 +58,9 @@ def adapt(
         raise DetkitError("no image could be read to measure BatchNorm on", images, "give a folder of photos")
     detector.record = {**detector.record, "adapted": {"images": count, "share": share}}
     detector.save(out, overwrite=overwrite)
-    said = [f"{out}: {norms} BatchNorms with statistics of {count} images", *(f"left out: {one}" for one in failed)]
-    return Printed({"out": out, "images": count, "norms": norms, "failed": failed}, said)
+    said = f"{out}: {counted(norms, 'BatchNorm')} with statistics of {counted(count, 'image')}"
+    facts = {"out": out, "images": count, "norms": norms, "failed": failed}
+    return Printed(facts, [said, *(f"left out: {one}" for one in failed)])
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
 import numpy as np
 
 from detkit.errors import DetkitError
+from detkit.printed import counted
 from detkit.registry import allow
 
 if TYPE_CHECKING:
@@ -260,7 +261,8 @@ def _tables(found: object, targets: Sequence[Target | Mapping[str, Any]]) -> tup
         raise DetkitError("what is there in each image is compared with a list of what was found", "data", do)
     if len(found) != len(targets):
         do = "give both for each image, empty ones too"
-        raise DetkitError(f"detections of {len(found)} images, and {len(targets)} to compare them with", do=do)
+        what = f"detections of {counted(len(found), 'image')}, and {len(targets)} to compare them with"
+        raise DetkitError(what, do=do)
     results, truth = results_of(found), truth_of(targets, ())
     names = next((one.classes for one in found if getattr(one, "classes", ())), ())
     labels = np.concatenate([truth.label, results.label])

@@ -24,6 +24,7 @@ from detkit.errors import DetkitError
 from detkit.explain.summary import predictor_facts
 from detkit.metrics import find_metric
 from detkit.predictor import Predictor
+from detkit.printed import counted
 from detkit.registry import allow
 from detkit.report.comparison import Candidate, Comparison, compare_results
 from detkit.structures import Limits, Sample
@@ -102,7 +103,7 @@ def compare(
     seconds = _times(models, dataset, timed)
     candidates = []
     for name, model in models.items():
-        tell(f"{name} on {len(dataset)} images")
+        tell(f"{name} on {counted(len(dataset), 'image')}")
         for note in explain_match(model.classes, dataset.classes):
             tell(f"{name}: {note}")
         _, results, _ = detect_dataset(model, dataset, batch=batch)

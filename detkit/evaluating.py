@@ -13,7 +13,7 @@ from detkit import api
 from detkit.errors import DetkitError
 from detkit.metrics import find_metric
 from detkit.predictor import Wrapped, as_predictor
-from detkit.printed import Printed, aligned
+from detkit.printed import Printed, aligned, counted
 
 if TYPE_CHECKING:
     from detkit.data.annotations import Annotations
@@ -127,9 +127,10 @@ def track_report(predictions: Path, truth: Path, *, tell: Callable[[str], None] 
     for name, (theirs, own) in _sequences(predictions, truth).items():
         (labels, dropped), (found, _) = read_tracks(own, labelled=True), read_tracks(theirs)
         if dropped:
-            tell(f"{own}: {dropped} boxes with confidence 0 are not asked for, {len(labels.id)} are")
+            tell(f"{own}: {counted(dropped, 'box')} with confidence 0 left out, of {len(labels.id) + dropped}")
         if late := int((found.frame > labels.frame.max()).sum()):
-            tell(f"{theirs}: {late} boxes after frame {labels.frame.max()}, the last labelled one, count as wrong")
+            last = f"frame {labels.frame.max()}, the last labelled one"
+            tell(f"{theirs}: {counted(late, 'box')} after {last}, counted as wrong")
         sums[name] = track_sums(labels, found)
     total = {key: np.sum([one[key] for one in sums.values()], axis=0) for key in next(iter(sums.values()))}
     scores, each = track_scores(total), {name: track_scores(one) for name, one in sums.items()}

@@ -17,7 +17,7 @@ from detkit.data.reading import ImageTable, ObjectTable, assemble, fill_sizes
 from detkit.errors import DetkitError, nearest
 from detkit.ops.boxes import convert, crowd_iou, iou
 from detkit.ops.suppression import batched_nms
-from detkit.printed import Printed, aligned
+from detkit.printed import Printed, aligned, counted
 from detkit.tables import Results
 
 if TYPE_CHECKING:
@@ -171,16 +171,14 @@ def _photos(path: Path) -> Annotations | None:
 
 def _in_classes(a: Annotations, classes: Sequence[str], ids: Sequence[int | str]) -> Annotations:
     """The annotations in a model's classes, those that it does not know after them."""
-    table = np.array(match_classes(a.classes, classes), np.int64)
-    extra = [name for name, place in zip(a.classes, table, strict=True) if place < 0]
-    table[table < 0] = len(classes) + np.arange(len(extra))
+    extra = [name for name, place in zip(a.classes, match_classes(a.classes, classes), strict=True) if place < 0]
     numbers = list(ids)
     if not all(isinstance(one, int) and one > 0 for one in numbers):
         numbers = list(range(1, len(classes) + 1))
     free = (n for n in range(1, len(classes) + len(extra) + 1000) if n not in numbers)
     numbers += [next(free) for _ in extra]
-    labels = table[a.labels] if len(a.labels) else a.labels
-    return replace(a, labels=labels, classes=(*classes, *extra), class_ids=tuple(numbers), source=None)
+    every = (*classes, *extra)
+    return replace(a.relabelled(match_classes(a.classes, every), every, numbers), source=None)
 
 
 def _fused(files: Sequence[Path], people: Annotations, rules: Rules, tell: Callable[[str], None]) -> Results:
@@ -261,4 +259,4 @@ def _result(a: Annotations, records: Sequence[dict[str, object]], out: Path) -> 
     rows.append(["all", *map(str, totals.values())])
     per_class = {name: {kind: counts[name, kind] for kind in columns} for name in names}
     facts = {"out": out, "images": len(a), **totals, "per_class": per_class}
-    return Printed(facts, [*aligned(rows), f"{len(a)} images: {out}"])
+    return Printed(facts, [*aligned(rows), f"{counted(len(a), 'image')}: {out}"])

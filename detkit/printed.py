@@ -56,6 +56,14 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return lines
 
 
+def counted(count: int, word: str) -> str:
+    """A count and its word: ``1 image``, ``3 images``, ``2 boxes``, ``2 identities``."""
+    if count == 1:
+        return f"1 {word}"
+    ending = "ies" if word.endswith("y") else "es" if word.endswith(("s", "x")) else "s"
+    return f"{count} {word.removesuffix('y')}{ending}"
+
+
 def number(value: float | None, digits: int = 3) -> str:
     """A number for people: a dash where there is nothing to measure (None, NaN, COCO's -1)."""
     if value is None or (isinstance(value, float) and (value != value or value == -1)):

@@ -17,7 +17,7 @@ from detkit.data.dataset import Dataset, read, splits
 from detkit.data.loader import Loader
 from detkit.errors import DetkitError
 from detkit.metrics import evaluate_results
-from detkit.printed import Printed, aligned
+from detkit.printed import Printed, aligned, counted
 from detkit.tables import Results
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def probe(
     table += [[name, *(f"{row[key]:.4f}" for key in found.metrics), str(row["objects"])] for name, row in rows.items()]
     facts = {**found.to_dict(), "protocol": by, "known": len(known), "judged": len(judged)}
     return Printed(
-        facts, [f"{by}: {len(known)} images of {data} are known, those of {others[0]} judged", *aligned(table)]
+        facts, [f"{by}: {counted(len(known), 'image')} of {data} known, those of {others[0]} judged", *aligned(table)]
     )
 
 

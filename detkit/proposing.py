@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from detkit.errors import DetkitError, nearest
+from detkit.printed import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,7 +74,8 @@ class ProposalRecall:
     def lines(self) -> list[str]:
         """The same for a person."""
         names = list(self.rows[0])[2:]
-        lines = [f"{self.method}: {self.images} images, {self.objects} objects; recall of the first N proposals"]
+        seen = f"{counted(self.images, 'image')}, {counted(self.objects, 'object')}"
+        lines = [f"{self.method}: {seen}; recall of the first N proposals"]
         lines.append(f"{'N':>6}{'boxes':>9}" + "".join(f"{name:>12}" for name in names))
         for row in self.rows:
             numbers = "".join(f"{row[name]:>12.4f}" for name in names)

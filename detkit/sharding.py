@@ -28,7 +28,7 @@ from detkit.io.remote import read_address
 from detkit.io.shards import Shards
 from detkit.io.sources import Failure, Frame, image_files
 from detkit.predictor import Predictor
-from detkit.printed import Printed
+from detkit.printed import Printed, counted
 from detkit.structures import Detections
 
 _AHEAD = 8  # images that are read while others are looked at
@@ -155,12 +155,13 @@ def detect_shards(
             on_progress(len(made), len(mine))
     notes = sum((one.notes for one in made), Counter[str]())
     for text, count in notes.items():
-        tell(f"{count} files: {text}")
+        tell(f"{counted(count, 'file')}: {text}")
     seconds, left = time.perf_counter() - begun, len(missing) - len(made)
     facts = {"out": job.out, "shards": len(shards.manifest.counts), "made": len(made), "left": left}
     sums = {key: sum(getattr(one, key) for one in made) for key in ("images", "failed", "detections")}
     text = "{made} of {shards} shards made now, {left} left to other parts: {out}".format(**facts)
-    found = "{images} images, {failed} of them could not be read, {detections} detections".format(**sums)
+    images, boxes = counted(sums["images"], "image"), counted(sums["detections"], "detection")
+    found = f"{images}, {sums['failed']} of them could not be read, {boxes}"
     return Printed({**facts, **sums, "seconds": round(seconds, 3)}, [text, f"{found}, {seconds:.1f} s"])
 
 
@@ -279,7 +280,7 @@ def _in_processes(job: Job, numbers: Sequence[int], workers: int) -> Iterator[Ma
         for process in [process for process, *_ in busy.values()] + [process for _, process in idle]:
             process.kill()
     if lost:
-        what = f"the process that made it ended, {_ATTEMPTS} times, in {len(lost)} shards"
+        what = f"the process that made it ended, {_ATTEMPTS} times, in {counted(len(lost), 'shard')}"
         do = "take fewer --workers if the memory was short; all other shards are done"
         raise DetkitError(what, ", ".join(Shards(job.out).path(number) for number in lost[:3]), do, code=4)
 

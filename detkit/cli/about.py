@@ -15,7 +15,7 @@ from typer import Argument, Option
 
 from detkit.cli.common import Printable
 from detkit.errors import DetkitError
-from detkit.printed import Printed
+from detkit.printed import Printed, counted
 
 _PACKAGES = ("torch", "torchvision", "numpy", "numba", "opencv-python-headless", "albumentations", "pycocotools")
 _MISSING = "not installed"
@@ -104,16 +104,16 @@ def doctor(
     facts = {
         "detkit": detkit.__version__,
         "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "system": f"{platform.system()} {platform.machine()}, {counted(os.cpu_count() or 1, 'core')}",
         **{name: _installed(name) for name in _PACKAGES},
         "devices": ", ".join(_devices()),
         "video codec": _codec(),
     }
     if clear:
-        facts["removed from the cache"] = f"{clear_cache()} entries"
+        facts["removed from the cache"] = counted(clear_cache(), "entry")
     facts["detect without torch"] = _exported(warm)
     entries, size = cache_size()
-    facts["cache"] = f"{cache_folder()}: {entries} entries, {size / 2**20:.1f} MB"
+    facts["cache"] = f"{cache_folder()}: {counted(entries, 'entry')}, {size / 2**20:.1f} MB"
     if warm:
         start = time.perf_counter()
         _warm()

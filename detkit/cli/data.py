@@ -11,7 +11,7 @@ from detkit.cli import options
 from detkit.cli.common import Printable, message, progress
 from detkit.cli.options import names_in
 from detkit.errors import DetkitError
-from detkit.printed import Printed
+from detkit.printed import Printed, counted
 
 if TYPE_CHECKING:
     from detkit.data.annotations import Annotations
@@ -23,8 +23,8 @@ def _read(labelled: options.LabelledData) -> Annotations:
     """The labels; says what was found while reading."""
     annotations = labelled.read()
     if found := annotations.findings:
-        total = sum(one.count for one in found)
-        message(f"{total} findings while reading ({found[0].name}, ...): see detkit data check {labelled.data}")
+        total = counted(sum(one.count for one in found), "finding")
+        message(f"{total} while reading ({found[0].name}, ...): see detkit data check {labelled.data}")
     return annotations
 
 

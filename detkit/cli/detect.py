@@ -22,6 +22,7 @@ from detkit.cli import options
 from detkit.cli.common import emit, message, note, progress
 from detkit.cli.options import names_in
 from detkit.errors import DetkitError
+from detkit.printed import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,7 +89,7 @@ def detect(
         str | None,
         Option("--format", help="Of --out: jsonl, coco, csv (by its ending), yolo, voc or masks (a folder)."),
     ] = None,
-    save: Annotated[bool, Option("--save", help="Annotated copies in a new folder runs/detect-N.")] = False,
+    save: Annotated[bool, Option("--save", help="Annotated copies in runs/detect, detect2 ...")] = False,
     overwrite: options.Overwrite = False,
     sharding: _Sharding = _Sharding(),
     as_json: bool = False,
@@ -127,7 +128,7 @@ def detect(
         except BaseException as stop:
             if done and not isinstance(stop, BrokenPipeError):  # which ends quietly
                 where = "" if out is None or isinstance(stop, Exception) else f"; results: {out}"
-                note(f"{done} images done, up to {last}{where}")
+                note(f"{counted(done, 'image')} done, up to {last}{where}")
             raise
     if not failures and not done:
         raise DetkitError("no image was found", do="name images, a folder that holds some, a video or -")

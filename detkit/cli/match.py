@@ -10,7 +10,7 @@ from typer import Argument, Option, Typer
 
 from detkit.cli import options
 from detkit.errors import DetkitError
-from detkit.printed import Printed, aligned
+from detkit.printed import Printed, aligned, counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,7 +99,7 @@ def enrol(
     known.enrol(name, _vectors(model, images))
     known.save(gallery)
     count = len(set(known.names))
-    said = f"{gallery}: {count} identit{'y' if count == 1 else 'ies'}, {len(known.names)} images"
+    said = f"{gallery}: {counted(count, 'identity')}, {counted(len(known.names), 'image')}"
     return Printed({"identities": count, "images": len(known.names)}, [said])
 
 

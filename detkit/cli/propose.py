@@ -12,7 +12,7 @@ from detkit import proposing
 from detkit.cli import options
 from detkit.cli.common import Printable, message, note, progress
 from detkit.errors import DetkitError
-from detkit.printed import Printed
+from detkit.printed import Printed, counted
 from detkit.proposing import METHODS, ProposalOptions
 
 OF_RECALL = ("limit", "cache", "split", "images", "format")
@@ -74,7 +74,7 @@ def propose(
         raise DetkitError("this is a folder", source, "name one image, or add --recall for labelled data")
     image = read_image(source)
     boxes = proposing.propose(image, method, max=count, **given)
-    lines = [f"{source}: {len(boxes)} proposals"]
+    lines = [f"{source}: {counted(len(boxes), 'proposal')}"]
     lines += ["  " + " ".join(f"{round(v):5d}" for v in box) for box in boxes.tolist()]
     rounded = [[round(v, 2) for v in box] for box in boxes.tolist()]
     if out is not None:

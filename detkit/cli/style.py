@@ -11,7 +11,7 @@ from detkit.cli import options
 from detkit.cli.common import message, progress
 from detkit.cli.options import names_in
 from detkit.errors import DetkitError
-from detkit.printed import Printed
+from detkit.printed import Printed, counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,4 +71,4 @@ def style(
     )
     write_image(out, made, overwrite=overwrite)
     facts = {"out": out, "steps": steps, "first": losses[0], "last": losses[-1]}
-    return Printed(facts, [f"{out}: J from {losses[0]:.4f} to {losses[-1]:.4f} in {steps} steps"])
+    return Printed(facts, [f"{out}: J from {losses[0]:.4f} to {losses[-1]:.4f} in {counted(steps, 'step')}"])

@@ -16,6 +16,7 @@ from detkit.cli import options
 from detkit.cli.detect import annotated_copies, check_format, print_json, read_frames, tell_failures
 from detkit.cli.options import names_in
 from detkit.errors import DetkitError
+from detkit.printed import counted
 
 if TYPE_CHECKING:
     from detkit.io.sources import Failure, Frame
@@ -64,7 +65,7 @@ def track(
     batch: options.BatchSize = 1,
     out: options.Out = None,
     form: Annotated[str | None, Option("--format", help="Of --out: jsonl, csv, mot (by its ending .txt).")] = None,
-    save: Annotated[bool, Option("--save", help="The video with tracks drawn, in a new folder runs/track-N.")] = False,
+    save: Annotated[bool, Option("--save", help="The video with tracks drawn, in runs/track, track2 ...")] = False,
     overwrite: options.Overwrite = False,
     as_json: bool = False,
 ) -> int:
@@ -158,7 +159,7 @@ def track(
         print(json.dumps({**facts, "counts": [area.to_dict() for area in areas]}, ensure_ascii=False), flush=True)
     elif done:
         seen = ", ".join(f"{len(numbers)} {name}" for name, numbers in sorted(totals.items()))
-        print(f"{done} frames: {seen or 'nothing was tracked'}", flush=True)
+        print(f"{counted(done, 'frame')}: {seen or 'nothing was tracked'}", flush=True)
         for area in areas:
             print(*area.lines(), sep="\n", flush=True)
     return tell_failures(failures, done)

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from detkit import registry, zoo
 from detkit.config.experiment import Config, sources
 from detkit.config.schema import Place
@@ -17,6 +15,7 @@ from detkit.data.names import match_classes
 from detkit.data.split import stratify
 from detkit.data.summary import refuse_nothing
 from detkit.errors import DetkitError, nearest
+from detkit.printed import counted
 
 _LEAST = 4  # images of a drawn validation part, where it is no more than a third
 
@@ -75,7 +74,7 @@ def train_val_datasets(config: Config) -> tuple[Dataset, Dataset, list[str]]:
     if all(found):
         val = build_dataset([item for item in found if item], split="val", classes=classes)
         names = ", ".join(dict.fromkeys(str(item["split"] or item["path"]) for item in found if item))
-        return train, val, [*notes, f"validation: the data's own part {names}, {len(val)} images"]
+        return train, val, [*notes, f"validation: the data's own part {names}, {counted(len(val), 'image')}"]
     if len(train) < 2:
         raise DetkitError("one image is too few to draw a validation part", "data.val_share", "set data.val")
     seed = config.train.seed
@@ -181,20 +180,15 @@ def _with_classes(annotations: Annotations, classes: Sequence[str]) -> Annotatio
     for name, count, place in zip(annotations.classes, annotations.class_counts().tolist(), places, strict=True):
         if place < 0:
             findings.add(f"box of a class that is not trained (left out): {name}", count=count)
-    kept = annotations.select_classes([name for name, k in zip(annotations.classes, places, strict=True) if k >= 0])
-    table = np.asarray([k for k in places if k >= 0], dtype=np.int64)
-    ids: dict[str, int | str] = {classes[k]: number for k, number in zip(table, kept.class_ids, strict=True)}
-    known = kept.known or [frozenset(kept.classes)] * len(kept)
+    ids = {classes[k]: number for k, number in zip(places, annotations.class_ids, strict=True) if k >= 0}
+    known = annotations.known or [frozenset(annotations.classes)] * len(annotations)
     spelt = {
         names: names and frozenset(classes[k] for k in match_classes(list(names), classes) if k >= 0)
         for names in set(known)
     }
     known = [spelt[names] for names in known]
     return replace(
-        kept,
-        labels=table[kept.labels] if len(table) else kept.labels,
-        classes=tuple(classes),
-        class_ids=tuple(ids.get(name, name) for name in classes),
+        annotations.relabelled(places, classes, [ids.get(name, name) for name in classes]),
         findings=findings.as_list(),
         known=None if all(names == set(classes) for names in known) else known,
     )

@@ -13,6 +13,7 @@ from detkit.config.experiment import Config
 from detkit.data.anchors import object_sizes
 from detkit.data.annotations import Annotations
 from detkit.data.names import match_classes
+from detkit.printed import counted
 
 _STEPS, _PASSES = 350, 6  # at least
 _MANY = 1000  # images, from which on a step takes 16
@@ -57,6 +58,7 @@ def fitted(config: Config, annotations: Annotations) -> tuple[Config, list[str]]
     side = float(np.median(np.sqrt((sizes.wh / sizes.side).prod(axis=1))))
     take("augment", "mosaic", 0.5 if side < _SMALL else 0.0)
     values = [f"{section}.{key}={value}" for section, keys in chosen.items() for key, value in keys.items()]
-    why = f"{images} images, {new} new classes, objects of {side:.0%} of the side (median), {epochs * steps} steps"
+    size = f"objects of {side:.0%} of the side (median)"
+    why = f"{counted(images, 'image')}, {counted(new, 'new class')}, {size}, {counted(epochs * steps, 'step')}"
     config = replace(config, train=replace(config.train, **chosen["train"]), augment=config.augment | chosen["augment"])
     return config, [f"chosen for {why}: {' '.join(values)}"] if values else []

@@ -15,7 +15,7 @@ from detkit.errors import DetkitError
 from detkit.geometry import UsualSizes
 from detkit.io.files import written_figure
 from detkit.ops.anchors import average_iou, kmeans_anchors, slot_collisions
-from detkit.printed import Printed
+from detkit.printed import Printed, counted
 
 Distance = Literal["iou", "euclidean"]
 
@@ -114,8 +114,8 @@ def choose_anchors(
     chosen, overlap = anchors.round(2).tolist(), average_iou(sizes.wh, anchors)
     facts: dict[str, object] = {"anchors": chosen, "average_iou": overlap}
     said = ["anchors: [" + ", ".join(f"[{w:.1f}, {h:.1f}]" for w, h in chosen) + "]"]
-    said += [f"not {k}: the boxes have {different} different sizes"] if different < k else []
-    said.append(f"average IoU {overlap:.4f} of {len(sizes.wh)} boxes")
+    said += [f"not {k}: the boxes have {counted(different, 'different size')}"] if different < k else []
+    said.append(f"average IoU {overlap:.4f} of {counted(len(sizes.wh), 'box')}")
     if grid is not None:
         facts["collisions"] = lost = collisions(sizes, grid, anchors)
         said.append(f"{100 * lost:.2f}% of the objects lose their slot on a {grid} x {grid} grid")

@@ -214,18 +214,31 @@ class Annotations:
         renamed = [rename.get(name, name) for name in self.classes]
         kept = list(dict.fromkeys(renamed if classes is None else classes))
         self._refuse_unknown(kept, renamed, "classes")
-        table = np.asarray([kept.index(name) if name in kept else -1 for name in renamed], dtype=np.int64)
-        labels = table[self.labels]
-        keep = labels >= 0
+        table = [kept.index(name) if name in kept else -1 for name in renamed]
+        ids = [self.class_ids[renamed.index(name)] for name in kept]
         return replace(
-            self,
-            offsets=offsets_of(np.bincount(self.image_index[keep], minlength=len(self))),
-            classes=tuple(kept),
-            class_ids=tuple(self.class_ids[renamed.index(name)] for name in kept),
+            self.relabelled(table, kept, ids),
             # Renamed classes are no longer those of the source's records.
             source=None if rename else self.source,
             known=self.known
             and [names and frozenset(rename.get(name, name) for name in names) for names in self.known],
+        )
+
+    def relabelled(self, table: Sequence[int], classes: Sequence[str], ids: Sequence[int | str]) -> Annotations:
+        """The objects in other classes; all images stay.
+
+        Args:
+            table: The new place of each class; -1: its objects are left out.
+            classes: The new names.
+            ids: Of the new classes, for files.
+        """
+        labels = np.asarray(table, dtype=np.int64)[self.labels]
+        keep = labels >= 0
+        return replace(
+            self,
+            offsets=offsets_of(np.bincount(self.image_index[keep], minlength=len(self))),
+            classes=tuple(classes),
+            class_ids=tuple(ids),
             **{**self._columns(keep), "labels": labels[keep]},
         )
 

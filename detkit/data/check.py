@@ -18,7 +18,7 @@ from detkit.errors import DetkitError
 from detkit.io.download import sha256_of
 from detkit.io.images import image_size, read_image
 from detkit.io.stored import is_there
-from detkit.printed import Printed
+from detkit.printed import Printed, counted
 
 TINY = 2.0  # pixels: the shorter side of a box that no detector can learn from
 WHOLE = 0.98  # share of the image in both directions
@@ -49,8 +49,7 @@ def check_annotations(
         findings.add("same file listed twice", file, count=count - 1)
     _check_copies(a, findings)
     add_findings(duplicates or (), findings)
-    kinds = f"{len(a.classes)} {'class' if len(a.classes) == 1 else 'classes'}"
-    size = f"{len(a)} images, {len(a.labels)} boxes, {kinds}"
+    size = ", ".join(map(counted, (len(a), len(a.labels), len(a.classes)), ("image", "box", "class")))
     if (a.crowd | a.difficult).any():
         size += " ({crowd} crowd, {difficult} difficult: neither right nor wrong when scored)".format(**a.counts())
     found = findings.as_list()

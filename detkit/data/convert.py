@@ -24,7 +24,7 @@ from detkit.data.labelme import CLASS_LIST
 from detkit.errors import DetkitError
 from detkit.io.detections.writers import voc_xml
 from detkit.io.files import atomic_folder, atomic_path, common_folder, flat_names, write_lines, write_text
-from detkit.printed import Printed
+from detkit.printed import Printed, counted
 
 Lists = dict[str, Iterable[bytes | msgspec.Raw]]
 _WITHOUT_FLAGS = ("yolo", "csv")  # crowds would be objects there: they are left out
@@ -79,7 +79,7 @@ def convert_annotations(
     images = sum(map(len, parts.values()))
     facts = {"out": out, "images": images, "boxes": boxes, "lost": lost.as_list()}
     held = [f"{to} cannot hold:", *lost.lines()] if lost else []
-    return Printed(facts, [f"{images} images and {boxes} boxes written to {out}", *held])
+    return Printed(facts, [f"{counted(images, 'image')} and {counted(boxes, 'box')} written to {out}", *held])
 
 
 def _refuse_outside(a: Annotations) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from detkit.data.label_files import LabelFilesFormat, LabelTable, decode_json, find_label_files, json_kind
+from detkit.data.label_files import LabelFilesFormat, LabelTable, decode_json
 
 
 class _Coordinates(msgspec.Struct):
@@ -37,10 +37,6 @@ class CreateMLFormat(LabelFilesFormat):
 
     name = "createml"
     looked_for = "a json of Create ML's"
-
-    def places(self, path: Path) -> dict[str, Path]:
-        """The json of each part."""
-        return find_label_files(path, ".json", lambda p: json_kind(p) == "createml")
 
     def table(self, place: Path) -> LabelTable:
         """One file."""

@@ -11,7 +11,7 @@ from detkit.data.annotations import Annotations, Findings
 from detkit.errors import DetkitError
 from detkit.io.files import atomic_folder
 from detkit.io.images import read_image, write_image
-from detkit.printed import Printed
+from detkit.printed import Printed, counted
 
 BACKGROUND = "background"
 UNREADABLE = "image that cannot be read (its objects are left out)"
@@ -66,7 +66,7 @@ def write_crops(
             raise DetkitError("none of the images could be read", failed.examples[0], do)
     said = []
     for part, table in counts.items():
-        said.append(f"{out / part}: {sum(table.values())} crops")
+        said.append(f"{out / part}: {counted(sum(table.values()), 'crop')}")
         said += [f"  {name}: {count}" for name, count in table.items()]
     facts = {"out": out, "parts": counts, "left_out": findings.as_list(), "failed": failed.count if failed else 0}
     return Printed(facts, said + findings.lines())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from detkit.data.masks import label_map
 from detkit.data.reading import UNSAFE
 from detkit.data.resize import moved_target
 from detkit.data.unknown import advice, contents
-from detkit.errors import DetkitError
+from detkit.errors import DetkitError, nearest
 from detkit.geometry import Geometry
 from detkit.interfaces import DatasetFormat
 from detkit.io.images import image_size, read_image
@@ -25,6 +26,8 @@ __all__ = ["FORMATS", "Annotations", "Dataset", "Finding", "Findings", "Source",
 
 FORMATS = {
     "coco": "detkit.data.coco:CocoFormat",
+    "voc": "detkit.data.voc:VocFormat",
+    "yolo": "detkit.data.yolo:YoloFormat",
     "labelme": "detkit.data.labelme:LabelmeFormat",
     "via": "detkit.data.via:ViaFormat",
     "supervisely": "detkit.data.supervisely:SuperviselyFormat",
@@ -33,8 +36,6 @@ FORMATS = {
     "label_studio": "detkit.data.label_studio:LabelStudioFormat",
     "createml": "detkit.data.createml:CreateMLFormat",
     "csv": "detkit.data.csv_tables:CsvFormat",
-    "voc": "detkit.data.voc:VocFormat",
-    "yolo": "detkit.data.yolo:YoloFormat",
     "masks": "detkit.data.masks:MaskFormat",
     "folders": "detkit.data.folders:FolderFormat",
     "images": "detkit.data.folders:ImagesFormat",
@@ -77,11 +78,12 @@ def format_of(path: str | Path, name: str | None = None) -> DatasetFormat:
                 do = f"give one as DATA: {', '.join(inside)}{only}"
                 raise DetkitError("folders of this one are data sets of another format", str(path), do)
             return next(iter(found.values()))
-    do = "DATA is " + "; or ".join(one.looked_for for one in asked.values()) + "; or name the format: --format NAME"
     if not path.exists():
-        raise DetkitError("there is no such data set", str(path), do)
+        do = "check the path; detkit help E030 lists what DATA may be"
+        beside = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise DetkitError("there is no such data set", str(path), nearest(path.name, beside, otherwise=do))
     inside = _data_sets_in(path, asked)
-    do = f"give one of its folders: {', '.join(inside)}" if inside else advice(path) or do
+    do = f"give one of its folders: {', '.join(inside)}" if inside else advice(path) or _likeliest(path, asked)
     kind, where = ("folder", f"{path}: {contents(path)}") if path.is_dir() else ("file", str(path))
     raise DetkitError(f"this {kind} is not a data set that detkit knows", where, do)
 
@@ -89,6 +91,16 @@ def format_of(path: str | Path, name: str | None = None) -> DatasetFormat:
 def _made(name: str, where: str) -> DatasetFormat:
     made: DatasetFormat = registry.make(registry.find_part("format", name, where=where), where)
     return made
+
+
+def _likeliest(path: Path, known: Mapping[str, DatasetFormat]) -> str:
+    """Three layouts to try: those first that have files of the endings that lie there."""
+    there = {Path(file).suffix.lower() for file in (files_in(path) if path.is_dir() else [path.name])} - {""}
+    texts = sorted(
+        (one.looked_for for one in known.values()),
+        key=lambda text: not any(re.search(rf"\b{ending[1:]}\b", text) for ending in there),
+    )
+    return f"give {'; or '.join(texts[:3])}; detkit help E030 lists all layouts"
 
 
 def _data_sets_in(path: Path, known: Mapping[str, DatasetFormat]) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from detkit.data.label_files import LabelFilesFormat, LabelTable, decode_json, find_label_files, json_kind
+from detkit.data.label_files import LabelFilesFormat, LabelTable, decode_json
 
 
 class _Detection(msgspec.Struct):
@@ -29,10 +29,6 @@ class FiftyOneFormat(LabelFilesFormat):
 
     name = "fiftyone"
     looked_for = "a FiftyOne image detection data set (labels.json and data/)"
-
-    def places(self, path: Path) -> dict[str, Path]:
-        """The json of each part."""
-        return find_label_files(path, ".json", lambda p: json_kind(p) == "fiftyone")
 
     def listed(self, path: Path) -> list[str]:
         """Those that the files name."""

@@ -297,8 +297,8 @@ class LabelFilesFormat(DatasetFormat):
     name: ClassVar[str]
 
     def places(self, path: Path) -> dict[str, Path]:
-        """The label file, or folder of labels, of each part; empty: ``path`` is another format."""
-        raise NotImplementedError
+        """The label file, or folder of labels, of each part, here a json; empty: ``path`` is another format."""
+        return find_label_files(path, ".json", lambda file: json_kind(file) == self.name)
 
     def table(self, place: Path) -> LabelTable:
         """What one of them holds; or else ``annotations`` is replaced."""

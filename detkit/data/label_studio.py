@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from detkit.data.annotations import Findings
-from detkit.data.label_files import Box, LabelFilesFormat, LabelTable, decode_json, find_label_files, json_kind
+from detkit.data.label_files import Box, LabelFilesFormat, LabelTable, decode_json
 from detkit.data.listing import of_suffix
 
 
@@ -50,10 +50,6 @@ class LabelStudioFormat(LabelFilesFormat):
 
     name = "label_studio"
     looked_for = "a json of Label Studio's tasks"
-
-    def places(self, path: Path) -> dict[str, Path]:
-        """The json of each part."""
-        return find_label_files(path, ".json", lambda p: json_kind(p) == "label_studio")
 
     def table(self, place: Path) -> LabelTable:
         """One file."""

@@ -17,7 +17,7 @@ from detkit.data.convert import copy_images, write_coco_json, write_yolo_yaml
 from detkit.data.yolo_layout import layout_of
 from detkit.errors import DetkitError
 from detkit.io.files import atomic_folder, refuse_existing, write_lines
-from detkit.printed import Printed
+from detkit.printed import Printed, counted
 
 
 def stratify(annotations: Annotations, fractions: Mapping[str, float], seed: int = 0) -> dict[str, np.ndarray]:
@@ -38,7 +38,7 @@ def stratify(annotations: Annotations, fractions: Mapping[str, float], seed: int
     """
     _check(fractions)
     if len(annotations) < len(fractions):
-        what = f"{len(annotations)} images are too few for {len(fractions)} parts"
+        what = f"too few images for {len(fractions)} parts: {len(annotations)}"
         raise DetkitError(what, do="give more images, or ask for fewer parts")
     parts = list(fractions)
     share = np.asarray([fractions[name] for name in parts])
@@ -205,7 +205,7 @@ def split_annotations(
     drawn = {name: annotations.subset(rows) for name, rows in parts.items()}
     boxes = {name: dict(zip(a.classes, a.class_counts().tolist(), strict=True)) for name, a in drawn.items()}
     files = [] if out is None else write_split(annotations, parts, out, overwrite=overwrite)
-    said = [f"{name}: {len(a)} images, {len(a.labels)} boxes" for name, a in drawn.items()]
+    said = [f"{name}: {counted(len(a), 'image')}, {counted(len(a.labels), 'box')}" for name, a in drawn.items()]
     for label in annotations.classes:
         said.append(f"  {label}: " + ", ".join(f"{name} {table[label]}" for name, table in boxes.items()))
     facts = {name: {"images": len(a), "classes": boxes[name]} for name, a in drawn.items()}

@@ -12,6 +12,7 @@ from detkit.data.annotations import Annotations
 from detkit.errors import DetkitError
 from detkit.io.files import written_figure
 from detkit.io.images import read_image
+from detkit.printed import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,7 +110,7 @@ def description_lines(numbers: Mapping[str, Any]) -> list[str]:
     if "rgb" in numbers:
         mean = ", ".join(f"{v:.1f}" for v in numbers["rgb"]["mean"])
         rows = "; ".join(", ".join(f"{v:.0f}" for v in row) for row in numbers["rgb"]["covariance"])
-        lines.append(f"rgb      mean [{mean}]  covariance [{rows}]  ({numbers['rgb']['images']} images)")
+        lines.append(f"rgb      mean [{mean}]  covariance [{rows}]  ({counted(numbers['rgb']['images'], 'image')})")
     width = max((len(name) for name in numbers["classes"]), default=0)
     for name, row in sorted(numbers["classes"].items(), key=lambda item: -item[1]["boxes"]):
         lines.append(f"  {name:{width}s} {row['boxes']:8d} boxes in {row['images']:7d} images")
@@ -136,7 +137,7 @@ def plot_annotations(annotations: Annotations, path: Path, *, overwrite: bool = 
         top = int(per_image.max(initial=0))
         axes[3].hist(per_image, bins=np.arange(min(top, 60) + 2) - 0.5 if top <= 60 else 60, color="#4477aa")
         axes[3].set(title="Boxes per image", xlabel="boxes", ylabel="images")
-        figure.suptitle(f"{len(a)} images, {len(a.labels)} boxes, {len(a.classes)} classes")
+        figure.suptitle(", ".join(map(counted, (len(a), len(a.labels), len(a.classes)), ("image", "box", "class"))))
 
 
 def _log_histogram(axes: Axes, values: np.ndarray, title: str, label: str) -> None:

@@ -11,7 +11,7 @@ from detkit.errors import DetkitError
 from detkit.io.files import atomic_folder
 from detkit.io.images import write_image
 from detkit.io.sources import Failure, open_sources
-from detkit.printed import Printed
+from detkit.printed import Printed, counted
 
 
 def write_strips(
@@ -52,5 +52,5 @@ def write_strips(
         if not written:
             what = f"no {frames} frames of one size, {step} apart"
             raise DetkitError(what, failed[0] if failed else source, "give a longer film, or a smaller --step")
-    said = [f"{out}: {written} strips of {frames} frames", *(f"left out: {one}" for one in failed)]
+    said = [f"{out}: {counted(written, 'strip')} of {frames} frames", *(f"left out: {one}" for one in failed)]
     return Printed({"out": out, "strips": written, "failed": failed}, said), len(failed)

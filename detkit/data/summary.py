@@ -13,7 +13,7 @@ from detkit.data.reading import DEGENERATE
 from detkit.errors import DetkitError
 from detkit.io.stored import is_there
 from detkit.metrics.coco import pycocotools_metrics
-from detkit.printed import aligned
+from detkit.printed import aligned, counted
 from detkit.tables import Results
 
 _SHOWN = 20  # classes of a table; of more, the most and the least frequent
@@ -42,10 +42,9 @@ class DataSummary:
         lines = []
         for name, part in self.parts.items():
             ignored = [f"{part[kind]} {kind}" for kind in ("crowd", "difficult") if part[kind]]
-            boxes = f"{part['boxes']} boxes" + f" ({', '.join(ignored)})" * bool(ignored)
-            kinds = f"{len(part['classes'])} {'class' if len(part['classes']) == 1 else 'classes'}"
-            lines.append(f"{name}: {part['images']} images ({part['images_without_boxes']} without boxes), {boxes}")
-            lines[-1] += f" of {kinds}"
+            images = f"{counted(part['images'], 'image')} ({part['images_without_boxes']} without boxes)"
+            boxes = counted(part["boxes"], "box") + f" ({', '.join(ignored)})" * bool(ignored)
+            lines.append(f"{name}: {images}, {boxes} of {counted(len(part['classes']), 'class')}")
         lines += self._table() if table else []
         for one in self.findings:
             lines.append(": ".join((f"  {one.count} x {one.name}", *one.examples[:1])))
@@ -97,8 +96,8 @@ def refuse_nothing(a: Annotations) -> None:
     if (~(a.crowd | a.difficult)).any():
         return
     lost = [one for one in a.findings if one.examples]
-    why = _named(lost) or f"{len(a)} images, and each box is crowd or difficult" * bool(len(a.labels))
-    what = f"no box is left to learn from: {why or f'{len(a)} images without a label'}"
+    why = _named(lost) or f"{counted(len(a), 'image')}, and each box is crowd or difficult" * bool(len(a.labels))
+    what = f"no box is left to learn from: {why or counted(len(a), 'image') + ' without a label'}"
     where = _examples(lost) or (str(a.source.path) if a.source else "")
     raise DetkitError(what, where, "see what was read, label by label: detkit data check DATA")
 
@@ -128,7 +127,8 @@ def unlike_pycocotools(a: Annotations, results: Results) -> list[str]:
     elif notes:
         notes[-1] += "; --check pycocotools prints its numbers"
     if flat := sum(one.count for one in a.findings if one.name in DEGENERATE):
-        notes.append(f"{flat} boxes without area or outside are left out; pycocotools counts them (--keep-degenerate)")
+        left_out = f"{counted(flat, 'box')} without area or outside left out"
+        notes.append(f"{left_out}; pycocotools counts them (--keep-degenerate)")
     if a.source is not None and a.source.format == "coco" and (count := a.counts()["difficult"]):
-        notes.append(f"{count} difficult objects count neither way (pycocotools counts them)")
+        notes.append(f"{counted(count, 'difficult object')} counted neither way (pycocotools counts them)")
     return notes

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from detkit.data.csv_tables import csv_lines
-from detkit.data.label_files import Box, LabelFilesFormat, LabelTable, decode_json, find_label_files, json_kind
+from detkit.data.label_files import Box, LabelFilesFormat, LabelTable, decode_json, find_label_files
 from detkit.errors import DetkitError
 
 _CSV = {"filename", "region_shape_attributes", "region_attributes"}
@@ -51,9 +51,7 @@ class ViaFormat(LabelFilesFormat):
 
     def places(self, path: Path) -> dict[str, Path]:
         """The file of each part; json, where there are both."""
-        return find_label_files(path, ".json", lambda p: json_kind(p) == "via") or find_label_files(
-            path, ".csv", _is_csv
-        )
+        return super().places(path) or find_label_files(path, ".csv", _is_csv)
 
     def table(self, place: Path) -> LabelTable:
         """One file."""

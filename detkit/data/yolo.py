@@ -30,7 +30,7 @@ _MOST = 10_000  # classes that have numbers, but no names
 class YoloFormat(DatasetFormat):
     """A data.yaml, an obj.data, or a folder that holds one of them or images with their labels."""
 
-    looked_for = "a YOLO data.yaml (or its folder, or one of images and labels)"
+    looked_for = "a YOLO data.yaml (or its folder, or one of images and .txt labels)"
 
     def recognises(self, path: Path) -> bool:
         """True for a .yaml or .data file, and for a folder with one, or with an image's label file."""

@@ -15,6 +15,7 @@ from detkit.engine.events import Row
 from detkit.engine.optim import rate_factor
 from detkit.errors import DetkitError
 from detkit.io.files import write_bytes
+from detkit.printed import counted
 
 if TYPE_CHECKING:
     from detkit.engine.trainer import Trainer
@@ -103,7 +104,8 @@ def restore_state(trainer: Trainer, path: Path) -> int:
         old = state["options"].get(name, value)  # an option that came later was not set
         if name not in _FREE and old != value:
             what = f"train.{name} is {value}, this run began with {old}"
-            raise DetkitError(what, str(path), "leave it as it was, or start a new run")
+            do = f"leave it as it was; or train on in a new run: detkit train {trainer.run} train.{name}={value}"
+            raise DetkitError(what, str(path), do)
     try:
         for name, part in _parts(trainer).items():
             part.load_state_dict(state[name])
@@ -117,20 +119,21 @@ def restore_state(trainer: Trainer, path: Path) -> int:
         restore_random(trainer.model, states[runtime.rank])
     if len(states) != runtime.world:
         differs = "the order of the images is the same; dropout, sampled regions and BatchNorm's batches are not"
-        trainer.say(f"{runtime.world} processes go on with what {len(states)} began: {differs}")
+        began = counted(len(states), "process")
+        trainer.say(f"this run began with {began} and goes on with {runtime.world}: {differs}")
     asked, before = trainer.options.epochs, int(state["options"]["epochs"])
     if asked < progress.epoch:
-        what = f"this run has {progress.epoch} epochs behind it, {asked} are asked for"
+        what = f"this run has {counted(progress.epoch, 'epoch')} behind it, not {asked} as asked for"
         raise DetkitError(what, "train.epochs", "ask for more, or start a new run")
     if asked != before:
         progress.fitted = False  # what was fitted is fitted anew
         both = (replace(trainer.options, epochs=epochs) for epochs in (asked, before))
         now, was = (rate_factor(progress.step, trainer.steps, options) for options in both)
         rate = f"from here the learning rate is that of such a run: {now:.3g} of train.lr, not {was:.3g}"
-        trainer.say(f"{asked} epochs instead of {before}; {rate}")
+        trainer.say(f"{counted(asked, 'epoch')} instead of {before}; {rate}")
     elif progress.epoch == asked:
         longer = f"detkit train --resume {trainer.run} train.epochs={2 * asked}"
-        trainer.say(f"this run is done, {asked} of {asked} epochs; to go on: {longer}")
+        trainer.say(f"this run is done, {asked} of {counted(asked, 'epoch')}; to go on: {longer}")
     return before
 
 

@@ -17,6 +17,7 @@ from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError, nearest
 from detkit.interfaces import Head
 from detkit.metrics import evaluate_results, find_metric
+from detkit.printed import counted
 
 if TYPE_CHECKING:
     from detkit.engine.trainer import Trainer
@@ -107,7 +108,8 @@ def remarks(trainer: Trainer) -> Iterator[str]:
         if lone := int((counts == 1).sum()):
             yield f"{lone} of {len(counts)} identities have one image: it makes pairs with itself, changed at random"
     if trainer.frozen_norms:
-        yield f"train.freeze_norms: {len(trainer.frozen_norms)} BatchNorms keep the statistics of these weights"
+        norms = counted(len(trainer.frozen_norms), "BatchNorm")
+        yield f"train.freeze_norms: {norms} with the statistics of these weights"
     if trainer.metric.answers != "labels" and trainer.train_set.annotations.labelled:
         yield "every image has one object, which fills it: to name images, train classify"
 

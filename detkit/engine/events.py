@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from detkit.data.summary import DataSummary
+from detkit.printed import counted
 
 Row = dict[str, float]
 
@@ -18,10 +19,6 @@ Row = dict[str, float]
 def score_texts(row: Row, names: Sequence[str]) -> list[str]:
     """Name and value of those scores that a row has."""
     return [f"{name} {row[name]:.4f}" for name in names if not math.isnan(row.get(name, math.nan))]
-
-
-def _plural(count: int, word: str) -> str:
-    return f"{count} {word}{'s' * (count > 1)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +65,8 @@ class TrainStarted:
 
     def __str__(self) -> str:
         start = f", going on at epoch {self.first_epoch + 1}" if 0 < self.first_epoch < self.epochs else ""
-        images = f"{self.train_images} images to train on, {self.val_images} to validate"
-        length = f"{_plural(self.epochs, 'epoch')} of {_plural(self.steps, 'step')}"
+        images = f"{counted(self.train_images, 'image')} to train on, {self.val_images} to validate"
+        length = f"{counted(self.epochs, 'epoch')} of {counted(self.steps, 'step')}"
         where = f"{self.parameters / 1e6:.2f} M parameters, {self.device} {self.precision}{start}"
         return f"{self.run}: {images}, {length}, {where}"
 
@@ -251,8 +248,9 @@ class DryRun:
         return [
             f"everything is built and two steps are done on {self.device} in {self.precision}: "
             + "  ".join(f"{name} {value:.3f}" for name, value in self.losses.items()),
-            f"{self.steps} steps per epoch at {self.step_seconds:.2f} s, about {self.epoch_seconds / 60:.1f} min with "
-            f"validation; {self.epochs} epochs take about {self.minutes:.0f} min",
+            f"{counted(self.steps, 'step')} per epoch at {self.step_seconds:.2f} s, "
+            f"about {self.epoch_seconds / 60:.1f} min with validation; "
+            f"{counted(self.epochs, 'epoch')} in about {self.minutes:.0f} min",
             f"memory in use: {self.memory:.0f} MB"
             + (f"; first batch: {self.run / 'first_batch.jpg'}" if self.run else ""),
         ]

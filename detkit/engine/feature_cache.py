@@ -30,6 +30,7 @@ from detkit.heads.rcnn_svm import Embedded
 from detkit.heads.roi import RoIHead
 from detkit.io.cache import Cache, image_hash
 from detkit.ops.roi import roi_table
+from detkit.printed import counted
 from detkit.structures import Batch, Target
 
 if TYPE_CHECKING:
@@ -247,7 +248,8 @@ def cache_frozen(trainer: Trainer) -> None:
     progress, views = trainer.progress, trainer.options.cache_views or 1
     stages = FrozenStages(trainer.model, trainer.runtime, trainer.say)
     begun, images = progress.caching, views * len(trainer.train_set) + len(trainer.val_set or ())
-    what, there = f"output of the frozen stages for {images} images", stages.store.cache.count() * stages.each
+    what = f"output of the frozen stages for {counted(images, 'image')}"
+    there = stages.store.cache.count() * stages.each
     stages.store.announce(what, images * stages.each, "freeze more stages, or keep fewer views", there)
     trainer.loader = _filled(trainer, stages, trainer.loader.sampler, trainer.train_set, trainer.augment, views)
     if trainer.val_set and trainer.val_loader is not None:
@@ -255,7 +257,7 @@ def cache_frozen(trainer: Trainer) -> None:
     progress.caching += trainer.count_time()
     seconds = progress.caching - begun
     rest = f", {images - stages.computed} were in the cache" if stages.computed < images else ""
-    trainer.say(f"the frozen stages looked at {stages.computed} images in {seconds:.0f} s{rest}")
+    trainer.say(f"the frozen stages looked at {counted(stages.computed, 'image')} in {seconds:.0f} s{rest}")
     if trainer.val_loader is not None:
         trainer.say("validation reads what is kept in float16: evaluate may differ from its scores in the third digit")
 
@@ -326,7 +328,7 @@ def embed_regions(
             regions = [torch.cat((t.boxes.to(p), p)) for t, p in zip(targets, proposals or (), strict=True)]
             if not number:
                 rows = sum(len(boxes) for boxes in regions) * images / len(batch)
-                what = f"features of some {rows:.0f} regions of {images} images"
+                what = f"features of some {rows:.0f} regions of {counted(images, 'image')}"
                 store.announce(what, 2 * rows * head.classes.in_features, "give model.proposals fewer boxes")
             for i, boxes in enumerate(regions):
                 key = feature_key(pixels[i], boxes)

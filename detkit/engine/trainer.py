@@ -43,6 +43,7 @@ from detkit.interfaces import Losses
 from detkit.io.files import write_text
 from detkit.metrics import evaluate_results, find_metric
 from detkit.metrics.curves import best_threshold
+from detkit.printed import counted
 from detkit.speedups.depthwise import speed_up_depthwise
 from detkit.structures import Batch, Limits, Target
 
@@ -118,7 +119,7 @@ class Trainer:
             cache_frozen(self)
         for epoch in range(progress.epoch, options.epochs):
             if options.patience and progress.waited >= options.patience:
-                self.say(f"stopped early: {progress.waited} validations without a better {self.best_by}")
+                self.say(f"stopped early: {counted(progress.waited, 'validation')} without a better {self.best_by}")
                 break
             self.train_epoch(epoch)
             row, better = self._row(epoch), False

@@ -17,7 +17,7 @@ from detkit.explain.gradcam import grad_cam
 from detkit.io.draw import sheet
 from detkit.io.files import numbered_folder, refuse_existing
 from detkit.io.images import ImageSource, as_rgb, read_image, scaled_to, write_image
-from detkit.printed import Printed
+from detkit.printed import Printed, counted
 
 _SIDE = 360  # pixels along the longer side of what is drawn over or filtered
 
@@ -55,7 +55,7 @@ def draw_filters(detector: Detector) -> Drawing:
     largest = np.abs(found).max(axis=(1, 2, 3), keepdims=True)
     tiles = [_enlarged(tile, 48) for tile in 127.5 + 127.5 * found / np.maximum(largest, 1e-12)]
     count, high, wide = found.shape[:3]
-    text = [f"{count} filters of {high} x {wide}"]
+    text = [f"{counted(count, 'filter')} of {high} x {wide}"]
     return Drawing({"filters": [count, high, wide]}, text, {"filters.png": sheet(tiles)})
 
 
@@ -77,7 +77,7 @@ def draw_maps(detector: Detector, image: ImageSource, stage: int | None = None, 
         tiles = [_enlarged(np.repeat(tile[..., None], 3, axis=2), 112) for tile in shades]
         images[f"stage{number}.png"] = sheet(tiles, channels.astype(str).tolist())
         shapes[f"stage {number}"] = found.shape
-    text = "; ".join(f"{name}: {c} maps of {h} x {w}" for name, (c, h, w) in shapes.items())
+    text = "; ".join(f"{name}: {counted(c, 'map')} of {h} x {w}" for name, (c, h, w) in shapes.items())
     return Drawing({"maps": shapes}, [text], images)
 
 
@@ -109,7 +109,8 @@ def draw_patches(
     captions = [f"{channel}: {patch.value:.3g}" for channel, row in rows.items() for patch in row]
     listed = {channel: [{"value": p.value, "path": p.path} for p in row] for channel, row in rows.items()}
     facts = {"field": found.field.size, "stride": found.field.stride, "images": len(found.images)}
-    text = f"a cell sees {found.field.size:g} pixels, stride {found.field.stride:g}; {len(found.images)} images"
+    seen = f"a cell sees {found.field.size:g} pixels, stride {found.field.stride:g}"
+    text = f"{seen}; {counted(len(found.images), 'image')}"
     drawn = {f"stage{stage}-patches.jpg": sheet(tiles, captions, len(tiles) // len(rows))}
     notes = [f"left out: {line}" for line in found.failed]
     return Drawing({**facts, "channels": listed, "failed": found.failed}, [text], drawn, notes)

@@ -28,6 +28,7 @@ from detkit.exporting.proof import Proof, Tolerance, photos, prove, score_both
 from detkit.exporting.writing import graph_of, write_graph
 from detkit.io.download import sha256_of
 from detkit.io.files import refuse_existing, write_bytes
+from detkit.printed import counted
 
 _OWN = 16  # of the user's images that are compared one by one
 
@@ -133,7 +134,7 @@ def export(
         proof = _proof(detector, temporary, _images(dataset))
         if dataset is not None and proof.passed:
             if precision != "fp32":
-                tell(f"{precision}: rounding, then measuring on {len(dataset)} images")
+                tell(f"{precision}: rounding, then measuring on {counted(len(dataset), 'image')}")
                 reduce_precision(temporary, precision, dataset)
                 header = replace(header, precision=precision)
                 proof = replace(proof, loss=loss)

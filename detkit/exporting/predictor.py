@@ -21,6 +21,7 @@ from detkit.io.files import reading
 from detkit.ops.order import descending
 from detkit.ops.suppression import batched_nms
 from detkit.predictor import Predictor
+from detkit.printed import counted
 from detkit.registry import find_part
 from detkit.structures import Detections, Limits, Sample
 
@@ -286,7 +287,7 @@ def _class_names(engine: Engine, names: str | Path | None, count: int, where: st
     else:
         found = COCO_CLASSES if count == len(COCO_CLASSES) else ()
     if len(found) != count:
-        what = f"{len(found)} class names" if found else "no class names"
+        what = f"{counted(len(found), 'class name')}" if found else "no class names"
         do = "give a file of them, one a line: --names FILE"
-        raise DetkitError(f"this ONNX file knows {count} classes, and has {what}", where, do)
+        raise DetkitError(f"this ONNX file knows {counted(count, 'class')}, and has {what}", where, do)
     return found

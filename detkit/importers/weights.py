@@ -16,6 +16,7 @@ from detkit.backbones.pretrained import read_state
 from detkit.detector import Detector
 from detkit.errors import DetkitError
 from detkit.io.sources import Frame, open_sources
+from detkit.printed import counted
 from detkit.structures import Sample
 
 Tell = Callable[[str], None]
@@ -194,7 +195,7 @@ def restore_norms(detector: Detector, images: str | Path | None, tell: Tell) -> 
         raise DetkitError("no image could be read to measure BatchNorm on", str(images), "give a folder of photos")
     _measure(detector, good)
     failed = f" ({len(frames) - len(good)} could not be read)" if len(good) < len(frames) else ""
-    tell(f"BatchNorm is put back with statistics of {len(good)} images{failed}; the answers stay the same")
+    tell(f"BatchNorm is put back with statistics of {counted(len(good), 'image')}{failed}; the answers stay the same")
 
 
 def tell_unused(images: str | Path | None, tell: Tell) -> None:

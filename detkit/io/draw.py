@@ -243,18 +243,19 @@ def _points(canvas: np.ndarray, points: np.ndarray, colour: Colour) -> None:
 def _captions(canvas: np.ndarray, boxes: np.ndarray, texts: Sequence[str], colours: list[Colour]) -> None:
     """A filled tab with its text at each box, most important first; later tabs avoid earlier ones where they can."""
     size = _font_size(canvas, len(texts))
-    taken: list[Corners] = []
-    tabs = []
+    taken = np.zeros((len(texts), 4), np.int64)
+    tabs: list[np.ndarray] = []
     for box, text, colour in zip(boxes, texts, colours, strict=True):
         corners = _corners(canvas, box)
         if text and corners != _NOWHERE:
-            tabs.append(_tab(text, size, colour)[: canvas.shape[0], : canvas.shape[1]])
-            taken.append(_place(canvas, corners, tabs[-1], taken))
-    for (x1, y1, x2, y2), tab in reversed(list(zip(taken, tabs, strict=True))):
+            tab = _tab(text, size, colour)[: canvas.shape[0], : canvas.shape[1]]
+            taken[len(tabs)] = _place(canvas, corners, tab, taken[: len(tabs)])
+            tabs.append(tab)
+    for (x1, y1, x2, y2), tab in reversed(list(zip(taken.tolist(), tabs, strict=False))):
         canvas[y1:y2, x1:x2] = tab
 
 
-def _place(canvas: np.ndarray, corners: Corners, tab: np.ndarray, taken: list[Corners]) -> Corners:
+def _place(canvas: np.ndarray, corners: Corners, tab: np.ndarray, taken: np.ndarray) -> Corners:
     """Where a tab goes, the whole of it inside the image: above the box, else inside its top, else below, else further
     down in it (several answers may share a box)."""
     left, top, _, bottom = corners
@@ -262,13 +263,10 @@ def _place(canvas: np.ndarray, corners: Corners, tab: np.ndarray, taken: list[Co
     x, lowest = min(left, canvas.shape[1] - width), canvas.shape[0] - height
     wishes = (top - height, top, bottom + 1, *range(top + height, bottom + 1 - height, height), bottom + 1 - height)
     rows = [y for y in wishes if 0 <= y <= lowest] or [min(top, lowest)]
-    places = [(x, y, x + width, y + height) for y in rows]
-    return next((place for place in places if not any(boxes_meet(place, other) for other in taken)), places[0])
-
-
-def boxes_meet(a: Corners, b: Corners) -> bool:
-    """True if two boxes x1, y1, x2, y2 have a pixel in common."""
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+    near = taken[(taken[:, 0] < x + width) & (taken[:, 2] > x)]
+    free = (y for y in rows if not ((near[:, 1] < y + height) & (near[:, 3] > y)).any())
+    y = next(free, rows[0])
+    return x, y, x + width, y + height
 
 
 @lru_cache(maxsize=2048)

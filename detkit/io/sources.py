@@ -6,6 +6,7 @@ One frame is in memory at a time. What cannot be read becomes a Failure in the s
 from __future__ import annotations
 
 import glob
+import os
 import sys
 import time
 import warnings
@@ -24,6 +25,7 @@ from detkit.io.files import digits_in, reading
 from detkit.io.images import IMAGE_SUFFIXES, ImageSource, as_rgb, paths_in, read_header
 from detkit.io.remote import listed
 from detkit.io.video import STREAMS, VIDEO_SUFFIXES, Open, VideoReader, without_password
+from detkit.printed import counted
 
 Source = ImageSource | int
 # Of files that lie among photos; those without a reader are not taken for images, and that is said.
@@ -133,8 +135,8 @@ def _items(source: Source, name: str, stdin: BinaryIO | None) -> list[tuple[str,
         return [(f"camera {int(name)}", int(name))]
     with reading(name):
         if path.is_dir():
-            do = f"for those in its sub-folders give '{path / '**' / '*.jpg'}'"
-            paths, empty = paths_in(path), ("no image lies in this folder", do)
+            paths = paths_in(path)
+            empty = ("no image lies in this folder", "" if paths else _below(path))
         elif path.exists() or not glob.has_magic(name):
             paths, empty = [path], ("", "")
         else:
@@ -144,6 +146,19 @@ def _items(source: Source, name: str, stdin: BinaryIO | None) -> list[tuple[str,
     if not paths:
         raise DetkitError(empty[0], do=empty[1])
     return [(str(file), file) for file in paths]
+
+
+def _below(folder: Path) -> str:
+    """What to do with a folder that has no images of its own: those of its sub-folders, by their commonest suffix."""
+    suffixes = Counter(
+        Path(file).suffix for _, _, files in os.walk(folder) for file in files if not file.startswith(".")
+    )
+    images = Counter({suffix: count for suffix, count in suffixes.items() if suffix.lower() in IMAGE_SUFFIXES})
+    if not images:
+        return "name a folder, a file or a pattern of images"
+    (suffix, most), total = images.most_common(1)[0], images.total()
+    those = f"the {counted(total, 'image')}" if most == total else f"{most} of the {total} images"
+    return f"for {those} in its sub-folders give '{folder / '**' / f'*{suffix}'}'"
 
 
 def image_files(source: str) -> Iterator[tuple[str, int | None]]:
@@ -195,7 +210,7 @@ def _video(source: Path | int, title: str, capture: Open | None) -> Iterator[Fra
             yield Frame(image, title, reader.frames_read - 1, reader.fps, reader.frames_total)
             del image  # the consumer's reference is the only one while the next frame is decoded
         if isinstance(source, int):
-            yield Failure(title, f"the camera stopped after {reader.frames_read} frames", "check its cable")
+            yield Failure(title, f"the camera stopped after {counted(reader.frames_read, 'frame')}", "check its cable")
         elif reader.frames_read == 0:
             yield Failure(title, "no frame of the video can be decoded", "convert it to mp4")
         elif reader.cut_short:
@@ -217,8 +232,8 @@ def _stream(address: str, title: str, capture: Open | None) -> Iterator[Frame | 
             if number == 0:
                 raise
         if lost == 0:
-            warnings.warn(f"{title}: lost after {number} frames, connecting again", stacklevel=1)
+            warnings.warn(f"{title}: lost after {counted(number, 'frame')}, connecting again", stacklevel=1)
         if lost < len(_WAITS):
             time.sleep(_WAITS[lost])
         lost += 1
-    yield Failure(title, f"the stream stopped after {number} frames", "check the camera and the network")
+    yield Failure(title, f"the stream stopped after {counted(number, 'frame')}", "check the camera and the network")

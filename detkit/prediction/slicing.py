@@ -17,6 +17,7 @@ from detkit.errors import DetkitError
 from detkit.geometry import UsualSizes
 from detkit.ops.boxes import area, iou
 from detkit.predictor import PredictsSamples, Wrapped
+from detkit.printed import counted
 from detkit.structures import Detections, Limits, Sample
 
 _LARGE = 1.5  # times the input: images from here on may need slicing
@@ -123,7 +124,7 @@ class Sliced(Wrapped):
             tile = np.ceil(tile * 1.1).astype(int)
         if why:
             return SlicePlan(windows, False, f"{width} x {height}: not sliced, {why}")
-        text = f"{width} x {height}: {len(windows)} tiles of {windows[0, 2]} x {windows[0, 3]}"
+        text = f"{width} x {height}: {counted(len(windows), 'tile')} of {windows[0, 2]} x {windows[0, 3]}"
         text += " and the whole image" * whole + " within the budget" * (most < math.inf)
         return SlicePlan(windows, whole, text + guess)
 

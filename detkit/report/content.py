@@ -15,7 +15,7 @@ from detkit.metrics.confusion import confusion_matrix
 from detkit.metrics.curves import Curve, calibration, class_curves
 from detkit.metrics.errors import KINDS, MISSED, ap_impact, error_breakdown
 from detkit.metrics.matching import positives
-from detkit.printed import aligned, number
+from detkit.printed import aligned, counted, number
 from detkit.tables import class_lines
 
 if TYPE_CHECKING:
@@ -93,9 +93,10 @@ class Report:
         """The numbers, then one line per class."""
         facts, settings, counts = self.facts, self.facts["settings"], self.facts["counts"]
         metric = find_metric(facts["protocol"])
+        images, objects, found = (counted(counts[f"{one}s"], one) for one in ("image", "object", "detection"))
         lines = [
             metric.rules.format(limit=settings["max_detections"], iou=settings["match_iou"]),
-            "{images} images, {objects} objects, {ignored} ignored, {detections} detections".format(**counts),
+            f"{images}, {objects}, {counts['ignored']} ignored, {found}",
             "",
         ]
         width = max(8, *map(len, facts["metrics"]))

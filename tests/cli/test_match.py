@@ -59,7 +59,7 @@ def test_verify_enrol_identify_search(
     assert main(["match", "verify", yellow[0], violet[1], *model, "--threshold", "0.95"]) == 3
     assert "two identities" in capsys.readouterr().out
     assert main(["match", "enrol", "known", "yellow", yellow[0], *model]) == 0
-    assert "1 identity, 1 images" in capsys.readouterr().out
+    assert "1 identity, 1 image" in capsys.readouterr().out
     assert main(["match", "enrol", "known", "violet", *violet[:2], *model]) == 0
     assert "2 identities, 3 images" in capsys.readouterr().out
     assert Path("known").stat().st_size < 2000  # vectors, no images

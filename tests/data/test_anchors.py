@@ -56,4 +56,4 @@ def test_no_objects(tmp_path: Path) -> None:
 def test_fewer_sizes_give_fewer_anchors() -> None:
     found = choose_anchors(labelled([[0, 0, 5, 5], [3, 3, 5, 5]]), 9)
     assert found.to_dict()["anchors"] == [[5, 5]]
-    assert "not 9: the boxes have 1 different sizes" in found.lines()
+    assert "not 9: the boxes have 1 different size" in found.lines()

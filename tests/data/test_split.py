@@ -55,7 +55,7 @@ def test_few_images_with_many_objects(many: Annotations) -> None:
             assert len(stratify(a, {"train": 1 - share, "val": share}, seed)["val"]) == count
     val = a.subset(stratify(a, {"train": 0.9, "val": 0.1})["val"])
     assert (val.class_counts() > 0).sum() >= 5
-    with pytest.raises(DetkitError, match="1 images are too few for 2 parts"):
+    with pytest.raises(DetkitError, match="too few images for 2 parts: 1"):
         stratify(a.subset([0]), {"train": 0.5, "val": 0.5})
 
 

@@ -128,9 +128,7 @@ def test_where_pycocotools_goes_by_ids_its_number_is_said(tmp_path: Path, ids: l
 def test_ground_truth_without_area_is_kept_on_request(tmp_path: Path) -> None:
     path, results = coco(tmp_path, [*BOXES, FLAT]), perfect(BOXES)
     usual, kept = read(path), read(path, keep_degenerate=True)
-    assert (
-        "1 boxes without area or outside are left out; pycocotools counts them" in unlike_pycocotools(usual, results)[0]
-    )
+    assert "1 box without area or outside left out; pycocotools counts them" in unlike_pycocotools(usual, results)[0]
     assert evaluate_results(usual.ground_truth(), results).metrics["AP"] == pytest.approx(1.0)
     assert evaluate_results(kept.ground_truth(), results).metrics["AP"] == pytest.approx(76 / 101)  # 3 of 4 found
     assert unlike_pycocotools(kept, results) == []

@@ -140,7 +140,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
         torch.testing.assert_close(b["model"][name], value, rtol=1e-5, atol=1e-5)
     assert [row["AP"] for row in rows_a] == [row["AP"] for row in rows_b]
     said = (tmp_path / "changed.txt").read_text()
-    assert "1 processes go on with what 2 began: the order of the images is the same; dropout" in said
+    assert "this run began with 2 processes and goes on with 1: the order of the images is the same; dropout" in said
 
 
 def test_every_process_goes_on_with_its_own_random_numbers(tmp_path: Path) -> None:

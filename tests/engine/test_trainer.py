@@ -397,7 +397,7 @@ def test_a_finished_run_is_extended(tmp_path: Path) -> None:
     assert [row["epoch"] for row in run_of(run)[1]] == ["1", "2", "3", "4"]
     assert done.row["epoch"] <= 4
     assert (run / "config.yaml").read_text() == "longer"
-    with pytest.raises(DetkitError, match="4 epochs behind it, 3 are asked for"):
+    with pytest.raises(DetkitError, match="4 epochs behind it, not 3 as asked for"):
         train(Toy(), *sets, replace(long, epochs=3), run=run, resume=True)
 
 

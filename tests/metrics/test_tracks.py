@@ -214,8 +214,8 @@ def test_what_is_not_asked_for_and_what_comes_too_late_is_said(tmp_path: Path) -
     told: list[str] = []
     report = track_report(found, truth, tell=told.append)
     assert told == [
-        f"{truth}: 1 boxes with confidence 0 are not asked for, 2 are",
-        f"{found}: 1 boxes after frame 2, the last labelled one, count as wrong",
+        f"{truth}: 1 box with confidence 0 left out, of 3",
+        f"{found}: 1 box after frame 2, the last labelled one, counted as wrong",
     ]
     assert report.facts["metrics"]["MOTA"] == 0.5
     assert [line.split()[0] for line in report.lines()] == ["HOTA", "all"]

@@ -18,6 +18,7 @@ from detkit.io.detections.lookup import Found, Lookup, Row, found_rows, some
 from detkit.io.files import digits_in
 from detkit.io.images import image_size
 from detkit.io.shards import is_shards
+from detkit.printed import counted
 from detkit.tables import Results
 
 if TYPE_CHECKING:
@@ -56,18 +57,18 @@ def read_detections(path: str | Path, data: Annotations) -> tuple[Results, list[
     finite = np.isfinite(results.score) & np.isfinite(results.xywh).all(axis=1)
     _check(results, finite, where)
     if len(lost := np.flatnonzero(~finite)):
-        what = f"{len(lost)} detections whose box or score is no finite number are left out"
+        what = f"{counted(len(lost), 'detection')} left out, whose box or score is no finite number"
         notes.append(f"{what}: {where(int(lost[0]))}")
     if unknown:
         names = some([*unknown])
-        notes.append(f"{sum(unknown.values())} detections are left out, since the data has no class {names}")
+        notes.append(f"{counted(sum(unknown.values()), 'detection')} left out, since the data has no class {names}")
     if rounded := int((results.score > 1).sum() + (results.score < 0).sum()):
-        notes.append(f"{rounded} scores lie outside 0..1 by rounding only (taken as they are)")
+        notes.append(f"{counted(rounded, 'score')} outside 0..1 by rounding only (taken as they are)")
     if len(lost) or unknown:
         results = results[finite & (results.label >= 0)]
     flat = int(np.count_nonzero((results.xywh[:, 2:] == 0).any(axis=1)))
     if flat:
-        notes.append(f"{flat} detections of zero width or height (they match nothing)")
+        notes.append(f"{counted(flat, 'detection')} of zero width or height (matching nothing)")
     return results, notes + score_warnings(results, data.sizes)
 
 
@@ -118,8 +119,8 @@ def score_warnings(results: Results, sizes: np.ndarray) -> list[str]:
         notes.append(f"no detection scores below {low:.2g}: AP counts those too (detkit detect --conf 0.001)")
     looked_at = _worth_searching(results)
     if twice := _repeated(looked_at):
-        what = f"{'at least ' * (len(looked_at) < len(results))}{twice} detections stand in the file again"
-        notes.append(f"{what}, box, class and score: each one more is a false one")
+        what = f"{'at least ' * (len(looked_at) < len(results))}{counted(twice, 'detection')} once more in the file"
+        notes.append(f"{what}, box, class and score: each counts as a false one")
     return notes
 
 

@@ -128,7 +128,7 @@ def test_an_unknown_word_is_found_by_its_file_name(tmp_path: Path) -> None:
 def test_flat_boxes_are_noted(tmp_path: Path) -> None:
     _, notes = read_detections(write(tmp_path, f"[{ENTRY.replace('4.5', '0')}]"), DATA)
     assert "2 of 3 images have no detection" in notes[0]
-    assert "1 detections of zero width" in notes[1]
+    assert "1 detection of zero width" in notes[1]
 
 
 def named(image: int | str, name: str) -> str:
@@ -250,22 +250,22 @@ def test_very_large_ids_are_told_apart(tmp_path: Path) -> None:
 def test_scores_beyond_1_by_rounding_stay_as_they_are(tmp_path: Path) -> None:
     got, notes = read_entries(tmp_path, ENTRY.replace("0.5}", "1.0000001}"), ENTRY)
     assert got.score.tolist() == [1.0000001, 0.5]
-    assert notes == ["1 scores lie outside 0..1 by rounding only (taken as they are)"]
+    assert notes == ["1 score outside 0..1 by rounding only (taken as they are)"]
 
 
 @pytest.mark.parametrize("change", [("4.5", "NaN"), ("0.5}", "NaN}"), ("[1, 2", "[-Infinity, 2")])
 def test_one_box_or_score_that_is_no_number_is_left_out(tmp_path: Path, change: tuple[str, str]) -> None:
     got, notes = read_entries(tmp_path, ENTRY, ENTRY.replace(*change), ENTRY)
     assert got.xywh.tolist() == [[1, 2, 3, 4.5]] * 2
-    assert "1 detections whose box or score is no finite number are left out: " in notes[0]
+    assert "1 detection left out, whose box or score is no finite number: " in notes[0]
     assert notes[0].endswith("entry 1 (counted from 0)")
 
 
 def test_classes_that_the_data_lacks_are_left_out_and_counted(tmp_path: Path) -> None:
     got, notes = read_entries(tmp_path, ENTRY, ENTRY.replace(": 9", ": 90"), ENTRY.replace(": 9", ": 90"))
     assert got.label.tolist() == [1]
-    assert notes == ["2 detections are left out, since the data has no class 90"]
+    assert notes == ["2 detections left out, since the data has no class 90"]
     lines = LINE.replace(FOUND, f"{FOUND}, {FOUND.replace('dog', 'plane')}")
     got, notes = read_detections(write(tmp_path, lines), DATA)
     assert got.label.tolist() == [1]
-    assert "1 detections are left out, since the data has no class plane" in notes
+    assert "1 detection left out, since the data has no class plane" in notes

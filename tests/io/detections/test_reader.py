@@ -46,9 +46,9 @@ CORNERS = table().xywh + np.pad(table().xywh[:, :2] + 60, ((0, 0), (2, 0)))
         (changed(score=np.full(40, 0.5)), "all detections have the score 0.5"),
         (squares(), "all detections have the score 0.5"),
         (changed(score=table().score / 2 + 0.25), "no detection scores below 0.2"),
-        (repeated(np.tile(np.arange(40), 2)), "40 detections stand in the file again"),
-        (repeated(np.repeat(np.arange(40), 2)), "40 detections stand in the file again"),
-        (repeated(np.r_[0:40, 0:4]), "4 detections stand in the file again"),
+        (repeated(np.tile(np.arange(40), 2)), "40 detections once more in the file"),
+        (repeated(np.repeat(np.arange(40), 2)), "40 detections once more in the file"),
+        (repeated(np.r_[0:40, 0:4]), "4 detections once more in the file"),
         (repeated(np.random.default_rng(1).permutation(40)), None),
     ],
 )
