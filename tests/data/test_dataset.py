@@ -50,10 +50,17 @@ def test_boxes_are_clipped_in_targets_only(coco_file: Path) -> None:
     assert [f.name for f in a.findings] == ["box sticks out of the image (clipped for training)"]
 
 
-def test_missing_path_says_what_was_looked_for(tmp_path: Path) -> None:
-    for wrong in (tmp_path / "nothing", tmp_path):
-        with pytest.raises(DetkitError, match=r"COCO .json file.*PASCAL VOC folder.*YOLO data.yaml"):
-            read(wrong)
+def test_what_is_no_data_set_is_answered_by_what_to_give(tmp_path: Path) -> None:
+    (tmp_path / "birds").mkdir()
+    with pytest.raises(DetkitError, match=r"no such data set\n.*\ndid you mean birds\?"):
+        read(tmp_path / "bird")
+    with pytest.raises(DetkitError, match="detkit help E030"):
+        read(tmp_path / "1" / "2")
+    with pytest.raises(DetkitError, match=r"give a COCO .json file.*PASCAL VOC folder.*YOLO data.yaml.*E030"):
+        read(tmp_path / "birds")
+    (tmp_path / "birds" / "labels.xml").write_text("<odd/>")
+    with pytest.raises(DetkitError, match=r"give a PASCAL VOC folder.*; or an xml of CVAT"):
+        read(tmp_path / "birds")
 
 
 def test_missing_image_folder(coco_file: Path, tmp_path: Path) -> None:
