@@ -79,10 +79,10 @@ def command_lines(page: Path) -> Iterator[list[str]]:
 
 @EVERY_PAGE
 def test_command_lines_are_understood(page: Path) -> None:
-    from detkit.cli.app import app
+    from detkit.cli.app import app_of
 
     for words in command_lines(page):
-        command: Any = typer.main.get_command(app)
+        command: Any = typer.main.get_command(app_of())
         context = command.make_context("detkit", list(words))
         while hasattr(command, "commands"):
             assert words[0] in command.commands, words

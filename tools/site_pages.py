@@ -82,9 +82,9 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
 def command_line() -> str:
     """Every verb: its help, its arguments and options, its examples."""
-    from detkit.cli.app import VERBS, app, name_of
+    from detkit.cli.app import VERBS, app_of, name_of
 
-    group: Any = typer.main.get_command(app)
+    group: Any = typer.main.get_command(app_of())
     parts = ["# Command line", "`detkit VERB --help` shows the same. Results go to stdout, messages to stderr."]
     for heading, places in VERBS.items():
         parts.append(f"## {heading}")

@@ -84,10 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    from detkit.cli.app import app
+    from detkit.cli.app import app_of
 
     try:
-        code = app(words, standalone_mode=False, prog_name="detkit")
+        code = app_of(words)(words, standalone_mode=False, prog_name="detkit")
     except Exception as error:
         # Typer's own usage errors: they know how to show themselves, whichever click they come from.
         if hasattr(error, "show") and hasattr(error, "exit_code"):

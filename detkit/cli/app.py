@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from functools import cache
 from typing import Annotated, Any
 
 import typer
@@ -43,24 +45,12 @@ class Grouped(TyperGroup):
                 )
 
 
-app = typer.Typer(
-    name="detkit",
-    cls=Grouped,
-    help="Object detection: detect, train, evaluate.",
-    no_args_is_help=True,
-    rich_markup_mode=None,  # plain help: the same everywhere, and quick
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
 def _version(value: bool) -> None:
     if value:
         print(f"detkit {detkit.__version__}")
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
@@ -72,13 +62,36 @@ def _options(
     """Object detection: detect, train, evaluate."""
 
 
-for place in itertools.chain(*VERBS.values()):
-    name, found = name_of(place), import_from(f"detkit.cli.{place if ':' in place else f'{place}:app'}")
-    if isinstance(found, typer.Typer):
-        for command in found.registered_commands:
-            assert command.callback is not None
-            command.epilog = epilog(f"{name} {command.name or command.callback.__name__}")
-            command.callback = printed(command.callback)
-        app.add_typer(found, name=name)
-    else:
-        app.command(name, epilog=epilog(name))(printed(found))
+@cache
+def _verb(name: str, place: str) -> Any:
+    """A command's function, or the app of a group of commands."""
+    found = import_from(f"detkit.cli.{place if ':' in place else f'{place}:app'}")
+    if not isinstance(found, typer.Typer):
+        return printed(found)
+    for command in found.registered_commands:
+        assert command.callback is not None
+        command.epilog = epilog(f"{name} {command.name or command.callback.__name__}")
+        command.callback = printed(command.callback)
+    return found
+
+
+def app_of(words: Sequence[str] = ()) -> typer.Typer:
+    """The command, with the one verb that ``words`` begin with, which is quicker made; else with all of them."""
+    app = typer.Typer(
+        name="detkit",
+        cls=Grouped,
+        help="Object detection: detect, train, evaluate.",
+        no_args_is_help=True,
+        rich_markup_mode=None,  # plain help: the same everywhere, and quick
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_options)
+    places = {name_of(place): place for place in itertools.chain(*VERBS.values())}
+    for name in words[:1] if words and words[0] in places else places:
+        verb = _verb(name, places[name])
+        if isinstance(verb, typer.Typer):
+            app.add_typer(verb, name=name)
+        else:
+            app.command(name, epilog=epilog(name))(verb)
+    return app

@@ -93,6 +93,8 @@ class OnnxRuntime(Engine):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads or 0
+        # Threads that spin while they wait double the CPU time of a short command, and starve decoding and drawing.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             self.metadata = dict(self._session.get_modelmeta().custom_metadata_map)

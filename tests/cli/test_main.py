@@ -25,7 +25,7 @@ from torch import nn
 
 from detkit import registry
 from detkit.cli import Terminated, about, main
-from detkit.cli.app import VERBS as VERBS_BY_USE, app, name_of
+from detkit.cli.app import VERBS as VERBS_BY_USE, app_of, name_of
 from detkit.registry import UntrustedPart
 
 VERBS = (
@@ -66,7 +66,7 @@ def test_every_verb_that_may_load_a_model_takes_plugins(verb: str, capsys: pytes
 
 
 def test_no_verb_has_two_options_of_one_name() -> None:
-    group = typer.main.get_command(app)
+    group = typer.main.get_command(app_of())
     for verb, command in group.commands.items():
         for name, one in getattr(command, "commands", {verb: command}).items():
             words = [word for parameter in one.params for word in parameter.opts]
@@ -80,7 +80,7 @@ def test_every_verb_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def _verbs() -> Iterator[tuple[str, Any]]:
-    for name, command in typer.main.get_command(app).commands.items():
+    for name, command in typer.main.get_command(app_of()).commands.items():
         below = getattr(command, "commands", None)
         yield from ((f"{name} {verb}", one) for verb, one in below.items()) if below else [(name, command)]
 
@@ -89,7 +89,7 @@ def test_help_is_grouped_and_complete(capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert re.findall(r"^([A-Z]\w+):$", text, re.MULTILINE)[1:] == [*VERBS_BY_USE]
-    assert {*map(name_of, chain(*VERBS_BY_USE.values()))} == {*typer.main.get_command(app).commands}
+    assert {*map(name_of, chain(*VERBS_BY_USE.values()))} == {*typer.main.get_command(app_of()).commands}
 
 
 @pytest.mark.parametrize(("verb", "command"), _verbs())
@@ -177,7 +177,7 @@ def test_mistakes_get_code_2_and_say_where(
 
 
 def test_a_bug_is_called_a_bug(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("detkit.cli.app.app", Mock(side_effect=ZeroDivisionError("division by zero")))
+    monkeypatch.setattr("detkit.cli.app.app_of", Mock(side_effect=ZeroDivisionError("division by zero")))
     assert main(["models"]) == 1
     assert "a bug in detkit: ZeroDivisionError" in _said(capsys)
     with pytest.raises(ZeroDivisionError):
@@ -226,7 +226,7 @@ def test_failures_of_the_machine(
     def broken(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("detkit.cli.app.app", broken)
+    monkeypatch.setattr("detkit.cli.app.app_of", broken)
     assert main(["models"]) == code
     assert needle in _said(capsys)
 
@@ -238,7 +238,7 @@ def test_images_smaller_than_a_kernel_are_the_users(
     def small(*_: object, **__: object) -> None:
         layer(torch.zeros(1, 1, 2, 2))
 
-    monkeypatch.setattr("detkit.cli.app.app", small)
+    monkeypatch.setattr("detkit.cli.app.app_of", small)
     assert main(["models"]) == 2
     assert "too small" in _said(capsys)
 
@@ -275,7 +275,7 @@ def test_sigterm_is_143() -> None:
         "import time, sys, detkit.cli as c\n"
         "import detkit.cli.app as a\n"
         "def slow(*_, **__):\n    print('ready', flush=True)\n    time.sleep(60)\n"
-        "a.app = slow\nsys.exit(c.main(['models']))"
+        "a.app_of = slow\nsys.exit(c.main(['models']))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -339,6 +339,6 @@ def test_a_part_that_a_file_names_is_allowed_by_the_command_that_the_error_shows
     def untrusted(*_: object, **__: object) -> None:
         raise UntrustedPart("this file asks for head a b:C", "x.safetensors", module="a b")
 
-    monkeypatch.setattr("detkit.cli.app.app", untrusted)
+    monkeypatch.setattr("detkit.cli.app.app_of", untrusted)
     assert main(["detect", "-m", "x", "--", "my photo.jpg"]) == 2
     assert "detkit detect -m x --plugin 'a b' -- 'my photo.jpg'" in _said(capsys).splitlines()[2]
