@@ -28,7 +28,8 @@ class DetkitError(Exception):
             (len(message), page.number)
             for page in error_pages().values()
             for message in page.messages
-            if re.fullmatch(".*?".join(map(re.escape, message.split("…"))), self.what, re.DOTALL)
+            if self.what.startswith(message.partition("…")[0])
+            and re.fullmatch(".*?".join(map(re.escape, message.split("…"))), self.what, re.DOTALL)
         ]
         return max(fits)[1] if fits else ""
 

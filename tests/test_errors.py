@@ -6,6 +6,7 @@ import ast
 import pickle
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,13 @@ def texts(node: ast.expr, known: dict[str, list[str]]) -> list[str]:
     return ["X"]
 
 
-def raised() -> Iterator[tuple[str, str]]:
+@cache
+def raised() -> list[tuple[str, str]]:
     """(where, what) of the errors in the code."""
+    return list(found())
+
+
+def found() -> Iterator[tuple[str, str]]:
     for path in sorted(PACKAGE.rglob("*.py")):
         for scope in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(scope, (ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -56,7 +62,7 @@ def test_every_error_has_a_page() -> None:
 
 
 def test_every_message_of_a_page_is_one_of_an_error() -> None:
-    said = [form for _, text in raised() for form in (text, text.replace("X", "module:Name"))]
+    said = {form for _, text in raised() for form in (text, text.replace("X", "module:Name"))}
     for page in error_pages().values():
         for message in page.messages:
             pattern = re.compile(".*?".join(map(re.escape, message.split("…"))), re.DOTALL)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Following:
-    """How detections are with_video to tracks."""
+    """How detections become tracks."""
 
     fps: Annotated[float | None, Option(help="Frames a second (default: the video's; else 30).")] = None
     lost: Annotated[str, Option(metavar="2s", help="How long a track outlives its last detection.")] = "2s"

@@ -34,14 +34,24 @@ FOUND = [
 ]
 
 
+@pytest.fixture(scope="session")
+def kept_case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """A ``case`` that no test changes."""
+    return made(tmp_path_factory.mktemp("case"))
+
+
 @pytest.fixture
 def case(tmp_path: Path) -> Case:
     """Three images (one with a difficult name), four objects, seven detections."""
+    return made(tmp_path)
+
+
+def made(folder: Path) -> Case:
     names = ["a.jpg", "b & <i>.jpg", "c d#é.jpg"]
     rng = np.random.default_rng(0)
     for name in names:
         encoded = cv2.imencode(".jpg", rng.integers(0, 255, (80, 120, 3), np.uint8))[1]
-        (tmp_path / name).write_bytes(encoded.tobytes())
+        (folder / name).write_bytes(encoded.tobytes())
     categories = [{"id": k, "name": name} for k, name in enumerate(("cat", "dog", "cow & <calf>"))]
     data = {
         "images": [{"id": i, "file_name": name, "width": 120, "height": 80} for i, name in enumerate(names)],
@@ -51,7 +61,7 @@ def case(tmp_path: Path) -> Case:
             for n, (i, k, box) in enumerate(OBJECTS, 1)
         ],
     }
-    file = tmp_path / "labels.json"
+    file = folder / "labels.json"
     file.write_text(json.dumps(data))
     image, label, xywh, score = zip(*FOUND, strict=True)
     results = Results(np.array(image), np.array(label), np.array(xywh, float), np.array(score))
