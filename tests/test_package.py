@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,3 +56,15 @@ def test_no_public_name_is_a_modules_name() -> None:
 def test_unknown_name() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nsm'"):
         detkit.nsm  # noqa: B018
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    root = Path(__file__).resolve().parents[1]
+    said = {
+        "pyproject.toml": rf'^version = "{detkit.__version__}"$',
+        "CITATION.cff": rf"^version: {detkit.__version__}$",
+        "README.md": rf"^  version = {{{detkit.__version__}}},$",
+        "CHANGELOG.md": rf"\A# Changelog\n\n.*\n\n## {detkit.__version__} ",
+    }
+    for name, pattern in said.items():
+        assert re.search(pattern, (root / name).read_text(encoding="utf-8"), re.MULTILINE), name

@@ -137,7 +137,7 @@ def test_doctor_says_what_is_missing_for_which_verb(
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out == "detkit 0.1.0\n"
+    assert capsys.readouterr().out == "detkit 0.2.0\n"
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_python_m_imports_nothing_from_the_working_directory(tmp_path: Path) -> 
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-m", "detkit", "--version"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout == "detkit 0.1.0\n", done.stderr
+    assert done.stdout == "detkit 0.2.0\n", done.stderr
 
 
 def test_a_part_that_a_file_names_is_allowed_by_the_command_that_the_error_shows(
