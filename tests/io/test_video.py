@@ -26,6 +26,17 @@ def write(path: Path, frames: int = 12, fps: float = 10) -> VideoWriter:
     return writer
 
 
+@pytest.fixture(params=["OpenCV", "PyAV"])
+def encoders(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whose encoders are used."""
+    if request.param == "PyAV":
+        pytest.importorskip("av")
+    else:
+        monkeypatch.setattr(video, "_QUICK", {})
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("encoders")
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".avi"])
 def test_frames_come_back_in_rgb(tmp_path: Path, suffix: str) -> None:
     writer = write(tmp_path / f"ä{suffix}")
@@ -43,6 +54,7 @@ def test_frames_come_back_in_rgb(tmp_path: Path, suffix: str) -> None:
 
 
 def test_a_codec_that_browsers_lack_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video, "_QUICK", {})
     plain = Codec("mp4v", "MPEG-4 Part 2", False)
     monkeypatch.setitem(video._CODECS, ".mp4", (Codec("none", "no such codec", True), plain))
     writer = write(tmp_path / "a.mp4")
@@ -71,6 +83,7 @@ def test_nothing_is_left_when_there_is_nothing_to_play(tmp_path: Path) -> None:
     assert path.read_text() == "mine"
 
 
+@pytest.mark.usefixtures("encoders")
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".avi"])
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError])
 def test_what_was_filmed_before_a_stop_or_an_error_plays(
@@ -94,6 +107,7 @@ def test_what_was_filmed_before_a_stop_or_an_error_plays(
         assert len(list(reader)) == 5
 
 
+@pytest.mark.usefixtures("encoders")
 def test_odd_sizes_and_unknown_rates(tmp_path: Path) -> None:
     with VideoWriter(tmp_path / "a.mp4", float("nan")) as writer:
         for i in range(4):
@@ -101,6 +115,12 @@ def test_odd_sizes_and_unknown_rates(tmp_path: Path) -> None:
     with VideoReader(tmp_path / "a.mp4") as reader:
         assert reader.fps == pytest.approx(25)
         assert len(list(reader)) == 4
+
+
+def test_an_encoder_that_is_not_there_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("av")
+    monkeypatch.setitem(video._QUICK, ".mp4", (Codec("none", "none", True), "no such encoder", {}))
+    assert write(tmp_path / "a.mp4").codec in video._CODECS[".mp4"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,60 @@
+"""Items made ahead: the same ones, in order, one at a time, errors in their place."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from detkit.io.prefetch import prefetched
+
+
+def test_the_same_items_in_order_and_the_next_one_is_made_meanwhile() -> None:
+    made, here = [], threading.get_ident()
+    begun = [threading.Event() for _ in range(5)]
+
+    def numbers() -> Iterator[tuple[int, int]]:
+        for i in range(5):
+            begun[i].set()
+            made.append(i)
+            yield i, threading.get_ident()
+
+    for place, (number, thread) in enumerate(prefetched(numbers())):
+        assert number == place
+        assert thread != here
+        assert place == 4 or begun[place + 1].wait(10)
+        assert len(made) <= place + 2
+    assert made == [0, 1, 2, 3, 4]
+    assert list(prefetched([])) == []
+
+
+def test_an_error_comes_after_what_was_made_before_it() -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise OSError("the disk is gone")
+
+    numbers = prefetched(broken())
+    assert [next(numbers), next(numbers)] == [1, 2]
+    with pytest.raises(OSError, match="disk"):
+        next(numbers)
+
+
+def test_a_stop_ends_the_thread_and_the_source() -> None:
+    closed = threading.Event()
+
+    def endless() -> Iterator[int]:
+        try:
+            while True:
+                yield 1
+        finally:
+            closed.set()
+
+    before = threading.active_count()
+    numbers = prefetched(prefetched(endless()))
+    assert next(numbers) == 1
+    numbers.close()
+    del numbers
+    assert closed.wait(10)
+    assert threading.active_count() == before
