@@ -86,10 +86,8 @@ class Gallery:
         except (SafetensorError, KeyError, ValueError):
             raise DetkitError("this file is no gallery", str(path), "detkit match enrol makes one") from None
         if found.model != weights_hash(model):
-            do = "match with the model that it was made with, or enrol the images anew"
-            raise DetkitError(
-                "the gallery was made with another model, whose vectors mean something else", str(path), do
-            )
+            what = "the gallery was made with another model, whose vectors mean something else"
+            raise DetkitError(what, str(path), "match with the model that it was made with, or enrol the images anew")
         return found
 
     def enrol(self, name: str, table: np.ndarray) -> None:

@@ -1,12 +1,13 @@
 """How much transfer brings, and how much to freeze for how many images: AP50 on test against training images.
 
     python tools/transfer_curve.py data/bccd -o curve [--images 10,40,200] [--seeds 3] [--steps 400]
+    python tools/transfer_curve.py data/bccd -o curve --ways scratch,free --start rotation=RUN --start simclr=RUN
 
 Four ways to train the recipe's network, each with the same number of steps: from scratch, and from ImageNet weights
-with all stages of the backbone frozen, three of five, or none. A seed draws the images (those of 10 are among those
-of 40), the random weights and the order. It writes curve.csv, curve.json and curve.png (mean and 95 % interval over
-the seeds, by Student's t) of all runs in the folder, and prints a table, with what a way gains on scratch in the same
-draws. Runs that are finished are not run again, one that was stopped goes on.
+with all stages of the backbone frozen, three of five, or none; and from backbones of your own. A seed draws the images
+(those of 10 are among those of 40), the random weights and the order. It writes curve.csv, curve.json and curve.png
+(mean and 95 % interval over the seeds, by Student's t) of all runs in the folder, and prints a table, with what a way
+gains on scratch in the same draws. Runs that are finished are not run again, one that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -146,11 +147,24 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=400, help=f"of {BATCH} images each; about 4 minutes on two cores")
     parser.add_argument("--ways", default=",".join(WAYS), help="of " + ", ".join(WAYS))
+    parser.add_argument(
+        "--start",
+        action="append",
+        default=[],
+        metavar="NAME=RUN",
+        help="one more way: from a run's backbone, nothing frozen, at the rate of a start from scratch",
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="more overrides for every run")
     options = parser.parse_args()
+    for name, _, run in (start.partition("=") for start in options.start):
+        WAYS[name] = [f"model.backbone.weights={run}", "train.backbone_lr=2e-3"]
+        options.ways += f",{name}"
     if options.steps < EPOCHS or unknown(options.ways):
         parser.error(f"--steps must be {EPOCHS} at least" if options.steps < EPOCHS else unknown(options.ways))
-    settings, known = json.dumps([options.recipe, options.steps, options.set]), options.out / "settings.json"
+    settings, known = (
+        json.dumps([options.recipe, options.steps, options.set, *options.start]),
+        options.out / "settings.json",
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     if known.is_file() and known.read_text(encoding="utf-8") != settings:
         parser.error(f"{options.out} holds runs with other --recipe, --steps or --set: give another folder")

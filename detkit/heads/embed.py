@@ -71,18 +71,14 @@ class Embed(ImageHead):
 
     def raw(self, features: list[Tensor], proposals: list[Tensor] | None = None) -> dict[str, Tensor]:
         """embedding (B, dim) float32, of maps (B, C_l, H_l, W_l)."""
-        table = self.table(features)
-        if self.pairs == "logistic":
-            return {"embedding": table.sigmoid() * F.softplus(self.weight)}
-        return {"embedding": F.normalize(table)}
+        table, logistic = self.table(features), self.pairs == "logistic"
+        return {"embedding": table.sigmoid() * F.softplus(self.weight) if logistic else F.normalize(table)}
 
     def loss(self, raw: dict[str, Tensor], targets: list[Target], sizes: Tensor) -> dict[str, Loss]:
         """``triplets``, counted by pairs of one identity; else ``same`` and ``different``, counted by pairs."""
-        given = [target.image_label for target in targets]
-        known = torch.tensor([label is not None for label in given], device=sizes.device)
-        vectors = raw["embedding"][known]
-        labels = torch.tensor([label for label in given if label is not None], device=sizes.device)
-        same = labels[:, None] == labels
+        known = [i for i, target in enumerate(targets) if target.image_label is not None]
+        labels = torch.tensor([targets[i].image_label for i in known], device=sizes.device)
+        vectors, same = raw["embedding"][known], labels[:, None] == labels
         if self.pairs == "triplet":
             return {"triplets": semi_hard_triplets(vectors, same, self.margin)}
         first, second = torch.triu_indices(len(labels), len(labels), 1, device=sizes.device)

@@ -19,37 +19,27 @@ from detkit.structures import Detections, Limits, Loss, Target
 Upsampling = Literal["bilinear", "learned"]
 
 
-class Upsample(nn.Module):
-    """Maps (B, C, H, W) made ``factor`` times as large: bilinear, or by a kernel per channel that begins as bilinear.
+def upsampling_layer(channels: int, factor: int, upsampling: Upsampling) -> nn.Module:
+    """What makes maps (B, C, H, W) ``factor`` times as large before ``_enlarged`` makes them fit.
 
     Args:
         channels: C.
-        factor: 1 changes nothing.
-        upsampling: Learned is Long et al.'s transposed convolution (2015, arXiv 1411.4038, section 3.3).
+        factor: Whole.
+        upsampling: ``learned`` is Long et al.'s transposed convolution (2015, arXiv 1411.4038, section 3.3), a kernel
+            per channel that begins as bilinear; ``bilinear`` leaves all to ``_enlarged``.
     """
-
-    def __init__(self, channels: int, factor: int, upsampling: Upsampling) -> None:
-        super().__init__()
-        self.factor, self.layer = factor, None
-        if upsampling == "learned" and factor > 1:
-            size = 2 * factor - factor % 2
-            self.layer = nn.ConvTranspose2d(
-                channels, channels, size, factor, (size - factor) // 2, groups=channels, bias=False
-            )
-            tent = 1 - (torch.arange(size) - (size - 1) / 2).abs() / factor
-            with torch.no_grad():
-                self.layer.weight.copy_(tent[:, None] * tent)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.layer is not None:
-            return self.layer(x)
-        return x if self.factor == 1 else F.interpolate(x, scale_factor=self.factor, mode="bilinear")
+    if upsampling == "bilinear" or factor == 1:
+        return nn.Identity()
+    size = 2 * factor - factor % 2
+    layer = nn.ConvTranspose2d(channels, channels, size, factor, (size - factor) // 2, groups=channels, bias=False)
+    tent = 1 - (torch.arange(size) - (size - 1) / 2).abs() / factor
+    layer.weight.data.copy_(tent[:, None] * tent)
+    return layer
 
 
-def _of_size(x: Tensor, like: Tensor) -> Tensor:
-    """Maps made as large as others: those of networks without padding are somewhat smaller than their strides say."""
-    size = like.shape[2:]
-    return x if x.shape[2:] == size else F.interpolate(x, tuple(size), mode="bilinear")
+def _enlarged(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps of (height, width) ``size``; of networks without padding they are smaller than their strides say."""
+    return x if list(x.shape[2:]) == list(size) else F.interpolate(x, (size[0], size[1]), mode="bilinear")
 
 
 class FCN(nn.Module):
@@ -59,20 +49,19 @@ class FCN(nn.Module):
         channels: Of the maps, finest first; of strides 8, 16, 32 it is FCN-8s, of 32 alone FCN-32s.
         factors: By which each map but the finest is enlarged to the next finer one.
         outputs: Scores per cell.
-        upsampling: See ``Upsample``.
+        upsampling: See ``upsampling_layer``.
     """
 
     def __init__(self, channels: Sequence[int], factors: Sequence[int], outputs: int, upsampling: Upsampling) -> None:
         super().__init__()
         self.scores = nn.ModuleList(nn.Conv2d(count, outputs, 1) for count in channels)
-        self.ups = nn.ModuleList(Upsample(outputs, factor, upsampling) for factor in factors)
+        self.ups = nn.ModuleList(upsampling_layer(outputs, factor, upsampling) for factor in factors)
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """(B, outputs, H, W) float32, of the finest map's size."""
-        pairs = zip(self.scores, features, strict=True)
-        *finer, x = (exact_output(layer, feature) for layer, feature in pairs)  # type: ignore[arg-type]
+        *finer, x = map(exact_output, self.scores, features)  # type: ignore[arg-type]
         for up, score in zip(reversed(self.ups), reversed(finer), strict=True):
-            x = _of_size(up(x), score) + score
+            x = _enlarged(up(x), score.shape[2:]) + score
         return x
 
 
@@ -84,7 +73,7 @@ class UNet(nn.Module):
         channels: Of the maps, finest first.
         factors: As ``FCN``'s.
         outputs: Scores per cell.
-        upsampling: See ``Upsample``.
+        upsampling: See ``upsampling_layer``.
         width: Channels after each convolution.
     """
 
@@ -93,7 +82,7 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         deeper = [*[width] * (len(channels) - 2), channels[-1]]
-        self.ups = nn.ModuleList(map(Upsample, deeper, factors, [upsampling] * len(deeper)))
+        self.ups = nn.ModuleList(map(upsampling_layer, deeper, factors, [upsampling] * len(deeper)))
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.Conv2d(a + b, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(True))
             for a, b in zip(channels[:-1], deeper, strict=False)
@@ -104,7 +93,7 @@ class UNet(nn.Module):
         """(B, outputs, H, W) float32, of the finest map's size."""
         *finer, x = features
         for up, block, feature in zip(reversed(self.ups), reversed(self.blocks), reversed(finer), strict=True):
-            x = block(torch.cat((_of_size(up(x), feature), feature), dim=1))
+            x = block(torch.cat((_enlarged(up(x), feature.shape[2:]), feature), dim=1))
         return exact_output(self.scores, x)
 
 
@@ -153,20 +142,19 @@ class Segment(Head, nn.Module):
             raise ValueError("width must be at least 1, and of pixel_gain and dice_gain none below 0 and one above")
         if any(step < 1 or step != int(step) for step in steps):
             raise ValueError(f"maps are joined whose strides are multiples of the finer ones', got {list(strides)}")
-        first, *factors = (int(step) for step in steps)
+        self.first, *factors = map(int, steps)
         self.num_classes, self.background, outputs = num_classes, background, num_classes + background
         self.gains = {"pixels": pixel_gain, "dice": dice_gain}
-        fcn = decoder == "fcn"
-        parts = (channels, factors, outputs, upsampling)
+        fcn, parts = decoder == "fcn", (channels, factors, outputs, upsampling)
         self.decoder = FCN(*parts) if fcn else UNet(*parts, width)
-        self.last = Upsample(outputs, first, "bilinear")  # FCN-8s fixes its last one, too
         lasts = [f"decoder.scores.{k}." for k in range(len(channels))] if fcn else ["decoder.scores."]
         self.class_rows = dict.fromkeys(lasts, (0, 1, int(background)))
 
     def raw(self, features: list[Tensor], proposals: list[Tensor] | None = None) -> dict[str, Tensor]:
         """pixels (B, C or C + 1, H, W) float32 logits of the input's size; the last, with ``background``, is no
         class."""
-        return {"pixels": self.last(self.decoder(features))}
+        scores = self.decoder(features)  # enlarged by bilinear interpolation, as FCN-8s does at last
+        return {"pixels": _enlarged(scores, [side * self.first for side in scores.shape[2:]])}
 
     def loss(self, raw: dict[str, Tensor], targets: list[Target], sizes: Tensor) -> dict[str, Loss]:
         """``pixels``, the cross-entropy counted by pixels that are not ignored, and ``dice``, counted by images; those
@@ -180,9 +168,9 @@ class Segment(Head, nn.Module):
         logits = raw["pixels"]
         labels = logits.new_full((len(targets), *logits.shape[2:]), IGNORED, dtype=torch.int64)
         for place, target in zip(labels, targets, strict=True):
-            if target.mask is not None:
-                mask = target.mask[: place.shape[0], : place.shape[1]]
-                place[: mask.shape[0], : mask.shape[1]] = mask
+            if (mask := target.mask) is not None:
+                inside = place[: mask.shape[0], : mask.shape[1]]
+                inside.copy_(mask[: place.shape[0], : place.shape[1]])
         labels[labels == BACKGROUND] = self.num_classes if self.background else IGNORED
         known = labels != IGNORED
         terms = {}
@@ -198,26 +186,19 @@ class Segment(Head, nn.Module):
     def predict(self, raw: dict[str, Tensor], sizes: Tensor, limits: Limits) -> list[Detections]:
         """Detections (torch, input pixels, without class names), best first, with ``masks`` (N, h, w) bool of the
         image's part (``sizes``) of the input; classes whose mean probability is below ``limits.conf`` are left out."""
-        scores, labels = raw["pixels"].softmax(1).max(1)
         wanted = range(self.num_classes) if limits.classes is None else limits.classes
-        return [
-            _regions(score[:height, :width], label[:height, :width], wanted, limits)
-            for score, label, (height, width) in zip(scores, labels, sizes.tolist(), strict=True)
-        ]
+        parts = zip(*raw["pixels"].softmax(1).max(1), sizes.tolist(), strict=True)
+        return [_regions(score[:h, :w], label[:h, :w], wanted, limits) for score, label, (h, w) in parts]
 
 
 def _regions(score: Tensor, label: Tensor, wanted: Sequence[int], limits: Limits) -> Detections:
     """One image's detections of (h, w) probabilities and labels."""
-    there = [k for k in label.unique().tolist() if k in wanted]
-    masks = torch.stack([label == k for k in there]) if there else label.new_zeros((0, *label.shape), dtype=torch.bool)
-    means = (masks * score).flatten(1).sum(1) / masks.flatten(1).sum(1)
-    ends = []
-    for axis in (1, 2):  # of columns, then rows
-        inside = masks.any(axis)
-        cells = torch.arange(inside.shape[1], device=inside.device)
-        ends.append(torch.where(inside, cells, inside.shape[1]).amin(1))
-        ends.append(torch.where(inside, cells, -1).amax(1) + 1)
-    boxes = torch.stack(ends, dim=1)[:, [0, 2, 1, 3]].to(score)
+    from torchvision.ops import masks_to_boxes
+
+    labels = label.new_tensor([k for k in label.unique().tolist() if k in wanted])
+    masks = label == labels[:, None, None]
+    means = (masks * score).sum((1, 2)) / masks.sum((1, 2))
+    boxes = masks_to_boxes(masks).to(score) + score.new_tensor([0, 0, 1, 1])  # it ends in the last row and column
     order = means.argsort(descending=True, stable=True)
     order = order[means[order] >= limits.conf][: limits.max_detections]
-    return Detections(boxes, means, label.new_tensor(there), extra={"masks": masks})[order]
+    return Detections(boxes, means, labels, extra={"masks": masks})[order]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from scipy.stats import rankdata
 
 from detkit.errors import DetkitError
 from detkit.interfaces import Metric
@@ -51,13 +50,11 @@ class Match(Metric):
         hit = np.where(several, labels[hidden.argmax(1)] == labels, np.nan)
         yes, no = _split(labels, alike)
         metrics = {"rank1": float(np.nanmean(hit)) if several.any() else np.nan, **verification(yes, no)}
-        per_class = {}
-        for k in np.unique(gt.label):
-            name, mine = gt.classes[k], (labels == k) & several
-            per_class[name] = {
-                "rank1": float(hit[mine].mean()) if mine.any() else np.nan,
-                "objects": int((gt.label == k).sum()),
-            }
+        rows = {int(k): hit[(labels == k) & several] for k in np.unique(gt.label)}
+        per_class = {
+            gt.classes[k]: {"rank1": float(mine.mean()) if len(mine) else np.nan, "objects": int((gt.label == k).sum())}
+            for k, mine in rows.items()
+        }
         return Evaluation(metrics, per_class)
 
     def _alike(self, gt: GroundTruth, dt: Results) -> tuple[np.ndarray, np.ndarray]:
@@ -103,13 +100,11 @@ def verification(same: np.ndarray, different: np.ndarray, false_accepts: float =
     """
     if not len(same) or not len(different):
         return dict.fromkeys(("AUC", "TAR", "threshold", "EER"), np.nan)
-    ranks = rankdata(np.concatenate([same, different]))[: len(same)].sum()
-    auc = (ranks - len(same) * (len(same) + 1) / 2) / (len(same) * len(different))
     at = np.quantile(different, 1 - false_accepts)
     accepted, refused = roc(same, different)[:2]
-    equal = int(np.abs(accepted - refused).argmin())
-    tar = {"TAR": float((same > at).mean()), "threshold": float(at)}
-    return {"AUC": float(auc), **tar, "EER": float((accepted + refused)[equal] / 2)}
+    area = np.trapezoid(1 - np.append(1, refused), np.append(0, accepted))
+    equal = (accepted + refused)[np.abs(accepted - refused).argmin()] / 2
+    return {"AUC": float(area), "TAR": float((same > at).mean()), "threshold": float(at), "EER": float(equal)}
 
 
 def roc(same: np.ndarray, different: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -64,15 +64,9 @@ def _scores(counts: np.ndarray) -> tuple[dict[str, float], np.ndarray, np.ndarra
     """The numbers of Long et al., IoU and accuracy of each class (C + 1,), of counts (C + 1, C + 1)."""
     right, labelled = counts.diagonal().astype(float), counts.sum(1).astype(float)
     there = labelled > 0
-    if not there.any():
-        return dict.fromkeys(Pixels.scores, np.nan), np.full(len(right), np.nan), np.full(len(right), np.nan)
     with np.errstate(invalid="ignore"):
-        iou = np.where(there, right / (labelled + counts.sum(0) - right), np.nan)
-        accuracy = np.where(there, right / labelled, np.nan)
-    means = (
-        np.nanmean(iou),
-        right.sum() / labelled.sum(),
-        np.nanmean(accuracy),
-        np.nansum(iou * labelled) / labelled.sum(),
-    )
-    return dict(zip(Pixels.scores, map(float, means), strict=True)), iou, accuracy
+        iou, accuracy = np.where(there, [right / (labelled + counts.sum(0) - right), right / labelled], np.nan)
+        mean_iou, mean_accuracy = np.nansum([iou, accuracy], axis=1) / there.sum()
+        shares = right.sum() / labelled.sum(), np.nansum(iou * labelled) / labelled.sum()
+    values = mean_iou, shares[0], mean_accuracy, shares[1]
+    return dict(zip(Pixels.scores, map(float, values), strict=True)), iou, accuracy

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
 Measure = Literal["cosine", "absolute", "chi_square"]
 
@@ -24,8 +25,7 @@ def likeness(a: np.ndarray, b: np.ndarray, measure: Measure = "cosine") -> np.nd
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if measure == "cosine":
         return np.asarray(a @ b.T)
-    found = np.empty((len(a), len(b)))
-    for row, vector in zip(found, a, strict=True):
-        gap = np.abs(b - vector)
-        row[:] = -(gap if measure == "absolute" else gap**2 / np.maximum(b + vector, 1e-12)).sum(1)
-    return found
+    if measure == "absolute":
+        return np.asarray(-cdist(a, b, "cityblock"))
+    each = [((b - vector) ** 2 / np.maximum(b + vector, 1e-12)).sum(1) for vector in a]
+    return np.asarray(-np.reshape(each, (len(a), len(b))))
