@@ -237,7 +237,7 @@ def evaluate(
 
     how: DataOptions = {"split": split, "images": images, "format": format, "keep_degenerate": keep_degenerate}
     notes: list[str] = []
-    if isinstance(predictions_or_model, (str, Path)) and _holds_detections(Path(predictions_or_model)):
+    if isinstance(predictions_or_model, (str, Path)) and _holds_detections(predictions_or_model):
         annotations, results, notes = read_predictions(predictions_or_model, data, on_read=read, **how)
         usual = "classify" if annotations.image_labels else "coco"
     else:
@@ -309,9 +309,13 @@ def read_predictions(
     return annotations, results, [*notes, *swapped_classes(annotations.ground_truth(), results)]
 
 
-def _holds_detections(path: Path) -> bool:
+def _holds_detections(path: str | Path) -> bool:
     from detkit.io.detections.reader import is_text
+    from detkit.io.shards import is_shards
 
+    if is_shards(path):
+        return True
+    path = Path(path)
     if path.suffix in (".json", ".jsonl", ".gz"):
         return True
     return is_text(path) and not (path / "best.safetensors").exists()

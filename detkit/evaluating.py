@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def full_report(
-    predictions_or_model: Path | Predictor,
+    predictions_or_model: str | Path | Predictor,
     data: str,
     settings: Settings,
     *,
@@ -41,7 +41,7 @@ def full_report(
     """Judges a model, or detections from a file, on labelled data.
 
     Args:
-        predictions_or_model: A file or folder of detections, or anything that predicts.
+        predictions_or_model: A file or folder of detections (of shards also an address), or anything that predicts.
         data: As ``detkit.evaluate``.
         settings: How to judge.
         name: Of the model, for people.
@@ -75,7 +75,7 @@ def full_report(
             tell(f"{data}: all of {', '.join(parts)} together; --split takes one part")
 
     about, timings, details = None, None, details or page
-    if isinstance(predictions_or_model, Path):
+    if isinstance(predictions_or_model, (str, Path)):
         annotations, results, notes = api.read_predictions(predictions_or_model, data, on_read=read, **how)
         usual = settings.protocol or ("classify" if annotations.image_labels else "coco")
         protocol = _fitting(settings, usual, page, check)

@@ -142,8 +142,11 @@ def detect_shards(
     """
     shards, begun = Shards(job.out), time.perf_counter()
     with _alone(shards.folder, part):
+        shards.sweep(part)
         if shards.exists():
             shards.check(names, settings)
+            if (first := shards.manifest.counts[:1]) and len(shards.manifest.counts) > 1 and first[0] != size:
+                tell(f"{job.out}: shards of {first[0]} images, as they were begun")
         else:
             shards.begin((file for source in sources for file in image_files(source)), size, names, settings)
         missing = shards.missing(tell)

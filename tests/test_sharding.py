@@ -213,6 +213,19 @@ def test_a_driver_that_is_killed_loses_only_what_was_under_way(photos: Path) -> 
     assert rows("out") == rows("one")
 
 
+def test_what_killed_processes_left_half_written_is_swept(photos: Path) -> None:
+    run("out", part=(1, 2))
+    left = {
+        name: Path("out", f".{name}.parquet.ab12cd34.partial") for name in ("shard-00002", "shard-00003", "manifest")
+    }
+    for file in left.values():
+        file.touch()
+    run("out", part=(1, 2))
+    assert [name for name, file in left.items() if file.exists()] == ["shard-00003", "manifest"], "another part's"
+    run("out")
+    assert not list(Path("out").glob(".*.partial"))
+
+
 def test_one_run_at_a_time_in_a_folder(tmp_path: Path) -> None:
     with sharding._alone(tmp_path, (2, 3)):
         for part in ((2, 3), (1, 1), (1, 2)):
@@ -320,15 +333,20 @@ def test_evaluate_reads_shards(photos: Path, capsys: pytest.CaptureFixture[str])
     lines = [{key: row[key] for key in row if key != "error"} for row in rows("out") if row["error"] is None]
     Path("lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     results = []
-    for predictions in ("out", "lines.jsonl"):
+    store = fsspec.filesystem("memory")
+    store.put("out", "/bucket/out", recursive=True)
+    for predictions in ("out", "memory://bucket/out", "lines.jsonl"):
         words = ["evaluate", "--predictions", predictions, "labels.json", "--images", "photos", "--json"]
         assert main(words) == 0
         shown = capsys.readouterr()
         results.append(json.loads(shown.out)["metrics"])
         assert ("images that could not be read when they were detected on: photos/05.png" in shown.err) == (
-            predictions == "out"
+            predictions != "lines.jsonl"
         )
-    assert results[0] == results[1]
+    assert results[0] == results[1] == results[2]
+    assert main(["evaluate", "--predictions", "memory://bucket/none", "labels.json", "--images", "photos"]) == 2
+    assert "memory://bucket/none" in capsys.readouterr().err
+    store.rm("/", recursive=True)
     assert main(["label", "labels.json", "--images", "photos", "--predictions", "out", "-o", "more.json"]) == 0
     Path("out/shard-00004.parquet").unlink()
     assert main(["evaluate", "--predictions", "out", "labels.json", "--images", "photos"]) == 2

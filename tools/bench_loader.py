@@ -2,6 +2,7 @@
 
     python tools/bench_loader.py DATA                    CPU ms a photo at 320 px, in one process, without any cache
     python tools/bench_loader.py DATA --train            also the step rate on one batch in memory, and with the loader
+    python tools/bench_loader.py DATA --epoch            one epoch: photos per second and memory in each fifth of it
 
 DATA is a COCO json, a VOC folder or a YOLO data.yaml. Run it on a quiet machine.
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import psutil
 import torch
 
 from detkit.config.anchors import anchors_for
@@ -52,6 +54,19 @@ def endless(loader: Loader) -> Iterator[Any]:
     return itertools.chain.from_iterable(loader.epoch(epoch) for epoch in itertools.count())
 
 
+def whole_epoch(dataset: Dataset, size: int, batch: int, workers: int) -> None:
+    """Prints, for each fifth of an epoch, photos per second and the memory of this process and of its workers."""
+    this, parts = psutil.Process(), 5
+    with Loader(dataset, resize=Resize(size), augment=Augment(), batch=batch, workers=workers, shuffle=True) as loader:
+        begun = time.perf_counter()
+        for number, _ in enumerate(loader.epoch(0), 1):
+            if number % max(len(loader) // parts, 1) == 0 or number == 1:
+                held = [process.memory_info().rss / 2**20 for process in (this, *this.children())]
+                text = f"{held[0]:5.0f} MB here, workers {', '.join(f'{one:.0f}' for one in held[1:]) or 'none'}"
+                rate = number * batch / (time.perf_counter() - begun)
+                print(f"{number * batch:>8} photos {rate:8.1f} per second so far, {text}", flush=True)
+
+
 def stepper(dataset: Dataset, config_name: str, size: int) -> tuple[Any, Any]:
     """A function that trains on one (batch, targets), and the configuration's augmentation."""
     from detkit.engine.trainer import Trainer
@@ -83,17 +98,20 @@ def photos_per_second(train: Any, batches: Iterable[Any], steps: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
-    parser.add_argument("--split", default="train")
+    parser.add_argument("--split", default="train", help="of DATA; empty: all of it")
     parser.add_argument("--size", type=int, default=320)
     parser.add_argument("--photos", type=int, default=320, help="photos for the loader's cost")
     parser.add_argument("--train", action="store_true", help="also measure steps")
+    parser.add_argument("--epoch", action="store_true", help="only an epoch of the loader, with its memory")
     parser.add_argument("--config", default="yolo", help="shipped configuration to train")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
 
-    dataset = Dataset(read(options.data, split=options.split))
+    dataset = Dataset(read(options.data, split=options.split or None))
+    if options.epoch:
+        return whole_epoch(dataset, options.size, options.batch, options.workers)
     for name, augment in {
         "default augmentation": Augment(),
         "everything on, always a mosaic": Augment(**FULL, mosaic=1.0),

@@ -158,6 +158,8 @@ def _sharded(
         answers = replace(answers, threads=max(1, (os.cpu_count() or 1) // workers))
     how = {name: getattr(answers, name) for name in ("tta", "ensemble", "precision", "engine", "layout")}
     settings = {"model": list(map(_fingerprint, model or ["default"])), **limits, "size": size, **how}
+    if listed not in (None, "-"):
+        settings["the list"] = _digest(Path(listed))
     job = Job(out=str(sharding.shards), load=partial(answers.predictor, model, size), limits=limits, batch=batch)
     result = detect_shards(
         chain(source, _lines(listed)),
@@ -177,10 +179,17 @@ def _sharded(
 
 def _fingerprint(model: str) -> str:
     """What tells a model from another of the same name."""
-    from detkit.io.download import sha256_of
     from detkit.zoo import model_file
 
-    return model if model.startswith("torchvision/") else f"{model} {sha256_of(model_file(model))[:16]}"
+    return model if model.startswith("torchvision/") else f"{model} {_digest(model_file(model))}"
+
+
+def _digest(file: Path) -> str:
+    from detkit.io.download import sha256_of
+    from detkit.io.files import reading
+
+    with reading(str(file)):
+        return sha256_of(file)[:16]
 
 
 def tell_failures(failures: list[Failure], done: int) -> int:

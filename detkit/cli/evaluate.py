@@ -18,7 +18,10 @@ from detkit.metrics import METRICS
 def evaluate(
     arguments: Annotated[list[str], Argument(metavar="[MODEL...] DATA", help="Files, runs or names, then the data.")],
     predictions: Annotated[
-        Path | None, Option(help="Evaluate COCO results, lines of detect --json, comp4 or YOLO txt; tracks in MOT txt.")
+        str | None,
+        Option(
+            metavar="PATH", help="Evaluate COCO results, lines of detect --json, shards, comp4 or YOLO txt; MOT txt."
+        ),
     ] = None,
     protocol: Annotated[
         str | None,
@@ -53,6 +56,7 @@ def evaluate(
     judges tracks instead: HOTA, MOTA, IDF1, switches. --protocol knn or linear asks the backbone alone: DATA's
     part train is known to a classifier on its features, another judged.
     """
+    given: dict[str, object]
     if protocol == "mot":
         given = {"--split": part.split, "--images": part.images, "--format": part.format, "--iou": iou}
         given |= {"--match-iou": match_iou, "--max-detections": max_detections, "--bootstrap": bootstrap}
@@ -100,14 +104,14 @@ def evaluate(
     return done
 
 
-def _evaluate_tracks(arguments: list[str], predictions: Path | None, options: dict[str, object]) -> Printable:
+def _evaluate_tracks(arguments: list[str], predictions: str | None, options: dict[str, object]) -> Printable:
     from detkit.evaluating import track_report
 
     if predictions is None or len(arguments) > 1:
         do = "detkit track VIDEO --out TRACKS.txt, then detkit evaluate --predictions TRACKS.txt GT.txt --protocol mot"
         raise DetkitError("tracks are judged from a file", "--protocol mot", do)
     _refuse(options, "tracks")
-    return track_report(predictions, Path(arguments[0]), tell=note)
+    return track_report(Path(predictions), Path(arguments[0]), tell=note)
 
 
 def _refuse(options: Mapping[str, object], about: str) -> None:
@@ -127,7 +131,7 @@ def _probe(arguments: list[str], part: options.Part, by: str, answers: options.A
     return probe(model, data, by, split=part.split, format=part.format, batch=batch, on_progress=progress)
 
 
-def _check_words(models: list[str], predictions: Path | None, answers: options.Answers) -> None:
+def _check_words(models: list[str], predictions: str | None, answers: options.Answers) -> None:
     given = {"--ensemble": answers.ensemble, "--tta": answers.tta, "--slice": answers.tile}
     extra = [*models, *(option for option, value in given.items() if value)]
     if predictions is not None and extra:

@@ -25,7 +25,10 @@ def _allow(modules: list[str] | None) -> None:
 
 Data = Annotated[str, Argument(metavar="DATA", help="COCO json, VOC or YOLO folder, csv, labelme, ... (docs/data.md).")]
 SplitName = Annotated[str | None, Option("--split", help="Which part of DATA (train, val, ...).")]
-Images = Annotated[Path | None, Option(help="Folder of the images, if not where the format puts them.")]
+Images = Annotated[
+    str | None,
+    Option(metavar="PATH", help="Folder of the images, if not where the format puts them; s3://... of COCO's."),
+]
 Format = Annotated[
     str | None, Option("--format", metavar="NAME", help="Format of DATA, or module:Name (default: recognised).")
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,13 +14,14 @@ from detkit import registry
 from detkit.data.annotations import Annotations, Finding, Findings, Source, concat_annotations, fills
 from detkit.data.listing import PARTS, files_in
 from detkit.data.masks import label_map
-from detkit.data.reading import UNSAFE
+from detkit.data.reading import UNSAFE, fill_sizes
 from detkit.data.resize import moved_target
 from detkit.data.unknown import advice, contents
 from detkit.errors import DetkitError, nearest
 from detkit.geometry import Geometry
 from detkit.interfaces import DatasetFormat
 from detkit.io.images import image_size, read_image
+from detkit.io.stored import is_address
 from detkit.structures import Sample, Target
 
 __all__ = ["FORMATS", "Annotations", "Dataset", "Finding", "Findings", "Source", "concat", "read", "splits"]
@@ -36,6 +38,7 @@ FORMATS = {
     "label_studio": "detkit.data.label_studio:LabelStudioFormat",
     "createml": "detkit.data.createml:CreateMLFormat",
     "csv": "detkit.data.csv_tables:CsvFormat",
+    "parquet": "detkit.data.parquet:ParquetFormat",
     "masks": "detkit.data.masks:MaskFormat",
     "folders": "detkit.data.folders:FolderFormat",
     "images": "detkit.data.folders:ImagesFormat",
@@ -129,7 +132,7 @@ def read(
     Args:
         path: File or folder.
         split: One part; None: all of them.
-        images: Folder of the images, if not where the format puts them.
+        images: Folder of the images, if not where the format puts them; of COCO's json also an address (s3://...).
         format: Its name; None: recognised by looking, see ``format_of``.
         refuse: False: labels that are not safe to read are only counted.
         keep_degenerate: Of COCO's json keep boxes without area or outside of their image, which pycocotools counts.
@@ -148,14 +151,30 @@ def read(
             what = "only COCO's json has boxes without area to keep, for pycocotools counts them"
             raise DetkitError(what, str(path), "leave --keep-degenerate out")
         chosen.keep_degenerate = True
-    folder = None if images is None else Path(images)
+    address = images if isinstance(images, str) and is_address(images) else None
+    folder = None if images is None or address else Path(images)
     if folder is not None and not folder.is_dir():
         raise DetkitError("there is no such image folder", str(folder), "give --images the folder of the images")
     result = chosen.read(path, split, folder)
+    if address:
+        result = _at_address(result, address)
     for unsafe in (found for found in result.findings if refuse and found.name == UNSAFE):
         what = f"{unsafe.count} label files declare XML entities, which can exhaust the memory"
         raise DetkitError(what, unsafe.examples[0], "remove such a file, or the <!DOCTYPE ...> at its top")
     return result
+
+
+def _at_address(found: Annotations, images: str) -> Annotations:
+    """The same labels of images that lie in a folder that fsspec reads."""
+    if found.source is None or found.source.format != "coco" or found.source.images is None:
+        raise DetkitError(
+            "only the images of COCO's json may lie at an address", images, "convert: detkit data convert"
+        )
+    home, sizes = found.source.images, found.sizes.copy()
+    names = [file if is_address(file) else Path(os.path.relpath(file, home)).as_posix() for file in found.files]
+    files = [name if is_address(name) else f"{images.rstrip('/')}/{name}" for name in names]
+    fill_sizes(sizes, files)
+    return replace(found, files=files, sizes=sizes)
 
 
 class Dataset:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,16 +21,18 @@ from typing import Any
 
 from detkit.errors import DetkitError
 from detkit.io.remote import filesystem, reaching
+from detkit.io.stored import is_address
 
 MANIFEST = "manifest.parquet"
 _OTHER = "give another folder, or the same sources and options as before"
 
 
-def _parquet() -> Any:
+def parquet_library() -> Any:
+    """``pyarrow.parquet``; DetkitError where it is not installed."""
     try:
         import pyarrow.parquet
     except ImportError:
-        raise DetkitError("shards need pyarrow", do='pip install "detkit[scale]"') from None
+        raise DetkitError("Parquet files need pyarrow", do='pip install "detkit[scale]"') from None
     return pyarrow.parquet
 
 
@@ -68,7 +71,7 @@ class Shards:
     """
 
     def __init__(self, out: str) -> None:
-        self.out, self._parquet = out, _parquet()
+        self.out, self._parquet = out, parquet_library()
         self._fs, root = filesystem(out)
         self._root = root.rstrip("/")
 
@@ -151,6 +154,13 @@ class Shards:
         with self._whole(self.path(number).rpartition("/")[2]) as file:
             self._parquet.write_table(pa.Table.from_pylist(rows, schema), file)
 
+    def sweep(self, part: tuple[int, int]) -> None:
+        """Removes what killed processes left half written, of the shards of this (k, n) only, whose lock one holds."""
+        for path in self.folder.glob(".*.partial") if self.folder else ():
+            number = re.match(r"\.shard-(\d+)\.", path.name)
+            if (int(number[1]) % part[1] == part[0] - 1) if number else part[1] == 1:
+                path.unlink(missing_ok=True)
+
     def missing(self, tell: Callable[[str], None] = lambda text: None) -> list[int]:
         """The shards that are not there, or not whole, which is told.
 
@@ -226,8 +236,8 @@ class Shards:
 
 
 def is_shards(path: str | Path) -> bool:
-    """True for a folder that holds a manifest of shards."""
-    return (Path(path) / MANIFEST).is_file()
+    """True for a folder that holds a manifest of shards, and for any address: nothing else is read there."""
+    return is_address(str(path)) or (Path(path) / MANIFEST).is_file()
 
 
 def _as_utf8(name: str) -> str:

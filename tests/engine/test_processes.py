@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -19,6 +22,19 @@ from detkit.data.toy import write_toy_data
 from detkit.engine import events
 from detkit.engine.errors import Interrupted
 from detkit.engine.trainer import Trainer
+
+# Processes are forked from one that has imported all this once, which takes each of them seconds else.
+_IMPORTED = ["detkit.config.build", "detkit.data.toy", "detkit.engine.trainer", "accelerate", "pytest"]
+
+# Which takes longer than the training here.
+_without_curves = patch("detkit.engine.run_folder.draw_curves", lambda *_: None)
+
+
+def _start(function: Callable[..., None], world: int, *arguments: object) -> None:
+    multiprocessing.get_context("forkserver").set_forkserver_preload(_IMPORTED)
+    torch.multiprocessing.start_processes(
+        function, (world, _free_port(), *arguments), nprocs=world, start_method="forkserver"
+    )
 
 
 def _module(name: str, place: Path) -> Any:
@@ -47,6 +63,7 @@ def _toys() -> Any:
     return _module("toys", Path(__file__).with_name("test_trainer.py"))
 
 
+@_without_curves
 def _train(rank: int, world: int, port: int, folder: str) -> None:
     _join(rank, world, port)
     toys = _toys()
@@ -58,7 +75,7 @@ def _train(rank: int, world: int, port: int, folder: str) -> None:
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     _train(0, 1, 0, str(tmp_path))
-    torch.multiprocessing.spawn(_train, (2, _free_port(), str(tmp_path)), nprocs=2)
+    _start(_train, 2, str(tmp_path))
     toys = _toys()
     for accumulate in (1, 2):
         (a, rows_a, _), (b, rows_b, _) = (toys.run_of(tmp_path / f"{world}-{accumulate}") for world in (1, 2))
@@ -70,13 +87,17 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
             assert {k: abs(float(x[k]) - float(y[k])) < 1e-4 for k in x} == dict.fromkeys(y, True)
 
 
+@_without_curves
 def _train_families(rank: int, world: int, port: int, folder: str) -> None:
     """Two steps of each family on 10 images, and a validation of 5, of which four processes have 2, 1, 1 and 1."""
     _join(rank, world, port)
     families = _module("families", Path(__file__).parents[1] / "test_families.py")
     toys = _toys()
     for name in families.FAMILIES:
-        model = families.make(name, 64)
+        backbone = families.FAMILIES[name]["backbone"]
+        if backbone["name"] == "resnet18":  # whose weights take longer to save than to train
+            backbone = {**backbone, "name": "resnet20"}
+        model = families.make(name, 64, backbone=backbone)
         # All proposals and anchors are looked at: a draw of some would differ between processes.
         if hasattr(model.head, "sampler"):
             model.head.sampler = replace(model.head.sampler, rois=100_000)
@@ -95,7 +116,7 @@ def _train_families(rank: int, world: int, port: int, folder: str) -> None:
 def test_every_family_in_four_processes_equals_one(tmp_path: Path) -> None:
     write_toy_data(tmp_path, train=10, val=5, size=64)
     _train_families(0, 1, 0, str(tmp_path))
-    torch.multiprocessing.spawn(_train_families, (4, _free_port(), str(tmp_path)), nprocs=4)
+    _start(_train_families, 4, str(tmp_path))
     toys, families = _toys(), _module("families", Path(__file__).parents[1] / "test_families.py")
     for name in families.FAMILIES:
         (one, rows, _), (four, others, _) = (toys.run_of(tmp_path / f"{world}-{name}") for world in (1, 4))
@@ -106,6 +127,7 @@ def test_every_family_in_four_processes_equals_one(tmp_path: Path) -> None:
             assert shown[1] == pytest.approx(shown[0], rel=1e-3, abs=1e-4), name
 
 
+@_without_curves
 def _stop_and_go_on(rank: int, world: int, port: int, folder: str, run: str, noise: float, last: int) -> None:
     """Trains up to step ``last`` and stops by a signal; -1: to the end."""
     _join(rank, world, port)
@@ -128,7 +150,7 @@ def _go(folder: Path, world: int, run: str, noise: float, last: int) -> None:
     if world == 1:
         _stop_and_go_on(0, 1, 0, str(folder), run, noise, last)
     else:
-        torch.multiprocessing.spawn(_stop_and_go_on, (world, _free_port(), str(folder), run, noise, last), nprocs=world)
+        _start(_stop_and_go_on, world, str(folder), run, noise, last)
 
 
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def labels_of(folder: Path) -> Path:
     return next(iter(sorted(folder.glob("*train*.json")) or sorted(folder.glob("**/*train*.json"))))
 
 
-def batches(labels: Path, images: Path | None, start: int) -> list[tuple[np.ndarray, tuple[object, ...]]]:
+def batches(labels: Path, images: Path | str | None, start: int) -> list[tuple[np.ndarray, tuple[object, ...]]]:
     dataset = Dataset(read(labels, images=images))
     with Loader(dataset, resize=Resize(64), batch=3, seed=5, shuffle=True) as loader:
         return [(b.pixels.numpy(), b.image_ids) for epoch in (0, 1) for b, _ in loader.epoch(epoch, start)]
@@ -89,5 +89,8 @@ def test_images_at_addresses(shards: Path, tmp_path: Path) -> None:
     there = tmp_path / "there.json"
     there.write_text(json.dumps(value))
     a, b = batches(labels, None, 0), batches(there, None, 0)
-    assert all(np.array_equal(x, y) for (x, _), (y, _) in zip(a, b, strict=True))
+    c = batches(labels, "memory://bucket/", 0)
+    assert all(np.array_equal(x, y) and np.array_equal(x, z) for (x, _), (y, _), (z, _) in zip(a, b, c, strict=True))
+    with pytest.raises(DetkitError, match="only the images of COCO's json"):
+        read(tmp_path / "train", images="memory://bucket", format="images")
     store.rm("/", recursive=True)

@@ -168,12 +168,12 @@ def detected_lines(path: Path, raw: bytes, offset: int = 0) -> Iterator[tuple[in
             yield number, _decode(text.rstrip(), DetectedLine, path, begin, number)
 
 
-def read_shards(path: Path, data: Annotations) -> Found:
+def read_shards(path: str, data: Annotations) -> Found:
     """The detections of a folder of ``detect --shards``; see ``read_detections``."""
     failed: list[str] = []
 
     def lines() -> Iterator[tuple[int, DetectedLine]]:
-        for number, row in enumerate(Shards(str(path)).rows(), 1):
+        for number, row in enumerate(Shards(path).rows(), 1):
             if row["error"] is None:
                 yield number, msgspec.convert(row, DetectedLine)
             else:
@@ -185,7 +185,7 @@ def read_shards(path: Path, data: Annotations) -> Found:
     return found
 
 
-def _found_in(path: Path, lines: Iterable[tuple[int, DetectedLine]], unit: str, data: Annotations) -> Found:
+def _found_in(path: str | Path, lines: Iterable[tuple[int, DetectedLine]], unit: str, data: Annotations) -> Found:
     lookup, rows = Lookup(data), list[Row]()
     seen: dict[int, int] = {}
     for number, line in lines:
@@ -204,7 +204,7 @@ def _found_in(path: Path, lines: Iterable[tuple[int, DetectedLine]], unit: str, 
             label = lookup.label(found.label)
             rows.append((index, label, (x1, y1, x2 - x1, y2 - y1), found.score, where))
     missing = len(data.image_ids) - len(seen)
-    notes = [f"{missing} of {len(data.image_ids)} images have no line in {path.name}"] if missing else []
+    notes = [f"{missing} of {len(data.image_ids)} images have no line in {Path(path).name}"] if missing else []
     return found_rows(rows, notes, lookup)
 
 

@@ -40,7 +40,8 @@ def read_detections(path: str | Path, data: Annotations) -> tuple[Results, list[
     ids); JSON lines by file name and class name; for folders see ``read_texts``.
 
     Args:
-        path: COCO results, lines of ``detect --json`` (both also gzip), text files, or a folder of shards.
+        path: COCO results, lines of ``detect --json`` (both also gzip), text files, or a folder of shards, which may be
+            an address (s3://...).
         data: What was detected on.
 
     Returns:
@@ -51,9 +52,12 @@ def read_detections(path: str | Path, data: Annotations) -> tuple[Results, list[
             images; classes that are all unknown; numbers of which most are not finite; scores outside 0..1; boxes of
             negative size; two lines for one image; a line whose image has another size.
     """
-    path = Path(path)
-    read = read_shards if is_shards(path) else read_texts if is_text(path) else read_json
-    results, where, notes, unknown = read(path, data)
+    if is_shards(path):
+        found = read_shards(str(path), data)
+    else:
+        path = Path(path)
+        found = read_texts(path, data) if is_text(path) else read_json(path, data)
+    results, where, notes, unknown = found
     finite = np.isfinite(results.score) & np.isfinite(results.xywh).all(axis=1)
     _check(results, finite, where)
     if len(lost := np.flatnonzero(~finite)):
