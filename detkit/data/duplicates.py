@@ -23,7 +23,7 @@ from detkit.io.images import read_image, write_image
 DISTANCE = 10  # of 64 bits; 30 pairs of 8 million of different photos are as near, and all copies in another size
 LIKENESS = 0.9  # correlation of the small copies, which leaves one of these 30
 _FLAT = 4.0  # grey levels of standard deviation: below it the bits are noise
-_SMALL, _BLOCK, _ROWS = 16, 1000, 8
+_SMALL, _BLOCK, _ROWS, _COMPARED = 16, 1000, 8, 32
 
 
 @dataclass(frozen=True)
@@ -124,15 +124,24 @@ def _search(hashes: np.ndarray, small: np.ndarray, part: np.ndarray, places: np.
     for start in range(0, len(hashes), _ROWS):
         rows = hashes[start : start + _ROWS, None]
         differ = np.bitwise_count(rows ^ hashes[None, : start + len(rows)])
-        later, first = np.nonzero(differ <= DISTANCE)
-        later += start
-        for row in np.unique(later[first < later]).tolist():
-            mine = first[(later == row) & (first < row)]
-            alike = mine[_likeness(small[row], small[mine]) >= LIKENESS]
-            own = part[alike] == part[row]
-            for chosen in (alike[own][:1], alike[~own][:1]):
-                found += [(int(places[k]), int(places[row]), int(differ[row - start, k])) for k in chosen]
+        near = differ <= DISTANCE
+        for row in range(start, start + len(rows)):
+            mine = np.flatnonzero(near[row - start, :row])
+            own = part[mine] == part[row]
+            for among in (mine[own], mine[~own]):
+                if (k := _first_alike(small, row, among)) is not None:
+                    found.append((int(places[k]), int(places[row]), int(differ[row - start, k])))
     return found
+
+
+def _first_alike(small: np.ndarray, row: int, among: np.ndarray) -> int | None:
+    """A thousand copies of one image are not all compared with each other."""
+    for begin in range(0, len(among), _COMPARED):
+        some = among[begin : begin + _COMPARED]
+        alike = some[_likeness(small[row], small[some]) >= LIKENESS]
+        if len(alike):
+            return int(alike[0])
+    return None
 
 
 def _likeness(one: np.ndarray, many: np.ndarray) -> np.ndarray:
