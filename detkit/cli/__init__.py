@@ -118,6 +118,8 @@ def _closed_pipe() -> int:
 
 
 def _say(error: DetkitError) -> None:
+    if "RANK" in os.environ:  # torchrun ends the other processes of a run while one tells why
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     number = f" [{error.number}]" if error.number else ""
     lines = [error.what + number, *(line for line in (error.where, error.do) if line)]
     print("\n".join([f"detkit: {lines[0]}", *(f"  {line}" for line in lines[1:])]), file=sys.stderr)

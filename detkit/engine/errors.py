@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+import torch
+
 from detkit.errors import DetkitError
 from detkit.io.files import write_error
 from detkit.structures import Batch
@@ -64,7 +66,7 @@ def not_finite(what: str, batches: Sequence[Batch], epoch: int) -> DetkitError:
 
 @contextmanager
 def explained(run: Path) -> Iterator[None]:
-    """Turns failures that a person can mend into DetkitError code 4: memory, the disk."""
+    """Turns failures that a person can mend into DetkitError code 4: memory, the disk, a process that is gone."""
     try:
         yield
     except DetkitError as error:
@@ -81,4 +83,7 @@ def explained(run: Path) -> Iterator[None]:
         if isinstance(error, MemoryError) or any(words in text for words in _MEMORY):
             do = "lower train.batch (and raise train.accumulate as much), model.size or train.workers"
             raise DetkitError("not enough memory", where, do, code=4) from error
+        if isinstance(error, torch.distributed.DistError) or "gloo" in text:
+            do = f"that one says why; detkit train --resume {run} goes on from the last save"
+            raise DetkitError("another process of this run has ended", do=do, code=4) from error
         raise

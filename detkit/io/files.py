@@ -85,8 +85,8 @@ def digits_in(text: object) -> int | None:
 def write_error(error: OSError, path: str | Path) -> DetkitError:
     """The error to show when writing ``path`` failed: code 4 if there is no room, else 2."""
     if error.errno in _FULL:
-        what, do = "no room left to write the file", "free some space, or write to another disk"
-        return DetkitError(what, str(path), do, code=4)
+        do = "free some space, or write to another disk"
+        return DetkitError("no room left to write the file", str(path), do, code=4)
     if error.errno in _FORBIDDEN:
         return DetkitError("writing is not permitted here", str(path), "choose a folder that you may write to")
     return DetkitError(f"the file cannot be written ({error.strerror or error})", str(path), "choose another path")

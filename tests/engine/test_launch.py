@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from detkit.engine.errors import explained
 from detkit.engine.launch import launch_processes
 from detkit.errors import DetkitError
 
@@ -41,6 +43,21 @@ def test_an_error_is_told_once(
     stand_in(tmp_path, monkeypatch, "[ $RANK = 0 ] && exec sleep 60; echo no such GPU >&2; exit 2")
     assert launch_processes([], 2) == 2
     assert capfd.readouterr().err == "no such GPU\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(
+            "[third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:51600: Connection reset"
+        ),
+        torch.distributed.DistBackendError("NCCL error in: ProcessGroupNCCL.cpp: remote process exited"),
+    ],
+)
+def test_a_process_that_outlives_another_says_so(tmp_path: Path, error: RuntimeError) -> None:
+    with pytest.raises(DetkitError, match="another process of this run has ended") as said, explained(tmp_path):
+        raise error
+    assert said.value.code == 4
 
 
 def test_a_process_that_is_killed_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
