@@ -22,7 +22,7 @@ def export(
     nms: Annotated[bool, Option("--nms", help="NMS inside: boxes, scores and labels come out.")] = False,
     dynamic: Annotated[bool, Option("--dynamic", help="For inputs of any size, in strides.")] = False,
     half: Annotated[bool, Option("--half", help="fp16, for GPUs and half the size; needs --data.")] = False,
-    int8: Annotated[bool, Option("--int8", help="Convolutions in int8, for CPUs; needs --data.")] = False,
+    int8: Annotated[bool, Option("--int8", help="Convolutions in int8, for OpenVINO on CPUs; needs --data.")] = False,
     loss: Annotated[float, Option(min=0, help="With --half or --int8: what AP50 may lose.")] = 0.005,
     data: Annotated[
         str | None, Option("--data", metavar="DATA", help="Compare on these labelled images, too, and the AP of both.")

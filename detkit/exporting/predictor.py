@@ -6,6 +6,7 @@ import ast
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -232,6 +233,8 @@ def load_exported(
         option = "--names" if layout is None else "--layout"
         raise DetkitError("a file of detkit export says itself how it is read", option, "leave it out")
     header = Header.from_metadata(opened.metadata, str(path))
+    if engine == "auto" and header.precision == "int8" and opened.name != "openvino" and find_spec("openvino"):
+        opened = open_engine(path, "openvino", threads=threads)  # onnxruntime gains nothing by such files
     if size is not None and header.dynamic:
         header = replace(header, resize=replace(header.resize, size=size))
     if size is not None and not header.dynamic and (size, size) != header.resize.input_size:

@@ -25,6 +25,7 @@ from detkit.exporting import engines
 from detkit.exporting.graph import DenseGraph
 from detkit.exporting.header import Header
 from detkit.exporting.onnx_file import Exported, export
+from detkit.exporting.precision import _best_range
 from detkit.exporting.predictor import select_boxes
 from detkit.exporting.proof import Agreement, Tolerance, _compared, photos
 from detkit.geometry import Geometry
@@ -342,6 +343,11 @@ def test_fewer_bits_are_judged_by_ap(
         assert "FLOAT16" in weights
     else:
         assert {"QuantizeLinear", "DequantizeLinear"} <= made
+        nodes = onnx.load(file).graph.node
+        layers = {name for node in nodes if node.op_type == "Conv" for name in node.output}
+        rounded = {node.input[0] for node in nodes if node.op_type == "QuantizeLinear"}
+        assert rounded
+        assert not rounded & layers  # what a layer gives is rounded after its activation only
     sample, limits = toy_sample(0, 80), Limits(0.0, 0.5, 1000)
     (mine,), (exact,) = (detkit.load(one).predict_samples([sample], limits) for one in (file, yolo.file))
     assert 0 < np.abs(np.sort(mine.scores)[-50:] - np.sort(exact.scores)[-50:]).max() < 1e-3
@@ -351,6 +357,16 @@ def test_fewer_bits_are_judged_by_ap(
     assert done.path is None
     assert not (tmp_path / "b.onnx").exists()
     assert export(yolo.model, tmp_path / "b.onnx", precision=precision, data=data, loss=0.01).path
+
+
+def test_int8_covers_what_costs_least() -> None:
+    even = np.arange(1001, dtype=np.float32) / 1000
+    assert _best_range(even) == (0, 1)
+    assert _best_range(-even) == (-1, 0)
+    # Of N values one at 1.25: to cover it costs (1.25 / 255)^2 / 12 each, to cut it (1 / 255)^2 / 12 and 0.25^2 / N.
+    assert _best_range(np.append(np.tile(even, 200), np.float32(1.25))) == (0, 1)
+    assert _best_range(np.append(even, np.float32(1.25))) == (0, 1.25)
+    assert _best_range(np.zeros(3, np.float32)) == (0, 0)
 
 
 def engine_header(file: Path) -> Header:
