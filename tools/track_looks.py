@@ -25,8 +25,8 @@ from detkit.io.detections.mot import MotTable
 from detkit.io.images import read_image
 from detkit.io.video import VideoWriter
 from detkit.metrics.tracks import track_scores, track_sums
+from detkit.prediction.appearance import WithAppearance
 from detkit.structures import Sample
-from detkit.tracking.appearance import WithAppearance
 
 WIDTH, HEIGHT, BOARD, FRAMES, FPS = 640, 400, 170, 150, 25
 TALL = 120  # pixels of a crop

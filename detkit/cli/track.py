@@ -107,7 +107,7 @@ def track(
             raise DetkitError("a classifier finds no boxes to follow", "--model", "name a detector")
         if by_looks:
             from detkit.config.build import load_detector
-            from detkit.tracking.appearance import WithAppearance
+            from detkit.prediction.appearance import WithAppearance
 
             detector = WithAppearance(detector, load_detector(following.looks) if following.looks else None)
         high = detector.threshold if conf is None else conf

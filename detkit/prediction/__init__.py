@@ -1,1 +1,1 @@
-"""Predictors made of others, and what comes out of a stream: ensembles, test-time views, torchvision's detectors."""
+"""Predictors made of others: ensembles, test-time views, slices, torchvision's detectors, how what is found looks."""

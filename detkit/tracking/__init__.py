@@ -1,1 +1,1 @@
-"""Objects followed from frame to frame: the tracker, what is counted of its tracks, and how they look."""
+"""Objects followed from frame to frame: the tracker, and what is counted and drawn of its tracks."""

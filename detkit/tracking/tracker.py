@@ -25,10 +25,10 @@ _NEVER = 1e5  # the cost of a pair that is not allowed
 _SURE, _LOST, _DOUBTFUL, _DOUBTFUL_LOST, _NEW = 0.2, 0.1, 0.5, 0.2, 0.3
 _MEMORY = 0.9  # of a track's appearance, per frame
 
-# Number (0: not sure yet), class, frames in which it was seen, the last of them, the key of its appearance; its filter,
-# the same when it was last seen, and the box then (centre, width, height).
+# Number (0: not sure yet), class, frames in which it was seen, the last of them; its filter, the same when it was last
+# seen, and the box then (centre, width, height).
 _TRACK = np.dtype(
-    [(name, "i8") for name in ("id", "label", "hits", "seen", "key")]
+    [(name, "i8") for name in ("id", "label", "hits", "seen")]
     + [("now", "f8", kalman.SHAPE), ("then", "f8", kalman.SHAPE), ("box", "f8", 4)]
 )
 
@@ -84,7 +84,7 @@ class Tracker:
         self._tracks = np.zeros(0, _TRACK)
         self.frame, self._before = -1, -1
         self._ids = 0
-        self._looks: dict[int, np.ndarray] = {}  # by the key of the track
+        self._looks = np.zeros((0, 0))  # of each track; no numbers where appearance is not looked at
         self._usual: np.ndarray | None = None  # the mean appearance, which says nothing of anyone
 
     def update(
@@ -114,6 +114,7 @@ class Tracker:
         good = valid(found.boxes) & (found.scores >= self.low)
         found = found if good.all() else found[good]
         boxes, looks = convert(found.boxes.astype(np.float64), "xyxy", "cxcywh"), self._embeddings(found)
+        self._looks = self._looks.reshape(len(self._tracks), looks.shape[1])
         now = self._tracks["now"].copy()
         kalman.predict(now, time)
         self._tracks["now"] = now
@@ -124,11 +125,11 @@ class Tracker:
         rows, which = self._match(found, looks)
         owners = np.full(len(found), -1)
         owners[which] = rows
-        self._see(rows, boxes[which], found.labels[which], None if looks is None else looks[which])
+        self._see(rows, boxes[which], found.labels[which], looks[which])
         new = np.flatnonzero((owners < 0) & (found.scores >= self.high))
         owners[new] = len(self._tracks) + np.arange(len(new))
         if len(new):
-            self._begin(boxes[new], found.labels[new], None if looks is None else looks[new])
+            self._begin(boxes[new], found.labels[new], looks[new])
         named = self._name(first)
         ids = np.where(owners < 0, 0, named[owners] if len(named) else 0)
         found = found if (ids > 0).all() else found[ids > 0]
@@ -140,7 +141,7 @@ class Tracker:
         """The numbers of the tracks that are seen or may be found again."""
         return np.asarray(self._tracks["id"][self._tracks["id"] > 0])
 
-    def _match(self, found: Detections, looks: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    def _match(self, found: Detections, looks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows of tracks and the rows of the detections that continue them."""
         tracks, strong = self._tracks, found.scores >= self.high
         known, lost, weak = tracks["id"] > 0, tracks["seen"] < self._before, ~strong
@@ -174,7 +175,7 @@ class Tracker:
         rows, which = zip(*pairs, strict=True)
         return np.concatenate(rows), np.concatenate(which)
 
-    def _see(self, rows: np.ndarray, boxes: np.ndarray, labels: np.ndarray, looks: np.ndarray | None) -> None:
+    def _see(self, rows: np.ndarray, boxes: np.ndarray, labels: np.ndarray, looks: np.ndarray) -> None:
         """Tracks go on with their detections."""
         tracks = self._tracks
         states, gaps = tracks["now"][rows], self.frame - tracks["seen"][rows]
@@ -187,17 +188,13 @@ class Tracker:
         tracks["now"][rows] = tracks["then"][rows] = states
         tracks["box"][rows], tracks["seen"][rows], tracks["label"][rows] = boxes, self.frame, labels
         tracks["hits"][rows] += 1
-        if looks is not None:
-            for key, look in zip(tracks["key"][rows].tolist(), looks, strict=True):
-                self._looks[key] = _MEMORY * self._looks[key] + (1 - _MEMORY) * look
+        self._looks[rows] = _MEMORY * self._looks[rows] + (1 - _MEMORY) * looks
 
-    def _begin(self, boxes: np.ndarray, labels: np.ndarray, looks: np.ndarray | None) -> None:
+    def _begin(self, boxes: np.ndarray, labels: np.ndarray, looks: np.ndarray) -> None:
         new = np.zeros(len(boxes), _TRACK)
         new["now"] = new["then"] = kalman.start(boxes)
         new["box"], new["label"], new["hits"], new["seen"] = boxes, labels, 1, self.frame
-        if looks is not None:
-            new["key"] = np.arange(len(new)) + max(self._looks, default=0) + 1
-            self._looks |= dict(zip(new["key"].tolist(), looks, strict=True))
+        self._looks = np.concatenate([self._looks, looks])
         self._tracks = np.concatenate([self._tracks, new])
 
     def _name(self, first: bool) -> np.ndarray:
@@ -210,31 +207,29 @@ class Tracker:
         missing = tracks["seen"] < self.frame
         tracks["now"][missing, 1, 2:] = 0  # a box out of sight does not go on growing
         ended = missing & ((tracks["id"] == 0) | (self.frame - tracks["seen"] > self._lost))
-        for key in tracks["key"][ended].tolist():
-            self._looks.pop(key, None)
-        self._tracks = tracks[~ended]
+        self._tracks, self._looks = tracks[~ended], self._looks[~ended]
         return named
 
-    def _embeddings(self, found: Detections) -> np.ndarray | None:
-        """(N, D): how each detection differs from the usual, of length 1."""
+    def _embeddings(self, found: Detections) -> np.ndarray:
+        """(N, D): how each detection differs from the usual, of length 1; (N, 0) where it is not looked at."""
         if self.appearance is None:
-            return None
+            return np.zeros((len(found), 0))
         if "embedding" not in found.extra:
             do = 'give extra["embedding"], or Tracker(appearance=None)'
             raise DetkitError("the detections have no embeddings", "Tracker.update", do)
         looks = np.asarray(found.extra["embedding"], np.float64)
-        if len(looks):
-            mean = looks.mean(0)
-            self._usual = mean if self._usual is None else 0.98 * self._usual + 0.02 * mean
-            looks = looks - self._usual
+        if not len(looks):
+            return np.zeros((0, self._looks.shape[1]))
+        mean = looks.mean(0)
+        self._usual = mean if self._usual is None else 0.98 * self._usual + 0.02 * mean
+        looks = looks - self._usual
         return np.asarray(looks / np.maximum(np.linalg.norm(looks, axis=1, keepdims=True), 1e-9))
 
-    def _likeness(self, looks: np.ndarray | None) -> np.ndarray | None:
+    def _likeness(self, looks: np.ndarray) -> np.ndarray | None:
         """(tracks, N): cosine of their appearances; None: it is not looked at."""
-        if looks is None or not len(looks) or not len(self._tracks):
+        if self.appearance is None or not len(looks) or not len(self._tracks):
             return None
-        known = np.stack([self._looks[key] for key in self._tracks["key"].tolist()])
-        return np.asarray(known @ looks.T / np.maximum(np.linalg.norm(known, axis=1, keepdims=True), 1e-9))
+        return np.asarray(self._looks @ looks.T / np.maximum(np.linalg.norm(self._looks, axis=1, keepdims=True), 1e-9))
 
     def _shift(self, motion: np.ndarray) -> None:
         """Moves all that is known of the tracks as the camera's motion moved the image."""

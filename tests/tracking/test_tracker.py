@@ -197,8 +197,8 @@ def test_appearance_comes_from_the_neck_and_follows_the_pixels() -> None:
     import torch
 
     import detkit
+    from detkit.prediction.appearance import WithAppearance
     from detkit.structures import Limits, Sample
-    from detkit.tracking.appearance import WithAppearance
 
     detector = detkit.load(size=320)
     rng = np.random.default_rng(0)
@@ -224,9 +224,9 @@ def test_appearance_may_come_from_a_model_that_sees_the_boxes_cut_out() -> None:
     from detkit.config.experiment import Config, EvaluateOptions, check_model
     from detkit.config.schema import Place
     from detkit.engine.options import TrainOptions
+    from detkit.prediction.appearance import WithAppearance
     from detkit.predictor import Predictor
     from detkit.structures import Limits, Sample
-    from detkit.tracking.appearance import WithAppearance
 
     torch.manual_seed(0)
     parts = {"size": 16, "backbone": {"name": "lenet_textbook", "taps": [1]}, "head": {"name": "embed", "dim": 16}}
