@@ -238,12 +238,13 @@ def _positional(constructor: Callable[..., object]) -> list[str]:
 
 
 def _check_joining(model: Mapping[str, Any], augment: Mapping[str, Any], place: Place) -> None:
-    """Proposals found in an original image cannot follow it into one that is made of several, nor can its label."""
+    """What is found in an original image cannot follow it into one made of several, nor can its label or domain."""
     needs_them = []
     for kind in ("proposals", "head"):
         if model[kind] is not None:
             part = part_at(kind, model[kind]["name"], place, ("model", kind, "name"))
-            if getattr(part, "proposals_for_image", None) or not getattr(part, "allows_mosaic", True):
+            whole = not getattr(part, "allows_mosaic", True) or model[kind].get("align", "none") != "none"
+            if whole or getattr(part, "proposals_for_image", None):
                 needs_them.append(model[kind]["name"])
     for name in ("mosaic", "mixup"):
         if needs_them and augment.get(name):

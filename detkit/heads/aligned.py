@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkit.backbones.layers import Act, conv_block
+from detkit.heads.alignment import Alignment
 from detkit.heads.dense import GridHead, GridOptions, gather_objects, known_classes
 from detkit.heads.layers import exact_output
 from detkit.ops.coder import Level, Priors, decode_deltas
@@ -86,7 +87,7 @@ class Aligned(GridHead):
             itself, by softplus.
         offset: Of the point in its cell, in strides; 0.5: the centre.
         objectness: A logit more; a score is its product with the class's.
-        options: ``AlignedOptions``.
+        options: ``AlignedOptions``, and those of ``Alignment`` for the coarsest map averaged.
 
     Raises:
         ValueError: Options out of their range or that do not go together.
@@ -94,7 +95,7 @@ class Aligned(GridHead):
 
     options: AlignedOptions
 
-    @takes(AlignedOptions)
+    @takes(AlignedOptions, Alignment)
     def __init__(
         self,
         channels: list[int],
@@ -115,7 +116,8 @@ class Aligned(GridHead):
         **options: object,
     ) -> None:
         super().__init__()
-        self.options = AlignedOptions(**split(options, AlignedOptions)[0])
+        own, domains = split(options, AlignedOptions, Alignment)
+        self.options, self.alignment = AlignedOptions(**own), Alignment(channels[-1], **domains)
         check_positive(width=width or 1, kernel=kernel, topk=self.options.topk, norm_eps=norm_eps)
         check_shares(offset=offset)
         if not 0 < self.options.prior < 1:
@@ -159,7 +161,8 @@ class Aligned(GridHead):
         """What loss and prediction need, from feature maps (B, C_l, H_l, W_l); proposals are not looked at.
 
         classes (B, A, C) logits, boxes (B, A, 4 (R + 1)) codes, with ``objectness`` (B, A) logits of it, all float32,
-        grid (L, 2) int64 on the CPU, height and width of the levels. The A priors go level by level, row by row.
+        grid (L, 2) int64 on the CPU, height and width of the levels. The A priors go level by level, row by row. In
+        training mode also pooled (B, C_l) if two domains are to be aligned.
         """
         parts = []
         for i, x in enumerate(features):
@@ -176,6 +179,8 @@ class Aligned(GridHead):
             "classes": table[..., : self.num_classes],
             "grid": torch.tensor([feature.shape[-2:] for feature in features], device="cpu"),
         }
+        if self.training and self.alignment.align != "none":
+            raw["pooled"] = features[-1].mean((2, 3)).float()
         return raw | {"objectness": table[..., end]} if self.objectness else raw
 
     def levels(self, raw: dict[str, Tensor]) -> list[Level]:
@@ -201,7 +206,8 @@ class Aligned(GridHead):
         return torch.cat((priors.centres - sides[..., :2], priors.centres + sides[..., 2:]), -1)
 
     def loss(self, raw: dict[str, Tensor], targets: list[Target], sizes: Tensor) -> dict[str, Loss]:
-        """The terms ``classes`` and ``box``, ``dfl`` with ``reg_max``, ``objectness`` with that; gains included.
+        """The terms ``classes`` and ``box``, ``dfl`` with ``reg_max``, ``objectness`` with that, ``domains`` of two
+        that are aligned; gains included.
 
         The box's terms are weighted, and divided, by the quality of the answers. The class term is divided by the sum
         of qualities and one per image, so that a batch without objects stays calm. Crowds and difficult objects switch
@@ -251,4 +257,5 @@ class Aligned(GridHead):
             sides = torch.cat((place.centres - truth[:, :2], truth[:, 2:] - place.centres), -1) / place.strides
             each = distribution_focal_loss(code, sides.clamp(0, self.reg_max - 0.01)).mean(-1) * weight
             terms["dfl"] = each.sum() * options.dfl_gain, weight.sum()
-        return {name: Loss(total, count) for name, (total, count) in terms.items()}
+        domains = {"domains": self.alignment.loss(raw["pooled"], targets)} if "pooled" in raw else {}
+        return {name: Loss(total, count) for name, (total, count) in terms.items()} | domains

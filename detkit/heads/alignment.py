@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkit.ops.domains import ReversedGradient, coral, mmd
-from detkit.structures import Loss
+from detkit.structures import Loss, Target
 
 
 class Alignment(nn.Module):
@@ -36,13 +38,14 @@ class Alignment(nn.Module):
         if align == "dann":
             self.critic = nn.Sequential(nn.Linear(width, 100), nn.ReLU(inplace=True), nn.Linear(100, 1))
 
-    def loss(self, features: Tensor, source: Tensor) -> Loss:
+    def loss(self, features: Tensor, targets: Sequence[Target]) -> Loss:
         """Of a batch; where all of it is of one domain, of no weight.
 
         Args:
             features: (B, width) float32.
-            source: (B,) bool, True for images with labels.
+            targets: Per image; those of which nothing is known are the other domain.
         """
+        source = torch.tensor([target.known != () for target in targets], device=features.device)
         if self.align == "dann":
             logits = self.critic(ReversedGradient.apply(features, self.align_gain)).squeeze(1)
             each = F.binary_cross_entropy_with_logits(logits, source.float(), reduction="none")

@@ -179,8 +179,7 @@ class Classify(ImageHead):
         terms = {}
         for name, logits in raw.items():
             if name == "pooled":
-                source = torch.tensor([target.known != () for target in targets], device=labels.device)
-                terms["domains"] = self.alignment.loss(logits, source)
+                terms["domains"] = self.alignment.loss(logits, targets)
                 continue
             each = class_loss(logits[known], labels[known], "softmax", smoothing=self.smoothing)
             gain = 1.0 if name == "classes" else SIDE_GAIN

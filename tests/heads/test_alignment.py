@@ -17,6 +17,7 @@ from detkit.config.experiment import read_config
 from detkit.data.dataset import Dataset
 from detkit.engine.options import TrainOptions
 from detkit.errors import DetkitError
+from detkit.heads.aligned import Aligned
 from detkit.heads.alignment import Alignment
 from detkit.heads.image import Classify
 from detkit.io.images import write_image
@@ -67,9 +68,27 @@ def test_images_of_which_nothing_is_known_are_the_other_domain() -> None:
     assert "pooled" not in head.eval().raw([maps])
 
 
+def test_a_detector_aligns_its_coarsest_map() -> None:
+    torch.manual_seed(0)
+    head, maps = (
+        Aligned([4, 6], [8, 32], 2, align="mmd", align_gain=2.0),
+        [torch.randn(4, 4, 4, 4), torch.randn(4, 6, 1, 1)],
+    )
+    boxes = Target(torch.tensor([[2.0, 2, 20, 20]]), torch.tensor([1]))
+    raw, unknown = head.train().raw(maps), target(None, ())
+    terms = head.loss(raw, [boxes, boxes, unknown, unknown], SIZES)
+    pooled = maps[1].flatten(1)
+    assert terms["domains"].sum.item() == pytest.approx(2 * mmd(pooled[:2], pooled[2:]).item(), rel=1e-5)
+    assert head.loss(raw, [unknown] * 4, SIZES)["classes"].sum.item() == 0  # nothing is known, so nothing is background
+    assert "pooled" not in head.eval().raw(maps)
+    assert not any(name.startswith("alignment") for name in Aligned([4, 6], [8, 32], 2).state_dict())
+    with pytest.raises(DetkitError, match="mosaic joins images"):
+        read_config("aligned", ["data.train=.", "model.head.align=dann"], train_schema=TrainOptions)
+
+
 def test_a_critic_learns_and_the_features_unlearn() -> None:
     torch.manual_seed(0)
-    alignment, source = Alignment(8, align="dann", align_gain=1.0), torch.tensor([True, False])
+    alignment, source = Alignment(8, align="dann", align_gain=1.0), [target(0), target(None, ())]
     features = torch.stack((torch.ones(8), -torch.ones(8))).requires_grad_()
     optimizer = torch.optim.Adam(alignment.parameters(), lr=0.01)
     losses = []
