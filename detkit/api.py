@@ -239,7 +239,7 @@ def evaluate(
     notes: list[str] = []
     if isinstance(predictions_or_model, (str, Path)) and _holds_detections(predictions_or_model):
         annotations, results, notes = read_predictions(predictions_or_model, data, on_read=read, **how)
-        usual = "classify" if annotations.image_labels else "coco"
+        usual = "classify" if annotations.image_labels else "coco" if results.pixels is None else "pixels"
     else:
         given = predictions_or_model
         predictor = load(given, plugins=plugins) if isinstance(given, (str, Path)) else as_predictor(given)
@@ -291,7 +291,7 @@ def read_predictions(
     """Detections from a file, the labels they are of, and what a person should know of them.
 
     Args:
-        path: See ``detkit.io.detections.read_detections``.
+        path: See ``detkit.io.detections.read_detections``; of a folder of masks ``detkit.data.masks.read_answers``.
         data: A data set of any format (docs/data.md).
         on_read: Called with the labels, before anything else is done.
         how: See ``detkit.data.dataset.read``.
@@ -300,12 +300,14 @@ def read_predictions(
         DetkitError: Data or detections that cannot be read, or that do not fit each other.
     """
     from detkit.data.dataset import read
+    from detkit.data.masks import read_answers
     from detkit.io.detections import read_detections
     from detkit.metrics.confusion import swapped_classes
 
     annotations = read(data, **how)
     on_read(annotations)
-    results, notes = read_detections(path, annotations)
+    read_from = read_answers if any(Path(path).glob("*.png")) else read_detections
+    results, notes = read_from(Path(path), annotations)
     return annotations, results, [*notes, *swapped_classes(annotations.ground_truth(), results)]
 
 

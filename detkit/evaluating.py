@@ -77,7 +77,8 @@ def full_report(
     about, timings, details = None, None, details or page
     if isinstance(predictions_or_model, (str, Path)):
         annotations, results, notes = api.read_predictions(predictions_or_model, data, on_read=read, **how)
-        usual = settings.protocol or ("classify" if annotations.image_labels else "coco")
+        usual = "classify" if annotations.image_labels else "coco" if results.pixels is None else "pixels"
+        usual = usual if results.pixels is not None else settings.protocol or usual
         protocol = _fitting(settings, usual, page, check)
     else:
         from detkit.data.names import explain_match

@@ -96,6 +96,33 @@ def test_detect_draws_and_writes_masks(
     assert (found.draw(cv2.imread(str(image))) != cv2.imread(str(image))).any()
 
 
+def test_masks_are_judged_as_the_model_is(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = tmp_path / "found"
+    line = ["detect", str(data / "images/val"), "-m", str(run), "--device", "cpu", "--conf", "0"]
+    assert main([*line, "--out", str(found), "--format", "masks"]) == 0
+    judge = ["evaluate", "--predictions", str(found), str(data), "--split", "val"]
+    capsys.readouterr()
+    assert main([*judge, "--json"]) == 0
+    mean = detkit.load(run).scores["mIoU"]
+    assert json.loads(capsys.readouterr().out)["metrics"]["mIoU"] == pytest.approx(mean)
+    assert detkit.evaluate(found, data, split="val").metrics["mIoU"] == pytest.approx(mean)
+    (found / "1.png").unlink()
+    Image.fromarray(np.full((50, 64), 9, np.uint8)).save(found / "2.png")
+    assert main([*judge, "--report", str(tmp_path / "page.html")]) == 0
+    said = capsys.readouterr().err
+    assert "1 of 6 images have no mask in found" in said
+    assert "1 masks with a number or colour that has no name" in said
+    Image.fromarray(np.zeros((5, 6), np.uint8)).save(found / "2.png")
+    assert main(judge) == 2
+    assert "the mask is 6 x 5 pixels, its image 64 x 50" in capsys.readouterr().err
+    (found / "classes.txt").write_text("background\ncow")
+    (found / "2.png").unlink()
+    assert main(judge) == 2
+    assert "no class in common" in capsys.readouterr().err
+
+
 def test_a_model_of_boxes_has_no_masks_to_write(data: Path, tmp_path: Path) -> None:
     image = data / "images/val/0.png"
     found = Detections(np.array([[0, 0, 4, 4]]), np.ones(1), np.zeros(1), CLASSES)

@@ -20,7 +20,8 @@ def evaluate(
     predictions: Annotated[
         str | None,
         Option(
-            metavar="PATH", help="Evaluate COCO results, lines of detect --json, shards, comp4 or YOLO txt; MOT txt."
+            metavar="PATH",
+            help="Evaluate COCO results, lines of detect --json, shards, comp4 or YOLO txt, masks; MOT txt.",
         ),
     ] = None,
     protocol: Annotated[

@@ -13,14 +13,16 @@ import numpy as np
 from detkit.data.annotations import Annotations, Findings, Source
 from detkit.data.coco_masks import region, segmentations
 from detkit.data.listing import PARTS, files_in, of_suffix, part_of, parts_of
-from detkit.data.names import match_classes
+from detkit.data.names import explain_match, match_classes
 from detkit.data.reading import ImageTable, ObjectTable, assemble, check_part, short_names, size_of
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
+from detkit.io.detections.lookup import Lookup
 from detkit.io.files import names_in, text_of
 from detkit.io.masks import read_mask, voc_colours
 from detkit.rows import BACKGROUND, IGNORED
 from detkit.structures import Detections
+from detkit.tables import Results
 
 FOLDERS = ("masks", "SegmentationClass", "SegmentationClassPNG")  # where masks lie
 NAMES = ("labelmap.txt", "classes.txt")  # CVAT's with colours, or a name a line
@@ -145,6 +147,45 @@ def pixel_counts(annotations: Annotations, i: int, found: Detections) -> np.ndar
     labelled = np.where(truth == BACKGROUND, nothing, truth).astype(np.int64)
     pairs = labelled[asked] * (nothing + 1) + answer[asked]
     return np.bincount(pairs, minlength=(nothing + 1) ** 2).reshape(nothing + 1, nothing + 1)
+
+
+def read_answers(folder: Path, annotations: Annotations) -> tuple[Results, list[str]]:
+    """What PNGs called as their images answer (``detect --format masks`` writes them), and notes for a person.
+
+    Args:
+        folder: With classes.txt, as a data set of masks has it.
+        annotations: With masks.
+
+    Raises:
+        DetkitError: Data without masks, a PNG of no image or of another size than its image, no class in common.
+    """
+    check_masks(annotations, annotations.files[0] if annotations.files else "data")
+    palette, lookup = read_palette(folder), Lookup(annotations, endings=False)
+    files = {lookup.image(path.stem, str(path)): str(path) for path in sorted(folder.glob("*.png"))}
+    pixels, strange = list[np.ndarray](), list[str]()
+    for i, (height, width) in enumerate(annotations.sizes.tolist()):
+        numbers = np.full((height, width), IGNORED, np.uint8)  # without a file nothing is answered
+        if i in files:
+            numbers = MaskFile(files[i], palette).numbers((height, width))
+        there = np.unique(numbers)
+        strange += [files[i]] if i in files and ((there >= len(palette.names)) & (there < IGNORED)).any() else []
+        labels = there[[palette.is_class(k) for k in there.tolist()]].astype(np.int64)
+        masks, boxes = numbers == labels[:, None, None], np.zeros((len(labels), 4))
+        found = Detections(boxes, np.ones(len(labels)), labels, palette.names, {"masks": masks})
+        pixels.append(pixel_counts(annotations, i, found))
+    names, none = [name for k, name in enumerate(palette.names) if palette.is_class(k)], np.zeros(0)
+    if not {place for place in match_classes(names, annotations.classes) if place >= 0}:
+        what = (
+            f"the masks have {', '.join(names[:5])}, the data {', '.join(annotations.classes[:5])}: no class in common"
+        )
+        raise DetkitError(what, str(folder), "correct the names in classes.txt")
+    notes = explain_match(names, annotations.classes)
+    if missing := len(annotations) - len(files):
+        notes.append(f"{missing} of {len(annotations)} images have no mask in {folder.name}: all of it is wrong there")
+    if strange:
+        notes.append(f"{len(strange)} masks with a number or colour that has no name (answers nothing): {strange[0]}")
+    labels = none.astype(np.int64)
+    return Results(labels, labels, np.zeros((0, 4)), none, pixels=np.stack(pixels)), notes
 
 
 class MaskFormat(DatasetFormat):
