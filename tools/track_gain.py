@@ -1,6 +1,7 @@
 """detkit's tracker against roboflow/trackers on the same detections: HOTA, IDF1, switches, and its speed.
 
     python tools/track_gain.py --peer-python PEER/bin/python [GT.txt ...]      # PEER holds: pip install trackers
+    python tools/track_gain.py --peer-python PEER/bin/python --crowds 10 --first 100    # mild ones of 20, one by one
 
 Detections are made of ground truth (MOT txt at 25 frames a second, and crowds of people who walk about and hide each
 other): boxes jittered, hidden ones weak or missing, some missed for no reason, false boxes, all seeded. A peer runs
@@ -180,6 +181,24 @@ def compare(python: str, files: list[Path], seeds: int) -> bool:
     return all(total["detkit"][k] >= total[who][k] for who in PEERS for k in range(2))
 
 
+def crowds(python: str, count: int, first: int) -> None:
+    """Prints how detkit differs from ByteTrack on mild crowds of 20, and the mean with its interval of 95 %."""
+    from scipy.stats import t as student
+
+    seeds = range(first, first + count)
+    truths = [crowd(20, 300, seed) for seed in seeds]
+    found = [detections(truth, seed, **LEVELS["mild"]) for truth, seed in zip(truths, seeds, strict=True)]
+    rates = [30.0] * count
+    runs = [ours(found, rates)[0], *(theirs(python, "ByteTrack", own, found, rates)[0] for own in (True, False))]
+    detkit, *peer = [[scores(*pair) for pair in zip(truths, tracks, strict=True)] for tracks in runs]
+    bytetrack = max(peer, key=lambda run: statistics.mean(one["HOTA"] for one in run))
+    for key in ("HOTA", "IDF1", "IDSW"):
+        here, there = (np.array([one[key] for one in run]) for run in (detkit, bytetrack))
+        apart, spread = here - there, student.ppf(0.975, count - 1) * (here - there).std(ddof=1) / np.sqrt(count)
+        means = f"detkit {here.mean():.3f}, ByteTrack {there.mean():.3f}"
+        print(f"{key}: {means}, apart {apart.mean():+.3f} ± {spread:.3f}, {apart.min():+.3f} to {apart.max():+.3f}")
+
+
 def speed(python: str) -> bool:
     """Prints the time of a frame with 50 objects, taking turns; True if detkit is fast enough."""
     found, fps = [detections(crowd(50, 300, 0), 0, **LEVELS["mild"])], [30.0]
@@ -199,11 +218,16 @@ def main() -> int:
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--peer-python", default=sys.executable)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--crowds", type=int, help="so many crowds of 20 instead of all that")
+    parser.add_argument("--first", type=int, default=100, help="seed of the first crowd")
     parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
     parser.add_argument("--own", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.peer:
         peer(given.peer, given.own, given.files[0])
+        return 0
+    if given.crowds:
+        crowds(given.peer_python, given.crowds, given.first)
         return 0
     fast, good = speed(given.peer_python), compare(given.peer_python, given.files, given.seeds)
     return int(not (fast and good))
