@@ -227,7 +227,7 @@ def _frames(source: Iterable[str], failures: list[Failure]) -> Iterator[Frame]:
 
 def on_disk(source: Iterable[str]) -> bool:
     """True of files and folders, which never keep one waiting, as a camera, a stream or stdin may."""
-    return all(Path(one).exists() for one in source)
+    return all(os.path.isfile(one) or os.path.isdir(one) for one in source)  # unlike Path's, of any text
 
 
 def read_frames(source: Iterable[str]) -> Iterator[Frame | Failure]:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from detkit.cli import Terminated, main
+from detkit.cli.detect import on_disk
 from detkit.cli.options import Answers
 from detkit.io.images import write_image
 from detkit.io.video import VideoReader, VideoWriter
@@ -108,6 +109,14 @@ def test_steps_side_by_side_give_what_one_after_the_other_does(
     assert said[0] == said[1]
     assert len(said[0].splitlines()) == len(films[0]) == 12
     assert np.array_equal(*films)
+
+
+def test_what_may_keep_one_waiting_is_not_read_ahead(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"")
+    os.mkfifo(tmp_path / "pipe")
+    assert on_disk([str(tmp_path), str(tmp_path / "a.jpg")])
+    for source in ("-", "0", "http://host/" + 300 * "x", "a\0b", str(tmp_path / "pipe")):
+        assert not on_disk([str(tmp_path), source])
 
 
 RUN = """
