@@ -13,7 +13,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from detkit.cli.common import Printable
+from detkit.cli.common import Printable, note
 from detkit.errors import DetkitError
 from detkit.printed import Printed, counted
 
@@ -139,7 +139,7 @@ def _exported(make: bool) -> str:
     if _MISSING in map(_installed, ("onnx", "onnxruntime", "onnxscript")):
         return "no: pip install 'detkit[onnx]', then detkit doctor --warm"
     if make:
-        make_export(DEFAULT)
+        make_export(DEFAULT, note)
     return str(kept_export(DEFAULT) or "no: detkit doctor --warm makes its file")
 
 

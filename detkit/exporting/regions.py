@@ -28,13 +28,14 @@ class RegionGraph(Graph):
     Args:
         detector: Put into evaluation mode.
         head: Its own.
+        dynamic: See ``Graph``.
 
     Raises:
         DetkitError: A head with landmarks.
     """
 
-    def __init__(self, detector: Detector, head: RoIHead) -> None:
-        super().__init__(detector)
+    def __init__(self, detector: Detector, head: RoIHead, dynamic: bool = False) -> None:
+        super().__init__(detector, dynamic)
         if head.marks.points:
             raise DetkitError("landmarks are not exported", do="export a detector without points")
         self.head, self.candidates = head, None

@@ -20,6 +20,7 @@ from detkit.heads.dense import GridHead
 from detkit.heads.image import ImageHead
 from detkit.heads.roi import RoIHead
 from detkit.heads.sliding_window import SlidingWindow
+from detkit.proposals.rpn import RPN
 
 OPSET = 18
 
@@ -38,15 +39,15 @@ def graph_of(detector: Detector, *, nms: bool = False, dynamic: bool = False) ->
     head = detector.head
     if isinstance(head, GridHead) and detector.proposals is None:
         if dynamic and isinstance(head, SlidingWindow):
-            raise DetkitError("sliding windows are exported for one size", "--dynamic", "leave it out; see --size")
+            what = "sliding windows are exported for one size: how many fit depends on it"
+            raise DetkitError(what, "--dynamic", "leave it out; see --size")
         graph = DenseGraph(detector, head, dynamic)
         return SuppressedGraph(graph, detector.iou) if nms else graph
     if isinstance(head, RoIHead):
-        if dynamic:
-            raise DetkitError(
-                "a detector with proposals is exported for one size", "--dynamic", "leave it out; see --size"
-            )
-        regions = RegionGraph(detector, head)
+        if dynamic and isinstance(detector.proposals, RPN):
+            what = "a region proposal network is exported for one size: at another its file answers otherwise"
+            raise DetkitError(what, "--dynamic", "leave it out; see --size")
+        regions = RegionGraph(detector, head, dynamic)
         return SuppressedGraph(regions, detector.iou) if nms else regions
     if isinstance(head, ImageHead) and head.protocol != "points":
         for asked, option in ((nms, "--nms"), (dynamic, "--dynamic")):

@@ -28,6 +28,7 @@ from detkit.exporting.onnx_file import Exported, export
 from detkit.exporting.precision import _best_range
 from detkit.exporting.predictor import select_boxes
 from detkit.exporting.proof import Agreement, Tolerance, _compared, photos
+from detkit.exporting.writing import graph_of
 from detkit.geometry import Geometry
 from detkit.heads.dense import select_detections
 from detkit.io.images import write_image
@@ -65,6 +66,7 @@ HEADS: dict[str, dict[str, Any]] = {
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "nms": {"nms": True},
+    "dynamic": {"dynamic": True},
     "both": {"nms": True, "dynamic": True},
 }
 
@@ -155,6 +157,19 @@ def test_regions_are_padded_and_masked(head: str, options: str, engine: str, pai
         assert mine.labels.tolist() == theirs.labels.tolist()
         np.testing.assert_allclose(mine.boxes, theirs.boxes, atol=0.02)
         np.testing.assert_allclose(mine.scores, theirs.scores, atol=1e-5)
+
+
+def test_regions_of_inputs_of_any_size(pairs: Callable[..., Pair]) -> None:
+    model, file, done = pairs("fast_rcnn", "dynamic")
+    assert [one.input for one in done.proof.differences] == ["64 x 64"] * 2 + ["80 x 48"] * 2
+    samples, limits = [toy_sample(i, 100) for i in range(2)], Limits(0.002, 0.5, 20)
+    found = detkit.load(file, size=96).predict_samples(samples, limits)
+    for mine, theirs in zip(found, detkit.load(model, size=96).predict_samples(samples, limits), strict=True):
+        assert mine.labels.tolist() == theirs.labels.tolist()
+        np.testing.assert_allclose(mine.boxes, theirs.boxes, atol=0.02)
+    detector = load_detector(build(file.parent, "faster_rcnn"))
+    with pytest.raises(detkit.DetkitError, match="for one size: at another"):
+        graph_of(detector, dynamic=True)
 
 
 def test_nms_inside_is_not_another(pairs: Callable[..., Pair]) -> None:
