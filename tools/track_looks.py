@@ -2,6 +2,7 @@
 
     python tools/track_looks.py                                   # crops of installed photos
     python tools/track_looks.py --data DATA --split val --label person
+    python tools/track_looks.py --data DATA --cut cuts; then train embed; --looks RUN   # docs/track.md
     python tools/track_looks.py --video crossing.mp4 --seed 2     # only the film, for detkit track
 
 Behind the board some turn round, so that their ways say nothing of who comes out where. The default model detects; the
@@ -21,8 +22,9 @@ import numpy as np
 import detkit
 from detkit.cli.quickstart import installed_photos
 from detkit.data.dataset import Dataset, read
+from detkit.detector import Detector
 from detkit.io.detections.mot import MotTable
-from detkit.io.images import read_image
+from detkit.io.images import read_image, write_image
 from detkit.io.video import VideoWriter
 from detkit.metrics.tracks import track_scores, track_sums
 from detkit.prediction.appearance import WithAppearance
@@ -87,6 +89,18 @@ def film(crops: list[np.ndarray], seed: int) -> tuple[list[np.ndarray], MotTable
     return frames, MotTable(columns[:, 0].astype(int), columns[:, 1].astype(int), columns[:, 2:], np.ones(len(columns)))
 
 
+def write_cuts(crops: list[np.ndarray], folder: Path, number: int = 24) -> None:
+    """Windows of four fifths of each crop's sides and more, a sixth of them to validate on."""
+    rng = np.random.default_rng(0)
+    for k, crop in enumerate(crops):
+        for i in range(number):
+            (height, width), (a, b, c, d) = crop.shape[:2], rng.uniform(0, 0.1, 4)
+            cut = crop[round(a * height) : round((1 - b) * height), round(c * width) : round((1 - d) * width)]
+            file = folder / ("val" if i % 6 == 0 else "train") / f"crop{k}" / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_image(file, cut)
+
+
 def main() -> int:
     """Runs it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -97,23 +111,37 @@ def main() -> int:
     parser.add_argument("--films", type=int, default=5)
     parser.add_argument("--crops", type=int, default=4)
     parser.add_argument("--video", type=Path)
+    parser.add_argument("--looks", help="A model with head embed, measured too.")
+    parser.add_argument(
+        "--cut", type=Path, help="Only write cuts of the crops, a folder each, to train such a model on."
+    )
     given = parser.parse_args()
     if given.data:
         crops = labelled_crops(given.data, given.split, given.label)
     else:
         crops = [shrunk(read_image(path)) for path in installed_photos()]
+    if given.cut:
+        write_cuts(crops, given.cut)
+        return 0
     if given.video:
         with VideoWriter(given.video, FPS) as writer:
             for image in film(crops[: given.crops], given.seed)[0]:
                 writer.write(image)
         return 0
-    detector = WithAppearance(detkit.load(device="cpu"))
+    ways = [
+        (f"{way} appearance", WithAppearance(detkit.load(device="cpu")), at)
+        for way, at in (("without", None), ("with", 0.5))
+    ]
+    if given.looks:
+        looks = detkit.load(given.looks, device="cpu")
+        assert isinstance(looks, Detector)
+        ways.append(("with the model's vectors", WithAppearance(detkit.load(device="cpu"), looks), 0.5))
     got: dict[str, list[dict[str, float]]] = {}
     for seed in range(given.seed, given.seed + given.films):
         chosen = [crops[i] for i in np.random.default_rng(seed).permutation(len(crops))[: given.crops]]
         frames, truth = film(chosen, seed)
-        found = [detector.predict_samples([Sample(image)], detector.limits(0.1))[0] for image in frames]
-        for name, appearance in (("without", None), ("with", 0.5)):
+        for name, detector, appearance in ways:
+            found = [detector.predict_samples([Sample(image)], detector.limits(0.1))[0] for image in frames]
             tracker, rows = detkit.Tracker(fps=FPS, high=detector.threshold, appearance=appearance, lost=3), []
             for number, one in enumerate(found, 1):
                 tracked = tracker.update(one)
@@ -123,9 +151,7 @@ def main() -> int:
             tracks = MotTable(r[:, 0].astype(int), r[:, 1].astype(int), r[:, 2:], np.ones(len(r)))
             scores = track_scores(track_sums(truth, tracks))
             got.setdefault(name, []).append({key: scores[key] for key in ("HOTA", "IDF1", "IDSW", "FN", "FP")})
-            print(
-                f"film {seed}, {name} appearance:", *(f"{key} {v:.3g}" for key, v in got[name][-1].items()), flush=True
-            )
+            print(f"film {seed}, {name}:", *(f"{key} {v:.3g}" for key, v in got[name][-1].items()), flush=True)
     for name, runs in got.items():
         print(f"all, {name}:", *(f"{key} {statistics.mean(one[key] for one in runs):.3f}" for key in runs[0]))
     return 0
