@@ -54,10 +54,10 @@ def endless(loader: Loader) -> Iterator[Any]:
     return itertools.chain.from_iterable(loader.epoch(epoch) for epoch in itertools.count())
 
 
-def whole_epoch(dataset: Dataset, size: int, batch: int, workers: int) -> None:
+def whole_epoch(dataset: Dataset, augment: Augment, size: int, batch: int, workers: int) -> None:
     """Prints, for each fifth of an epoch, photos per second and the memory of this process and of its workers."""
     this, parts = psutil.Process(), 5
-    with Loader(dataset, resize=Resize(size), augment=Augment(), batch=batch, workers=workers, shuffle=True) as loader:
+    with Loader(dataset, resize=Resize(size), augment=augment, batch=batch, workers=workers, shuffle=True) as loader:
         begun = time.perf_counter()
         for number, _ in enumerate(loader.epoch(0), 1):
             if number % max(len(loader) // parts, 1) == 0 or number == 1:
@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=320, help="photos for the loader's cost")
     parser.add_argument("--train", action="store_true", help="also measure steps")
     parser.add_argument("--epoch", action="store_true", help="only an epoch of the loader, with its memory")
+    parser.add_argument("--plain", action="store_true", help="with --epoch: no augmentation")
     parser.add_argument("--config", default="yolo", help="shipped configuration to train")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=16)
@@ -111,7 +112,9 @@ def main() -> None:
 
     dataset = Dataset(read(options.data, split=options.split or None))
     if options.epoch:
-        return whole_epoch(dataset, options.size, options.batch, options.workers)
+        return whole_epoch(
+            dataset, Augment.off() if options.plain else Augment(), options.size, options.batch, options.workers
+        )
     for name, augment in {
         "default augmentation": Augment(),
         "everything on, always a mosaic": Augment(**FULL, mosaic=1.0),
