@@ -78,7 +78,7 @@ def compare(
     names = [str(run) for run in runs]
     different = len({str(Path(name)) for name in names})
     if len(names) < 2 or different < len(names):
-        raise DetkitError(f"{len(names)} runs, {different} different", "RUN RUN...", "name two or more")
+        raise DetkitError("two different runs are compared, or more", "RUN RUN...", "name two or more")
     paths = {name: _folder(name, data is not None) for name in names}
     records = {name: _record(path) for name, path in paths.items()}
     if data is None:

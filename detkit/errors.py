@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +103,10 @@ def nearest(name: Any, names: Iterable[Any], *, otherwise: str | None = None) ->
     if otherwise is not None:
         return otherwise
     return f"choose one of {', '.join(known)}" if known else "leave it out"
+
+
+def nearest_path(path: str | Path, otherwise: str) -> str:
+    """What to do about a path where nothing is: the nearest name beside it, or ``otherwise``."""
+    path = Path(path)
+    beside = [one.name for one in islice(path.parent.iterdir(), 1000)] if path.parent.is_dir() else []
+    return nearest(path.name, beside, otherwise=otherwise)

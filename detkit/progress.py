@@ -38,7 +38,7 @@ def _on_stderr() -> Iterator[Show]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from detkit.engine.events import BatchDone, BatchValidated, EpochStarted, TrainFinished
+    from detkit.engine.events import BatchDone, BatchValidated, EpochStarted, Saved, TrainFinished
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
     console, still = Console(stderr=True, highlight=False), not sys.stderr.isatty()
@@ -52,8 +52,8 @@ def _on_stderr() -> Iterator[Show]:
             bar.update(task, completed=event.step + 1, note=_losses(event))
         elif isinstance(event, BatchValidated):
             bar.update(task, description="validation", completed=event.step + 1, total=event.steps)
-        elif isinstance(event, TrainFinished):
-            pass  # the result, which the caller has
+        elif isinstance(event, (Saved, TrainFinished)):
+            pass  # files of the run folder, and the result, which the caller has
         elif bar.live.is_started:
             bar.console.print(str(event), markup=False)
         else:

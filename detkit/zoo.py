@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from detkit.data.names import COCO_CLASSES
-from detkit.errors import DetkitError, nearest
+from detkit.errors import DetkitError, nearest, nearest_path
 from detkit.io.files import digits_in
 
 FORMAT_VERSION = 1
@@ -131,7 +131,7 @@ def model_file(path_or_name: str | Path) -> Path:
     if path.is_file():
         return path
     if name != "default" and (path.suffix or len(path.parts) > 1):
-        raise DetkitError("there is no such model file", name, _RETRY)
+        raise DetkitError("there is no such model file", name, nearest_path(path, _RETRY))
     return fetch_weights(name)
 
 

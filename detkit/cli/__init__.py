@@ -92,6 +92,8 @@ def _run(words: list[str]) -> int:
         # Typer's own usage errors: they know how to show themselves, whichever click they come from.
         if hasattr(error, "show") and hasattr(error, "exit_code"):
             error.show()
+            if words[:1] == ["train"] and hasattr(error, "option_name"):
+                print("Keys of a config have no dashes: train.epochs=20, say", file=sys.stderr)
             return int(error.exit_code)
         if type(error).__name__ == "Abort":
             raise (error.__cause__ or KeyboardInterrupt()) from None

@@ -79,7 +79,7 @@ def evaluate(
     *models, data = arguments
     if as_json and models and Path(models[-1]).exists() and not Path(data).exists():
         raise DetkitError("--json prints and takes no file", data, f"detkit evaluate ... --json > {data}")
-    _check_words(models, predictions, answers)
+    _check_words(models, data, predictions, answers)
     name = ", ".join(models) or "the default model"
     done = evaluating.full_report(
         predictions or answers.predictor(models),
@@ -132,12 +132,15 @@ def _probe(arguments: list[str], part: options.Part, by: str, answers: options.A
     return probe(model, data, by, split=part.split, format=part.format, batch=batch, on_progress=progress)
 
 
-def _check_words(models: list[str], predictions: str | None, answers: options.Answers) -> None:
+def _check_words(models: list[str], data: str, predictions: str | None, answers: options.Answers) -> None:
     given = {"--ensemble": answers.ensemble, "--tta": answers.tta, "--slice": answers.tile}
     extra = [*models, *(option for option, value in given.items() if value)]
     if predictions is not None and extra:
         what = f"give a model or --predictions, not both ({extra[0]})"
         raise DetkitError(what, do="detkit evaluate --predictions FILE DATA, or detkit evaluate MODEL DATA")
+    if (Path(data) / "best.safetensors").is_file():
+        do = f"detkit evaluate {data} DATA, say"
+        raise DetkitError("no data was named: this is a run", data, do)
     for name in models:
         if Path(name).suffix in (".json", ".jsonl", ".gz", ".txt"):
             do = "detections from a file: detkit evaluate --predictions FILE DATA"

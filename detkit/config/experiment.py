@@ -276,7 +276,8 @@ def shipped(name: str) -> Path:
     stem, files = registry.renamed(Path(name).stem if name.endswith((".yaml", ".yml")) else name), _shipped_files()
     if stem in files and Path(name).name == name:
         return files[stem]
-    raise DetkitError("there is no such config file or shipped config", name, nearest(stem, sorted(files)))
+    what, do = "there is no such config file or shipped config", nearest(stem, sorted(files))
+    raise DetkitError(what, name, f"if it is data: detkit train --data {name}" if Path(name).exists() else do)
 
 
 def _shipped_files() -> dict[str, Path]:

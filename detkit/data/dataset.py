@@ -17,7 +17,7 @@ from detkit.data.masks import label_map
 from detkit.data.reading import UNSAFE, fill_sizes
 from detkit.data.resize import moved_target
 from detkit.data.unknown import advice, contents
-from detkit.errors import DetkitError, nearest
+from detkit.errors import DetkitError, nearest_path
 from detkit.geometry import Geometry
 from detkit.interfaces import DatasetFormat
 from detkit.io.images import image_size, read_image
@@ -83,8 +83,7 @@ def format_of(path: str | Path, name: str | None = None) -> DatasetFormat:
             return next(iter(found.values()))
     if not path.exists():
         do = "check the path; detkit help E030 lists what DATA may be"
-        beside = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DetkitError("there is no such data set", str(path), nearest(path.name, beside, otherwise=do))
+        raise DetkitError("there is no such data set", str(path), nearest_path(path, do))
     inside = _data_sets_in(path, asked)
     do = f"give one of its folders: {', '.join(inside)}" if inside else advice(path) or _likeliest(path, asked)
     kind, where = ("folder", f"{path}: {contents(path)}") if path.is_dir() else ("file", str(path))

@@ -53,6 +53,8 @@ def _of_texts(root: Path, texts: Sequence[str], images: Sequence[str]) -> str:
         return f"{beside} begins with {first[:60]!r}; a line of YOLO's is a class's number and four fractions"
     if not images and any(is_label(root / text) for text in texts):
         return "these are YOLO's labels without their images: put images/ beside labels/, and a classes.txt"
+    if images and (root.parent / "labels").is_dir():
+        return f"these are images, with their labels beside this folder: give {root.parent}"
     if images and len(images) > 1 and not texts:
         return "these are images without labels (detkit label makes some), or for class folders one class only"
     return ""

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from detkit.errors import DetkitError, nearest
 
-EngineName = Literal["onnxruntime", "openvino"]
 ENGINES = {"onnxruntime": "onnx", "openvino": "openvino"}  # and the extra that installs it
 _AGAIN = "copy, download or export it again"
 

@@ -290,7 +290,7 @@ def _class_names(engine: Engine, names: str | Path | None, count: int, where: st
     else:
         found = COCO_CLASSES if count == len(COCO_CLASSES) else ()
     if len(found) != count:
-        what = f"{counted(len(found), 'class name')}" if found else "no class names"
+        what = counted(len(found), "class name") if found else "no class names"
         do = "give a file of them, one a line: --names FILE"
         raise DetkitError(f"this ONNX file knows {counted(count, 'class')}, and has {what}", where, do)
     return found

@@ -14,7 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detkit.errors import DetkitError
+from detkit.errors import DetkitError, nearest_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,7 +37,7 @@ def reading(where: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise DetkitError("no such file", where, "check the path") from error
+        raise DetkitError("no such file", where, nearest_path(where, "check the path")) from error
     except IsADirectoryError as error:
         raise DetkitError("this is a folder, a file was expected", where, "name a file in it") from error
     except PermissionError as error:

@@ -157,8 +157,8 @@ def _below(folder: Path) -> str:
     if not images:
         return "name a folder, a file or a pattern of images"
     (suffix, most), total = images.most_common(1)[0], images.total()
-    those = f"the {counted(total, 'image')}" if most == total else f"{most} of the {total} images"
-    return f"for {those} in its sub-folders give '{folder / '**' / f'*{suffix}'}'"
+    those = counted(total, "image") + f", {most} of them {suffix}" * (most < total)
+    return f"its sub-folders hold {those}: give '{folder / '**' / f'*{suffix}'}'"
 
 
 def image_files(source: str) -> Iterator[tuple[str, int | None]]:

@@ -150,7 +150,7 @@ class _Service:
     async def sample(self, request: Request) -> Response:
         number = request.path_params["number"]
         if number >= len(self.samples):
-            raise HTTPException(404, f"there are {len(self.samples)} samples")
+            raise HTTPException(404, f"there is no sample {number}")
         return FileResponse(self.samples[number])
 
     async def answer(self, work: Work, request: Request) -> Response:

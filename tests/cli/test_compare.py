@@ -126,7 +126,7 @@ def test_table_image_and_json(runs: dict[str, Path], tmp_path: Path, capsys: pyt
         (["whole", "half", "-o", "c.doc"], "c.doc"),
         (["whole", "half", "-o", "data"], "plots cannot be written"),
         (["whole", "half", "--bootstrap", "0"], "--bootstrap"),
-        (["runs/a", "runs/a/"], "2 runs, 1 different"),
+        (["runs/a", "runs/a/"], "two different runs are compared"),
         (["whole", "half", "--data", "nowhere"], "nowhere"),
     ],
 )

@@ -342,3 +342,27 @@ def test_a_part_that_a_file_names_is_allowed_by_the_command_that_the_error_shows
     monkeypatch.setattr("detkit.cli.app.app_of", untrusted)
     assert main(["detect", "-m", "x", "--", "my photo.jpg"]) == 2
     assert "detkit detect -m x --plugin 'a b' -- 'my photo.jpg'" in _said(capsys).splitlines()[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "pets"], "if it is data: detkit train --data pets"),
+        (["train", "--data", "pets", "--epochs", "5"], "train.epochs=20, say"),
+        (["evaluate", "run"], "no data was named: this is a run"),
+        (["data", "check", "pets/images"], "their labels beside this folder: give pets"),
+        (["detect", "photo.jpeg"], "did you mean photo.jpg?"),
+        (["detect", "photo.jpg", "--model", "best.safetensor"], "did you mean best.safetensors?"),
+        (["detect", "pets"], "its sub-folders hold 1 image: give 'pets/**/*.JPG'"),
+    ],
+)
+def test_what_was_meant_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file in ("pets/images/a.JPG", "pets/labels/a.txt", "run/best.safetensors", "best.safetensors", "photo.jpg"):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).touch()
+    Image.new("RGB", (9, 9)).save("photo.jpg")
+    assert main(words) == 2
+    assert said in capsys.readouterr().err
