@@ -54,7 +54,7 @@ WEIGHTS: dict[str, Weights] = {
         licence="Apache-2.0 (see weights/README.md for origin, changes and the data's terms)",
         classes=COCO_CLASSES,
         score="AP50 0.84 on nine common classes, 0.73 on all of VOC val",
-    ),
+    )
 }
 REPLACED = {"voc-lite0": "detkit-nano"}
 

@@ -99,8 +99,7 @@ class Answers:
     """How models, together or one alone, are asked."""
 
     tta: Annotated[
-        str | None,
-        Option(help="Look again: flip (mirrored), scales (resized); a classifier: crops; by commas."),
+        str | None, Option(help="Look again: flip (mirrored), scales (resized); a classifier: crops; by commas.")
     ] = None
     ensemble: Annotated[
         bool, Option("--ensemble", help="Fuse the answers of two or more models (their weights are never averaged).")

@@ -34,11 +34,7 @@ def serve(
 
     serving.check_installed()
     bounds = serving.Bounds(
-        batch=batch,
-        queue=queue,
-        max_bytes=int(max_mb * 2**20),
-        max_pixels=int(max_pixels * 1e6),
-        timeout=timeout,
+        batch=batch, queue=queue, max_bytes=int(max_mb * 2**20), max_pixels=int(max_pixels * 1e6), timeout=timeout
     )
     if report is not None and not report.is_file():
         raise DetkitError("there is no such page", str(report), "make one: detkit evaluate MODEL DATA --report PAGE")

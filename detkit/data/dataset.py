@@ -102,7 +102,8 @@ def _likeliest(path: Path, known: Mapping[str, DatasetFormat]) -> str:
         (one.looked_for for one in known.values()),
         key=lambda text: not any(re.search(rf"\b{ending[1:]}\b", text) for ending in there),
     )
-    return f"give {'; or '.join(texts[:3])}; detkit help E030 lists all layouts"
+    more = "or name the format: --format NAME (detkit help E030 lists all)"
+    return f"give {'; or '.join(texts[:3])}; {more}"
 
 
 def _data_sets_in(path: Path, known: Mapping[str, DatasetFormat]) -> list[str]:

@@ -151,12 +151,7 @@ def _eight(shapes: Shapes, size: tuple[int, int]) -> bool:
 LAYOUTS = {
     "yolox": OutputLayout(_yolox, _table(_THREE, 1), bgr=True, iou=0.65),
     "nanodet": OutputLayout(
-        _nanodet,
-        _table(_FOUR, 1),
-        bgr=True,
-        mean=(103.53, 116.28, 123.675),
-        std=(57.375, 57.12, 58.395),
-        stretch=True,
+        _nanodet, _table(_FOUR, 1), bgr=True, mean=(103.53, 116.28, 123.675), std=(57.375, 57.12, 58.395), stretch=True
     ),
     "picodet": OutputLayout(_picodet, _eight, mean=_IMAGENET[0], std=_IMAGENET[1], stretch=True, cubic=True),
     "yolov8": OutputLayout(_yolov8, _table(_THREE, 2), std=(255.0, 255.0, 255.0), iou=0.7),

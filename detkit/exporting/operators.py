@@ -70,8 +70,4 @@ def in_onnx() -> dict[Any, Callable[..., Any]]:
         return op.MaxRoiPool(maps, rois, pooled_shape=[high, wide], spatial_scale=scale)
 
     known = torch.ops.detkit
-    return {
-        known.suppressed.default: nms,
-        known.roi_align.default: align,
-        known.roi_pool.default: pool,
-    }
+    return {known.suppressed.default: nms, known.roi_align.default: align, known.roi_pool.default: pool}

@@ -129,13 +129,7 @@ class FrameOrder(_Puzzle):
     """
 
     def __init__(
-        self,
-        channels: Sequence[int],
-        strides: Sequence[float],
-        num_classes: int,
-        *,
-        frames: int = 3,
-        hidden: int = 128,
+        self, channels: Sequence[int], strides: Sequence[float], num_classes: int, *, frames: int = 3, hidden: int = 128
     ) -> None:
         if not 3 <= frames <= 5:
             raise ValueError(f"frames must be 3 to 5, got {frames}: two have no order, six have 360")

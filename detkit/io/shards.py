@@ -90,11 +90,7 @@ class Shards:
             return bool(self._fs.exists(f"{self._root}/{MANIFEST}"))
 
     def begin(
-        self,
-        files: Iterable[tuple[str, int | None]],
-        size: int,
-        sources: Sequence[str],
-        settings: Mapping[str, object],
+        self, files: Iterable[tuple[str, int | None]], size: int, sources: Sequence[str], settings: Mapping[str, object]
     ) -> None:
         """Writes the manifest.
 

@@ -73,10 +73,7 @@ class Failure:
 
 
 def open_sources(
-    sources: Iterable[Source] | Source,
-    *,
-    stdin: BinaryIO | None = None,
-    camera: Open | None = None,
+    sources: Iterable[Source] | Source, *, stdin: BinaryIO | None = None, camera: Open | None = None
 ) -> Iterator[Frame | Failure]:
     """The frames of all sources in turn, lazily; a video cut short gives its good frames, then a Failure.
 

@@ -43,12 +43,7 @@ def find_metric(protocol: str, *, where: str = "", trusted: bool = True) -> Metr
 
 
 def evaluate_results(
-    gt: GroundTruth,
-    dt: Results,
-    protocol: str = "coco",
-    *,
-    iou: float | None = None,
-    max_detections: int = 100,
+    gt: GroundTruth, dt: Results, protocol: str = "coco", *, iou: float | None = None, max_detections: int = 100
 ) -> Evaluation:
     """How good detections are.
 

@@ -142,13 +142,7 @@ def assign_ratio(
 
 
 def assign_iou(
-    priors: Tensor,
-    objects: Objects,
-    images: int,
-    *,
-    positive: float = 0.7,
-    negative: float = 0.3,
-    best: bool = True,
+    priors: Tensor, objects: Objects, images: int, *, positive: float = 0.7, negative: float = 0.3, best: bool = True
 ) -> Assignment:
     """Priors (A, 4) xyxy by IoU with the objects: positive from ``positive`` up (for the object of highest IoU),
     negative below ``negative``, ignored between (Faster R-CNN, section 3.1.2).

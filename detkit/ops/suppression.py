@@ -40,12 +40,7 @@ def nms(boxes: Array, scores: Array, threshold: float | None = None, *, iou_thre
 
 
 def batched_nms(
-    boxes: Array,
-    scores: Array,
-    labels: Array,
-    threshold: float | None = None,
-    *,
-    iou_threshold: float | None = None,
+    boxes: Array, scores: Array, labels: Array, threshold: float | None = None, *, iou_threshold: float | None = None
 ) -> Array:
     """Greedy NMS within each label.
 

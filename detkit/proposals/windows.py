@@ -20,11 +20,7 @@ ASPECTS = (0.5, 1.0, 2.0)
 
 
 def sliding_windows(
-    size: Sequence[int],
-    *,
-    windows: Sequence[float] = WINDOWS,
-    aspects: Sequence[float] = ASPECTS,
-    stride: float = 0.25,
+    size: Sequence[int], *, windows: Sequence[float] = WINDOWS, aspects: Sequence[float] = ASPECTS, stride: float = 0.25
 ) -> np.ndarray:
     """All windows that lie inside an image.
 
