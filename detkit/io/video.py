@@ -11,7 +11,7 @@ from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import cv2
 import numpy as np
@@ -247,10 +247,8 @@ class _QuickWriter:
         import av
 
         av.codec.Codec(encoder, "w")  # else a file would be begun
-        self._file: Any = av.open(str(path), "w", format=form)
-        self._stream: Any = self._file.add_stream(
-            encoder, rate=Fraction(fps).limit_denominator(60_000), options=options
-        )
+        self._file = cast(Any, av.open(str(path), "w", format=form))  # typed as any stream's file
+        self._stream = self._file.add_stream(encoder, rate=Fraction(fps).limit_denominator(60_000), options=options)
         self._width, self._height = self._stream.width, self._stream.height = size[0] // 2 * 2, size[1] // 2 * 2
         self._stream.pix_fmt = "yuv420p"
         self._stream.codec_context.open()
