@@ -306,8 +306,8 @@ def read_predictions(
 
     annotations = read(data, **how)
     on_read(annotations)
-    read_from = read_answers if any(Path(path).glob("*.png")) else read_detections
-    results, notes = read_from(Path(path), annotations)
+    masks = any(Path(path).glob("*.png"))
+    results, notes = read_answers(Path(path), annotations) if masks else read_detections(path, annotations)
     return annotations, results, [*notes, *swapped_classes(annotations.ground_truth(), results)]
 
 
