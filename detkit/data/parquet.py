@@ -13,6 +13,7 @@ import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def _objects(row: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
     found = row.get("objects") or row.get("annotations") or row
     if isinstance(found, Mapping):
         boxes, labels = (next((found[k] for k in keys if found.get(k) is not None), ()) for keys in (_BOXES, _LABELS))
-        yield from zip(boxes, labels, strict=False)
+        yield from zip_longest(boxes, labels)  # one without the other is told, not lost
     else:
         for one in found:
             yield tuple(next((one[k] for k in keys if one.get(k) is not None), None) for keys in (_BOXES, _LABELS))  # type: ignore[misc]

@@ -86,6 +86,10 @@ def test_what_is_wrong_is_told(toy: Path, tmp_path: Path, capsys: pytest.Capture
     assert found.xywh.tolist() == [[1, 2, 3, 4]]
     counts = {one.name: one.count for one in found.findings}
     assert counts["object without a box of four numbers and a class (dropped)"] == 2
+    lists = {"bbox": [[1, 2, 3, 4], [5, 6, 7, 8], [1, 1, 2, 2]], "category": ["cat", "dog"]}
+    pq.write_table(pa.Table.from_pylist([{"image": b"no image", "objects": lists}]), file)
+    counts = {one.name: one.count for one in read(file).findings}
+    assert counts["object without a box of four numbers and a class (dropped)"] == 1
     assert main(["data", "check", str(file)]) == 3
     assert "this is a text file, not an image" in capsys.readouterr().out
     pq.write_table(pa.table({"text": ["a"]}), file)
