@@ -146,6 +146,7 @@ def label(
         from detkit.structures import Limits
 
         people = _in_classes(people, source.classes, source.class_ids)
+        _complete(people, rules.known)  # a name that is wrong is told before hours of looking
         limits = Limits(rules.ignore, source.iou, 100)
         _, found, _ = detect_dataset(source, Dataset(people), batch=batch, limits=limits, on_batch=on_progress)
     whole, records = _merged(people, found, rules)

@@ -109,6 +109,7 @@ def test_of_classes_that_people_labelled_completely_nothing_is_added(
     with pytest.raises(DetkitError, match="no class 'plane' in the data"):
         label(model, str(data), tmp_path / "x.json", rules=Rules(known=("plane",)))
     assert not (tmp_path / "x.json").exists()
+    assert len(model.asked) == 1  # before anything was looked at
 
 
 CAR = [10.0, 10, 50, 50]
