@@ -55,7 +55,8 @@ def adapt(
 
     count, norms = remeasure_norms(detector, islice(samples(), limit), share)
     if not count:
-        raise DetkitError("no image could be read to measure BatchNorm on", images, "give a folder of photos")
+        where = failed[0] if failed else images
+        raise DetkitError("no image could be read to measure BatchNorm on", where, "give a folder of photos")
     detector.record = {**detector.record, "adapted": {"images": count, "share": share}}
     detector.save(out, overwrite=overwrite)
     said = f"{out}: {counted(norms, 'BatchNorm')} with statistics of {counted(count, 'image')}"
@@ -73,7 +74,7 @@ def remeasure_norms(
         detector: Whose weights stay as they are.
         samples: The images.
         share: Of the new statistics.
-        batch: Images at a time; each counts as much as the next.
+        batch: Images at a time.
 
     Returns:
         How many images there were, and BatchNorms.
@@ -88,12 +89,13 @@ def remeasure_norms(
     detector.eval()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches
         norm.train()
     count = 0
     while group := list(islice(samples, batch)):
-        detector.raw(detector.batch_of(group).pixels)
         count += len(group)
+        for norm in norms:
+            norm.momentum = len(group) / count  # the mean over all images
+        detector.raw(detector.batch_of(group).pixels)
     for norm, (mean, var, momentum) in zip(norms, before, strict=True):
         kept = 1 - share if count else 1.0
         norm.running_mean.lerp_(mean, kept)  # type: ignore[union-attr]

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import torch
 
 Array = TypeVar("Array", np.ndarray, "torch.Tensor")  # the same kind comes back
-Either = Any  # a numpy array or a torch tensor: the type of what serves both in one body
+# A numpy array or a torch tensor, for what serves both. As a union, every expression of two would be a type error.
+Either = Any
 
 
 def is_tensor(value: object) -> bool:

@@ -9,7 +9,6 @@ from difflib import get_close_matches
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 
 class DetkitError(Exception):
@@ -34,7 +33,7 @@ class DetkitError(Exception):
         ]
         return max(fits)[1] if fits else ""
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         # Keeps the three lines when the error crosses from a data worker's process.
         return (_rebuild_error, (type(self), self.what, self.where, self.do, self.code))
 
@@ -88,7 +87,7 @@ def small_image_error(error: Exception) -> DetkitError | None:
     return DetkitError("the images are too small for this network", text, "give a larger --size or model.size")
 
 
-def nearest(name: Any, names: Iterable[Any], *, otherwise: str | None = None) -> str:
+def nearest(name: object, names: Iterable[object], *, otherwise: str | None = None) -> str:
     """What to do about an unknown name: the nearest of ``names``, or all of them.
 
     Args:

@@ -185,7 +185,7 @@ def _fitting(settings: Settings, usual: str, page: bool, check: str | None) -> s
         "--protocol": (boxless, f"these answers are {unlike}, and {protocol} judges {metric.answers}"),
         "--match-iou": (iou is not None and not metric.takes_iou, f"{protocol} matches no boxes"),
         "--max-detections": (unlimited, f"{protocol} counts all detections"),
-        "--report": (page and labels, "there is no report of classification"),
+        "--report": (page and labels, "there is no report where whole images are judged"),
         "--check": (uncheckable, "pycocotools sums up COCO's protocol with 100 detections"),
     }
     for option, (refused, what) in refusals.items():

@@ -15,13 +15,7 @@ from detkit.engine.evaluator import detect_dataset
 from detkit.errors import DetkitError
 from detkit.io.files import reading, write_bytes
 from detkit.metrics import find_metric
-from detkit.metrics.identities import Match
-from detkit.ops.similarity import Measure, likeness
-
-
-def measure_of(model: Detector) -> Measure:
-    """How its vectors are compared."""
-    return getattr(model.head, "measure", "cosine")
+from detkit.metrics.identities import Match, Measure, likeness, threshold_at
 
 
 def weights_hash(model: Detector) -> str:
@@ -33,7 +27,7 @@ def weights_hash(model: Detector) -> str:
 
 
 def threshold_of(model: Detector, data: str | None = None, split: str | None = None, accepts: float = 0.01) -> float:
-    """The likeness from which on two vectors are of one identity: it accepts a share of the pairs of different ones.
+    """The likeness from which on two vectors are of one identity: it accepts at most a share of the different ones.
 
     Args:
         model: With head ``embed``.
@@ -47,7 +41,7 @@ def threshold_of(model: Detector, data: str | None = None, split: str | None = N
     metric = find_metric(model.protocol)
     if data is not None and isinstance(metric, Match):
         different = metric.pairs(*detect_dataset(model, Dataset(read(data, split=split)))[:2])[1]
-        return float(np.quantile(different, 1 - accepts))
+        return threshold_at(different, accepts)
     if data is not None or "threshold" not in model.scores:
         do = "give --threshold 0.8, say, or a model with head embed"
         raise DetkitError("this model knows no threshold of likeness", "--threshold", do)
@@ -83,7 +77,7 @@ class Gallery:
             with safe_open(path, "numpy") as file:
                 about = json.loads((file.metadata() or {})["gallery"])
                 found = cls(about["model"], list(about["names"]), file.get_tensor("table"))
-        except (SafetensorError, KeyError, ValueError):
+        except (SafetensorError, KeyError, ValueError, TypeError, RecursionError):
             raise DetkitError("this file is no gallery", str(path), "detkit match enrol makes one") from None
         if found.model != weights_hash(model):
             what = "the gallery was made with another model, whose vectors mean something else"

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from detkit.arrays import is_tensor
-
-Array = Any  # a numpy array or a torch tensor
+from detkit.arrays import Either, is_tensor
 
 
 class Geometry(NamedTuple):
@@ -31,20 +29,20 @@ class Geometry(NamedTuple):
     left: float = 0.0
     top: float = 0.0
 
-    def to_input(self, boxes: Array) -> Array:
+    def to_input(self, boxes: Either) -> Either:
         """Original xyxy (N, 4) to input pixels; numpy or torch."""
         return boxes * self._pairs(boxes, self.scale_x, self.scale_y) + self._pairs(boxes, self.left, self.top)
 
-    def to_original(self, boxes: Array) -> Array:
+    def to_original(self, boxes: Either) -> Either:
         """Input xyxy (N, 4) to original pixels, clipped to the image; numpy or torch."""
         boxes = self.points_to_original(boxes)
         return boxes.clip(min=0).clip(max=self._pairs(boxes, self.width, self.height))
 
-    def points_to_original(self, points: Array) -> Array:
+    def points_to_original(self, points: Either) -> Either:
         """Input points (..., 2) x, y, or (..., 4) two of them, to original pixels, not clipped; numpy or torch."""
         return (points - self._pairs(points, self.left, self.top)) / self._pairs(points, self.scale_x, self.scale_y)
 
-    def masks_to_original(self, masks: Array) -> Array:
+    def masks_to_original(self, masks: Either) -> Either:
         """Masks (N, H, W) of the input as (N, height, width) of the original, by the nearest pixel; numpy or torch."""
         places = ((self.height, self.scale_y, self.top), (self.width, self.scale_x, self.left))
         rows, columns = (
@@ -54,7 +52,7 @@ class Geometry(NamedTuple):
         return masks[:, rows][:, :, columns]
 
     @staticmethod
-    def _pairs(like: Array, x: float, y: float) -> Array:
+    def _pairs(like: Either, x: float, y: float) -> Either:
         """(x, y), repeated to the length of the last axis of ``like``, of its kind."""
         values = (x, y) * (like.shape[-1] // 2)
         return like.new_tensor(values) if is_tensor(like) else np.asarray(values, dtype=like.dtype)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from detkit.data.annotations import Annotations
     from detkit.engine.events import Event
     from detkit.io.sources import Frame
+    from detkit.metrics.identities import Measure
     from detkit.structures import Batch, Detections, Limits, Loss, Target
     from detkit.tables import Evaluation, GroundTruth, Results
 
@@ -100,6 +101,7 @@ class Head(Module):
         takes_identities: True for a head whose classes are identities: data to validate on may have others.
         takes_masks: True for a head that learns the class of each pixel: its targets have a ``mask``.
         protocol: The metric (``detkit.metrics.METRICS``) that its answers are judged by.
+        measure: How the vectors of two images are compared (``detkit.metrics.identities.likeness``).
         flip_pairs: Pairs of landmarks, counted from 0, that change places where an image is mirrored.
         class_rows: Of each prediction layer, by the start of its parameters' names: rows per group before the classes',
             rows of each class, rows after them. A model for other classes keeps what it can by it.
@@ -110,6 +112,7 @@ class Head(Module):
     takes_masks: ClassVar[bool] = False
     takes_identities: ClassVar[bool] = False
     protocol: str = "coco"
+    measure: Measure = "cosine"
     flip_pairs: tuple[tuple[int, int], ...] = ()
     allows_mosaic: ClassVar[bool] = True
     class_rows: Mapping[str, tuple[int, int, int]] = MappingProxyType({})

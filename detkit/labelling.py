@@ -90,7 +90,7 @@ class Rules:
 
 
 def label(
-    source: Predictor | Sequence[Path],
+    source: Predictor | Sequence[str | Path],
     data: str,
     out: Path,
     *,
@@ -109,7 +109,7 @@ def label(
     ``weight`` in the loss, or else ``difficult`` (which detkit ignores) and ``ignore``. The images stay where they are.
 
     Args:
-        source: What detects; or files of detections on these images, fused as an ensemble's are.
+        source: What detects; or detections on these images, as ``read_detections`` takes them, fused as an ensemble's.
         data: A data set, or a folder of photos without labels.
         out: The json.
         rules: What becomes of a model's boxes.
@@ -182,14 +182,14 @@ def _in_classes(a: Annotations, classes: Sequence[str], ids: Sequence[int | str]
     return replace(a.relabelled(match_classes(a.classes, every), every, numbers), source=None)
 
 
-def _fused(files: Sequence[Path], people: Annotations, rules: Rules, tell: Callable[[str], None]) -> Results:
-    """Files' detections as one table."""
+def _fused(paths: Sequence[str | Path], people: Annotations, rules: Rules, tell: Callable[[str], None]) -> Results:
+    """The detections of all places as one table."""
     from detkit.io.detections import read_detections
     from detkit.prediction.ensemble import fused
     from detkit.structures import Detections, Limits
 
     tables = []
-    for path in files:
+    for path in paths:
         table, notes = read_detections(path, people)
         tables.append(table)
         for note in notes:

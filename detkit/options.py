@@ -35,7 +35,8 @@ def _type_of(default: object) -> object:
 def takes(*others: Callable[..., object]) -> Callable[[Function], Function]:
     """Decorates a function with ``**options``: its signature lists the keyword-only arguments of ``others`` instead.
 
-    An argument that it has itself stays as it is there; of several ``others`` the first counts.
+    An argument that it has itself stays as it is there; of several ``others`` the first counts. Whose docstrings tell
+    of the arguments stands in the function's ``__takes__``.
     """
 
     def decorate(function: Function) -> Function:
@@ -46,7 +47,7 @@ def takes(*others: Callable[..., object]) -> Callable[[Function], Function]:
             listed = {**listed, **options, **listed}
             hints = {name: argument.annotation for name, argument in options.items()}
             function.__annotations__ = hints | function.__annotations__
-        vars(function)["__signature__"] = inspect.Signature(list(listed.values()))
+        vars(function).update(__signature__=inspect.Signature(list(listed.values())), __takes__=others)
         return function
 
     return decorate

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Any, Protocol, TypedDict, TypeVar, Unpack, overload
 
 from detkit.errors import DetkitError, nearest
 from detkit.geometry import UsualSizes
 from detkit.io.images import ImageSource, as_rgb
+from detkit.io.prefetch import threaded
 from detkit.io.sources import Failure, Frame, Source, open_sources
 from detkit.structures import Detections, Limits, Sample
 
@@ -38,6 +40,7 @@ class Predictor:
         protocol: The metric (``detkit.metrics.METRICS``) that its answers are judged by.
         flip_pairs: Pairs of points of an object that change places where an image is mirrored.
         precision: Of the arithmetic, ``fp32`` or ``bf16``.
+        streams: Batches of a stream that are looked at side by side, each by its share of the threads.
     """
 
     classes: tuple[str, ...]
@@ -46,6 +49,7 @@ class Predictor:
     protocol: str = "coco"
     flip_pairs: tuple[tuple[int, int], ...] = ()
     precision: str = "fp32"
+    streams: int = 1
 
     @cached_property
     def class_ids(self) -> tuple[int | str, ...]:
@@ -153,23 +157,20 @@ class Predictor:
 
         Args:
             frames: Of ``detkit.io.sources.open_sources``; read only as they are needed, ``batch`` at a time.
+                With ``streams`` so many batches more are read ahead.
             limits: Of the detections; None: those for people.
             batch: Images at a time.
         """
         limits = limits or Limits()
-        waiting: list[Seen] = []
-        for frame in frames:
-            waiting.append(frame)
-            if sum(isinstance(one, Frame) for one in waiting) in (0, batch):
-                yield from self._detect(waiting, limits)
-                waiting = []
-        yield from self._detect(waiting, limits)
 
-    def _detect(self, frames: list[Seen], limits: Limits) -> Iterator[tuple[Seen, Detections]]:
-        samples = [Sample(frame.image, path=frame.source) for frame in frames if isinstance(frame, Frame)]
-        found = iter(self.predict_samples(samples, limits) if samples else [])
-        for frame in frames:
-            yield frame, next(found) if isinstance(frame, Frame) else Detections.empty(self.classes)
+        def detect(frames: list[Seen]) -> list[tuple[Seen, Detections]]:
+            samples = [Sample(frame.image, path=frame.source) for frame in frames if isinstance(frame, Frame)]
+            found = iter(self.predict_samples(samples, limits) if samples else [])
+            empty = Detections.empty(self.classes)
+            return [(frame, next(found) if isinstance(frame, Frame) else empty) for frame in frames]
+
+        groups = _batches(frames, batch)
+        return chain.from_iterable(map(detect, groups) if self.streams < 2 else threaded(detect, groups, self.streams))
 
     def limits(
         self,
@@ -198,6 +199,18 @@ class Predictor:
         if len(self.classes) > 100:  # ImageNet's would fill the screen
             known = f"{', '.join(self.classes[:10])}, ... ({len(self.classes)} in all)"
         raise DetkitError(f"the model knows no class {name!r}", "classes", f"{near} it knows {known}".lstrip())
+
+
+def _batches(frames: Iterable[Seen], batch: int) -> Iterator[list[Seen]]:
+    """So many images at a time, failures in their places among them."""
+    waiting: list[Seen] = []
+    for frame in frames:
+        waiting.append(frame)
+        if sum(isinstance(one, Frame) for one in waiting) in (0, batch):
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting
 
 
 class PredictsSamples(Protocol):

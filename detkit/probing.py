@@ -6,6 +6,7 @@ Features are the last tapped map averaged, of images as evaluation sees them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -95,11 +96,13 @@ def embed(
         raise error
 
     training, found = model.training, []
+    height, width = model.head.views(torch.zeros(1, 3, *model.resize.input_size)).shape[2:]  # a frame's, not a strip's
+    resize = replace(model.resize, size=(height, width))
     model.eval()
-    with Loader(dataset, resize=model.resize, batch=batch, on_bad_image=refuse) as loader, torch.inference_mode():
+    with Loader(dataset, resize=resize, batch=batch, on_bad_image=refuse) as loader, torch.inference_mode():
         for number, (inputs, _) in enumerate(loader.epoch(0), 1):
             pixels = inputs.pixels.to(model.device)
-            found.append(model.backbone((pixels - model.mean) / model.std)[-1].mean((2, 3)).float().cpu())
+            found.append(model.backbone(model.normalised(pixels))[-1].mean((2, 3)).float().cpu())
             on_progress(number, len(loader))
     model.train(training)
     return torch.cat(found).clone()

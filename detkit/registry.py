@@ -17,36 +17,32 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from detkit.errors import DetkitError, nearest
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-# kind: the table of detkit's own, name to "module:attribute"
-TABLES = {
-    "backbone": "detkit.backbones:BACKBONES",
-    "neck": "detkit.necks:NECKS",
-    "head": "detkit.heads:HEADS",
-    "proposals": "detkit.proposals:PROPOSALS",
-    "format": "detkit.data.dataset:FORMATS",
-    "writer": "detkit.io.detections:WRITERS",
-    "metric": "detkit.metrics:METRICS",
-    "logger": "detkit.engine.run_folder:LOGGERS",
+
+class _Kind(NamedTuple):
+    """A kind of part."""
+
+    table: str  # of detkit's own, "module:attribute": name to "module:attribute"
+    base: str  # in detkit.interfaces
+    required: tuple[str, ...]  # members that a part from outside must have of its own
+
+
+KINDS = {
+    "backbone": _Kind("detkit.backbones:BACKBONES", "Backbone", ("forward",)),
+    "neck": _Kind("detkit.necks:NECKS", "Neck", ("forward",)),
+    "head": _Kind("detkit.heads:HEADS", "Head", ("raw", "loss", "predict")),
+    "proposals": _Kind("detkit.proposals:PROPOSALS", "ProposalSource", ()),
+    "format": _Kind("detkit.data.dataset:FORMATS", "DatasetFormat", ("looked_for", "recognises", "read")),
+    "writer": _Kind("detkit.io.detections:WRITERS", "Writer", ("write",)),
+    "metric": _Kind("detkit.metrics:METRICS", "Metric", ("scores", "rules", "evaluate")),
+    "logger": _Kind("detkit.engine.run_folder:LOGGERS", "Logger", ("__call__",)),
 }
-# kind: the base in detkit.interfaces, and the members that a part from outside must have of its own
-BASES = {
-    "backbone": ("Backbone", ("forward",)),
-    "neck": ("Neck", ("forward",)),
-    "head": ("Head", ("raw", "loss", "predict")),
-    "proposals": ("ProposalSource", ()),
-    "format": ("DatasetFormat", ("looked_for", "recognises", "read")),
-    "writer": ("Writer", ("write",)),
-    "metric": ("Metric", ("scores", "rules", "evaluate")),
-    "logger": ("Logger", ("__call__",)),
-}
-_GROUPS = {kind: f"detkit.{kind.rstrip('s')}s" for kind in TABLES}
 
 # Older spellings in YAML and on the command line, and what they are called now.
 RENAMED = {"course": "textbook", "lenet_course": "lenet_textbook", "yolo_course": "yolo_textbook"}
@@ -81,13 +77,13 @@ def allow(modules: str | Iterable[str], where: str = "plugins") -> None:
 
 def own_parts(kind: str) -> Mapping[str, str]:
     """detkit's own parts of a kind: name to "module:attribute"."""
-    table: Mapping[str, str] = import_from(TABLES[kind])
+    table: Mapping[str, str] = import_from(KINDS[kind].table)
     return table
 
 
 def installed_parts(kind: str) -> Mapping[str, EntryPoint]:
     """Parts of a kind that other installed packages announce, by name."""
-    return _entry_points(_GROUPS[kind])
+    return _entry_points(f"detkit.{kind.rstrip('s')}s")
 
 
 @cache
@@ -101,14 +97,14 @@ def find_part(kind: str, name: object, *, where: str = "", trusted: bool = True)
     """The part (mostly a class) of this kind and name.
 
     Args:
-        kind: A key of ``TABLES``.
+        kind: A key of ``KINDS``.
         name: One of detkit's own, of an entry point, or ``package.module:Name``.
         where: The place of the name, for errors.
         trusted: False if a file that may be a stranger's says the name, not a person.
 
     Raises:
         DetkitError: No such part (with the nearest name), a module that cannot be imported or lacks the name, or a
-            part that lacks what ``BASES`` asks for.
+            part that lacks what ``KINDS`` asks for.
         UntrustedPart: A module that a file, not a person, asks for.
     """
     if isinstance(name, str):
@@ -194,7 +190,7 @@ def _checked(kind: str, place: str, where: str) -> Any:
     part = _imported(place, where)
     if callable(part) and not isinstance(part, type):
         return part
-    base_name, required = BASES[kind]
+    _, base_name, required = KINDS[kind]
     base = import_from(f"detkit.interfaces:{base_name}")
     network, see = kind in ("backbone", "neck", "head"), "see docs/parts.md (detkit/interfaces.py)"
     if not isinstance(part, type) or not issubclass(part, base) or (network and not hasattr(part, "state_dict")):

@@ -6,13 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Self
 
-from detkit.arrays import as_numpy, concatenated, convert_kind, moved, row_index
+from detkit.arrays import Either, as_numpy, concatenated, convert_kind, moved, row_index
 
 if TYPE_CHECKING:
     import torch
 
-# A numpy array or a torch tensor. As a union, every expression of two of them would be a type error.
-Array = Any
 BACKGROUND, IGNORED = 254, 255  # of a mask's pixels: they belong to no class; nothing is asked of them
 
 
@@ -20,7 +18,7 @@ BACKGROUND, IGNORED = 254, 255  # of a mask's pixels: they belong to no class; n
 class Rows:
     """Boxes, and what subclasses know of each: indexed, moved and converted together."""
 
-    boxes: Array
+    boxes: Either
 
     def _check_boxes(self) -> None:
         boxes = convert_kind(self.boxes, "float32", self.boxes)
@@ -30,7 +28,7 @@ class Rows:
             raise ValueError(f"{type(self).__name__}: boxes must be (N, 4) xyxy, got shape {tuple(boxes.shape)}")
         object.__setattr__(self, "boxes", boxes)
 
-    def _check_column(self, name: str, dtype: str, default: Array = None) -> None:
+    def _check_column(self, name: str, dtype: str, default: Either = None) -> None:
         value = getattr(self, name)
         value = convert_kind(default if value is None else value, dtype, self.boxes)
         if value.ndim != 1 or len(value) != len(self):
@@ -46,7 +44,7 @@ class Rows:
         return self._each(lambda column: column[index], whole=("mask",))
 
     @property
-    def xywh(self) -> Array:
+    def xywh(self) -> Either:
         """(N, 4) float32: left, top, width and height, pixels."""
         return concatenated([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], axis=1)
 
@@ -58,7 +56,7 @@ class Rows:
         """The same as numpy arrays."""
         return self._each(as_numpy)
 
-    def _each(self, change: Callable[[Array], Array], whole: tuple[str, ...] = ()) -> Self:
+    def _each(self, change: Callable[[Either], Either], whole: tuple[str, ...] = ()) -> Self:
         values = {one.name: getattr(self, one.name) for one in fields(self)}
         for name, value in values.items():
             if name == "extra":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import platform
 import signal
 import statistics
 import threading
@@ -14,16 +15,18 @@ import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from detkit.errors import DetkitError
-from detkit.io.files import reading
+from detkit.io.detections import record_of
+from detkit.io.files import reading, write_error
 from detkit.io.images import as_rgb
+from detkit.io.prefetch import threaded
 from detkit.io.remote import read_address
 from detkit.io.shards import Shards
 from detkit.io.sources import Failure, Frame, image_files
@@ -59,7 +62,6 @@ class Job:
 class Made:
     """What a shard holds: images, how many of them could not be read, detections, notes on inputs and how often."""
 
-    number: int
     images: int
     failed: int
     detections: int
@@ -75,27 +77,44 @@ class ShardWorker:
 
     def __init__(self, job: Job) -> None:
         self._job, self._shards = job, Shards(job.out)
-        self._predictor = job.load()
-        self._limits = self._predictor.limits(**job.limits)
 
-    def __call__(self, number: int) -> Made:
-        """Makes a shard; the same rows whoever does it."""
+    @cached_property
+    def _predictor(self) -> Predictor:
+        return self._job.load()
+
+    def __call__(self, number: int) -> Made | DetkitError:
+        """Makes a shard, the same rows whoever does it; what goes wrong is an answer, too, which crosses processes."""
+        try:
+            return self._make(number)
+        except DetkitError as error:
+            return error
+
+    def _make(self, number: int) -> Made:
+        files, limits = self._shards.files(number), self._predictor.limits(**self._job.limits)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            frames = _ahead(self._read, self._shards.files(number))
-            rows = [_row(*seen) for seen in self._predictor.detect_frames(frames, self._limits, self._job.batch)]
+            frames = threaded(lambda one: self._read(*one), files, _AHEAD)
+            rows = [_row(*seen) for seen in self._predictor.detect_frames(frames, limits, self._job.batch)]
+        notes, failed = Counter(str(one.message) for one in said), sum(row["error"] is not None for row in rows)
+        one_per_folder = {os.path.dirname(name): name for name, _ in files}.values()
+        if failed == len(rows) and not any(map(self._sees, one_per_folder)):
+            what = f"not one image of a shard can be read on this machine: {rows[0]['error']}"
+            do = "is their disk mounted here, for this user? start in the folder where the other parts were started"
+            raise DetkitError(what, f"{platform.node()}: {files[0][0]} and all others of shard {number}", do, code=4)
         self._shards.write(number, rows)
-        failed = sum(row["error"] is not None for row in rows)
-        return Made(number, len(rows), failed, sum(len(row["detections"]) for row in rows), _counted(said))
+        return Made(len(rows), failed, sum(len(row["detections"]) for row in rows), notes)
+
+    def _sees(self, name: str) -> bool:
+        """True where anything in an image's folder can be read; of a store this is believed."""
+        folder = os.path.dirname(os.path.join(self._job.folder, name))
+        with suppress(OSError, ValueError), os.scandir(folder) as entries:
+            return any(os.access(one, os.R_OK) for one in entries)
+        return "://" in name
 
     def _read(self, name: str, size: int | None) -> Frame | Failure:
         try:
-            if "://" in name:
-                data = read_address(name)
-            else:
-                path = Path(self._job.folder, name)
-                with reading(name):
-                    data = path.read_bytes()
+            with reading(name):
+                data = read_address(name, size) if "://" in name else Path(self._job.folder, name).read_bytes()
             if size is not None and len(data) != size:
                 what = f"the file has changed since the manifest was made ({size} bytes then, {len(data)} now)"
                 raise DetkitError(what, name)
@@ -116,13 +135,15 @@ def detect_shards(
     part: tuple[int, int] = (1, 1),
     workers: int | str = 1,
     devices: float = 0,
+    overwrite: bool = False,
     tell: Callable[[str], None] = lambda text: None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Printed:
     """Makes the shards of ``job.out`` that are not there yet.
 
     Args:
-        sources: Files, folders, patterns, addresses; read only where there is no manifest.
+        sources: Files, folders, patterns, addresses. The first part looks through them again where there is a manifest,
+            the others do not.
         job: What every worker is told.
         names: What the sources are called, to know them again.
         settings: Of the detector, to refuse another one's shards.
@@ -130,23 +151,33 @@ def detect_shards(
         part: (k, n): only every n-th shard, from the k-th on.
         workers: Processes on this machine; ``ray`` or ``ray://HOST:PORT``: Ray Data's actors.
         devices: GPUs that each of Ray's actors needs.
+        overwrite: Start over, without what the folder holds; for all parts together.
         tell: Told what a person should know.
         on_progress: Called with shards done and in all.
 
     Returns:
-        As facts: out, shards (in all, made now, left to other parts), images, failed, detections, seconds.
+        As facts: out, shards (in all), made (now), there (before), left (to other parts), new and gone (images, since
+        the list was made), images, failed, detections, seconds.
 
     Raises:
         DetkitError: Other sources or settings than those of the folder, another run at work in it, a store that
             cannot be reached, a full disk, a shard that ends its process each time.
     """
-    shards, begun = Shards(job.out), time.perf_counter()
+    shards, begun, new, gone = Shards(job.out), time.perf_counter(), 0, 0
+    if overwrite and part[1] > 1:
+        raise DetkitError("starting over is for all parts together", "--overwrite --part", "give another --shards OUT")
     with _alone(shards.folder, part):
+        if overwrite and shards.exists():
+            shards.clear()
         shards.sweep(part)
         if shards.exists():
             shards.check(names, settings)
-            if (first := shards.manifest.counts[:1]) and len(shards.manifest.counts) > 1 and first[0] != size:
-                tell(f"{job.out}: shards of {first[0]} images, as they were begun")
+            if len(counts := shards.manifest.counts) > 1 and counts[0] != size:
+                tell(f"{job.out}: shards of {counts[0]} images, as they were begun")
+            if part[0] == 1 and any(changes := shards.changes(_there(sources))):
+                new, gone = changes
+                what = f"{job.out}: since its list was made {counted(new, 'image')} came (left out) and {gone} went"
+                tell(f"{what}; give another folder, or --overwrite, to look at those that are there now")
         else:
             shards.begin((file for source in sources for file in image_files(source)), size, names, settings)
         missing = shards.missing(tell)
@@ -154,41 +185,38 @@ def detect_shards(
         made: list[Made] = []
         on_progress(0, len(mine))
         for one in _engine(job, mine, workers, devices):
+            if isinstance(one, DetkitError):
+                raise one
             made.append(one)
             on_progress(len(made), len(mine))
     notes = sum((one.notes for one in made), Counter[str]())
     for text, count in notes.items():
         tell(f"{counted(count, 'file')}: {text}")
     seconds, left = time.perf_counter() - begun, len(missing) - len(made)
-    facts = {"out": job.out, "shards": len(shards.manifest.counts), "made": len(made), "left": left}
-    sums = {key: sum(getattr(one, key) for one in made) for key in ("images", "failed", "detections")}
-    text = "{made} of {shards} shards made now, {left} left to other parts: {out}".format(**facts)
-    images, boxes = counted(sums["images"], "image"), counted(sums["detections"], "detection")
-    found = f"{images}, {sums['failed']} of them could not be read, {boxes}"
-    return Printed({**facts, **sums, "seconds": round(seconds, 3)}, [text, f"{found}, {seconds:.1f} s"])
+    total = len(shards.manifest.counts)
+    facts = {"out": job.out, "shards": total, "made": len(made), "there": total - len(missing), "left": left}
+    facts |= {"new": new, "gone": gone} | {
+        key: sum(getattr(one, key) for one in made) for key in ("images", "failed", "detections")
+    }
+    text = "{made} of {shards} shards made now, {there} were there, {left} left to other parts: {out}".format(**facts)
+    found = "images: {images}, {failed} of them could not be read; detections: {detections}".format(**facts)
+    return Printed({**facts, "seconds": round(seconds, 3)}, [text, f"{found}; {seconds:.1f} s"])
+
+
+def _there(sources: Iterable[str]) -> Iterator[str]:
+    """The names of images that are there now; a source that has gone has none."""
+    for source in sources:
+        try:
+            yield from (name for name, _ in image_files(source))
+        except DetkitError as error:
+            if error.code == 4:  # the store
+                raise
 
 
 def _row(seen: Frame | Failure, found: Detections) -> dict[str, Any]:
     if isinstance(seen, Failure):
-        return {"source": seen.source, "width": None, "height": None, "detections": [], "error": seen.what}
-    size = {"width": seen.width, "height": seen.height}
-    return {"source": seen.source, **size, "detections": found.to_records(), "error": None}
-
-
-def _counted(said: Sequence[warnings.WarningMessage]) -> Counter[str]:
-    return Counter(str(one.message) for one in said)
-
-
-def _ahead(read: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-    """What ``read`` returns for each, in order, a few of them ahead of what is asked for."""
-    coming: deque[Future[Any]] = deque()
-    with ThreadPoolExecutor(_AHEAD) as pool:
-        for one in arguments:
-            coming.append(pool.submit(read, *one))
-            if len(coming) > _AHEAD:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
+        return {"source": seen.source, "detections": [], "error": seen.what}
+    return {**record_of(seen, found), "error": None}
 
 
 @contextmanager
@@ -199,38 +227,35 @@ def _alone(folder: Path | None, part: tuple[int, int]) -> Iterator[None]:
     if folder is None:
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
     own = folder / f".part-{part[0]}-of-{part[1]}.lock"
     with ExitStack() as stack:
-        for path in {own, *folder.glob(".part-*.lock")}:
-            if path != own and path.name.endswith(f"-of-{part[1]}.lock"):
-                continue  # another part of the same partition
-            try:
-                lock = FileLock(path, timeout=0)
-                lock.acquire()
-            except Timeout:
-                do = "wait for it, or stop it; parts of one run have different numbers: --part 1/8, --part 2/8"
-                raise DetkitError("another run is at work in this folder", str(folder), do) from None
-            if path == own:
-                stack.callback(lock.release)
-            else:
-                lock.release()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in {own, *folder.glob(".part-*.lock")}:
+                if path == own:
+                    stack.enter_context(FileLock(path, timeout=0))
+                elif not path.name.endswith(f"-of-{part[1]}.lock"):  # not another part of the same partition
+                    with FileLock(path, timeout=0):
+                        pass
+        except Timeout:
+            do = "wait for it, or stop it; parts of one run have different numbers: --part 1/8, --part 2/8"
+            raise DetkitError("another run is at work in this folder", str(folder), do) from None
+        except OSError as error:
+            raise write_error(error, folder) from error
         yield
 
 
-def _engine(job: Job, numbers: Sequence[int], workers: int | str, devices: float) -> Iterator[Made]:
-    if not numbers:
-        return iter(())
+def _engine(job: Job, numbers: Sequence[int], workers: int | str, devices: float) -> Iterator[Made | DetkitError]:
     if isinstance(workers, str):
-        return _on_ray(job, numbers, workers, devices)
+        return _on_ray(job, numbers, workers, devices) if numbers else iter(())
     return map(ShardWorker(job), numbers) if workers == 1 else _in_processes(job, numbers, workers)
 
 
-def _on_ray(job: Job, numbers: Sequence[int], address: str, devices: float) -> Iterator[Made]:
+def _on_ray(job: Job, numbers: Sequence[int], address: str, devices: float) -> Iterator[Made | DetkitError]:
     try:
         import ray
     except ImportError:
-        raise DetkitError("--workers ray needs Ray", do='pip install "ray[data]"') from None
+        raise DetkitError("--workers ray needs Ray", do='pip install "detkit[ray]"') from None
 
     class Actor:
         def __init__(self) -> None:
@@ -248,7 +273,7 @@ def _on_ray(job: Job, numbers: Sequence[int], address: str, devices: float) -> I
         yield row["made"]
 
 
-def _in_processes(job: Job, numbers: Sequence[int], workers: int) -> Iterator[Made]:
+def _in_processes(job: Job, numbers: Sequence[int], workers: int) -> Iterator[Made | DetkitError]:
     """Each process makes one shard at a time; one that ends is replaced, and its shard made again."""
     waiting, attempts = deque(numbers), Counter[int]()
     busy: dict[Connection, tuple[Any, int, float]] = {}  # process, shard, when it began
@@ -273,8 +298,6 @@ def _in_processes(job: Job, numbers: Sequence[int], workers: int) -> Iterator[Ma
                         (waiting if attempts[number] < _ATTEMPTS else lost).append(number)
                     continue
                 idle.append((pipe, process))
-                if isinstance(answer, DetkitError):
-                    raise answer
                 if number not in done:
                     done.add(number)
                     times.append(time.monotonic() - begun)
@@ -322,11 +345,6 @@ def _serve(pipe: Connection, job: Job) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
-    worker = None
+    work = ShardWorker(job)
     while True:
-        number = pipe.recv()
-        try:
-            worker = worker or ShardWorker(job)
-            pipe.send(worker(number))
-        except DetkitError as error:
-            pipe.send(error)
+        pipe.send(work(pipe.recv()))

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detkit.arrays import as_numpy, concatenated, convert_kind, moved
+from detkit.arrays import Either, as_numpy, concatenated, convert_kind, moved
 from detkit.errors import DetkitError, nearest
 from detkit.printed import Shown
-from detkit.rows import Array, Rows
+from detkit.rows import Rows
 
 if TYPE_CHECKING:
     import supervision
@@ -53,13 +53,13 @@ class Target(Rows):
         TypeError: numpy arrays and torch tensors mixed.
     """
 
-    labels: Array
-    crowd: Array = None
-    difficult: Array = None
-    area: Array = None
-    weight: Array = None
-    points: Array = None
-    mask: Array = None
+    labels: Either
+    crowd: Either = None
+    difficult: Either = None
+    area: Either = None
+    weight: Either = None
+    points: Either = None
+    mask: Either = None
     image_label: int | None = None
     known: tuple[int, ...] | None = None
 
@@ -75,7 +75,7 @@ class Target(Rows):
             raise ValueError(f"Target: points must have {n} rows, got {len(self.points)}")
 
     @property
-    def ignore(self) -> Array:
+    def ignore(self) -> Either:
         """(N,) bool: objects that are neither to be found nor counted as background."""
         return self.crowd | self.difficult
 
@@ -106,10 +106,10 @@ class Detections(Rows):
         TypeError: numpy arrays and torch tensors mixed.
     """
 
-    scores: Array
-    labels: Array
+    scores: Either
+    labels: Either
     classes: tuple[str, ...] = ()
-    extra: Mapping[str, Array] = field(default_factory=dict)
+    extra: Mapping[str, Either] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._check_boxes()
@@ -150,6 +150,12 @@ class Detections(Rows):
         best_first = np.argsort(-as_numpy(scores), kind="stable")
         return cls(boxes, scores, labels, first.classes, extra)[best_first]
 
+    def restored(self, geometry: Geometry, classes: tuple[str, ...]) -> Detections:
+        """From input pixels to the original image's, points and masks too, with class names."""
+        there = {"points": geometry.points_to_original, "masks": geometry.masks_to_original}
+        extra = {name: there[name](value) if name in there else value for name, value in self.extra.items()}
+        return replace(self, boxes=geometry.to_original(self.boxes), classes=classes, extra=extra)
+
     def with_nms(self, iou: float = 0.5, *, class_agnostic: bool = False) -> Detections:
         """Those that no better one of the same class overlaps by more than ``iou``, best first.
 
@@ -164,7 +170,7 @@ class Detections(Rows):
         return self[batched_nms(self.boxes, self.scores, self.labels, iou)]
 
     @property
-    def area(self) -> Array:
+    def area(self) -> Either:
         """(N,) float32: of the boxes, square pixels."""
         return self.xywh[:, 2:].prod(1)
 

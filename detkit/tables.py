@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ _SYNONYMS = {
     "sofa": "couch",
     "tvmonitor": "tv",
 }
+Maps = Callable[[int], tuple[np.ndarray, np.ndarray]]  # of an image's index: labels and answer, (H, W) uint8 both
 
 
 @dataclass(slots=True, frozen=True, eq=False)
@@ -80,6 +81,8 @@ class Results:
         points: (M, K, 2) float64 x, y in pixels, or None.
         pixels: (images, C + 1, C + 1) int64: how many pixels of each image are labelled as one class and answered as
             another, the last being neither; or None.
+        maps: With ``pixels``: what labels and answer say of each pixel of an image (``Target.mask``), which is looked
+            at again.
         embedding: (M, D) float32, the vector of what was found, or None.
     """
 
@@ -89,6 +92,7 @@ class Results:
     score: np.ndarray
     points: np.ndarray | None = None
     pixels: np.ndarray | None = None
+    maps: Maps | None = field(default=None, kw_only=True)
     embedding: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -96,10 +100,8 @@ class Results:
 
     def __getitem__(self, rows: np.ndarray) -> Results:
         """Some detections: a mask or indices."""
-        points, vectors = (None if column is None else column[rows] for column in (self.points, self.embedding))
-        return Results(
-            self.image[rows], self.label[rows], self.xywh[rows], self.score[rows], points, self.pixels, vectors
-        )
+        columns = {name: getattr(self, name) for name in ("image", "label", "xywh", "score", "points", "embedding")}
+        return replace(self, **{name: column[rows] for name, column in columns.items() if column is not None})
 
 
 @dataclass(slots=True, frozen=True, eq=False)
@@ -146,7 +148,7 @@ def rank_of(ids: Sequence[int | str]) -> np.ndarray:
     return np.argsort(order)
 
 
-def truth_of(targets: Sequence[Any], classes: tuple[str, ...]) -> GroundTruth:
+def truth_of(targets: Sequence[object], classes: tuple[str, ...]) -> GroundTruth:
     """The objects of images as a table.
 
     Args:
@@ -196,7 +198,7 @@ def results_of(found: Sequence[Any], images: Sequence[int] | None = None) -> Res
     )
 
 
-def _boxes_and_labels(items: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _boxes_and_labels(items: Sequence[object]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(N, 4) float64 xyxy, (N,) labels and (N,) indices of the items."""
     boxes = [inputs.box_array(_column(item, "boxes")) for item in items]
     labels = [inputs.label_array(_column(item, "labels"), len(b)) for item, b in zip(items, boxes, strict=True)]
@@ -213,7 +215,7 @@ def _column(item: Any, name: str) -> Any:
     return as_numpy(value)
 
 
-def _optional(items: Sequence[Any], name: str, default: np.ndarray) -> np.ndarray:
+def _optional(items: Sequence[object], name: str, default: np.ndarray) -> np.ndarray:
     """The column of all items end to end, in the default's type; the default where an item has none."""
     try:
         values = [np.zeros(0), *(_column(item, name) for item in items)]

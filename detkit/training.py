@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -86,7 +87,7 @@ def train(
         source = str(data) if format is None else {"path": str(data), "format": format}
         changes = [f"data.train={json.dumps(source)}", "data.val=null", "data.test=null", *changes]
     elif config is None:
-        raise DetkitError("nothing to train on", do="give data=, or a config that names its data")
+        raise DetkitError("nothing to train on", do="give data (--data DATA), or a config that names its data")
     recipe = config or DEFAULT_RECIPE
     checked = read_config(recipe, changes, train_schema=TrainOptions, trusted=resume is None)
     if data is None:
@@ -131,6 +132,7 @@ def _trainer(
     from detkit.data.summary import summarise
     from detkit.engine.events import DataRead, Notice
     from detkit.engine.trainer import Trainer
+    from detkit.io.decoded import DecodedImages
 
     train_set, val_set, notes = train_val_datasets(checked)
     summary = summarise({"train": train_set.annotations, "val": val_set.annotations}, missing=True)
@@ -140,6 +142,10 @@ def _trainer(
     if fit:
         checked, chosen = fitted(checked, train_set.annotations)
         notes = [*notes, *chosen]
+    if room := checked.train.cache_images:
+        decoded = DecodedImages(room, (checked.train.workers or 1) * int(os.environ.get("WORLD_SIZE", "1")))
+        train_set = replace(train_set, decoded=decoded)
+        notes = [*notes, f"decoded images of this and other runs, {room:g} GB at most, are kept in {decoded.folder}"]
     for note in notes:
         tell(Notice(note))
     torch.manual_seed(checked.train.seed)

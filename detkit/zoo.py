@@ -31,8 +31,7 @@ class Weights:
         licence: Of the weights.
         classes: That it knows.
         score: What it reaches and on what, as shown in ``detkit models``.
-        file: In the weights folder; "" if it has a url.
-        url: Where it is fetched from; "" if it has a file.
+        file: In the weights folder.
     """
 
     name: str
@@ -41,19 +40,18 @@ class Weights:
     licence: str
     classes: tuple[str, ...]
     score: str
-    file: str = ""
-    url: str = ""
+    file: str
 
 
 WEIGHTS: dict[str, Weights] = {
     "detkit-nano": Weights(
         name="detkit-nano",
         file="detkit-nano.safetensors",
-        sha256="2b39fbf24b6a80c6918cc38a9823bba00ad9fca24f5909d84a8357c3d5520b89",
-        bytes=2555544,
+        sha256="3d393c8b16beb561180d632fb0cac81f728872f9ba7b3e94ceb5f1815472efdb",
+        bytes=2556984,
         licence="Apache-2.0 (see weights/README.md for origin, changes and the data's terms)",
         classes=COCO_CLASSES,
-        score="AP50 0.84 on nine common classes, 0.73 on all of VOC val",
+        score="AP50 0.85 on nine common classes, 0.70 on all of VOC val",
     )
 }
 REPLACED = {"voc-lite0": "detkit-nano"}
@@ -94,26 +92,22 @@ def weights_named(name: str) -> Weights:
     return WEIGHTS[name]
 
 
-def fetch_weights(name: str) -> Path:
-    """The local file of ``name``: from the wheel's weights folder, the checkout's, the cache, or else its url.
+def weights_file(name: str) -> Path:
+    """The file of ``name``, in the wheel's weights folder or the checkout's.
 
     Raises:
-        DetkitError: No such name, the file is missing or not the one that was shipped, or the download failed.
+        DetkitError: No such name, or the file is missing or not the one that was shipped.
     """
-    from detkit.io.download import fetch, sha256_of
+    from detkit.io.download import sha256_of
 
     weights, package = weights_named(name), Path(__file__).resolve().parent
     for folder in (package / "weights", package.parent / "weights"):
         file = folder / weights.file
-        if weights.file and file.is_file():
+        if file.is_file():
             if sha256_of(file) != weights.sha256:
                 raise DetkitError("the shipped model file has changed (its SHA-256 differs)", str(file), _REINSTALL)
             return file
-    if not weights.url:
-        raise DetkitError(f"the file of {name} is not installed", weights.file, _REINSTALL)
-    from platformdirs import user_cache_dir
-
-    return fetch(weights.url, weights.sha256, Path(user_cache_dir("detkit")) / weights.url.rsplit("/", 1)[1])
+    raise DetkitError(f"the file of {name} is not installed", weights.file, _REINSTALL)
 
 
 def model_file(path_or_name: str | Path) -> Path:
@@ -132,12 +126,30 @@ def model_file(path_or_name: str | Path) -> Path:
         return path
     if name != "default" and (path.suffix or len(path.parts) > 1):
         raise DetkitError("there is no such model file", name, nearest_path(path, _RETRY))
-    return fetch_weights(name)
+    return weights_file(name)
 
 
 def header_metadata(header: Mapping[str, object]) -> dict[str, str]:
-    """The safetensors metadata of a model file with this header (JSON values)."""
+    """The metadata of a model file or an exported one with this header (JSON values)."""
     return {"format": "detkit", "version": str(FORMAT_VERSION), "detkit": json.dumps(header, allow_nan=False)}
+
+
+def header_in(metadata: Mapping[str, str], kind: str, where: str, do: str) -> dict[str, Any]:
+    """The inverse of ``header_metadata``, with the number of the file's format; ``kind``: of file, for errors.
+
+    Raises:
+        DetkitError: Of another program, of a newer format, or damaged.
+    """
+    version = digits_in(metadata.get("version"))
+    if metadata.get("format") != "detkit" or version is None:
+        raise DetkitError(f"this {kind} was not written by detkit", where, do)
+    if version > FORMAT_VERSION:
+        what = f"the file has format {version}, this detkit reads up to {FORMAT_VERSION}"
+        raise DetkitError(what, where, "pip install --upgrade detkit")
+    try:
+        return {"format": version, **json.loads(metadata["detkit"])}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise DetkitError(f"what the {kind} says of itself is damaged", where, do) from None
 
 
 def read_model_header(path: str | Path) -> dict[str, Any]:
@@ -172,16 +184,7 @@ def read_model_header(path: str | Path) -> dict[str, Any]:
             tensors = {name: {"dtype": part.get_dtype(), "shape": part.get_shape()} for name, part in slices.items()}
     except SafetensorError:
         raise damaged from None
-    version = digits_in(metadata.get("version"))
-    if metadata.get("format") != "detkit" or version is None:
-        raise DetkitError("this safetensors file was not written by detkit", where, _RETRY)
-    if version > FORMAT_VERSION:
-        what = f"the model file has format {version}, this detkit reads up to {FORMAT_VERSION}"
-        raise DetkitError(what, where, "pip install --upgrade detkit")
-    try:
-        header = dict(json.loads(metadata["detkit"]))
-    except (ValueError, KeyError, TypeError):
-        raise damaged from None
+    header = header_in(metadata, "safetensors file", where, _RETRY)
     if any(not isinstance(header.get(key), kind) for key, kind in _HEADER.items()):
         raise damaged
     names, ids = header["classes"], header["class_ids"]
@@ -191,4 +194,4 @@ def read_model_header(path: str | Path) -> dict[str, Any]:
         raise damaged
     for tensor in tensors.values():
         tensor["count"] = math.prod(tensor["shape"])
-    return {"format": version, **header, "tensors": tensors}
+    return {**header, "tensors": tensors}

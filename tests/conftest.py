@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from detkit.exporting.cached import kept_export
+
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 # What a shell starts in the background ignores Ctrl-C, and so would the processes of the tests that send it.
@@ -23,3 +25,10 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the development photos are not here")
     return SHARED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The user's cache neither changes a test nor is changed by one; what is said once on a machine has been said."""
+    os.environ["DETKIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    kept_export("default", lambda _: None)

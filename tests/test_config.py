@@ -335,6 +335,8 @@ def test_several_sources_with_renamed_classes(tmp_path):
     assert np.bincount(both.annotations.labels).tolist() == [3, 2]
     with pytest.raises(DetkitError, match="no class 'cow'"):
         build_dataset({"path": str(first), "classes": ["cow"]}, split="train")
+    with pytest.raises(DetkitError, match=r"^data\.val has .*, the training data cow, horse: no class in common"):
+        build_dataset(str(first), split="val", classes=("cow", "horse"))
     with pytest.raises(DetkitError, match="unknown key"):
         build_dataset({"path": str(first), "clases": ["cow"]}, split="train")
 

@@ -124,6 +124,15 @@ def test_normalisation_is_the_models(detector):
     assert torch.allclose(seen[0][0, :, 0, 0], expected)
 
 
+@pytest.mark.parametrize("width", [1, 33])
+def test_either_layout_is_normalised_to_the_same_bits(detector, width):
+    pixels = torch.randint(0, 256, (2, 3, 20, width), dtype=torch.uint8, generator=torch.manual_seed(0))
+    by_channel = detector.normalised(pixels)
+    for last in (pixels.to(memory_format=torch.channels_last), pixels.float().to(memory_format=torch.channels_last)):
+        assert torch.equal(detector.normalised(last), by_channel)
+        assert detector.normalised(last).is_contiguous(memory_format=torch.channels_last)
+
+
 def test_prediction_keeps_the_mode(detector):
     detector.train()
     detector.predict(noise_image())

@@ -75,6 +75,8 @@ def command_lines(page: Path) -> Iterator[list[str]]:
         for line in text.splitlines():
             if (at := re.search(r"(?:^|&& )detkit ", line)) is not None:
                 yield shlex.split(line[at.end() :], comments=True)
+    for line in re.findall(r"^- `detkit ([^`]+)`", page.read_text(encoding="utf-8"), re.MULTILINE):
+        yield shlex.split(line)
 
 
 @EVERY_PAGE
@@ -92,10 +94,11 @@ def test_command_lines_are_understood(page: Path) -> None:
 
 def test_a_wrong_command_line_is_noticed(tmp_path: Path) -> None:
     for line in ("detect --no-such-option", "dettect photo.jpg", "data chek DATA"):
-        page = tmp_path / "page.md"
-        page.write_text(f"```\ndetkit {line}\n```\n")
-        with pytest.raises(Exception, match=r"no-such|dettect|chek"):
-            test_command_lines_are_understood(page)
+        for text in (f"```\ndetkit {line}\n```\n", f"- `detkit {line}`: as in a list.\n"):
+            page = tmp_path / "page.md"
+            page.write_text(text)
+            with pytest.raises(Exception, match=r"no-such|dettect|chek"):
+                test_command_lines_are_understood(page)
 
 
 @EVERY_PAGE
@@ -139,6 +142,15 @@ def test_keys_that_are_explained_exist(page: Path) -> None:
     sections = "|".join((*PARTS, "data", "augment", "train", "evaluate"))
     named = re.findall(rf"`((?:{sections})\.[\w.]+)[`:=]", page.read_text(encoding="utf-8"))
     assert not {name for name in named if not re.search(r"\.(py|json|yaml)$", name)} - known
+
+
+@pytest.mark.parametrize("page", ["configuration", "command_line"])
+def test_every_key_and_option_of_the_reference_has_a_meaning(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mkdocs")
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    rows = re.findall(r"^\| `(.+?)` \| (.*?) \|", getattr(import_module("site_pages"), page)(), re.MULTILINE)
+    assert len(rows) > 200
+    assert not [name for name, meaning in rows if not meaning.strip()]
 
 
 @pytest.mark.parametrize("page", FAMILIES)

@@ -31,6 +31,8 @@ def texts(node: ast.expr, known: dict[str, list[str]]) -> list[str]:
             return texts(body, known) + texts(orelse, known)
         case ast.Name(id=name):
             return known.get(name, ["X"])
+        case ast.Dict(keys=keys):  # of a table of faults, its messages
+            return [text for key in keys if key is not None for text in texts(key, known)]
     return ["X"]
 
 
@@ -49,6 +51,13 @@ def found() -> Iterator[tuple[str, str]]:
             for node in ast.walk(scope):
                 if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                     known.setdefault(node.targets[0].id, []).extend(texts(node.value, {}))
+            for node in ast.walk(scope):
+                match node:
+                    case ast.For(
+                        target=ast.Tuple(elts=[ast.Name(id=what), *_]),
+                        iter=ast.Call(func=ast.Attribute(value=ast.Name(id=table), attr="items")),
+                    ):
+                        known.setdefault(what, []).extend(known.get(table, ["X"]))
             for node in ast.walk(scope):
                 match node:
                     case ast.Call(func=ast.Name(id="DetkitError" | "Refused" | "UntrustedPart"), args=[what, *_]):
@@ -93,5 +102,11 @@ def test_help_prints_a_page(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("E020")
     assert main(["help"]) == 0
     assert [line[:4] for line in capsys.readouterr().out.splitlines()] == list(error_pages())
-    assert main(["help", "E999"]) == 2
-    assert "[E008]" in capsys.readouterr().err
+    for words in ("20", "E20", "[E020]"):
+        assert main(["help", words]) == 0
+        assert capsys.readouterr().out.startswith("E020")
+    for words in ("E999", "train"):
+        assert main(["help", words]) == 2
+        said = capsys.readouterr().err
+        assert f"there is no error {words} [E008]" in said
+        assert f"detkit help lists them all, {min(error_pages())} to {max(error_pages())}" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ SEARCH = {"fast": {"proposals": {"name": "selective_search", "cache": False}}}
 def test_four_images_are_learnt_by_heart(family: str, tmp_path: Path) -> None:
     data = Dataset(read(write_toy_data(tmp_path, train=4, val=1, size=96), split="train"))
     detector = make(family, **SEARCH.get(family, {}))
-    seen = data if detector.proposals_for_image is None else data.with_proposals(detector.proposals_for_image)
+    seen = data if detector.proposals_for_image is None else replace(data, proposals=detector.proposals_for_image)
     learn(detector, [collate([seen.load(i) for i in range(4)], detector.resize)], STEPS[family])
     assert coco.Coco().evaluate(*detect_dataset(detector, data)[:2]).metrics["AP"] >= 0.9
 

@@ -28,6 +28,7 @@ from detkit.exporting.header import Header
 from detkit.exporting.predictor import load_exported
 from detkit.io.detections import read_detections
 from detkit.io.images import write_image
+from detkit.registry import UntrustedPart
 from detkit.tracking.frames import read_found
 
 
@@ -156,7 +157,7 @@ def test_numbers_of_thousands_of_digits(tmp_path: Path, capsys: pytest.CaptureFi
     save_file({}, tmp_path / "m.safetensors", {**zoo.header_metadata({}), "version": nines})
     with pytest.raises(DetkitError, match="not written by detkit"):
         zoo.read_model_header(tmp_path / "m.safetensors")
-    with pytest.raises(DetkitError, match="not written by detkit export"):
+    with pytest.raises(DetkitError, match="this ONNX file was not written by detkit"):
         Header.from_metadata({"format": "detkit", "version": nines}, "m.onnx")
     assert main(["detect", nines, "--conf", "0.5"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 3
@@ -181,9 +182,10 @@ def test_headers_that_no_export_has(change: dict[str, object]) -> None:
     )
     metadata = sound.to_metadata()
     assert Header.from_metadata(metadata, "m.onnx") == sound
-    metadata["detkit"] = json.dumps({**json.loads(metadata["detkit"]), **change})
-    with pytest.raises(DetkitError, match="what the ONNX file says of itself is damaged"):
-        Header.from_metadata(metadata, "m.onnx")
+    deep = "[" * 100_000
+    for said in (json.dumps({**json.loads(metadata["detkit"]), **change}), deep, f'{{"proof": {deep}'):
+        with pytest.raises(DetkitError, match="what the ONNX file says of itself is damaged"):
+            Header.from_metadata({**metadata, "detkit": said}, "m.onnx")
 
 
 def test_onnx_files_that_are_no_detectors(tmp_path: Path) -> None:
@@ -203,6 +205,22 @@ def test_onnx_files_that_are_no_detectors(tmp_path: Path) -> None:
         load_exported(tmp_path / "damaged.onnx", "onnxruntime")
 
 
+def test_exported_files_do_not_import_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    helper = pytest.importorskip("onnx.helper")
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "stranger.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    pixels, numbers = helper.make_tensor_value_info("x", 1, [1, 3, 32, 32]), helper.make_tensor_value_info("y", 1, None)
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [pixels], [numbers])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    header = Header(classes=("a",), class_ids=(0,), resize=Resize(32), protocol="stranger:Metric")
+    helper.set_model_props(model, header.to_metadata())
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(UntrustedPart, match="asks for metric stranger:Metric"):
+        load_exported(tmp_path / "model.onnx", "onnxruntime")
+    assert "stranger" not in sys.modules
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
@@ -219,6 +237,18 @@ def test_frames_that_no_video_has(tmp_path: Path, name: str, text: str, said: st
     (tmp_path / name).write_text(text)
     with pytest.raises(DetkitError, match=said):
         read_found(tmp_path / name)
+
+
+@pytest.mark.parametrize("attributes", ["no JSON", '"{""a"":' + "[" * 20_000 + '"'])
+def test_regions_of_via_that_are_no_json(tmp_path: Path, attributes: str) -> None:
+    write_image(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
+    sound = '"{""name"":""rect"",""x"":1,""y"":1,""width"":4,""height"":4}"'
+    rows = [f'a.png,9,{{}},2,{k},{shape},"{{""class"":""b""}}"' for k, shape in enumerate((sound, attributes))]
+    head = "filename,file_size,file_attributes,region_count,region_id,region_shape_attributes,region_attributes"
+    (tmp_path / "via.csv").write_text("\n".join((head, *rows)))
+    found = read(tmp_path)
+    assert len(found.xywh) == 1
+    assert "region's attributes are not JSON (dropped)" in [one.name for one in found.findings]
 
 
 def test_an_input_that_is_too_small_for_its_network() -> None:

@@ -42,15 +42,18 @@ def frames(read: list[int], broken: tuple[int, ...] = ()) -> Iterator[Any]:
 
 @pytest.mark.parametrize("broken", [(), (0,), (2, 3), (6,), tuple(range(7))])
 @pytest.mark.parametrize("batch", [1, 3, 20])
-def test_stream_keeps_the_order_and_hands_failures_on(batch: int, broken: tuple[int, ...]) -> None:
-    predictor, read = Counting(), list[int]()
-    found = list(as_predictor(predictor).detect_frames(frames(read, broken), None, batch))
+@pytest.mark.parametrize("streams", [1, 3])
+def test_stream_keeps_the_order_and_hands_failures_on(batch: int, broken: tuple[int, ...], streams: int) -> None:
+    counting, read = Counting(), list[int]()
+    predictor = as_predictor(counting)
+    predictor.streams = streams
+    found = list(predictor.detect_frames(frames(read, broken), None, batch))
     assert [frame.source for frame, _ in found] == [f"{i}.png" for i in range(7)]
     for i, (frame, detections) in enumerate(found):
         assert isinstance(frame, Failure) == (i in broken) == (len(detections) == 0)
         if i not in broken:
             assert detections.boxes[0, 2] == i + 1
-    assert all(size <= batch for size in predictor.batches)
+    assert all(size <= batch for size in counting.batches)
 
 
 def test_stream_reads_no_further_than_a_batch() -> None:

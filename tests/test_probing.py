@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from detkit.cli import main
-from detkit.data.dataset import read
+from detkit.config.build import load_detector
+from detkit.data.dataset import Dataset, read
 from detkit.io.images import write_image
 from detkit.metrics import evaluate_results
-from detkit.probing import knn_scores, linear_scores
+from detkit.probing import embed, knn_scores, linear_scores
 from detkit.tables import results_of, truth_of
 
 SMALL = ["model.size=32", "model.backbone=resnet20", "train.batch=4", "train.epochs=1", "train.workers=0"]
@@ -90,7 +91,7 @@ def test_mistakes_are_told(run: Path, folders: Path, tmp_path: Path, capsys: pyt
     assert main(["pretrain", "yolo", "--data", str(folders)]) == 2
     assert "the head yolo learns from labels" in capsys.readouterr().err
     assert main(["pretrain", "simclr", "--data", str(tmp_path)]) == 2
-    assert "no image of this folder can be read" in capsys.readouterr().err
+    assert "there is no image in this folder" in capsys.readouterr().err
     assert main(["evaluate", str(run), str(folders / "train"), "--protocol", "knn"]) == 2
     assert "the parts are one" in capsys.readouterr().err
     assert main(["evaluate", str(run), str(folders), "--protocol", "knn", "--iou", "0.5"]) == 2
@@ -101,7 +102,7 @@ def test_mistakes_are_told(run: Path, folders: Path, tmp_path: Path, capsys: pyt
     assert "this head makes views of the images" in capsys.readouterr().err
 
 
-def test_strips_hold_frames_in_their_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_strips_hold_frames_in_their_order(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "frames").mkdir()
     for number in range(9):
         write_image(tmp_path / "frames" / f"{number}.png", np.full((8, 10, 3), 20 * number, np.uint8))
@@ -112,5 +113,21 @@ def test_strips_hold_frames_in_their_order(tmp_path: Path, capsys: pytest.Captur
     strips = sorted((tmp_path / "strips").iterdir())
     assert len(strips) == 3
     assert read_image(strips[1])[4, [5, 15, 25], 0].tolist() == pytest.approx([40, 80, 120], abs=2)
+    run = str(tmp_path / "run")
+    size = [*SMALL, "model.size=[32,96]", "train.batch=2"]
+    assert main(["pretrain", "frame_order", "--data", str(tmp_path / "strips"), *size, "-o", run]) == 0
+    assert main(["evaluate", run, str(folders), "--protocol", "knn", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["metrics"]["top1"] == 1.0
+    model, known = load_detector(run), Dataset(read(folders, split="test"))
+    pixels = torch.from_numpy(known.load(0).image).permute(2, 0, 1)[None]  # 32 x 32, as one frame of a strip
+    own = model.backbone((pixels - model.mean) / model.std)[-1].mean((2, 3))
+    assert torch.allclose(embed(model, known)[0], own[0], atol=1e-5)
+    assert main(["evaluate", run, str(tmp_path / "strips"), "--format", "images"]) == 0
+    text = capsys.readouterr().out
+    assert "accuracy" in text
+    assert "best F1" not in text
+    assert main(["adapt", run, str(tmp_path / "strips"), "-o", str(tmp_path / "adapted.safetensors")]) == 0
     assert main([*words, "5", "--overwrite"]) == 2
     assert "no 3 frames of one size, 5 apart" in capsys.readouterr().err
+    assert main(["data", "strips", "missing.mp4", "--out", str(tmp_path / "none")]) == 2
+    assert "no such file" in capsys.readouterr().err

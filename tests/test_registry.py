@@ -143,7 +143,7 @@ def test_a_part_from_outside_has_what_its_kind_asks_for(outside: str, kind: str,
     assert do in caught.value.do
 
 
-@pytest.mark.parametrize("kind", list(registry.TABLES))
+@pytest.mark.parametrize("kind", list(registry.KINDS))
 def test_detkits_own_parts_pass_the_check_for_those_from_outside(kind: str) -> None:
     for place in registry.own_parts(kind).values():
         assert registry._checked(kind, place, "") is not None

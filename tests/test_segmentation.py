@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from pathlib import Path
@@ -66,7 +67,12 @@ def test_evaluation_and_its_report(run: Path, data: Path, tmp_path: Path, capsys
     assert "mIoU" in text
     assert "best F1" not in text
     assert {line.split()[0] for line in text.splitlines() if line} >= {*CLASSES, "background", "fwIoU"}
-    assert "of the pixels right" in page.read_text()
+    assert page.read_text().count("of the pixels right") == 6
+    shown = re.findall(r'<img src="data:image/jpeg;base64,([^"]+)" alt="photo, labels and answer of', page.read_text())
+    side = cv2.imdecode(np.frombuffer(base64.b64decode(shown[0]), np.uint8), cv2.IMREAD_COLOR)
+    assert side.shape[1] == 3 * 340 + 4 * 6  # three images with gaps
+    assert np.abs(side[-20, 6 + 346 + 3] - [0, 0, 0]).max() < 30  # the strip that is not asked for
+    assert "background: rgb(255, 56, 56)" in page.read_text()
     assert main(["evaluate", str(run), str(data), "--split", "val", "--json", "--device", "cpu"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["metrics"]["mIoU"] == pytest.approx(detkit.load(run).scores["mIoU"], abs=1e-6)
@@ -113,7 +119,8 @@ def test_masks_are_judged_as_the_model_is(
     assert main([*judge, "--report", str(tmp_path / "page.html")]) == 0
     said = capsys.readouterr().err
     assert "1 of 6 images have no mask in found" in said
-    assert "1 masks with a number or colour that has no name" in said
+    assert "2.png: 3200 pixels, the first of number 9" in said
+    assert "1 mask with a number or colour that has no name" in said
     Image.fromarray(np.zeros((5, 6), np.uint8)).save(found / "2.png")
     assert main(judge) == 2
     assert "the mask is 6 x 5 pixels, its image 64 x 50" in capsys.readouterr().err
@@ -139,7 +146,7 @@ def test_a_model_of_boxes_has_no_masks_to_write(data: Path, tmp_path: Path) -> N
         (["evaluate", "RUN", "DATA", "--match-iou", "0.5"], "matches no boxes"),
         (["evaluate", "RUN", "DATA", "--tta", "flip"], "masks of several views"),
         (["compare", "RUN", "LAST", "--data", "DATA"], "or pixels"),
-        (["export", "RUN", "-o", "x.onnx"], "head segment"),
+        (["export", "RUN", "-o", "x.onnx", "--nms"], "one answer per image or pixel"),
     ],
 )
 def test_what_does_not_go_together(

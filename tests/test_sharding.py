@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 import fsspec
 import numpy as np
+import psutil
 import pytest
 
 from detkit import sharding
@@ -110,8 +112,17 @@ def test_the_rows_are_those_of_detect_json(
             assert found.pop("points") is None
     assert [{key: row[key] for key in lines[0]} for row in got if not row["error"]] == lines
     assert pq.read_table("out/shard-00000.parquet").num_rows == 4
+    assert pq.read_table("out").to_pylist() == rows("out"), "the manifest is none of a data set's files"
     assert main(["detect", "photos", "--shards", "out"]) == 0
-    assert "0 of 6 shards made now" in capsys.readouterr().out
+    assert "0 of 6 shards made now, 6 were there" in capsys.readouterr().out
+    for more, name in ((["--slice", "auto"], "slice"), (["--conf", "0.5"], "conf")):
+        assert main(["detect", "photos", "--shards", "out", *more]) == 2
+        assert f"made with {name} default, not {more[1]}" in capsys.readouterr().err
+    write_image(photos / "more.png", np.full((8, 10, 3), 2, np.uint8))
+    assert main(["detect", "photos", "--shards", "out", "--json"]) == 3
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["new"] == 1
+    assert "1 image came (left out) and 0 went" in shown.err
 
 
 def test_parts_and_processes_make_the_same_rows(photos: Path) -> None:
@@ -153,6 +164,56 @@ def test_other_sources_settings_and_shards_are_refused(photos: Path) -> None:
         run("out")
 
 
+def test_images_that_come_or_go_after_the_manifest_are_said(photos: Path) -> None:
+    run("out", part=(1, 2))
+    (photos / "22.png").rename(photos / "new.png")
+    (photos / "new.txt").touch()
+    told: list[str] = []
+    facts = run("out", tell=told.append)
+    assert (facts["new"], facts["gone"], facts["made"], facts["there"], facts["failed"]) == (1, 1, 3, 3, 2)
+    assert "out: since its list was made 1 image came (left out) and 1 went" in told[0]
+    assert run("out", part=(2, 2))["new"] == 0, "only the first part looks"
+    store = fsspec.filesystem("memory")
+    store.put("out", "/kept", recursive=True)
+    for out in ("out", "memory://kept"):
+        assert run(out, overwrite=True)["made"] == 6
+        assert rows(out)[-1]["source"] == "photos/new.png"
+        assert (run(out)["new"], run(out)["gone"]) == (0, 0)
+    store.rm("/", recursive=True)
+    for file in photos.iterdir():
+        file.rename(file.with_name(f"other-{file.name}"))
+    with pytest.raises(DetkitError, match="not one image of this folder's list is there"):
+        run("out")
+    for i in range(10):
+        (photos / f"other-{i:02d}.png").unlink()
+    run("out", overwrite=True)
+    assert len(list(Path("out").glob("shard-*"))) == 4
+
+
+def test_starting_over_touches_only_what_it_made(photos: Path) -> None:
+    Path("out").mkdir()
+    own = Path("out/shard-00099.parquet")
+    own.touch()
+    run("out", overwrite=True)
+    assert own.exists(), "there was no manifest beside it"
+    Path("out/mine.parquet").touch()
+    run("out", overwrite=True)
+    assert Path("out/mine.parquet").exists()
+    with pytest.raises(DetkitError, match="for all parts together"):
+        run("out", overwrite=True, part=(1, 2))
+
+
+def test_an_output_that_cannot_be_a_folder(photos: Path) -> None:
+    for out, what in (
+        ("greys.py", "a file stands"),
+        ("greys.py/out", "a file stands"),
+        ("/proc/out", "cannot be written"),
+    ):
+        with pytest.raises(DetkitError, match=what) as error:
+            run(out)
+        assert error.value.number
+
+
 def test_files_that_change_after_the_manifest_are_said(photos: Path) -> None:
     run("out")
     Path("out/shard-00000.parquet").unlink()
@@ -163,6 +224,30 @@ def test_files_that_change_after_the_manifest_are_said(photos: Path) -> None:
     assert errors[0] is None
     assert "has changed since the manifest was made" in errors[1]
     assert errors[2] == "no such file"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_machine_that_does_not_see_the_images_stops(photos: Path, workers: int) -> None:
+    run("out", part=(1, 2))
+    Path("out/shard-00002.parquet").unlink()
+    photos.rename("elsewhere")
+    photos.mkdir()  # where the disk is mounted as a rule
+    with pytest.raises(
+        DetkitError, match="not one image of a shard can be read on this machine: no such file"
+    ) as error:
+        run("out", part=(2, 2), workers=workers)
+    assert error.value.code == 4
+    assert f"{platform.node()}: " in error.value.where
+    assert "is their disk mounted here" in error.value.do
+    assert not list(Path("out").glob("shard-0000[135].parquet"))
+
+
+def test_images_that_were_removed_are_rows(photos: Path) -> None:
+    run("out", part=(1, 2))
+    for i in range(4, 8):
+        (photos / f"{i:02d}.png").unlink()
+    assert run("out", part=(2, 2))["failed"] == 4
+    assert {row["error"] for row in rows("out")[4:8]} == {"no such file"}
 
 
 @pytest.mark.parametrize(("trouble", "once"), [("dies", True), ("sleeps", True), ("dies", False)])
@@ -191,7 +276,7 @@ def test_a_driver_that_is_killed_loses_only_what_was_under_way(photos: Path) -> 
     Path("test_run.py").write_text(
         "from functools import partial\nfrom greys import Greys\nfrom detkit.sharding import Job, detect_shards\n"
         "def go():\n"
-        "    job = Job(out='out', load=partial(Greys, 'seen', 'sleeps', 13))\n"
+        "    job = Job(out='out', load=partial(Greys, 'seen', 'sleeps', 13, once=False))\n"  # the second try, too
         "    detect_shards(['photos'], job, names=['photos'], settings={'conf': 0.25}, size=4, workers=2)\n"
     )
     path = os.pathsep.join([str(Path(sharding.__file__).parents[1]), os.getcwd()])
@@ -201,11 +286,10 @@ def test_a_driver_that_is_killed_loses_only_what_was_under_way(photos: Path) -> 
         time.sleep(0.01)
     with pytest.raises(DetkitError, match="another run is at work"):
         run("out")
-    children = subprocess.run(["pgrep", "-P", str(driver.pid)], capture_output=True, text=True).stdout.split()
+    children = psutil.Process(driver.pid).children(recursive=True)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    while any(Path(f"/proc/{child}/cmdline").exists() for child in children):  # they end with their parent
-        time.sleep(0.01)
+    assert not psutil.wait_procs(children, timeout=60)[1], "they end with their parent"
     made = {path: path.stat().st_mtime_ns for path in Path("out").glob("shard-*")}
     assert run("out")["made"] == 6 - len(made)
     assert all(path.stat().st_mtime_ns == when for path, when in made.items())
@@ -233,6 +317,8 @@ def test_one_run_at_a_time_in_a_folder(tmp_path: Path) -> None:
                 pass
         with sharding._alone(tmp_path, (1, 3)):
             pass
+    for file in tmp_path.glob(".part-*"):
+        os.utime(file, (4e9, 4e9))  # a clock that is wrong
     with sharding._alone(tmp_path, (1, 1)):
         pass
 
@@ -258,11 +344,16 @@ class Refusal(Exception):
     pass
 
 
+class NoCredentials(Exception):
+    pass
+
+
 @pytest.mark.parametrize(
     ("error", "what"),
     [
         (PermissionError("key AKIA-SECRET"), "the store refuses access"),
         (Refusal("token AKIA-SECRET"), r"the store cannot be reached \(Refusal\)"),
+        (NoCredentials("token AKIA-SECRET"), "credentials are missing"),
         (OSError(28, "No space left on device"), "no room left"),
     ],
 )
@@ -346,8 +437,12 @@ def test_evaluate_reads_shards(photos: Path, capsys: pytest.CaptureFixture[str])
     assert results[0] == results[1] == results[2]
     assert main(["evaluate", "--predictions", "memory://bucket/none", "labels.json", "--images", "photos"]) == 2
     assert "memory://bucket/none" in capsys.readouterr().err
+    for predictions in ("out", "memory://bucket/out"):
+        words = ["label", "labels.json", "--images", "photos", "--predictions", predictions, "--json", "--overwrite"]
+        assert main(words) == 0
+        results.append(json.loads(capsys.readouterr().out)["per_class"])
+    assert results[-1] == results[-2]
     store.rm("/", recursive=True)
-    assert main(["label", "labels.json", "--images", "photos", "--predictions", "out", "-o", "more.json"]) == 0
     Path("out/shard-00004.parquet").unlink()
     assert main(["evaluate", "--predictions", "out", "labels.json", "--images", "photos"]) == 2
     assert "1 of 6 shards are missing" in capsys.readouterr().err

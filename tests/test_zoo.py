@@ -15,15 +15,15 @@ from detkit.errors import DetkitError
 
 def entry(**changes) -> zoo.Weights:
     values = {"name": "toy", "sha256": "", "bytes": 5, "licence": "MIT", "classes": ("a",), "score": "AP50 1"}
+    values["file"] = "toy.safetensors"
     return zoo.Weights(**{**values, **changes})
 
 
 def test_every_entry_is_complete():
     for name, weights in zoo.WEIGHTS.items():
         assert weights.name == name
-        assert weights.file or weights.url
         assert len(weights.sha256) == 64
-        assert all(getattr(weights, f.name) for f in fields(weights) if f.name not in ("file", "url"))
+        assert all(getattr(weights, f.name) for f in fields(weights))
     assert zoo.DEFAULT in zoo.WEIGHTS
 
 
@@ -36,7 +36,7 @@ def test_an_unknown_name_shows_the_nearest(monkeypatch):
 
 
 def test_the_default_is_shipped():
-    assert zoo.model_file("default") == zoo.fetch_weights(zoo.DEFAULT)
+    assert zoo.model_file("default") == zoo.weights_file(zoo.DEFAULT)
     assert zoo.weights_named("default").file
 
 
@@ -48,18 +48,17 @@ def test_paths_folders_and_names(tmp_path, monkeypatch):
     assert zoo.model_file(tmp_path) == zoo.model_file(best) == best
     with pytest.raises(DetkitError, match="no such model file"):
         zoo.model_file(tmp_path / "other.safetensors")
-    monkeypatch.setitem(zoo.WEIGHTS, "toy", entry(file="toy.safetensors"))
+    monkeypatch.setitem(zoo.WEIGHTS, "toy", entry())
     with pytest.raises(DetkitError, match="not installed"):
         zoo.model_file("toy")
 
 
 def test_shipped_files_are_the_ones_in_the_table():
     for name, weights in zoo.WEIGHTS.items():
-        if weights.file:
-            path = zoo.fetch_weights(name)
-            assert path.stat().st_size == weights.bytes
-            assert path.stat().st_size <= 12_000_000
-            assert tuple(zoo.read_model_header(path)["classes"]) == weights.classes
+        path = zoo.weights_file(name)
+        assert path.stat().st_size == weights.bytes
+        assert path.stat().st_size <= 12_000_000
+        assert tuple(zoo.read_model_header(path)["classes"]) == weights.classes
 
 
 def test_a_shipped_file_that_changed_is_refused(tmp_path, monkeypatch):
@@ -67,26 +66,11 @@ def test_a_shipped_file_that_changed_is_refused(tmp_path, monkeypatch):
     (tmp_path / "weights" / "toy.safetensors").write_bytes(b"12345")
     monkeypatch.setattr(zoo, "__file__", str(tmp_path / "detkit" / "zoo.py"))
     digest = hashlib.sha256(b"12345").hexdigest()
-    monkeypatch.setitem(zoo.WEIGHTS, "toy", entry(file="toy.safetensors", sha256=digest))
-    assert zoo.fetch_weights("toy").read_bytes() == b"12345"
-    monkeypatch.setitem(zoo.WEIGHTS, "toy", entry(file="toy.safetensors", sha256=digest[::-1]))
+    monkeypatch.setitem(zoo.WEIGHTS, "toy", entry(sha256=digest))
+    assert zoo.weights_file("toy").read_bytes() == b"12345"
+    monkeypatch.setitem(zoo.WEIGHTS, "toy", entry(sha256=digest[::-1]))
     with pytest.raises(DetkitError, match="has changed"):
-        zoo.fetch_weights("toy")
-
-
-def test_a_url_is_fetched_once_into_the_cache(tmp_path, monkeypatch):
-    source = tmp_path / "toy.safetensors"
-    source.write_bytes(b"12345")
-    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "cache" / name))
-    digest = hashlib.sha256(b"12345").hexdigest()
-    monkeypatch.setitem(zoo.WEIGHTS, "toy", entry(url=source.as_uri(), sha256=digest))
-    path = zoo.fetch_weights("toy")
-    assert path.read_bytes() == b"12345"
-    source.unlink()
-    assert zoo.fetch_weights("toy") == path
-    monkeypatch.setitem(zoo.WEIGHTS, "bad", entry(url=(tmp_path / "none.safetensors").as_uri(), sha256=digest))
-    with pytest.raises(DetkitError):
-        zoo.fetch_weights("bad")
+        zoo.weights_file("toy")
 
 
 def test_a_header_is_read_without_torch(tmp_path):

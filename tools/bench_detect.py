@@ -1,6 +1,6 @@
 """A photo to boxes, and a video to a drawn video, by each engine that is installed, beside ultralytics, taking turns.
 
-    python tools/bench_detect.py PHOTO MODEL.onnx [--model NAME] [--model OTHER] [--rounds 20] [--threads 2]
+    python tools/bench_detect.py PHOTO MODEL.onnx [--model NAME] [--model OTHER] [--rounds 20] [--threads 2] [--bf16]
     python tools/bench_detect.py PHOTO MODEL.onnx --peer-python PEER/bin/python [--video CLIP] [--only TEXT]
 
 PEER holds ``pip install ultralytics onnx onnxruntime onnxslim openvino supervision``. Its network is yolo11n as its
@@ -198,6 +198,7 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true", help="seconds of CPU instead of the clock's")
     parser.add_argument("--peer-python", help="of an environment with ultralytics")
     parser.add_argument("--video", type=absolute, help="a clip that each side looks at, draws on and writes")
+    parser.add_argument("--bf16", action="store_true", help="OpenVINO in bf16, too, for a CPU that computes in it")
     parser.add_argument("--only", action="append", choices=("commands", "images", "videos"))
     parser.add_argument("--asked", type=json.loads, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -224,18 +225,21 @@ def bench(given: argparse.Namespace, stack: ExitStack) -> None:
         with redirect_stdout(StringIO()):
             run(words)
 
-    def add(name: str, model: str, engine: str) -> None:
-        how = ["--model", model, "--engine", engine, *threads]
+    def add(name: str, model: str, engine: str, precision: str = "auto") -> None:
+        how = ["--model", model, "--engine", engine, *threads, "--precision", precision]
         tables["commands"][name] = lambda: cpu_seconds([*detect, given.photo, *how])
-        loaded = api.load(model, threads=given.threads, engine=engine, device="cpu" if engine == "torch" else None)
+        asked = {"device": "cpu"} if engine == "torch" else {}
+        loaded = api.load(model, threads=given.threads, engine=engine, precision=precision, **asked)
         tables["images"][name] = timed(lambda: loaded.predict(image), given.cpu)
         if given.video:
             tables["videos"][name] = timed(lambda: film(["detect", given.video, "--save", *how]), given.cpu)
 
     for model in given.model or ["default"]:
-        add(f"detkit torch {model}", model, "torch")
+        add(f"detkit torch {model}", model, "torch", "fp32")  # auto is bf16 on a CPU that multiplies in it
     for engine in filter(find_spec, ENGINES):
         add(f"detkit {engine}", given.exported, engine)
+    if given.bf16:
+        add("detkit openvino bf16", given.exported, "openvino", "bf16")
     if given.peer_python:
         own = api.load("default", device="cpu")
         side = (own.input_size or (416,))[0]

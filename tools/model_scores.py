@@ -24,11 +24,12 @@ from detkit.data.dataset import Dataset, read
 from detkit.engine.evaluator import detect_dataset
 from detkit.io.download import sha256_of
 from detkit.metrics import evaluate_results
-from detkit.metrics.bootstrap import interval
+from detkit.metrics.bootstrap import draws
 from detkit.metrics.curves import best_threshold
 from detkit.tables import GroundTruth, Results
 
 Tables = tuple[GroundTruth, Results]
+KEPT = ("seed", "data_hash", "versions", "objects")  # of the training record; the sizes of objects are for --slice
 
 
 def part(tables: Tables, *, images: np.ndarray | None = None, labels: list[int] | None = None) -> Tables:
@@ -55,7 +56,7 @@ def score(tables: Tables, metric: str = "AP50") -> float:
 def with_interval(tables: Tables, samples: int) -> str:
     if not len(tables[0].label):
         return "-"
-    low, high = interval(*tables, "AP50", samples=samples)
+    low, high = draws(*tables, "AP50", samples=samples).interval()
     return f"{score(tables):.3f} ({low:.2f} to {high:.2f})"
 
 
@@ -90,7 +91,7 @@ def shipped(detector: Any, threshold: float, scores: dict[str, float], path: str
     """Writes the detector as a file to ship: nothing in it tells where it was trained."""
     detector.threshold, detector.scores = round(threshold, 3), {k: round(v, 4) for k, v in scores.items()}
     detector.config["model"] = {**detector.config["model"], "size": detector.resize.height}
-    detector.record = {key: detector.record[key] for key in ("seed", "data_hash", "versions") if key in detector.record}
+    detector.record = {key: detector.record[key] for key in KEPT if key in detector.record}
     detector.save(path, half=True)
     print(f"{path}: {Path(path).stat().st_size} bytes, sha256 {sha256_of(path)}\n")
 

@@ -37,7 +37,7 @@ def prepare(zips: Path, out: Path) -> None:
 def runs(model: str, path: Path) -> None:
     """Each of a run's 20 drawings is one of its 20 characters, known from one drawing by somebody else."""
     import detkit
-    from detkit.ops.similarity import likeness
+    from detkit.metrics.identities import likeness
 
     detector, right = detkit.load(model, device="cpu"), []
     with zipfile.ZipFile(path) as archive:

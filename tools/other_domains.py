@@ -19,7 +19,8 @@ import numpy as np
 from detkit.cli.quickstart import installed_photos
 from detkit.data.convert import convert_annotations
 from detkit.data.dataset import read
-from detkit.io.images import paths_in, read_image, scaled_to, write_image
+from detkit.io.draw import scaled_to
+from detkit.io.images import paths_in, read_image, write_image
 
 
 def darkened(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

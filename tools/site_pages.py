@@ -12,6 +12,7 @@ import re
 import sys
 import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ _linked: set[str] = set()  # files of the project that pages link to, each of wh
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages that are made."""
     made = {page: (ROOT / place).read_text(encoding="utf-8") for place, page in ELSEWHERE.items()}
+    made["index.md"] = f"---\nhide: [navigation]\n---\n\n{made['index.md']}"  # it would name this page alone
     made |= {
         "reference/command-line.md": command_line(),
         "reference/configuration.md": configuration(),
@@ -118,7 +120,8 @@ def _verb(line: str, verb: Any) -> list[str]:
 
 
 def _argument(one: Any) -> str:
-    return one.metavar or one.name.upper()
+    name = one.metavar or one.name.upper()
+    return name if one.required or name.startswith("[") else f"[{name}]"
 
 
 def configuration() -> str:
@@ -147,12 +150,11 @@ def _keys(schema: Any) -> list[str]:
 
     meanings: dict[str, str] = {}
     first = ""
-    for one in (schema, getattr(schema, "__init__", None)):
-        for section in Docstring(inspect.getdoc(one) or "").parse("google", warnings=False):
-            if section.kind is DocstringSectionKind.text and not first:
-                first = section.value
-            if section.kind is DocstringSectionKind.parameters:
-                meanings |= {item.name: " ".join(item.description.split()) for item in section.value}
+    for section in _described(schema):
+        if section.kind is DocstringSectionKind.text and not first:
+            first = section.value
+        if section.kind in (DocstringSectionKind.parameters, DocstringSectionKind.attributes):
+            meanings = {item.name: " ".join(item.description.split()) for item in section.value} | meanings
     rows = [
         (
             f"`{name}`",
@@ -163,6 +165,18 @@ def _keys(schema: Any) -> list[str]:
         for name, key in keys_of(schema).items()
     ]
     return [first, _table(("key", "meaning", "type", "default"), rows)] if rows else [first, "No keys."]
+
+
+def _described(schema: Any) -> Iterator[Any]:
+    """The sections of its docstring, and of those whose options it takes."""
+    owners = (
+        [one for base in schema.__mro__[:-1] for one in (base, base.__init__)] if isinstance(schema, type) else [schema]
+    )
+    for one in owners:
+        yield from Docstring(inspect.getdoc(one) or "").parse("google", warnings=False)
+    for one in owners:
+        for other in getattr(one, "__takes__", ()):
+            yield from _described(other)
 
 
 def _plain(value: Any) -> str:

@@ -123,7 +123,7 @@ def draw(figure: Any, found: list[dict[str, Any]]) -> None:
         axes.minorticks_off()
         axes.set(xlabel="training images", ylabel=f"{key} on test", ylim=(0, None))
         axes.grid(alpha=0.3)
-    axes.legend(loc="best")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4)
 
 
 def write(folder: Path) -> list[dict[str, Any]]:

@@ -68,8 +68,11 @@ class SideClassifier(Classifier):
 def _network(name: str, *, kernel: Literal[3, 5] = 3, side_branches: bool = False) -> Network:
     """Five stages of strides 2 to 32: convolution, two more, blocks 3a and 3b, 4a to 4e, 5a and 5b.
 
-    kernel: of each block's third branch, torchvision's 3 or the paper's 5; side_branches: two more classifiers, on 4a
-    and 4d, whose loss times 0.3 is added in training, for the head ``classify`` alone: detection has no use for them.
+    Args:
+        name: Of the network.
+        kernel: Of each block's third branch, torchvision's 3 or the paper's 5.
+        side_branches: Two more classifiers, on 4a and 4d, whose loss times 0.3 is added in training, for the head
+            ``classify`` alone: detection has no use for them.
     """
     blocks = [BasicConv2d, Inception if kernel == 3 else Inception5x5, InceptionAux]
     net = GoogLeNet(aux_logits=side_branches, init_weights=False, blocks=blocks)

@@ -85,8 +85,12 @@ def _network(name: str, *, grey: bool = True) -> Network:
     """Three stages of strides 1, 2, 4: C1, then S2 and C3, then S4 and C5, a 5 x 5 convolution to 120 channels.
 
     ``lenet5_1998`` has the paper's sparse C3, trainable subsampling, tanh and distances to codes as output; ``lenet5``
-    ReLU and max pooling; ``lenet_textbook`` 8 and 16 filters instead of 6 and 16. grey: read one channel, the mean of
-    the image's three. The classifier reads 32 x 32 pixels; of larger images it averages C5.
+    ReLU and max pooling; ``lenet_textbook`` 8 and 16 filters instead of 6 and 16. The classifier reads 32 x 32 pixels;
+    of larger images it averages C5.
+
+    Args:
+        name: Of the network.
+        grey: Read one channel, the mean of the image's three.
     """
     first, old = (8 if name == "lenet_textbook" else 6), name == "lenet5_1998"
     act, act_of = (ScaledTanh, {}) if old else (nn.ReLU, {"inplace": True})

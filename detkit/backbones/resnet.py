@@ -36,8 +36,11 @@ class NoShortcut(nn.Module):
 def _network(name: str, *, shortcut: Shortcut = "projection", residual: bool = True) -> Network:
     """Five stages of strides 2, 4, 8, 16, 32.
 
-    shortcut: where the shape changes, a 1 x 1 ``projection`` or ``zero`` padding, which has no weights (the published
-    weights have projections); residual: false leaves every shortcut out.
+    Args:
+        name: Of the network.
+        shortcut: Where the shape changes, a 1 x 1 ``projection`` or ``zero`` padding, which has no weights (the
+            published weights have projections).
+        residual: false leaves every shortcut out.
     """
     net = get_model(name, weights=None)
     for group in (net.layer1, net.layer2, net.layer3, net.layer4):
@@ -61,8 +64,10 @@ resnet18, resnet34, resnet50, resnet101, resnet152 = family(
 def _small_network(name: str, *, shortcut: Shortcut = "zero", residual: bool = True) -> Network:
     """The networks for images of 32 x 32 (section 4.2): three stages of strides 1, 2, 4 with 16, 32, 64 channels.
 
-    shortcut: where the shape changes, ``zero`` padding or a 1 x 1 ``projection``; residual: false leaves every one
-    out.
+    Args:
+        name: Of the network.
+        shortcut: Where the shape changes, ``zero`` padding or a 1 x 1 ``projection``.
+        residual: false leaves every shortcut out.
     """
     width, stages = 16, []
     layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)]

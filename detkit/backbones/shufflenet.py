@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from detkit.backbones import FAMILIES
 from detkit.backbones.base import Classifier, Network, StagedBackbone, family
@@ -43,8 +44,10 @@ class ShuffleUnit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
         a, b = (x, x) if len(self.branch1) else x.chunk(2, dim=1)
-        pair = torch.stack((self.branch1(a), self.branch2(b)), dim=2)  # shuffled: one of each in turn
-        return pair.flatten(1, 2)
+        pair = self.branch1(a), self.branch2(b)
+        if torch.compiler.is_compiling():  # exported graphs run sooner so, torch as below; the bits are the same
+            return torch.stack(pair, dim=2).flatten(1, 2)
+        return functional.channel_shuffle(torch.cat(pair, dim=1), 2)
 
 
 def _network(name: str, *, act: Act = "relu") -> Network:

@@ -25,6 +25,7 @@ EXTRAS = {
     "onnx": (("onnx", "onnxruntime", "onnxscript"), "detkit export, .onnx files, detkit detect without torch"),
     "openvino": (("openvino", "onnx"), "detkit detect --engine openvino"),
     "scale": (("pyarrow", "fsspec"), "detkit detect --shards, files at s3:// and other addresses"),
+    "ray": (("ray",), "detkit detect --shards OUT --workers ray"),
     "heif": (("pi-heif",), "HEIC photos, in every verb"),
     "video": (("av",), "videos of detect and track --save written fast, as H.264"),
     "pretrained": (
@@ -37,7 +38,7 @@ EXTRAS = {
 
 def config(
     file: Annotated[str, Argument(metavar="FILE|NAME", help="A YAML file, or a shipped config's name.")],
-    overrides: Annotated[list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Values to change.")] = None,
+    overrides: Annotated[list[str] | None, Argument(metavar="KEY=VALUE...", help="Values to change.")] = None,
     as_json: bool = False,
 ) -> Printed | int:
     """Print a config. With every value in force for a FILE, as it was written for a shipped NAME."""
@@ -81,10 +82,9 @@ def info(
     """Show what a file or a network is. Of a model file classes, input geometry, scores and training record (no torch,
     nothing executed); of a network its layers: shapes, parameters, multiply-adds, receptive field and stride in pixels
     of the input."""
-    pixels = None if size is None else _pixels(size)
     from detkit.explain.describe import describe_model
 
-    return describe_model(name, layers=layers, size=pixels, num_classes=num_classes)
+    return describe_model(name, layers=layers, size=None if size is None else _pixels(size), num_classes=num_classes)
 
 
 def _pixels(text: str) -> tuple[int, int]:

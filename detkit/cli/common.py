@@ -16,11 +16,15 @@ from typing import Protocol
 
 from detkit.cli import options
 
+_LONG = 40  # steps, from which on a log file is told how far a task is
+
 
 def progress(done: int, total: int, unit: str = "batches") -> None:
-    """How far a long task is, on one line of stderr, for a person who is watching."""
+    """How far a task is, on stderr: one line that changes, where a person watches; in a log one for each tenth."""
     if sys.stderr.isatty():
         print(f"\r{done} of {total} {unit}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+    elif total >= _LONG and done and done % -(-total // 10) == 0:
+        message(f"{done} of {total} {unit}")
 
 
 def message(text: str) -> None:

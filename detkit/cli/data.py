@@ -45,15 +45,13 @@ def check(
     """Look for mistakes in labels and images; exit code 3 if there are any, notes aside."""
     from detkit.data.check import check_annotations
     from detkit.data.duplicates import draw_pairs, near_duplicates
+    from detkit.io.files import refuse_existing
 
     if (against or out) and not duplicates:
         raise DetkitError("this says how duplicates are shown", "--against, --out", "add --duplicates")
     pairs = None
     if duplicates:
-        if out is not None:
-            from detkit.io.files import refuse_existing
-
-            refuse_existing(out, overwrite)
+        refuse_existing(out, overwrite)
         files = {name: part.read(refuse=False).files for name, part in labelled.parts(labelled.data).items()}
         for other in against or ():
             for name, part in options.LabelledData(data=other).parts("").items():
@@ -148,6 +146,8 @@ def split(
     """
     from detkit.data.split import split_annotations
 
+    if len(parts := labelled.parts("")) > 1:
+        message(f"{labelled.data}: all of {', '.join(parts)} together, to be drawn anew; --split takes one part")
     if val + test >= 1:
         raise DetkitError(f"--val {val:g} and --test {test:g} leave nothing to train on", do="give smaller shares")
     shares = {"train": 1 - val - test, "val": val, "test": test}

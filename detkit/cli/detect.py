@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, count
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,11 +62,6 @@ class _Sharding:
             raise DetkitError(f"workers are a number or ray, got {self.workers}", "--workers", "write --workers 4, say")
         return int(self.workers)
 
-    def refuse(self) -> None:
-        """Raises DetkitError where something is said about shards that nobody asked for."""
-        if self != _Sharding():
-            raise DetkitError("this says how shards are made", "--shard-size, --part, --workers", "add --shards OUT")
-
 
 def detect(
     source: Annotated[
@@ -101,21 +96,25 @@ def detect(
     if source is None and listed is None:
         raise DetkitError("nothing to look at was named", "SOURCE", "name an image, a folder, a video or --list FILE")
     kind = check_format(out, form, None, _FORMATS)
+    chosen = None if classes is None else names_in(classes) or [classes]
+    asked: dict[str, Any] = {"conf": conf, "iou": iou, "max_detections": max_detections, "classes": chosen}
     if sharding.shards is not None:
         if out is not None or save:
             raise DetkitError("shards are the output", "--shards", "leave out --out and --save")
-        asked: dict[str, Any] = {"conf": conf, "iou": iou, "max_detections": max_detections}
-        asked["classes"] = None if classes is None else names_in(classes) or [classes]
-        return _sharded(source or [], listed, model or [], size, answers, asked, batch, sharding, as_json)
-    sharding.refuse()
+        return _sharded(source or [], listed, model or [], size, answers, asked, batch, sharding, overwrite, as_json)
+    if sharding != _Sharding():
+        raise DetkitError("this says how shards are made", "--shard-size, --part, --workers", "add --shards OUT")
     failures: list[Failure] = []
     side_by_side = listed is None and on_disk(source or ())
     frames = _frames(chain(source or (), _lines(listed)), failures)
     frames = prefetched(frames) if side_by_side else frames
-    done, last, first = 0, "", next(frames, None)
-    if first is not None:  # else a model would be loaded for nothing
-        detector = answers.predictor(model or [], size, quick=True)
-        limits = detector.limits(conf, iou, max_detections, None if classes is None else names_in(classes) or [classes])
+    done, last, first = 0, "", list(islice(frames, 2 if side_by_side else 1))
+    if first:  # else a model would be loaded for nothing
+        detector = answers.predictor(model or [], size, quick=True, streams=len(first))
+        if detector.protocol.startswith("match"):
+            what = "this model makes vectors of images, and finds nothing in them"
+            raise DetkitError(what, ", ".join(model or []), "compare images with it: detkit match")
+        limits = detector.limits(**asked)
         try:
             with ExitStack() as stack:
                 sinks: list[Sink] = [print_json if as_json else _print]
@@ -124,7 +123,7 @@ def detect(
                     sinks.append(stack.enter_context(writer).write)
                 if save:
                     sinks.append(stack.enter_context(annotated_copies()))
-                looked = detector.detect_frames(chain([first], frames), limits, batch)
+                looked = detector.detect_frames(chain(first, frames), limits, batch)
                 for frame, found in prefetched(looked) if side_by_side else looked:
                     for sink in sinks:
                         sink(frame, found)
@@ -148,6 +147,7 @@ def _sharded(
     limits: dict[str, Any],
     batch: int,
     sharding: _Sharding,
+    overwrite: bool,
     as_json: bool,
 ) -> int:
     """Detections of very many images as Parquet files; the exit code."""
@@ -156,10 +156,11 @@ def _sharded(
     workers = sharding.number_of_workers()
     if answers.threads is None and isinstance(workers, int) and workers > 1:
         answers = replace(answers, threads=max(1, (os.cpu_count() or 1) // workers))
-    how = {name: getattr(answers, name) for name in ("tta", "ensemble", "precision", "engine", "layout")}
+    plain = ("tta", "ensemble", "precision", "engine", "layout", "overlap", "budget")
+    how = {name: getattr(answers, name) for name in plain} | {"slice": answers.tile}
+    files = {"names": answers.names, "the list": None if listed == "-" else listed}
+    how |= {name: file and _digest(Path(file)) for name, file in files.items()}
     settings = {"model": list(map(_fingerprint, model or ["default"])), **limits, "size": size, **how}
-    if listed not in (None, "-"):
-        settings["the list"] = _digest(Path(listed))
     job = Job(out=str(sharding.shards), load=partial(answers.predictor, model, size), limits=limits, batch=batch)
     result = detect_shards(
         chain(source, _lines(listed)),
@@ -169,12 +170,13 @@ def _sharded(
         size=sharding.shard_size,
         part=sharding.part_of(),
         workers=workers,
+        overwrite=overwrite,
         devices=float((answers.device or "").startswith("cuda")),
         tell=note,
         on_progress=lambda done, total: progress(done, total, "shards"),
     )
     emit(result, as_json)
-    return 3 if result.facts["failed"] else 0
+    return 3 if result.facts["failed"] or result.facts["new"] else 0
 
 
 def _fingerprint(model: str) -> str:

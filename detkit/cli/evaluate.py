@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ def evaluate(
         str | None,
         Option(
             metavar="PATH",
-            help="Evaluate COCO results, lines of detect --json, shards, comp4 or YOLO txt, masks; MOT txt.",
+            help="Evaluate what detect --out or --shards wrote, COCO results, comp4 or YOLO txt, masks; MOT txt.",
         ),
     ] = None,
     protocol: Annotated[
@@ -57,26 +58,24 @@ def evaluate(
     judges tracks instead: HOTA, MOTA, IDF1, switches. --protocol knn or linear asks the backbone alone: DATA's
     part train is known to a classifier on its features, another judged.
     """
-    given: dict[str, object]
+    given: dict[str, object] = {"--images": part.images, "--iou": iou, "--match-iou": match_iou}
+    given |= {"--max-detections": max_detections, "--bootstrap": bootstrap}
+    given |= {"--strict": strict or None, "--keep-degenerate": keep_degenerate or None}
+    given |= {"--report": report, "--check": check}
     if protocol == "mot":
-        given = {"--split": part.split, "--images": part.images, "--format": part.format, "--iou": iou}
-        given |= {"--match-iou": match_iou, "--max-detections": max_detections, "--bootstrap": bootstrap}
-        given |= {"--strict": strict or None, "--keep-degenerate": keep_degenerate or None}
-        return _evaluate_tracks(arguments, predictions, {**given, "--report": report, "--check": check})
+        return _evaluate_tracks(arguments, predictions, {**given, "--split": part.split, "--format": part.format})
     if protocol in ("knn", "linear"):
-        given = {"--images": part.images, "--iou": iou, "--match-iou": match_iou, "--max-detections": max_detections}
-        given |= {"--bootstrap": bootstrap, "--strict": strict or None, "--keep-degenerate": keep_degenerate or None}
-        given |= {"--predictions": predictions, "--report": report, "--check": check}
-        _refuse(given, "a probe")
+        _refuse({**given, "--predictions": predictions}, "a probe")
         return _probe(arguments, part, protocol, answers, batch)
-    if report is not None:
-        from detkit.io.files import refuse_existing
-
-        refuse_existing(report, overwrite)
     from detkit import evaluating
+    from detkit.io.files import refuse_existing
     from detkit.report.content import Settings
 
+    refuse_existing(report, overwrite)
     *models, data = arguments
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        do = "detkit detect --shards OUT --conf 0.001 --workers N, then detkit evaluate --predictions OUT DATA"
+        raise DetkitError("several processes would each judge all images", "torchrun", do)
     if as_json and models and Path(models[-1]).exists() and not Path(data).exists():
         raise DetkitError("--json prints and takes no file", data, f"detkit evaluate ... --json > {data}")
     _check_words(models, data, predictions, answers)
@@ -138,11 +137,14 @@ def _check_words(models: list[str], data: str, predictions: str | None, answers:
     if predictions is not None and extra:
         what = f"give a model or --predictions, not both ({extra[0]})"
         raise DetkitError(what, do="detkit evaluate --predictions FILE DATA, or detkit evaluate MODEL DATA")
-    if (Path(data) / "best.safetensors").is_file():
+    from detkit.zoo import DEFAULT
+
+    file, shipped = data.endswith((".safetensors", ".onnx")), data in ("default", DEFAULT) and not Path(data).exists()
+    if file or shipped or any((Path(data) / name).is_file() for name in ("best.safetensors", "state.pt", "run.json")):
         do = f"detkit evaluate {data} DATA, say"
-        raise DetkitError("no data was named: this is a run", data, do)
+        raise DetkitError("no data was named: this is a model", data, do)
     for name in models:
-        if Path(name).suffix in (".json", ".jsonl", ".gz", ".txt"):
+        if Path(name).suffix in (".json", ".jsonl", ".csv", ".gz", ".txt"):
             do = "detections from a file: detkit evaluate --predictions FILE DATA"
             raise DetkitError("this file is not a model", name, do)
 

@@ -30,8 +30,8 @@ def export(
     split: options.SplitName = None,
     overwrite: options.Overwrite = False,
 ) -> tuple[Printable, int]:
-    """Write a detector as ONNX, decoding inside, and compare it with the model on photos: beyond rounding nothing is
-    written and the exit code is 1. Default --out: MODEL's name, ending in .onnx, here."""
+    """Write a model as ONNX, proven equal. Decoding is inside; model and file answer on the same photos, and if they
+    differ beyond rounding nothing is written and the exit code is 1. Default --out: MODEL's name, ending in .onnx."""
     from detkit.exporting.onnx_file import export
 
     if half and int8:

@@ -7,27 +7,24 @@ from typing import Annotated
 
 import typer
 
-from detkit.errors import DetkitError, error_pages, nearest
+from detkit.errors import DetkitError, error_pages
 from detkit.printed import Printed
 
 
 def help_(
     number: Annotated[
-        str | None, typer.Argument(metavar="[NUMBER|WORDS]", help="An error's number, or words of its message.")
+        str | None, typer.Argument(metavar="NUMBER|WORDS", help="An error's number, or words of its message.")
     ] = None,
 ) -> Printed:
-    """Explain an error by the number that it ends with; without one, list them all."""
+    """Explain an error by its number. Without one, list them all."""
     pages = error_pages()
     if number is None:
-        return Printed(
-            {page.number: page.title for page in pages.values()}, [f"{p.number}  {p.title}" for p in pages.values()]
-        )
-    page = pages.get(number.upper().strip("[]"))
-    if page is None and " " in number.strip():
-        page = pages.get(DetkitError(number.strip()).number)
+        titles = {page.number: page.title for page in pages.values()}
+        return Printed(titles, [f"{one}  {title}" for one, title in titles.items()])
+    digits = re.fullmatch(r"\[?e?0*(\d+)\]?", number.strip(), re.IGNORECASE)
+    page = pages.get(f"E{digits[1]:0>3}" if digits else DetkitError(number.strip()).number)
     if page is None:
-        raise DetkitError(
-            f"there is no error {number}", do=nearest(number.upper(), pages, otherwise="detkit help lists them")
-        )
+        do = f"detkit help lists them all, {min(pages)} to {max(pages)}; of a verb: detkit VERB --help"
+        raise DetkitError(f"there is no error {number}", do=do)
     text = re.sub(r"\[([^\]]+)\]\(\.\./docs/([^)]+)\)", r"\1 (docs/\2)", page.text)
     return Printed({"number": page.number, "title": page.title, "text": page.text}, text.rstrip().splitlines())

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 app = Typer(help="Show what a network looks at, as images.", no_args_is_help=True)
 
-_Image = Annotated[str, Argument(help="An image.")]
+_Image = Annotated[str, Argument(metavar="IMAGE", help="An image.")]
 _Folder = Annotated[Path | None, Option("--out", "-o", help="Folder for the images (default: a new one in runs/).")]
 
 
@@ -140,13 +140,12 @@ def cam(
     """
     from detkit.explain.drawings import draw_cam
 
-    drawn = draw_cam(network.load(), image, names_in(classes or ""), stage)
-    return _save(drawn, out, overwrite)
+    return _save(draw_cam(network.load(), image, names_in(classes or ""), stage), out, overwrite)
 
 
 @app.command()
 def edges(
-    image: Annotated[str | None, Argument(help="An image (default: 6 x 6 numbers, as in textbooks).")] = None,
+    image: Annotated[str | None, Argument(metavar="IMAGE", help="Default: 6 x 6 numbers, as in textbooks.")] = None,
     learn: Annotated[str, Option(help="The filter that gradient descent is to find.")] = "sobel",
     seed: options.Seed = 0,
     out: _Folder = None,

@@ -16,7 +16,7 @@ def label(
     labelled: options.LabelledData,
     model: options.ModelNames = None,
     predictions: Annotated[
-        list[Path] | None, Option(help="Take detections from a file instead; of several the fusion.")
+        list[str] | None, Option(metavar="PATH", help="Take these detections instead; of several the fusion.")
     ] = None,
     keep: Annotated[float, Option(help="From this score on a box is an object, its score its weight.")] = 0.35,
     ignore: Annotated[float, Option(help="From this score on it is a region to ignore.")] = 0.15,

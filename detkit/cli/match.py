@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option, Typer
 
 from detkit.cli import options
-from detkit.errors import DetkitError
+from detkit.errors import DetkitError, nearest_path
 from detkit.printed import Printed, aligned, counted
 
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ class _Threshold:
     """From when on two images are taken for one identity."""
 
     threshold: Annotated[float | None, Option(help="Least likeness (default: by --false-accepts).")] = None
-    false_accepts: Annotated[float, Option(min=0.0, max=1.0, help="Of pairs of different identities of --data.")] = 0.01
+    false_accepts: Annotated[
+        float, Option(min=0.0, max=1.0, help="Share at most, of pairs of different identities of --data.")
+    ] = 0.01
     data: Annotated[str | None, Option(help="Folders of identities (default: what the model was validated on).")] = None
     split: options.SplitName = None
 
@@ -66,19 +68,18 @@ def _vectors(model: Detector, files: list[str]) -> np.ndarray:
 
 @app.command()
 def verify(
-    first: Annotated[str, Argument(metavar="IMAGE")],
-    second: Annotated[str, Argument(metavar="IMAGE")],
+    first: Annotated[str, Argument(metavar="IMAGE", help="Of an identity.")],
+    second: Annotated[str, Argument(metavar="IMAGE", help="Of the same one, or of another.")],
     by: _Model = _Model(),
     limit: _Threshold = _Threshold(),
 ) -> tuple[Printed, int]:
     """Are two images of one identity? Exits with 0 if they are, else with 3."""
-    from detkit.gallery import measure_of
-    from detkit.ops.similarity import likeness
+    from detkit.metrics.identities import likeness
 
     model = by.load()
     least = limit.of(model)
     table = _vectors(model, [first, second])
-    alike = float(likeness(table[:1], table[1:], measure_of(model))[0, 0])
+    alike = float(likeness(table[:1], table[1:], model.head.measure)[0, 0])
     same = alike >= least
     said = f"{'one identity' if same else 'two identities'}: likeness {alike:.3f}, threshold {least:.3f}"
     return Printed({"same": same, "likeness": alike, "threshold": least}, [said]), 0 if same else 3
@@ -106,18 +107,18 @@ def enrol(
 @app.command()
 def identify(
     gallery: _GalleryFile,
-    images: Annotated[list[str], Argument(metavar="IMAGE...")],
+    images: Annotated[list[str], Argument(metavar="IMAGE...", help="Of somebody who may be known.")],
     by: _Model = _Model(),
     limit: _Threshold = _Threshold(),
 ) -> Printed:
     """Whose is each image, of those in a gallery? Below the threshold it is not recognised."""
-    from detkit.gallery import Gallery, measure_of
+    from detkit.gallery import Gallery
 
     model = by.load()
     known, least = Gallery.load(gallery, model), limit.of(model)
     facts, lines = [], []
     for file, vector in zip(images, _vectors(model, images), strict=True):
-        nearest, alike = known.identify(vector, measure_of(model))[0]
+        nearest, alike = known.identify(vector, model.head.measure)[0]
         name = nearest if alike >= least else None
         facts.append({"image": file, "identity": name, "nearest": nearest, "likeness": alike})
         lines.append(f"{file}: {name or 'not recognised'} ({nearest} {alike:.3f}, threshold {least:.3f})")
@@ -134,14 +135,16 @@ def search(
     """Which images of a folder are most like this one? Most alike first."""
     import numpy as np
 
-    from detkit.gallery import measure_of
     from detkit.io.images import paths_in
-    from detkit.ops.similarity import likeness
+    from detkit.metrics.identities import likeness
 
     if not folder.is_dir() or not (files := [str(path) for path in paths_in(folder)]):
-        raise DetkitError("there is no image in this folder", str(folder), "give one with images")
+        if folder.is_dir():
+            do = "give one that holds them itself, not in folders of its own"
+            raise DetkitError("there is no image in this folder", str(folder), do)
+        raise DetkitError("there is no such folder", str(folder), nearest_path(folder, "give one with images"))
     model = by.load()
-    alike = likeness(_vectors(model, [crop]), _vectors(model, files), measure_of(model))[0]
+    alike = likeness(_vectors(model, [crop]), _vectors(model, files), model.head.measure)[0]
     best = [(files[i], float(alike[i])) for i in np.argsort(-alike, kind="stable")[:count]]
     rows = [[name, f"{score:.3f}"] for name, score in best]
     return Printed({"found": [{"image": name, "likeness": score} for name, score in best]}, aligned(rows))

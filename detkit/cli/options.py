@@ -130,10 +130,13 @@ class Answers:
         float | None, Option(metavar="SECONDS", help="With --slice: tiles grow until an image takes no longer.")
     ] = None
 
-    def predictor(self, models: list[str], size: int | None = None, *, quick: bool = False) -> Predictor:
+    def predictor(
+        self, models: list[str], size: int | None = None, *, quick: bool = False, streams: int = 1
+    ) -> Predictor:
         """What these options make of models (files, run folders or names; none: the shipped default).
 
         ``quick``: the exported form of a model in its place, where the cache holds it and nothing else is asked for.
+        ``streams``: batches of a stream at a time, of one model without views or tiles.
 
         Raises:
             DetkitError: Several models without ``--ensemble`` or one with it, options of ``--slice`` without it, and
@@ -148,10 +151,17 @@ class Answers:
         if self.ensemble and len(models) < 2:
             raise DetkitError("an ensemble needs two or more models", "--ensemble", "name another one")
         from detkit import api
+        from detkit.cli.common import note
+        from detkit.ops.compiled import thread_count
 
         plain = (self.tta, size, self.device, self.precision, self.engine) == (None, None, None, "fp32", "auto")
-        if quick and plain and len(models) < 2:
-            models = self._kept(models)
+        name = models[0] if models else "default"
+        if quick and plain and len(models) < 2 and not (name.startswith("torchvision/") or name.endswith(".onnx")):
+            from detkit.exporting.cached import kept_export
+
+            kept = kept_export(name, note)
+            models = models if kept is None else [str(kept)]
+        cores = self.threads or thread_count()
         views = [] if self.tta is None else names_in(self.tta) or [self.tta]
         loaded = api.load(
             models or None,
@@ -163,22 +173,13 @@ class Answers:
             layout=self.layout,
             names=self.names,
             tta=views,
+            streams=1 if views or len(models) > 1 or self.tile is not None else min(streams, cores),
         )
         if self.tile is None:
             return loaded
-        from detkit.cli.common import note
         from detkit.prediction.slicing import Sliced
 
         return Sliced(loaded, self.tile, overlap=self.overlap, budget=self.budget, tell=note)
-
-    @staticmethod
-    def _kept(models: list[str]) -> list[str]:
-        from detkit.exporting.cached import kept_export
-
-        name = models[0] if models else "default"
-        outside = name.startswith("torchvision/") or name.endswith(".onnx")
-        kept = None if outside else kept_export(name)
-        return models if kept is None else [str(kept)]
 
 
 def names_in(text: str) -> list[str]:

@@ -51,8 +51,7 @@ def propose(
     given: dict[str, Any] = {name: context.params[name] for name in words if name in ProposalOptions.__annotations__}
     for name in {"windows", "aspects"} & given.keys():
         given[name] = _numbers(given[name], f"--{name}")
-    if out is not None:
-        refuse_existing(out, overwrite)
+    refuse_existing(out, overwrite)
     if recall:
         if out is not None:
             image_format(out)

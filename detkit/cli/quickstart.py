@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from detkit.detector import Detector
-    from detkit.engine.events import Event
     from detkit.structures import Detections
 
 OUT = Path("quickstart.jpg")
@@ -32,7 +31,7 @@ NEW_IMAGE = 424242  # a seed that no training image has
 
 
 def quickstart(
-    images: Annotated[list[Path] | None, Argument(metavar="[IMAGE]...", help="Instead of the packages' own.")] = None,
+    images: Annotated[list[Path] | None, Argument(metavar="IMAGE...", help="Instead of the packages' own.")] = None,
     train: Annotated[bool, Option("--train", help="First train a small one on toy images: a minute.")] = False,
     overwrite: options.Overwrite = False,
 ) -> Printed:
@@ -71,15 +70,10 @@ def installed_photos() -> list[Path]:
 def _trained() -> Detector:
     """A detector of toy shapes; says how good it is on those kept apart."""
     import detkit
-    from detkit.engine.events import EpochDone
-
-    def tell(event: Event) -> None:
-        if isinstance(event, EpochDone):
-            message(str(event))
 
     message("Training a small detector of circles, squares and triangles on images that are drawn for it.")
     with tempfile.TemporaryDirectory(prefix="detkit-") as folder:
-        detkit.train("toy", out=Path(folder) / "run", on_event=tell)
+        detkit.train("toy", out=Path(folder) / "run")
         detector = detkit.load(Path(folder) / "run", device="cpu")
     message(f"AP50 on 32 toy images that it was not trained on: {detector.scores['AP50']:.3f}")
     return detector
@@ -89,8 +83,7 @@ def _side_by_side(images: list[tuple[np.ndarray, Detections]]) -> np.ndarray:
     """One image of all, scaled to the first one's height and then drawn on, so that all labels are of one size."""
     import numpy as np
 
-    from detkit.io.draw import draw_detections
-    from detkit.io.images import scaled_to
+    from detkit.io.draw import draw_detections, scaled_to
 
     height, drawn = images[0][0].shape[0], []
     for image, found in images:

@@ -41,7 +41,7 @@ def serve(
     with serving.listening(host, port) as door:  # before the model is loaded, which takes longer
         address, port = door.getsockname()[:2]
         url = f"http://{f'[{address}]' if ':' in address else address}:{port}/"
-        predictor = answers.predictor(model or [], size)
+        predictor = answers.predictor(model or [], size, quick=True)
         local = serving.is_local(host)
         if not local:
             note("whoever reaches this machine may use the model: there is no password and no encryption")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def style(
-    content: Annotated[str, Argument(help="The image whose content stays.")],
+    content: Annotated[str, Argument(metavar="CONTENT", help="The image whose content stays.")],
     look: Annotated[str, Argument(metavar="STYLE", help="The image whose style it takes.")],
     network: Annotated[str, Option(help="The backbone that looks.")] = "efficientnet_lite0",
     weights: Annotated[str, Option(help="imagenet, none or a file.")] = "imagenet",

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,7 +46,7 @@ _LIKE = 0.5  # of two looks of one object; those of two objects are near 0
 
 
 def track(
-    source: Annotated[str | None, Argument(metavar="[VIDEO]", help="Video, camera, stream, folder of frames.")] = None,
+    source: Annotated[str | None, Argument(metavar="VIDEO", help="Video, camera, stream, folder of frames.")] = None,
     predictions: Annotated[
         Path | None, Option(help="Track these (detect --json, MOT txt), with or without VIDEO; no model runs.")
     ] = None,
@@ -73,6 +73,7 @@ def track(
     JSON line per frame and one with the totals."""
     from detkit.io.detections import open_writer
     from detkit.io.prefetch import prefetched
+    from detkit.structures import Limits
     from detkit.tracking.counting import Area
     from detkit.tracking.tracker import Tracker
 
@@ -86,23 +87,27 @@ def track(
         raise DetkitError("without a video the camera's motion is unknown", "--camera-motion", "name the video too")
     by_looks = following.appearance or following.looks is not None
     if by_looks and predictions is not None:
-        raise DetkitError("a file of detections has no looks", "--appearance", "leave it out, or let a model detect")
+        raise DetkitError(
+            "a file of detections has no looks", "--appearance, --looks", "leave it out, or let a model detect"
+        )
     if predictions is not None and (model or answers.ensemble or answers.tta):
         raise DetkitError("give a model or --predictions, not both", do="leave one of them out")
     kind = check_format(out, form, ("jsonl", "csv", "mot"), {".jsonl": "jsonl", ".csv": "csv", ".txt": "mot"})
     lost, areas = _seconds(following.lost), [Area(text) for text in count or ()]
     failures: list[Failure] = []
+    wanted = None if classes is None else names_in(classes) or [classes]
     if predictions is not None:
         frames, known = _from_file(source, predictions, following.fps, failures)
-        high = 0.5 if conf is None else conf
-        wanted = None if classes is None else names_in(classes)
+        high = Limits(0.5 if conf is None else conf).conf
         if wanted and (unknown := [name for name in wanted if name not in known]):
             raise DetkitError(f"the file has no class {unknown[0]!r}", str(predictions), f"it has {', '.join(known)}")
         ids: tuple[int | str, ...] = tuple(range(len(known)))
         frames = ((frame, found.filter(classes=wanted)) for frame, found in frames)
     else:
         assert source is not None
-        detector = answers.predictor(model or [], size, quick=not following.appearance)
+        side_by_side = on_disk([source])
+        streams = 2 if side_by_side and not by_looks else 1
+        detector = answers.predictor(model or [], size, quick=not following.appearance, streams=streams)
         if detector.protocol == "classify":
             raise DetkitError("a classifier finds no boxes to follow", "--model", "name a detector")
         if by_looks:
@@ -110,12 +115,11 @@ def track(
             from detkit.prediction.appearance import WithAppearance
 
             detector = WithAppearance(detector, load_detector(following.looks) if following.looks else None)
-        high = detector.threshold if conf is None else conf
-        wanted = None if classes is None else names_in(classes) or [classes]
-        limits = detector.limits(min(0.1, high) if following.two_stage else high, iou, max_detections, wanted)
+        limits = detector.limits(conf, iou, max_detections, wanted)
+        high = limits.conf
+        limits = replace(limits, conf=min(0.1, high) if following.two_stage else high)
         known, ids = detector.classes, detector.class_ids
         images = _video(source, following.fps, failures)
-        side_by_side = on_disk([source])
         frames = detector.detect_frames(prefetched(images) if side_by_side else images, limits, batch)
         frames = prefetched(frames) if side_by_side else frames
     tracker: Tracker | None = None

@@ -43,8 +43,6 @@ def train(
         raise DetkitError(f"unexpected {configs[1]!r}", do="give one CONFIG, then KEY=VALUE overrides")
     if resume and (config or data or out or name):
         raise DetkitError("--resume goes on with a run as it was", do="leave out CONFIG, --data, --out and --name")
-    if not (config or data or resume):
-        raise DetkitError("nothing to train on", do="detkit train --data DATA, or detkit train CONFIG.yaml")
     if devices > 1 and "RANK" not in os.environ:
         from detkit import cli
         from detkit.engine.launch import launch_processes

@@ -140,7 +140,7 @@ def _parts(
     return backbone, neck, head, _part(model, "proposals", place, neck.channels, neck.strides)
 
 
-def build_body(model: Section, place: Place, weights: str | None) -> tuple[Backbone, Neck, tuple[Any, ...]]:
+def build_body(model: Section, place: Place, weights: str | None) -> tuple[Backbone, Neck, tuple[object, ...]]:
     """Builds the part of a detector that makes feature maps.
 
     Args:
@@ -153,7 +153,7 @@ def build_body(model: Section, place: Place, weights: str | None) -> tuple[Backb
         for it (``layers: backbone``), then its side branches where it has any.
     """
     arguments = {**model["backbone"], **({"weights": weights} if "weights" in model["backbone"] else {})}
-    trunk: list[Any] = []
+    trunk: list[object] = []
     sides = arguments.get("side_branches", False)
     if sides:
         _check_sides(model, place)

@@ -10,8 +10,9 @@ from detkit import registry, zoo
 from detkit.config.experiment import Config, sources
 from detkit.config.schema import Place
 from detkit.config.yaml_file import Section
-from detkit.data.dataset import Annotations, Dataset, Findings, concat, read, splits
-from detkit.data.names import match_classes
+from detkit.data.annotations import Annotations, Findings, concat_annotations
+from detkit.data.dataset import Dataset, read, splits
+from detkit.data.names import match_classes, match_some
 from detkit.data.split import stratify
 from detkit.data.summary import refuse_nothing
 from detkit.errors import DetkitError, nearest
@@ -32,13 +33,13 @@ def build_dataset(source: object, *, split: str, classes: Sequence[str] | None =
     Raises:
         DetkitError: A path that is not there, a part or class that the data does not have, data without images.
     """
-    parts = [_read(item, split) for item in sources(source, Place(), ("data", split))]
-    dataset = concat(parts) if len(parts) > 1 else parts[0]
-    if classes is not None:
-        dataset = Dataset(_with_classes(dataset.annotations, classes), proposals=dataset.proposals)
-    if not len(dataset):
+    found = concat_annotations([_read(item, split) for item in sources(source, Place(), ("data", split))])
+    if classes is not None and found.classes:
+        where, do = f"data.{split}", "give data of the same classes, or call them alike by rename"
+        match_some(f"{where} has", found.classes, "the training data", classes, where, do)
+    if not len(found):
         raise DetkitError("the data set holds no images", f"data.{split}", "look at it with detkit data check")
-    return dataset
+    return Dataset(found if classes is None else _with_classes(found, classes))
 
 
 def train_val_datasets(config: Config) -> tuple[Dataset, Dataset, list[str]]:
@@ -59,7 +60,7 @@ def train_val_datasets(config: Config) -> tuple[Dataset, Dataset, list[str]]:
     train = build_dataset(data["train"], split="train")
     listed, chosen = train.classes, data["classes"]
     if chosen is not None:
-        train = Dataset(train.annotations.select_classes(chosen), proposals=train.proposals)
+        train = Dataset(train.annotations.select_classes(chosen))
     if not train.classes:
         raise DetkitError("the training data names no classes", config.place.at(("data", "train")), "add labels")
     refuse_nothing(train.annotations)
@@ -88,14 +89,14 @@ def train_val_datasets(config: Config) -> tuple[Dataset, Dataset, list[str]]:
     return train.subset(parts["train"]), train.subset(parts["val"]), [*notes, note]
 
 
-def _read(item: Section, split: str) -> Dataset:
+def _read(item: Section, split: str) -> Annotations:
     wanted = item["split"] or _part(item, split)
     annotations = read(item["path"], split=wanted, images=item["images"], format=item["format"])
     if item["classes"] is not None or item["rename"] is not None:
         annotations = annotations.select_classes(item["classes"], item["rename"])
     if (known := item["known"]) is not None:
         annotations = replace(annotations, known=[None if known == "all" else frozenset(known)] * len(annotations))
-    return Dataset(annotations)
+    return annotations
 
 
 def _check_known(config: Config, classes: Sequence[str]) -> None:
@@ -128,7 +129,7 @@ def _with_models_classes(config: Config, train: Dataset) -> tuple[Dataset, list[
     ]
     note = f"classes: the {len(own)} of {file.name} are kept; the data has {len(pairs) - len(added)} of them"
     note += f" ({', '.join(named)})" * bool(named) + f", and adds {', '.join(added)}" * bool(added)
-    return Dataset(replace(annotations, class_ids=tuple(ids)), proposals=train.proposals), [note]
+    return Dataset(replace(annotations, class_ids=tuple(ids))), [note]
 
 
 def _part(item: Section, split: str) -> str | None:

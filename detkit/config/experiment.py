@@ -137,11 +137,13 @@ def read_config(
         raise DetkitError("a config holds sections", str(path), f"its sections are {', '.join(SECTIONS)}")
     changed: dict[Path_, str] = {}
     for override in overrides:
+        if (key := override.partition("=")[0].strip()) in keys_of(train_schema):
+            raise DetkitError(f"unknown key {key!r}", f"override {override}", f"did you mean train.{override}?")
         changed[_override(values, override)] = override
     return check_config(values, Place(str(path), lines, changed, trusted), train_schema)
 
 
-def check_config(values: Mapping[str, Any], place: Place, train_schema: type) -> Config:
+def check_config(values: Mapping[str, object], place: Place, train_schema: type) -> Config:
     """``Config`` of plain values; errors as ``read_config``'s."""
     from detkit.data.augment import Augment
 

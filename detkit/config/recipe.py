@@ -36,7 +36,7 @@ def fitted(config: Config, annotations: Annotations) -> tuple[Config, list[str]]
     """
     if config.model["weights"] == "none":
         return config, []
-    chosen: dict[str, dict[str, Any]] = {"train": {}, "augment": {}}
+    chosen: dict[str, dict[str, object]] = {"train": {}, "augment": {}}
 
     def take(section: str, key: str, value: Any) -> Any:
         if config.place.overridden((section, key)):

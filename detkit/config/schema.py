@@ -63,8 +63,8 @@ class Place:
 class Key:
     """One key: its type and its default (``REQUIRED`` if there is none)."""
 
-    type: Any
-    default: Any = REQUIRED
+    type: object
+    default: object = REQUIRED
 
 
 def dotted(path: Path_) -> str:
@@ -72,7 +72,7 @@ def dotted(path: Path_) -> str:
     return ".".join(str(part) for part in path)
 
 
-def keys_of(constructor: Callable[..., Any]) -> dict[str, Key]:
+def keys_of(constructor: Callable[..., object]) -> dict[str, Key]:
     """The keys that ``constructor`` takes: its keyword-only arguments, or all fields of a dataclass.
 
     Raises:

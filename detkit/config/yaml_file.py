@@ -87,7 +87,7 @@ def _compose(text: str) -> yaml.Node | None:
     return yaml.compose(text, Loader=_Loader)
 
 
-def _value(node: yaml.Node, path: Path_, lines: Lines, source: str) -> Any:
+def _value(node: yaml.Node, path: Path_, lines: Lines, source: str) -> object:
     lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.SequenceNode):
         return [_value(item, (*path, i), lines, source) for i, item in enumerate(node.value)]
@@ -104,7 +104,7 @@ def _value(node: yaml.Node, path: Path_, lines: Lines, source: str) -> Any:
     return _scalar(node.tag.rsplit(":", 1)[-1], node.value)
 
 
-def _scalar(kind: str, text: str) -> Any:
+def _scalar(kind: str, text: str) -> object:
     if kind == "null":
         return None
     if kind == "bool":

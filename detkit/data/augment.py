@@ -74,7 +74,6 @@ class Augment:
 
     Attributes:
         flip_pairs: Points that a mirror swaps; whoever knows the model sets them.
-        dropped: Boxes without an area or outside the image, left out before any change.
     """
 
     mirror: float = 0.5
@@ -115,7 +114,6 @@ class Augment:
                 raise DetkitError(what, f"augment.{name}")
         self._axes = principal_axes(IMAGENET_COVARIANCE if self.covariance is None else self.covariance)
         self.flip_pairs: Sequence[tuple[int, int]] = ()
-        self.dropped = 0
 
     def __call__(
         self, sample: Sample, rng: np.random.Generator, resize: Resize, more: Callable[[], Sample] | None = None
@@ -133,7 +131,7 @@ class Augment:
         return changed.replace(image=self._coloured(changed.image, rng))
 
     @classmethod
-    def off(cls, **strengths: Any) -> Augment:
+    def off(cls, **strengths: object) -> Augment:
         """Everything off but ``strengths``."""
         off: dict[str, Any] = {name: None if name == "scale" else 0 for name in cls._strengths()}
         return cls(**(off | strengths))
@@ -157,7 +155,7 @@ class Augment:
         """Imports albumentations if it will be needed, so that forked workers share it."""
         _ = self._pixels
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in vars(self).items() if name != "_pixels"}
 
     # Geometry
@@ -165,7 +163,6 @@ class Augment:
     def _cropped(self, sample: Sample, rng: np.random.Generator) -> Sample:
         height, width = sample.image.shape[:2]
         target = usable(sample.target, (height, width))
-        self.dropped += len(sample.target) - len(target)
         sample = sample.replace(target=target)
         if not self.crop or rng.random() >= self.crop:
             return sample

@@ -16,7 +16,7 @@ from detkit.data.duplicates import Pair, add_findings
 from detkit.data.voc import CLASSES as VOC_CLASSES
 from detkit.errors import DetkitError
 from detkit.io.download import sha256_of
-from detkit.io.images import image_size, read_image
+from detkit.io.images import image_size, read_sized
 from detkit.io.stored import is_there
 from detkit.printed import Printed, counted
 
@@ -99,9 +99,7 @@ def _image_fault(file: str, size: np.ndarray, *, decode: bool) -> tuple[str, str
     if not is_there(file):
         return "missing image", file
     try:
-        width, height = image_size(file)
-        if decode:
-            read_image(file)
+        width, height = read_sized(file)[1] if decode else image_size(file)
     except (DetkitError, OSError) as error:
         return "broken image", f"{file}: {getattr(error, 'what', error)}"
     if not size.all() or (height, width) == tuple(size):

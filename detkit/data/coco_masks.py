@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -56,7 +55,7 @@ def region(raw: msgspec.Raw, size: tuple[int, int], where: str) -> np.ndarray:
 
     do = "give polygons or run lengths, or train on the boxes"
     try:
-        value: Any = msgspec.json.decode(raw)
+        value: object = msgspec.json.decode(raw)
     except msgspec.DecodeError as error:
         raise DetkitError(f"the object has no mask that can be read ({error})", where, do) from None
     if isinstance(value, dict) and value.get("size") not in (None, list(size)):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from detkit import registry
-from detkit.data.annotations import Annotations, Finding, Findings, Source, concat_annotations, fills
+from detkit.data.annotations import Annotations, Finding, Findings, Source, fills
 from detkit.data.listing import PARTS, files_in
 from detkit.data.masks import label_map
 from detkit.data.reading import UNSAFE, fill_sizes
@@ -20,11 +20,12 @@ from detkit.data.unknown import advice, contents
 from detkit.errors import DetkitError, nearest_path
 from detkit.geometry import Geometry
 from detkit.interfaces import DatasetFormat
-from detkit.io.images import image_size, read_image
+from detkit.io.decoded import DecodedImages
+from detkit.io.images import read_sized
 from detkit.io.stored import is_address
 from detkit.structures import Sample, Target
 
-__all__ = ["FORMATS", "Annotations", "Dataset", "Finding", "Findings", "Source", "concat", "read", "splits"]
+__all__ = ["FORMATS", "Annotations", "Dataset", "Finding", "Findings", "Source", "read", "splits"]
 
 FORMATS = {
     "coco": "detkit.data.coco:CocoFormat",
@@ -177,6 +178,7 @@ def _at_address(found: Annotations, images: str) -> Annotations:
     return replace(found, files=files, sizes=sizes)
 
 
+@dataclass(eq=False, repr=False)
 class Dataset:
     """Samples of annotations: images are read when asked for.
 
@@ -185,16 +187,14 @@ class Dataset:
         proposals: Called with (image, path) in the process that loads, returns (R, 4) float32 xyxy boxes of the
             original image; None: samples have no proposals.
         masks: Samples have the annotations' masks.
+        decoded: Keeps decoded images; None: each is decoded whenever it is asked for.
     """
 
-    def __init__(
-        self,
-        annotations: Annotations,
-        *,
-        proposals: Callable[[np.ndarray, str], np.ndarray] | None = None,
-        masks: bool = False,
-    ) -> None:
-        self.annotations, self.proposals, self.masks = annotations, proposals, masks
+    annotations: Annotations
+    _: KW_ONLY
+    proposals: Callable[[np.ndarray, str], np.ndarray] | None = None
+    masks: bool = False
+    decoded: DecodedImages | None = None
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -223,11 +223,9 @@ class Dataset:
         path = self.annotations.files[i]
         # Proposals are found in, and cached for, the image as it is.
         reduce_to = reduce_to if self.proposals is None else None
-        image = read_image(path, reduce_to=reduce_to)
-        height, width = image.shape[:2]
+        read = read_sized if self.decoded is None else self.decoded.read
+        image, (width, height) = read(path, reduce_to=reduce_to)
         proposals = None if self.proposals is None else self.proposals(image, path)
-        if reduce_to is not None:
-            width, height = image_size(path)
         target = self.target(i, (height, width))
         if self.masks:
             target = replace(target, mask=label_map(self.annotations, i, (height, width)))
@@ -235,12 +233,15 @@ class Dataset:
             target = moved_target(target, Geometry(width, height, image.shape[1] / width, image.shape[0] / height))
         return Sample(image, target, proposals, self.annotations.image_ids[i], path)
 
-    def readable(self, order: Iterable[int], failures: list[DetkitError]) -> Iterator[tuple[int, Sample]]:
+    def readable(
+        self, order: Iterable[int], failures: list[DetkitError], reduce_to: int | None = None
+    ) -> Iterator[tuple[int, Sample]]:
         """Index and sample of each image that can be read.
 
         Args:
             order: Indices of images.
             failures: Why the others cannot is added to it.
+            reduce_to: See ``load``.
 
         Raises:
             DetkitError: None can be.
@@ -248,7 +249,7 @@ class Dataset:
         found = False
         for i in order:
             try:
-                yield i, self.load(i)
+                yield i, self.load(i, reduce_to)
                 found = True
             except DetkitError as error:
                 failures.append(error)
@@ -287,21 +288,6 @@ class Dataset:
         a = self.annotations
         return a.labels[a.offsets[i] : a.offsets[i + 1]]
 
-    def with_proposals(self, proposals: Callable[[np.ndarray, str], np.ndarray]) -> Dataset:
-        """The same images with this source of proposals."""
-        return Dataset(self.annotations, proposals=proposals, masks=self.masks)
-
-    def with_masks(self) -> Dataset:
-        """The same images with the masks of the labels."""
-        return Dataset(self.annotations, proposals=self.proposals, masks=True)
-
     def subset(self, images: Sequence[int] | np.ndarray) -> Dataset:
         """These images, in this order."""
-        return Dataset(self.annotations.subset(images), proposals=self.proposals, masks=self.masks)
-
-
-def concat(datasets: Sequence[Dataset]) -> Dataset:
-    """Several data sets as one; classes are united by name."""
-    if not datasets:
-        raise ValueError("concat needs at least one data set")
-    return Dataset(concat_annotations([d.annotations for d in datasets]), proposals=datasets[0].proposals)
+        return replace(self, annotations=self.annotations.subset(images))

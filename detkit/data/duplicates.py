@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,10 +113,9 @@ def draw_pairs(pairs: Sequence[Pair], out: Path, *, count: int = 24, tile: int =
 
 
 def _read(file: str) -> tuple[np.uint64, np.ndarray] | None:
-    try:
+    with suppress(DetkitError, OSError):
         return perceptual_hash(read_image(file, reduce_to=64))
-    except (DetkitError, OSError):
-        return None
+    return None
 
 
 def _search(hashes: np.ndarray, small: np.ndarray, part: np.ndarray, places: np.ndarray) -> list[tuple[int, int, int]]:

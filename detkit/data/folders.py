@@ -92,7 +92,8 @@ def _whole_images(
             else:
                 findings.add("image that cannot be read (left out)", str(file))
     if not files:
-        raise DetkitError("no image of this folder can be read", str(source.path), "look at it with detkit data check")
+        what = "no image of this folder can be read" if findings else "there is no image in this folder"
+        raise DetkitError(what, str(source.path), findings.first("give one with images"))
     ids: list[int | str] = [file.relative_to(base).as_posix() for file in files]
     found = ImageTable(ids, [str(file) for file in files], np.array(sizes, np.int32))
     xywh = np.pad(found.sizes[:, ::-1].astype(np.float64), ((0, 0), (2, 0)))

@@ -19,13 +19,13 @@ from detkit.data.listing import of_suffix
 
 
 class _Annotation(msgspec.Struct):
-    result: list[dict[str, Any]] = []
+    result: list[dict[str, object]] = []
     was_cancelled: bool = False
     created_at: str | None = None
 
 
 class _Task(msgspec.Struct):
-    data: dict[str, Any] = {}
+    data: dict[str, object] = {}
     annotations: list[_Annotation] | None = None
 
 
@@ -71,7 +71,7 @@ class LabelStudioFormat(LabelFilesFormat):
 def _annotations(place: Path, findings: Findings) -> dict[str, list[_Annotation]]:
     """Those of each image that were not skipped."""
     found: dict[str, list[_Annotation]] = {}
-    for number, record in enumerate(decode_json(place, list[dict[str, Any]], "a json of Label Studio's")):
+    for number, record in enumerate(decode_json(place, list[dict[str, object]], "a json of Label Studio's")):
         where = f"{place}: task {record.get('id', number)}"
         try:
             task = msgspec.convert(record, _Task)
@@ -93,9 +93,9 @@ def _annotations(place: Path, findings: Findings) -> dict[str, list[_Annotation]
     return found
 
 
-def _regions(results: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
+def _regions(results: Iterable[Mapping[str, object]]) -> Iterable[dict[str, object]]:
     """The answers of one id as one: a shape and its class may be two."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, object]] = {}
     for number, one in enumerate(results):
         value = one.get("value")
         known = found.setdefault(str(one.get("id", number)), {})

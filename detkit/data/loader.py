@@ -75,7 +75,6 @@ class _Task(NamedTuple):
 class _Result:
     packed: tuple[Batch, list[Target]] | None = None
     failures: list[DetkitError] = field(default_factory=list)
-    dropped: int = 0
     fatal: DetkitError | None = None
 
     def pin_memory(self) -> _Result:
@@ -97,12 +96,10 @@ class _Reader:
 
     def __getitem__(self, task: _Task) -> _Result:
         result = _Result()
-        dropped = self.augment.dropped if self.augment else 0
         try:
             found = [self._sample(task, position, index, result.failures) for position, index in task.slots]
             samples = [sample for sample in found if sample is not None]
             result.packed = _packed(samples, self.resize) if samples else None
-            result.dropped = self.augment.dropped - dropped if self.augment else 0
         except DetkitError as error:
             result.fatal = error
         except MemoryError:
@@ -159,7 +156,6 @@ class Loader:
 
     Attributes:
         failures: Images that could not be read: where to what.
-        dropped: Boxes that ``augment`` left out because nothing of them lies in their image.
 
     Raises:
         DetkitError: No images; with code 4, while iterating: a worker died.
@@ -204,7 +200,6 @@ class Loader:
             per_identity=per_identity,
         )
         self.failures: dict[str, DetkitError] = {}
-        self.dropped = 0
         self.workers = workers
         self._on_bad_image = on_bad_image
         if workers and (context or multiprocessing.get_start_method()) != "fork":
@@ -248,7 +243,6 @@ class Loader:
                 if error.where not in self.failures and self._on_bad_image is not None:
                     self._on_bad_image(error)
                 self.failures.setdefault(error.where, error)
-            self.dropped += result.dropped
             if result.fatal is not None:
                 raise result.fatal
             if result.packed is not None:

@@ -13,23 +13,22 @@ import numpy as np
 from detkit.data.annotations import Annotations, Findings, Source
 from detkit.data.coco_masks import region, segmentations
 from detkit.data.listing import PARTS, files_in, of_suffix, part_of, parts_of
-from detkit.data.names import explain_match, match_classes
+from detkit.data.names import explain_match, match_classes, match_some
 from detkit.data.reading import ImageTable, ObjectTable, assemble, check_part, short_names, size_of
+from detkit.data.voc import CLASSES as VOC_CLASSES
 from detkit.errors import DetkitError
 from detkit.interfaces import DatasetFormat
 from detkit.io.detections.lookup import Lookup
 from detkit.io.files import names_in, text_of
 from detkit.io.masks import read_mask, voc_colours
+from detkit.printed import counted
 from detkit.rows import BACKGROUND, IGNORED
 from detkit.structures import Detections
 from detkit.tables import Results
 
 FOLDERS = ("masks", "SegmentationClass", "SegmentationClassPNG")  # where masks lie
 NAMES = ("labelmap.txt", "classes.txt")  # CVAT's with colours, or a name a line
-_VOC = (
-    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
-    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
+_VOC = ("background", *VOC_CLASSES)
 _STRANGE = 254  # the number of a colour that is no class's
 _NAMELESS = "number without a name, or colour outside of the palette, in a mask (its pixels are ignored)"
 _NOTHING = {"background", "_background_"}
@@ -59,6 +58,13 @@ class Palette(NamedTuple):
         order = np.argsort(mine, kind="stable")
         place = order[np.searchsorted(mine[order], codes).clip(max=len(mine) - 1)]
         return np.where(mine[place] == codes, numbers[place], _STRANGE).astype(np.uint8)
+
+    def nameless(self, mask: np.ndarray, numbers: np.ndarray) -> str:
+        """How many pixels have no name, of a mask and its ``numbers``, and what the first of them is; empty: none."""
+        if not len(found := mask[(numbers >= len(self.names)) & (numbers != IGNORED)]):
+            return ""
+        first = f"number {found[0]}" if mask.ndim == 2 else "colour {},{},{}".format(*found[0])
+        return f"{counted(len(found), 'pixel')}, the first of {first}"
 
     def is_class(self, number: int) -> bool:
         """True if its pixels belong to a class; else they are background or ignored."""
@@ -126,27 +132,30 @@ def check_masks(annotations: Annotations, where: str) -> None:
     label_map(annotations, 0, (int(annotations.sizes[0, 0]), int(annotations.sizes[0, 1])))
 
 
-def pixel_counts(annotations: Annotations, i: int, found: Detections) -> np.ndarray:
-    """(C + 1, C + 1) int64: pixels of image ``i`` by label and by answer, the last being background.
+def label_maps(annotations: Annotations, i: int, found: Detections) -> tuple[np.ndarray, np.ndarray]:
+    """What labels and answer say of each pixel of image ``i``: (H, W) uint8 both, see ``Target.mask``.
 
     Args:
         annotations: With masks.
         i: Index of the image.
         found: Numpy, with ``extra["masks"]``; classes are matched by name, others are background.
     """
-    nothing = len(annotations.classes)
     table = match_classes(found.classes, annotations.classes)
     masks = found.extra.get("masks")
     height, width = annotations.sizes[i] if masks is None or not len(masks) else masks.shape[1:]
     truth = label_map(annotations, i, (int(height), int(width)))
-    answer = np.full(truth.shape, nothing, np.int64)
+    answer = np.full(truth.shape, BACKGROUND, np.uint8)
     for label, inside in zip(found.labels.tolist(), () if masks is None else masks, strict=True):
         if table[label] >= 0:
             answer[inside] = table[label]
-    asked = truth != IGNORED
-    labelled = np.where(truth == BACKGROUND, nothing, truth).astype(np.int64)
-    pairs = labelled[asked] * (nothing + 1) + answer[asked]
-    return np.bincount(pairs, minlength=(nothing + 1) ** 2).reshape(nothing + 1, nothing + 1)
+    return truth, answer
+
+
+def pixel_counts(truth: np.ndarray, answer: np.ndarray, classes: int) -> np.ndarray:
+    """(C + 1, C + 1) int64: pixels of ``label_maps`` by label and by answer, of C classes; the last is background."""
+    labelled, answered = (np.where(x == BACKGROUND, classes, x)[truth != IGNORED] for x in (truth, answer))
+    pairs = labelled.astype(np.int64) * (classes + 1) + answered
+    return np.bincount(pairs, minlength=(classes + 1) ** 2).reshape(classes + 1, classes + 1)
 
 
 def read_answers(folder: Path, annotations: Annotations) -> tuple[Results, list[str]]:
@@ -162,30 +171,32 @@ def read_answers(folder: Path, annotations: Annotations) -> tuple[Results, list[
     check_masks(annotations, annotations.files[0] if annotations.files else "data")
     palette, lookup = read_palette(folder), Lookup(annotations, endings=False)
     files = {lookup.image(path.stem, str(path)): str(path) for path in sorted(folder.glob("*.png"))}
-    pixels, strange = list[np.ndarray](), list[str]()
-    for i, (height, width) in enumerate(annotations.sizes.tolist()):
-        numbers = np.full((height, width), IGNORED, np.uint8)  # without a file nothing is answered
-        if i in files:
-            numbers = MaskFile(files[i], palette).numbers((height, width))
-        there = np.unique(numbers)
-        strange += [files[i]] if i in files and ((there >= len(palette.names)) & (there < IGNORED)).any() else []
-        labels = there[[palette.is_class(k) for k in there.tolist()]].astype(np.int64)
-        masks, boxes = numbers == labels[:, None, None], np.zeros((len(labels), 4))
-        found = Detections(boxes, np.ones(len(labels)), labels, palette.names, {"masks": masks})
-        pixels.append(pixel_counts(annotations, i, found))
-    names, none = [name for k, name in enumerate(palette.names) if palette.is_class(k)], np.zeros(0)
-    if not {place for place in match_classes(names, annotations.classes) if place >= 0}:
-        what = (
-            f"the masks have {', '.join(names[:5])}, the data {', '.join(annotations.classes[:5])}: no class in common"
-        )
-        raise DetkitError(what, str(folder), "correct the names in classes.txt")
-    notes = explain_match(names, annotations.classes)
+    numbers = list(filter(palette.is_class, range(len(palette.names))))
+    names, wanted = [palette.names[k] for k in numbers], annotations.classes
+    places = match_some("the masks have", names, "the data", wanted, str(folder), "correct the names in classes.txt")
+    table = np.full(256, BACKGROUND, np.uint8)
+    table[numbers] = [BACKGROUND if place < 0 else place for place in places]
+    strange = dict[int, str]()
+
+    def maps(i: int) -> tuple[np.ndarray, np.ndarray]:
+        size = int(annotations.sizes[i, 0]), int(annotations.sizes[i, 1])
+        truth = label_map(annotations, i, size)
+        if i not in files:
+            return truth, np.full(size, BACKGROUND, np.uint8)
+        mask = read_mask(files[i], size)
+        if nameless := palette.nameless(mask, found := palette.numbers(mask)):
+            strange[i] = f"{files[i]}: {nameless}"
+        return truth, table[found]
+
+    pixels = np.stack([pixel_counts(*maps(i), len(wanted)) for i in range(len(annotations))])
+    notes = explain_match(names, wanted)
     if missing := len(annotations) - len(files):
         notes.append(f"{missing} of {len(annotations)} images have no mask in {folder.name}: all of it is wrong there")
     if strange:
-        notes.append(f"{len(strange)} masks with a number or colour that has no name (answers nothing): {strange[0]}")
-    labels = none.astype(np.int64)
-    return Results(labels, labels, np.zeros((0, 4)), none, pixels=np.stack(pixels)), notes
+        first = next(iter(strange.values()))
+        notes.append(f"{counted(len(strange), 'mask')} with a number or colour that has no name (no answer): {first}")
+    none, labels = np.zeros(0), np.zeros(0, np.int64)
+    return Results(labels, labels, np.zeros((0, 4)), none, pixels=pixels, maps=maps), notes
 
 
 class MaskFormat(DatasetFormat):
@@ -219,16 +230,15 @@ class MaskFormat(DatasetFormat):
                 findings.add("mask without an image that can be read (left out)", mask.path)
                 continue
             try:
-                numbers = mask.numbers(size)
+                pixels = read_mask(mask.path, size)
             except DetkitError as error:
                 findings.add(
                     "mask that does not fit its image, or is damaged (left out)", f"{error.where}: {error.what}"
                 )
                 continue
-            there = np.flatnonzero(np.bincount(numbers.ravel(), minlength=256)).tolist()
-            if strange := [k for k in there if len(palette.names) <= k != IGNORED]:
-                findings.add(_NAMELESS, f"{mask.path}: {'a colour' if _STRANGE in strange else strange}")
-            for k in filter(label_of.__contains__, there):
+            if nameless := palette.nameless(pixels, numbers := palette.numbers(pixels)):
+                findings.add(_NAMELESS, f"{mask.path}: {nameless}")
+            for k in filter(label_of.__contains__, np.flatnonzero(np.bincount(numbers.ravel())).tolist()):
                 inside = numbers == k
                 y, x = (np.flatnonzero(inside.any(axis)) for axis in (1, 0))
                 box = (x[0], y[0], x[-1] + 1 - x[0], y[-1] + 1 - y[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from detkit.errors import DetkitError
 from detkit.tables import canonical
 
 _NAMES = (
@@ -33,6 +34,27 @@ def match_classes(names: Sequence[str], wanted: Sequence[str]) -> list[int]:
     return [exact.get(name, spelt.get(canonical(name), -1)) for name in names]
 
 
+def match_some(who: str, names: Sequence[str], others: str, wanted: Sequence[str], where: str, do: str) -> list[int]:
+    """``match_classes(names, wanted)``; DetkitError where there are classes, and none in common.
+
+    Args:
+        who: Who has ``names``, with the verb: "the model knows".
+        names: Class names.
+        others: Who has ``wanted``: "the data".
+        wanted: Class names.
+        where: As ``DetkitError``'s.
+        do: As ``DetkitError``'s.
+    """
+    table = match_classes(names, wanted)
+    if max(table, default=-1) < 0:
+        raise DetkitError(f"{who} {_some(names)}, {others} {_some(wanted)}: no class in common", where, do)
+    return table
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
 def explain_match(model: Sequence[str], data: Sequence[str]) -> list[str]:
     """Sentences on how a model's classes were matched with the data's; none where they are the same."""
     table = match_classes(model, data)
@@ -45,6 +67,5 @@ def explain_match(model: Sequence[str], data: Sequence[str]) -> list[str]:
     if unknown:
         notes.append(f"the model does not know {', '.join(unknown)}: every such object counts as missed")
     if extra:
-        more = f" and {len(extra) - 5} more" if len(extra) > 5 else ""
-        notes.append(f"left out, since the data does not have them: {', '.join(extra[:5])}{more}")
+        notes.append(f"left out, since the data does not have them: {_some(extra)}")
     return notes

@@ -25,7 +25,8 @@ from detkit.data.reading import size_of
 from detkit.errors import DetkitError
 from detkit.io.cache import cache_folder
 from detkit.io.files import atomic_path, reading
-from detkit.io.shards import parquet_library
+from detkit.io.shards import opened_parquet
+from detkit.io.stored import identity_of
 
 _BOXES = ("bbox", "bboxes", "boxes", "box")
 _LABELS = ("category", "categories", "category_id", "label", "labels", "class")
@@ -70,8 +71,7 @@ class ParquetFormat(LabelFilesFormat):
     def _read(self, place: Path) -> tuple[LabelTable, list[_Row]]:
         """Images and rows of all files of a part."""
         files = sorted(file for file in place.parent.glob("*.parquet") if _part(file) == _part(place))
-        states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        key = hashlib.sha256(repr((str(place.parent.resolve()), states)).encode()).hexdigest()[:16]
+        key = hashlib.sha256("".join(identity_of(str(file)) for file in files).encode()).hexdigest()[:16]
         folder = cache_folder() / "parquet" / key
         table, found = LabelTable(place, [folder]), list[_Row]()
         for file in files:
@@ -158,11 +158,5 @@ def _unpack(parquet: Any, tar: Path) -> int:
 @contextmanager
 def _opened(file: Path) -> Iterator[Any]:
     """A Parquet file; DetkitError where it is none."""
-    library = parquet_library()
-    import pyarrow as pa
-
-    with reading(str(file)), open(file, "rb") as stream:
-        try:
-            yield library.ParquetFile(stream)
-        except (pa.ArrowException, ValueError) as error:
-            raise DetkitError("this Parquet file is damaged", str(file), "download it again") from error
+    with reading(str(file)), opened_parquet(file.open("rb"), str(file), "download it again") as parquet:
+        yield parquet

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -152,11 +153,10 @@ def pixels(value: float | None) -> int:
 
 def size_of(file: str) -> tuple[int, int]:
     """(height, width) from the image's header; zeros if it cannot be read, which ``data check`` reports."""
-    try:
+    with suppress(DetkitError, OSError):
         width, height = image_size(file)
-    except (DetkitError, OSError):
-        return 0, 0
-    return height, width
+        return height, width
+    return 0, 0
 
 
 def fill_sizes(sizes: np.ndarray, files: Sequence[str]) -> list[int]:

@@ -65,12 +65,8 @@ class EpochSampler:
         if self.batch < 1 or self.count < 1:
             what = "a sampler needs at least one image and a batch of at least 1"
             raise ValueError(f"{what}, got {self.count} and {self.batch}")
-        if not 0 <= self.rank < self.world:
-            raise ValueError(f"rank must lie in 0..{self.world - 1}, got {self.rank}")
-        if self.identities is not None and (self.per_identity < 1 or self.batch % self.per_identity):
+        if self.identities is not None and self.batch % self.per_identity:
             raise ValueError(f"batch must be a multiple of per_identity, got {self.batch} and {self.per_identity}")
-        if self.weights is not None and len(self.weights) != self.count:
-            raise ValueError(f"weights must be ({self.count},), got {len(self.weights)}")
 
     def order(self, epoch: int) -> np.ndarray:
         """(L,) int64: the image at each position of this epoch."""

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from detkit.data.annotations import Annotations
-from detkit.errors import DetkitError
+from detkit.data.dataset import Dataset
 from detkit.io.files import written_figure
-from detkit.io.images import read_image
 from detkit.printed import counted
 
 if TYPE_CHECKING:
@@ -52,18 +51,12 @@ def colour_statistics(annotations: Annotations, *, images: int = IMAGES, seed: i
     """
     rng = np.random.default_rng(seed)
     total, product, read = np.zeros(3), np.zeros((3, 3)), 0
-    for i in np.sort(rng.permutation(len(annotations))[:images]):
-        try:
-            pixels = read_image(annotations.files[i], reduce_to=256).reshape(-1, 3)
-        except (DetkitError, OSError):
-            continue
+    order = np.sort(rng.permutation(len(annotations))[:images]).tolist()
+    for read, (_, sample) in enumerate(Dataset(annotations).readable(order, [], reduce_to=256), 1):  # noqa: B007
+        pixels = sample.image.reshape(-1, 3)
         chosen = pixels[rng.integers(0, len(pixels), PIXELS)].astype(np.float64)
         total += chosen.mean(axis=0)
         product += chosen.T @ chosen / len(chosen)
-        read += 1
-    if not read:
-        where = annotations.files[0] if len(annotations) else ""
-        raise DetkitError("none of the images could be read", where, "give --images the folder of the images")
     mean = total / read
     return Colour(mean, product / read - np.outer(mean, mean), read)
 

@@ -35,11 +35,11 @@ def write_strips(
         DetkitError: Too few frames for a strip, or OUT cannot be written.
     """
     kept: deque[np.ndarray] = deque(maxlen=frames)
-    written, failed = 0, []
+    written, failed = 0, list[Failure]()
     with atomic_folder(out, overwrite) as folder:
         for number, frame in enumerate(open_sources(source)):
             if isinstance(frame, Failure):
-                failed.append(f"{frame.source}: {frame.what}")
+                failed.append(frame)
                 continue
             if number % step:
                 continue
@@ -49,8 +49,11 @@ def write_strips(
             if len(kept) == frames:
                 write_image(folder / f"{written:06d}.jpg", np.hstack(list(kept)))
                 written += 1
+        if not written and failed:
+            raise DetkitError(failed[0].what, failed[0].source, failed[0].do)
         if not written:
             what = f"no {frames} frames of one size, {step} apart"
-            raise DetkitError(what, failed[0] if failed else source, "give a longer film, or a smaller --step")
-    said = [f"{out}: {counted(written, 'strip')} of {frames} frames", *(f"left out: {one}" for one in failed)]
-    return Printed({"out": out, "strips": written, "failed": failed}, said), len(failed)
+            raise DetkitError(what, source, "give a longer film, or a smaller --step")
+    left_out = [f"{one.source}: {one.what}" for one in failed]
+    said = [f"{out}: {counted(written, 'strip')} of {frames} frames", *(f"left out: {one}" for one in left_out)]
+    return Printed({"out": out, "strips": written, "failed": left_out}, said), len(failed)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -28,8 +28,8 @@ _NUMBERS = {
 
 
 class _Region(msgspec.Struct):
-    shape_attributes: dict[str, Any] = {}
-    region_attributes: dict[str, Any] = {}
+    shape_attributes: dict[str, object] = {}
+    region_attributes: dict[str, object] = {}
 
 
 class _Image(msgspec.Struct):
@@ -81,7 +81,7 @@ def _header(row: Sequence[str]) -> list[str]:
 
 
 def _json_regions(place: Path) -> Iterator[_Found]:
-    value = decode_json(place, dict[str, Any], "a json of VIA's")
+    value = decode_json(place, dict[str, object], "a json of VIA's")
     images = value.get("_via_img_metadata", {}) if any(key.startswith("_via_") for key in value) else value
     try:
         found = msgspec.convert(images, dict[str, _Image])
@@ -104,8 +104,8 @@ def _csv_regions(place: Path, table: LabelTable) -> Iterator[_Found]:
         yield _Found(cells["filename"], None, "")
         texts = [(cells.get(name) or "{}").encode() for name in ("region_shape_attributes", "region_attributes")]
         try:
-            shape, attributes = (msgspec.json.decode(text, type=dict[str, Any]) for text in texts)
-        except msgspec.DecodeError:
+            shape, attributes = (msgspec.json.decode(text, type=dict[str, object]) for text in texts)
+        except (msgspec.DecodeError, RecursionError):
             table.findings.add("region's attributes are not JSON (dropped)", where)
             continue
         if shape:
@@ -129,7 +129,7 @@ def _chosen(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def _box(kind: str, shape: Mapping[str, Any]) -> Box | None:
+def _box(kind: str, shape: Mapping[str, object]) -> Box | None:
     try:
         if kind.startswith("poly"):
             xs, ys = (msgspec.convert(shape[name], list[float]) for name in _NUMBERS[kind])

@@ -91,7 +91,8 @@ class VocFormat(DatasetFormat):
             _count_rest(index.root, set(files), split, findings)
         names, zero_based = _survey(found)
         names |= {one.name for one in objects}
-        classes = _listed_classes(found.root) or _classes(names)
+        listed = found.root / "classes.txt"
+        classes = tuple(names_in(listed) if listed.is_file() else ()) or _classes(names)
         if zero_based:
             findings.add("corners count from 0, not from 1 as VOC's (taken as they are)", str(found.root), note=True)
         columns = _columns(objects, classes, findings, 0 if zero_based else 1)
@@ -164,11 +165,6 @@ def _survey(found: VocFiles) -> tuple[set[str], bool]:
         if not words <= names | set(_PARTS) and (tree := _parse(file, Findings())) is not None:
             names |= {_text(one, "name") for one in tree.findall("object")} - {""}
     return names, 2 * edges.count(b"0") > len(edges)
-
-
-def _listed_classes(folder: Path) -> tuple[str, ...]:
-    listed = folder / "classes.txt"
-    return tuple(names_in(listed)) if listed.is_file() else ()
 
 
 def _classes(names: set[str]) -> tuple[str, ...]:

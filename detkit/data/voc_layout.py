@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from detkit.data.annotations import Findings
+from detkit.data.label_files import named_parts
 from detkit.data.listing import PARTS, files_in, of_suffix, part_of, parts_of
 from detkit.data.reading import check_part
 from detkit.errors import DetkitError
@@ -39,10 +40,7 @@ class VocFiles:
 
     def splits(self) -> list[str]:
         """Names of the lists, else of the folders that are parts."""
-        if self.lists:
-            alone = len(self.lists) == 1 and not next(iter(self.lists)).startswith(("train", "val", "test"))
-            return [] if alone else list(self.lists)
-        return parts_of(self.xml)
+        return named_parts(self.lists) if self.lists else parts_of(self.xml)
 
     def chosen(self, split: str | None, findings: Findings) -> list[str]:
         """The xml files of a part, or of a list by its path; None: all."""

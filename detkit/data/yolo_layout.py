@@ -150,7 +150,7 @@ def _from_folder(folder: Path) -> Layout:
 def _parts_in(folder: Path) -> dict[str, list[Path]]:
     """Lists called as parts, else folders, else the whole."""
     files = files_in(folder)
-    lists = [name for name in files if name.removesuffix(".txt") in PARTS and _is_list(folder / name)]
+    lists = [name for name in files if name.removesuffix(".txt") in PARTS and of_suffix(names_in(folder / name)[:1])]
     if lists:
         return {name.removesuffix(".txt"): [folder / name] for name in lists}
     images = of_suffix(files)
@@ -164,10 +164,6 @@ def _parts_in(folder: Path) -> dict[str, list[Path]]:
     if stray or not places:
         places[""] = stray if places else [folder.absolute()]
     return places
-
-
-def _is_list(file: Path) -> bool:
-    return bool(of_suffix(names_in(file)[:1]))
 
 
 def has_labels(folder: Path) -> bool:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 STATE_VERSION = 1
 # What may change between two parts of a run: how long it lasts, where it computes and who listens, not what.
-_FREE = {"epochs", "patience", "device", "workers", "save_minutes", "tensorboard", "loggers"}
+_FREE = {"epochs", "patience", "device", "workers", "cache_images", "save_minutes", "tensorboard", "loggers"}
 
 
 @dataclass
@@ -162,7 +162,7 @@ def _generators(model: nn.Module) -> dict[str, torch.Generator]:
     }
 
 
-def random_states(model: nn.Module) -> dict[str, Any]:
+def random_states(model: nn.Module) -> dict[str, object]:
     """States of torch's generators (CPU, CUDA) and of the model's own."""
     return {
         "cpu": torch.get_rng_state(),

@@ -49,6 +49,10 @@ def check_run(
         if metric.answers == "labels" and dataset is not None and not dataset.annotations.labelled:
             do = "give class folders; detkit data crops DATA --out FOLDER makes them of a detection set"
             raise DetkitError("a classifier needs images of one label each", f"data.{name}", do)
+    aligned = getattr(getattr(model.head, "alignment", None), "align", "none") != "none"
+    if aligned and len({names == frozenset() for names in train_set.annotations.known or [None]}) < 2:
+        do = "add {path: FOLDER, format: images, classes: [], known: []} to data.train: images of the other domain"
+        raise DetkitError("all training images are of one domain", "model.head.align", do)
     if model.head.takes_identities:
         most = int(train_set.annotations.class_counts().max(initial=0))
         if options.per_identity < 2 or most < 2:
@@ -107,6 +111,8 @@ def remarks(trainer: Trainer) -> Iterator[str]:
         counts = trainer.train_set.annotations.class_counts()
         if lone := int((counts == 1).sum()):
             yield f"{lone} of {len(counts)} identities have one image: it makes pairs with itself, changed at random"
+        if trainer.val_set is not None and trainer.val_set.annotations.class_counts().max() < 2:
+            yield "data.val: no identity has two images, so nothing is measured: set it, or a larger data.val_share"
     if trainer.frozen_norms:
         norms = counted(len(trainer.frozen_norms), "BatchNorm")
         yield f"train.freeze_norms: {norms} with the statistics of these weights"

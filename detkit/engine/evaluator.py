@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, TypeGuard, cast
 import numpy as np
 
 from detkit.data.dataset import Dataset
-from detkit.data.masks import pixel_counts
-from detkit.data.names import match_classes
+from detkit.data.masks import label_maps, pixel_counts
+from detkit.data.names import match_some
 from detkit.errors import DetkitError
 from detkit.metrics import find_metric
 from detkit.predictor import PredictsSamples, as_predictor
@@ -149,7 +149,8 @@ def infer(
             for key, answer in zip(keys, detections, strict=True):
                 one = answer.numpy()
                 if judged:
-                    pixels[index[key]] = pixel_counts(dataset.annotations, index[key], one)
+                    maps = label_maps(dataset.annotations, index[key], one)
+                    pixels[index[key]] = pixel_counts(*maps, len(dataset.classes))
                     one = replace(one, extra={})
                 found.append((index[key], one))
             compute, post = time.perf_counter() - loaded, clock[0] - before
@@ -167,7 +168,11 @@ def infer(
     results = results_of([d for _, d in found], [i for i, _ in found])
     if judged:
         nothing = np.zeros((len(dataset.classes) + 1,) * 2, np.int64)
-        results = replace(results, pixels=np.stack([pixels.get(i, nothing) for i in range(len(dataset))]))
+
+        def again(i: int) -> tuple[np.ndarray, np.ndarray]:
+            return label_maps(dataset.annotations, i, predictor.predict_samples([dataset.load(i)], limits)[0].numpy())
+
+        results = replace(results, pixels=np.stack([pixels.get(i, nothing) for i in range(len(dataset))]), maps=again)
     truth = dataset.annotations.ground_truth()
     return Inference(truth, _with_labels_of(truth.classes, predictor.classes, results), timings, mean_losses(sums))
 
@@ -244,8 +249,6 @@ def _with_labels_of(wanted: tuple[str, ...], classes: tuple[str, ...], results: 
     """Labels by the data's class names; detections of classes that the data does not know are left out."""
     if tuple(wanted) == tuple(classes) or results.embedding is not None:  # vectors have no class
         return results
-    table = np.array(match_classes(classes, wanted), dtype=np.int64)
-    if not (table >= 0).any():
-        what = f"the model knows {', '.join(classes[:5])}..., the data {', '.join(wanted[:5])}...: no class in common"
-        raise DetkitError(what, "classes", "rename the data's classes, or choose another model")
+    do = "rename the data's classes, or choose another model"
+    table = np.array(match_some("the model knows", classes, "the data", wanted, "classes", do), dtype=np.int64)
     return replace(results, label=table[results.label])[table[results.label] >= 0]

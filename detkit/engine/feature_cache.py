@@ -1,6 +1,6 @@
 """What a fixed network, or its frozen part, makes of images or of their regions, computed once and kept on disk.
 
-Arrays are float16, a memory-mapped file per image (``detkit.io.cache``). An entry's name holds all that decides its
+Arrays are float16, a file per image (``detkit.io.cache``). An entry's name holds all that decides its
 numbers: the network's weights, what is done to pixels before it, the pixels, the boxes. So an entry of another
 network, size or proposal is never found, and an interrupted run finds what it had done.
 """
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 # One view of an image, as a batch of it has it: key (see ``FrozenStages``), size, id, path, restore, proposals, target.
 View = tuple[str, Tensor, int | str, str, Geometry, Tensor | None, Target]
 
-VERSION = 1  # of what is kept: a higher one makes entries stale
-
 
 def network_hash(networks: Iterable[nn.Module]) -> str:
     """64 hexadecimal digits that stand for the layers, weights and statistics of ``networks``."""
@@ -74,7 +72,7 @@ class FeatureStore:
         self, networks: Iterable[nn.Module], preprocessing: Mapping[str, object], tell: Callable[[str], None]
     ) -> None:
         parameters = {"network": network_hash(networks), "preprocessing": dict(preprocessing)}
-        self.cache = Cache("features", parameters, VERSION, mapped=True, tell=tell)
+        self.cache = Cache("features", parameters, tell=tell)
         self._memory: dict[str, np.ndarray] = {}
         self._tell = tell
 
@@ -99,7 +97,7 @@ class FeatureStore:
     def put(self, key: str, features: Tensor) -> None:
         """Keeps an entry in float16, with what that cannot hold at its limits."""
         array = features.float().clamp(-65504, 65504).half().cpu().numpy()
-        if self.cache.put(key, array) is array:
+        if not self.cache.put(key, array):
             self._memory[key] = array
 
     def read(self, key: str) -> np.ndarray:

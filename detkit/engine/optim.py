@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Generic, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,7 @@ def _trained(layer: _NormBase) -> bool:
     return bool(count) or not (torch.all(mean == 0) and torch.all(var == 1))
 
 
-def parameter_groups(model: Detector, options: TrainOptions) -> list[dict[str, Any]]:
+def parameter_groups(model: Detector, options: TrainOptions) -> list[dict[str, object]]:
     """Groups of head, backbone and, with ``stage_lr``, its stages, decayed or not; each with its ``base_lr``.
 
     Vectors and scalars (biases, the scales and shifts of normalisation) are not decayed. The backbone, and what the

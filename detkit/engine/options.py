@@ -14,12 +14,8 @@ _RULES: tuple[tuple[str, Callable[[float, float], bool], float, tuple[str, ...]]
     ("at least 1", ge, 1, ("epochs", "batch", "accumulate", "validate_every", "cache_views", "unfreeze")),
     ("above 0", gt, 0, ("lr", "save_minutes", "step_at")),
     ("0 or more", ge, 0, ("limit", "weight_decay", "warmup", "warmup_steps", "clip", "workers", "close_mosaic")),
-    (
-        "0 or more",
-        ge,
-        0,
-        ("patience", "per_identity", "backbone_lr", "stage_lr", "momentum", "ema", "balance", "final_lr"),
-    ),
+    ("0 or more", ge, 0, ("patience", "per_identity", "backbone_lr", "stage_lr", "cache_images")),
+    ("0 or more", ge, 0, ("momentum", "ema", "balance", "final_lr")),
     ("at most 1", le, 1, ("balance", "final_lr")),
     ("below 1", lt, 1, ("momentum", "ema", "step_at")),
 )
@@ -60,6 +56,7 @@ class TrainOptions:
         warmup_steps: The least steps of it.
         clip: Largest norm of the gradient; 0: no clipping.
         ema: Decay of the averaged weights, which are those validated and saved; 0: none.
+        cache_images: Gigabytes of disk for training images as they were decoded; 0: each is decoded in every epoch.
         cache_features: The output of the backbone's frozen stages is computed once and kept on disk (float16), and the
             rest trains from it.
         cache_views: Of each image so many augmented views are kept, and each epoch takes the next one; 1: the image as
@@ -104,6 +101,7 @@ class TrainOptions:
     warmup_steps: int = 20
     clip: float = 10.0
     ema: float = 0.999
+    cache_images: float = 0.0
     cache_features: bool = False
     cache_views: int | None = None
     precision: Precision = "auto"

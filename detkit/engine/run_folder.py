@@ -9,6 +9,7 @@ import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -153,8 +154,7 @@ def machine_record() -> dict[str, object]:
 
 
 def _cpu_name() -> str:
-    try:
+    with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+        return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    return platform.processor()

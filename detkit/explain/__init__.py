@@ -12,7 +12,7 @@ _PLACES = {
     ".edges": ("EDGE_FILTERS", "filter_response", "learn_filter"),
     ".features": ("cut_patches", "find_peaks", "first_filters", "published_network", "stage_maps", "stages_of"),
     ".gradcam": ("grad_cam",),
-    ".describe": ("Description", "describe_model"),
+    ".describe": ("describe_model",),
     ".summary": ("Summary", "summarise_backbone", "summarise_config", "summarise_detector", "summarise_file"),
 }
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from detkit.backbones import BACKBONES
 from detkit.config.experiment import is_config, shipped_configs
 from detkit.errors import DetkitError, nearest
+from detkit.printed import Printed
 from detkit.registry import renamed
 from detkit.zoo import WEIGHTS, model_file, read_model_header
 
@@ -15,36 +15,9 @@ if TYPE_CHECKING:
     from detkit.explain.summary import Summary
 
 
-@dataclass(frozen=True, slots=True)
-class Description:
-    """A model.
-
-    Attributes:
-        facts: What its file says; none of a backbone or config.
-        summary: Its layers, where they were asked for.
-    """
-
-    facts: dict[str, Any]
-    summary: Summary | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return self.facts | (self.summary.to_dict() if self.summary else {})
-
-    def lines(self) -> list[str]:
-        """The facts, then the table of layers."""
-        lines = []
-        for name, value in self.facts.items():
-            if isinstance(value, dict):
-                lines += [f"{name}:", *(f"  {key:<14} {_short(item)}" for key, item in value.items())]
-            else:
-                lines.append(f"{name:<12} {', '.join(value) if isinstance(value, list) else value}")
-        return lines + (self.summary.lines() if self.summary else [])
-
-
 def describe_model(
     name: str, *, layers: bool = False, size: tuple[int, int] | None = None, num_classes: int | None = None
-) -> Description:
+) -> Printed:
     """A model file's classes, input geometry, scores and training record, or a network's layers.
 
     Of a file only the header is read (no torch, nothing executed), unless its layers are asked for.
@@ -63,7 +36,7 @@ def describe_model(
         from detkit.explain.summary import summarise_backbone, summarise_config
 
         summarise = summarise_backbone if name in BACKBONES else summarise_config
-        return Description({}, summarise(name, size, num_classes))
+        return _described({}, summarise(name, size, num_classes))
     try:
         path = model_file(name)
     except DetkitError as error:
@@ -75,7 +48,7 @@ def describe_model(
         if layers or size is not None or num_classes is not None:
             what = "the layers of an ONNX file are not listed here"
             raise DetkitError(what, name, "leave out --layers, --input and --num-classes")
-        return Description(describe_export(path))
+        return _described(*describe_export(path))
     header = read_model_header(path)
     facts = {
         "file": str(path),
@@ -88,10 +61,23 @@ def describe_model(
     if num_classes is not None:
         raise DetkitError("a model file has classes of its own", "--num-classes", "leave it out")
     if not layers and size is None:
-        return Description(facts)
+        return _described(facts)
     from detkit.explain.summary import summarise_file
 
-    return Description(facts, summarise_file(facts["file"], size))
+    return _described(facts, summarise_file(facts["file"], size))
+
+
+def _described(facts: dict[str, Any], more: Summary | Printed | None = None) -> Printed:
+    """The facts, then a table: of the layers, or of an export's proof."""
+    lines = []
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            lines += [f"{name}:", *(f"  {key:<14} {_short(item)}" for key, item in value.items())]
+        else:
+            lines.append(f"{name:<12} {', '.join(value) if isinstance(value, list) else value}")
+    if more is not None:
+        facts, lines = {**facts, **more.to_dict()}, [*lines, *more.lines()]
+    return Printed(facts, lines)
 
 
 def _short(value: object) -> str:

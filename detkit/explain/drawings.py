@@ -14,9 +14,9 @@ from detkit.errors import DetkitError
 from detkit.explain.edges import EDGE_FILTERS, TEXTBOOK_IMAGE, filter_response, learn_filter
 from detkit.explain.features import cut_patches, find_peaks, first_filters, stage_maps, stages_of
 from detkit.explain.gradcam import grad_cam
-from detkit.io.draw import sheet
+from detkit.io.draw import scaled_to, sheet
 from detkit.io.files import numbered_folder, refuse_existing
-from detkit.io.images import ImageSource, as_rgb, read_image, scaled_to, write_image
+from detkit.io.images import ImageSource, as_rgb, read_image, write_image
 from detkit.printed import Printed, counted
 
 _SIDE = 360  # pixels along the longer side of what is drawn over or filtered

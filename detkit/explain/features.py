@@ -19,8 +19,7 @@ from detkit.detector import Detector
 from detkit.errors import DetkitError
 from detkit.explain.summary import Field, Tracer
 from detkit.interfaces import Head, Raw
-from detkit.io.draw import draw_boxes
-from detkit.io.images import scaled_to
+from detkit.io.draw import draw_boxes, scaled_to
 from detkit.necks.identity import Identity
 from detkit.structures import Sample
 
@@ -233,7 +232,7 @@ def cut_patches(
 
 def _after(detector: Detector, pixels: Tensor, stage: int) -> Tensor:
     """(B, C, h, w): a stage's output, at the image's own scale, of pixels (B, 3, H, W) in 0..255."""
-    x = (pixels - detector.mean) / detector.std
+    x = detector.normalised(pixels)
     for module in stages_of(detector, stage)[: stage + 1]:
         x = module(x)
     return x

@@ -14,7 +14,7 @@ from torch import Tensor
 from detkit.backbones.base import StagedBackbone
 from detkit.detector import Detector
 from detkit.errors import DetkitError
-from detkit.io.images import scaled_to
+from detkit.io.draw import scaled_to
 
 _SMOOTH = 1e-3  # weight of the differences between neighbouring pixels, in units of their standard deviation
 
@@ -100,15 +100,8 @@ def transfer_style(
         return [found[stage] for stage in wanted]
 
     def prepared(image: np.ndarray) -> Tensor:
-        fitted = scaled_to(image, size)
-        pixels = (
-            torch.from_numpy(np.ascontiguousarray(fitted))
-            .permute(2, 0, 1)[None]
-            .float()
-            .contiguous()
-            .to(network.device)
-        )
-        return (pixels - network.mean) / network.std
+        pixels = torch.from_numpy(np.ascontiguousarray(scaled_to(image, size).transpose(2, 0, 1), np.float32))[None]
+        return network.normalised(pixels.to(network.device))
 
     network.eval().requires_grad_(False)
     own = prepared(content)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,18 +26,26 @@ def _place(file: Path) -> Path:
     return cache_folder() / "exported" / f"{sha256_of(file)}-{detkit.__version__}.onnx"
 
 
-def kept_export(model: str | Path) -> Path | None:
+def kept_export(model: str | Path, tell: Callable[[str], None] | None = None) -> Path | None:
     """The exported form, where it is there and the fastest here; torch is not imported.
 
     Args:
         model: Model file, run folder or shipped name.
+        tell: Told, once on a machine, how the shipped model's would be made.
     """
     # Torch would know of GPUs, on which it is faster, but importing it is what this saves.
     gpu = sys.platform == "darwin" or Path("/dev/nvidiactl").exists()
     if gpu or not any(map(find_spec, ENGINES)):
         return None
     place = _place(zoo.model_file(model))
-    return place if place.is_file() else None
+    if place.is_file():
+        return place
+    if tell and model in ("default", zoo.DEFAULT):
+        with suppress(OSError):  # the mark is there already, or cannot be kept
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.with_suffix(".told").touch(exist_ok=False)
+            tell("detkit doctor --warm makes a file with which a photo takes a fifth of this time (said once)")
+    return None
 
 
 def make_export(model: str | Path, tell: Callable[[str], None] = lambda text: None) -> Path:

@@ -19,6 +19,9 @@ DETECTIONS = 300  # per image at most, of a graph with NMS
 _FLOOR = Limits.evaluation().conf * 0.9999  # ONNX's NMS takes what is above a threshold, ours what reaches it
 
 
+Axes = dict[str, dict[int, torch.export.Dim]]
+
+
 class Graph(nn.Module):
     """uint8 ``pixels`` (B, 3, H, W), RGB, to ``boxes`` (B, A, 4) xyxy and ``scores`` (B, A, C).
 
@@ -46,10 +49,10 @@ class Graph(nn.Module):
         """Inputs by name."""
         return {"pixels": torch.zeros((batch, 3, *self.detector.resize.input_size), dtype=torch.uint8)}
 
-    def axes(self) -> dict[str, dict[int, Any]]:
+    def axes(self) -> Axes:
         """Of each input the axes that may have any length."""
         batch, stride = torch.export.Dim("batch"), self.detector.resize.stride
-        axes: dict[str, dict[int, Any]] = {name: {0: batch} for name in self.inputs}
+        axes: Axes = {name: {0: batch} for name in self.inputs}
         if self.dynamic:
             axes["pixels"] |= {2: stride * torch.export.Dim("rows"), 3: stride * torch.export.Dim("columns")}
         return axes
@@ -104,6 +107,17 @@ class ImageGraph(Graph):
         return boxes[:, None], scores[:, None]
 
 
+class PixelGraph(Graph):
+    """Of a head ``segment``: ``logits`` (B, C, H, W) of each input pixel; with a background, its are the last."""
+
+    outputs = ("logits",)
+    candidates = None
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """As the class says."""
+        return self.detector.raw(pixels)["pixels"]
+
+
 class SuppressedGraph(Graph):
     """A graph and NMS: ``boxes`` (B, N, 4), ``scores`` (B, N) and ``labels`` (B, N), best first; N is ``DETECTIONS``,
     and what is no detection has score and label -1.
@@ -128,7 +142,7 @@ class SuppressedGraph(Graph):
         given = {**self.inner.examples(batch), "sizes": whole(self.detector, batch)}
         return {name: given[name] for name in self.inputs}
 
-    def axes(self) -> dict[str, dict[int, Any]]:
+    def axes(self) -> Axes:
         """Of each input the axes that may have any length."""
         inner = self.inner.axes()
         return {name: inner.get(name, {0: inner["pixels"][0]}) for name in self.inputs}

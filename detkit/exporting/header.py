@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ import msgspec
 from detkit.arrays import plain
 from detkit.data.resize import Resize
 from detkit.errors import DetkitError
-from detkit.io.files import digits_in
+from detkit.printed import Printed, aligned
+from detkit.zoo import header_in, header_metadata
 
-FORMAT_VERSION = 1
 _AGAIN = "export it again: detkit export MODEL -o FILE.onnx"
 
 
@@ -32,6 +32,7 @@ class Header:
         protocol: Of ``detkit.metrics.METRICS``.
         flip_pairs: See ``detkit.predictor.Predictor``.
         shares: Boxes are in shares of the image's part of the input, else in input pixels.
+        masks: The output is the logits of each pixel's class, see ``detkit.exporting.graph.PixelGraph``.
         ranks_all: See ``detkit.heads.image.ImageHead``.
         candidates: (box, class) pairs per image that enter NMS at most; None: all of them.
         detections: NMS, at ``iou``, is in the graph, which gives so many per image at most; 0: it is not.
@@ -54,6 +55,7 @@ class Header:
     protocol: str = "coco"
     flip_pairs: tuple[tuple[int, int], ...] = ()
     shares: bool = False
+    masks: bool = False
     ranks_all: bool = False
     candidates: int | None = 3000
     detections: int = 0
@@ -69,10 +71,8 @@ class Header:
 
     def to_metadata(self) -> dict[str, str]:
         """For the file."""
-        facts = plain(
-            {**{part.name: getattr(self, part.name) for part in fields(self)}, "resize": self.resize.to_dict()}
-        )
-        return {"format": "detkit", "version": str(FORMAT_VERSION), "detkit": json.dumps(facts, allow_nan=False)}
+        facts = {part.name: getattr(self, part.name) for part in fields(self)}
+        return header_metadata(plain({**facts, "resize": self.resize.to_dict()}))
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str], where: str) -> Header:
@@ -81,25 +81,37 @@ class Header:
         Raises:
             DetkitError: Of another program, of a newer format, or damaged.
         """
-        version = digits_in(metadata.get("version"))
-        if metadata.get("format") != "detkit" or version is None:
-            raise DetkitError("this ONNX file was not written by detkit export", where, _AGAIN)
-        if version > FORMAT_VERSION:
-            what = f"the file has format {version}, this detkit reads up to {FORMAT_VERSION}"
-            raise DetkitError(what, where, "pip install --upgrade detkit")
+        facts = header_in(metadata, "ONNX file", where, _AGAIN)
         try:
-            header = msgspec.convert(json.loads(metadata["detkit"]), cls)
+            header = msgspec.convert(facts, cls)
             whole = header.candidates is None or header.candidates >= 1
             whole = whole and header.detections >= 0 and len(header.classes) == len(header.class_ids) > 0
             if whole and 0 <= header.threshold <= 1 and 0 <= header.iou <= 1:
                 return header
-        except (ValueError, KeyError, msgspec.ValidationError):
+        except (ValueError, msgspec.ValidationError):
             pass
         raise DetkitError("what the ONNX file says of itself is damaged", where, _AGAIN)
 
 
-def describe_export(path: Path) -> dict[str, Any]:
-    """The header of an exported file and its size, as ``detkit info`` shows them; nothing is run.
+def proof_lines(proof: Mapping[str, Any]) -> list[str]:
+    """The table of a ``detkit.exporting.proof.Proof`` that was made a dict."""
+    rows, most = proof["differences"], proof["tolerance"]
+    if "pixels" in rows[0]:
+        allowed = f"allowed: {most['pixels']:g} of the pixels, {most['score']:g} of a logit"
+    else:
+        what = f"{most['box']:g} px of the input, {most['score']:g} of a score"
+        allowed = f"allowed: {what}; scores from {proof['lowest']:.3f}"
+    text = [[f"{value:.6f}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+    lines = [*aligned([list(rows[0]), *text]), allowed]
+    for name, (ours, theirs) in proof["scores"].items():
+        lines.append(f"{name} on the data: {ours:.4f} of the model, {theirs:.4f} of the exported one")
+    if proof["loss"] is not None:
+        lines.append(f"allowed to lose: {proof['loss']:g}")
+    return lines
+
+
+def describe_export(path: Path) -> tuple[dict[str, Any], Printed]:
+    """The header of an exported file and its size, and the proof, as ``detkit info`` shows them; nothing is run.
 
     Raises:
         DetkitError: onnx is not installed, or no whole file of ``detkit export``.
@@ -110,4 +122,7 @@ def describe_export(path: Path) -> dict[str, Any]:
     header = Header.from_metadata({entry.key: entry.value for entry in model.metadata_props}, str(path))
     facts = {part.name: getattr(header, part.name) for part in fields(header)}
     facts |= {"classes": list(header.classes), "resize": header.resize.to_dict()}
-    return {"file": str(path), "bytes": path.stat().st_size, **facts}
+    proof, lines = facts.pop("proof"), ["proof: of another version, see --json"]
+    with suppress(AttributeError, LookupError, TypeError, ValueError):
+        lines = ["proof:", *(f"  {line}" for line in proof_lines(proof))]
+    return {"file": str(path), "bytes": path.stat().st_size, **facts}, Printed({"proof": proof}, lines)

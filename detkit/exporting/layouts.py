@@ -71,10 +71,6 @@ def _cells(size: tuple[int, int], strides: Sequence[int]) -> tuple[np.ndarray, n
 _THREE, _FOUR = (8, 16, 32), (8, 16, 32, 64)
 
 
-def _count(size: tuple[int, int], strides: Sequence[int]) -> int:
-    return len(_cells(size, strides)[0])
-
-
 def _corners(centres: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.concatenate([centres - sizes / 2, centres + sizes / 2], -1)
 
@@ -139,7 +135,7 @@ def _pair(shapes: Shapes, size: tuple[int, int]) -> bool:
 
 def _table(strides: Sequence[int], axis: int) -> Callable[[Shapes, tuple[int, int]], bool]:
     def fits(shapes: Shapes, size: tuple[int, int]) -> bool:
-        return len(shapes) == 1 and len(shapes[0]) == 3 and shapes[0][axis] == _count(size, strides)
+        return len(shapes) == 1 and len(shapes[0]) == 3 and shapes[0][axis] == len(_cells(size, strides)[0])
 
     return fits
 

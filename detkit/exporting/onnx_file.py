@@ -24,7 +24,7 @@ from detkit.exporting.graph import DETECTIONS, Graph
 from detkit.exporting.header import Header
 from detkit.exporting.precision import Precision, reduce_precision
 from detkit.exporting.predictor import ExportedDetector, load_exported
-from detkit.exporting.proof import Proof, Tolerance, photos, prove, score_both
+from detkit.exporting.proof import Proof, Tolerance, photos, prove, prove_pixels, score_both
 from detkit.exporting.writing import graph_of, write_graph
 from detkit.io.download import sha256_of
 from detkit.io.files import refuse_existing, write_bytes
@@ -55,9 +55,9 @@ class Exported:
 
     def lines(self) -> list[str]:
         """The table of differences, and what was written."""
-        if self.path is None:
-            return [*self.proof.lines(), "nothing is written: the exported model answers otherwise"]
-        return [*self.proof.lines(), f"{self.path}: {self.bytes / 1e6:.1f} MB, by torch's {self.exporter} exporter"]
+        written = f"{self.path}: {self.bytes / 1e6:.1f} MB, by torch's {self.exporter} exporter"
+        last = written if self.path else "nothing is written: the exported model answers otherwise"
+        return [*self.proof.lines(), last]
 
 
 def export(
@@ -77,8 +77,8 @@ def export(
     """Writes a model as ONNX (opset 18, any batch size, decoding inside).
 
     The input ``pixels`` is uint8 (B, 3, H, W), RGB; the outputs are ``boxes`` (B, A, 4), xyxy in input pixels (of heads
-    for whole images A is 1, and they are shares of the image), and ``scores`` (B, A, C). Model and file then detect in
-    the same photographs, by the same code.
+    for whole images A is 1, and they are shares of the image), and ``scores`` (B, A, C); of a segmentation ``logits``
+    (B, C, H, W). Model and file then detect in the same photographs, by the same code.
 
     Args:
         model: Weights file, run folder or shipped name.
@@ -90,7 +90,8 @@ def export(
         dynamic: H and W may be any multiples of the model's stride.
         precision: "fp16": weights and arithmetic up to the last convolution; "int8": convolutions, quantized by the
             data's images.
-        loss: What a file of another precision than fp32 may lose of AP50 (of a classifier: of top-1).
+        loss: What a file of another precision than fp32 may lose of AP50 (of a classifier: of top-1, of a
+            segmentation: of mIoU).
         data: A labelled data set (docs/data.md): its first images are compared too, and the AP of both on all of it.
             Other precisions than fp32 need one.
         split: One part of it.
@@ -109,6 +110,8 @@ def export(
     if out.suffix != ".onnx":
         do = f"write -o {out.with_suffix('.onnx')}"
         raise DetkitError("an exported model's name ends in .onnx", str(out), do)
+    if split is not None and data is None:
+        raise DetkitError("--split goes with --data", do="add --data DATA, or leave out --split")
     if precision != "fp32" and data is None:
         option = {"fp16": "--half", "int8": "--int8"}[precision]
         raise DetkitError(f"{precision} is judged by the AP that it costs", option, "give labelled images: --data DATA")
@@ -123,6 +126,8 @@ def export(
     detector = load_detector(file)
     if size is not None:
         detector.resize = replace(detector.resize, size=(size, size))
+        if size not in detector.resize.input_size:
+            tell(f"the input's sides are multiples of {detector.resize.stride}: {detector.resize.input_size[0]}")
     graph = graph_of(detector, nms=nms, dynamic=dynamic)
     header = _header(detector, graph, file)
     with tempfile.TemporaryDirectory() as folder:
@@ -152,6 +157,8 @@ def _proof(detector: Detector, path: Path, images: Sequence[np.ndarray]) -> Proo
     """That of a file: at the model's own input and, where it takes any, at a flatter one."""
     exported = load_exported(path, "onnxruntime")
     resize, header, most = detector.resize, exported.header, exported.header.detections or 1000
+    if header.masks:
+        return prove_pixels(detector, exported, images, Tolerance())
     proof = prove(detector, exported, images, Tolerance(), resize=resize, most=most)
     if not header.dynamic:
         return proof
@@ -182,6 +189,7 @@ def _header(detector: Detector, graph: Graph, file: Path) -> Header:
         protocol=detector.protocol,
         flip_pairs=detector.flip_pairs,
         shares=graph.shares,
+        masks="logits" in graph.outputs,
         ranks_all=getattr(detector.head, "ranks_all", False),
         candidates=graph.candidates,
         detections=DETECTIONS if "labels" in graph.outputs else 0,

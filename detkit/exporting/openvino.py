@@ -31,7 +31,7 @@ class OpenVINO(Engine):
             self._model = openvino.Core().compile_model(str(path), "CPU", settings)
         except RuntimeError as error:
             raise damaged(path, error) from None
-        self.inputs, self.outputs = ([_port(one) for one in side] for side in (self._model.inputs, self._model.outputs))
+        self.inputs = [_port(one) for one in self._model.inputs]
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The outputs, in order."""

@@ -46,13 +46,13 @@ def in_onnx() -> dict[Any, Callable[..., Any]]:
     """Of each of detkit's operators, what writes it in ONNX."""
     op, types = onnx_package("onnxscript").opset18, onnx_package().TensorProto
 
-    def nms(boxes: Any, scores: Any, iou: float, floor: float) -> Any:
+    def nms(boxes: object, scores: object, iou: float, floor: float) -> object:
         limits = op.Constant(value_floats=[iou]), op.Constant(value_floats=[floor])
         kept = op.NonMaxSuppression(boxes, scores, op.Shape(boxes, start=1, end=2), *limits)
         nothing = op.Expand(op.Constant(value_float=-1.0), op.Shape(scores))
         return op.ScatterND(nothing, kept, op.GatherND(scores, kept))
 
-    def align(maps: Any, rois: Any, high: int, wide: int, scale: float, sampling: int, aligned: bool) -> Any:
+    def align(maps: object, rois: object, high: int, wide: int, scale: float, sampling: int, aligned: bool) -> object:
         image = op.Cast(op.Gather(rois, op.Constant(value_int=0), axis=1), to=types.INT64)
         boxes = op.Slice(rois, op.Constant(value_ints=[1]), op.Constant(value_ints=[5]), op.Constant(value_ints=[1]))
         return op.RoiAlign(
@@ -66,7 +66,7 @@ def in_onnx() -> dict[Any, Callable[..., Any]]:
             spatial_scale=scale,
         )
 
-    def pool(maps: Any, rois: Any, high: int, wide: int, scale: float) -> Any:
+    def pool(maps: object, rois: object, high: int, wide: int, scale: float) -> object:
         return op.MaxRoiPool(maps, rois, pooled_shape=[high, wide], spatial_scale=scale)
 
     known = torch.ops.detkit

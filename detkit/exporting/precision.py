@@ -63,10 +63,19 @@ def _to_int8(path: Path, dataset: Dataset) -> None:
     layers, _ = _network(model)
     chosen = [node for node in model.graph.node if not layers.get(node.name, True)]
     given = TensorsData(CalibrationMethod.MinMax, _ranges(path, model, {node.input[0] for node in chosen}, dataset))
-    named, exact_outputs = [node.name for node in chosen], {"OpTypesToExcludeOutputQuantization": list(_LAYERS)}
-    kinds = QuantType.QInt8, QuantType.QUInt8
     logging.getLogger().setLevel(logging.ERROR)
-    quantizer = QDQQuantizer(model, True, False, *kinds, given, named, [], list(_LAYERS), exact_outputs)
+    quantizer = QDQQuantizer(
+        model,
+        per_channel=True,
+        reduce_range=False,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QUInt8,
+        tensors_range=given,
+        nodes_to_quantize=[node.name for node in chosen],
+        nodes_to_exclude=[],
+        op_types_to_quantize=list(_LAYERS),
+        extra_options={"OpTypesToExcludeOutputQuantization": list(_LAYERS)},
+    )
     quantizer.quantize_model()
     quantizer.model.save_model_to_file(str(path), False)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +19,8 @@ from detkit.exporting.engines import Engine, open_engine
 from detkit.exporting.header import Header
 from detkit.exporting.layouts import LAYOUTS, OutputLayout, find_layout
 from detkit.geometry import Geometry, UsualSizes
-from detkit.io.files import reading
+from detkit.heads.masks import class_regions
+from detkit.io.files import names_in
 from detkit.ops.order import descending
 from detkit.ops.suppression import batched_nms
 from detkit.predictor import Predictor
@@ -57,6 +59,7 @@ class ExportedDetector(Predictor):
         self.classes, self.class_ids, self.flip_pairs = header.classes, header.class_ids, header.flip_pairs
         self.threshold, self.iou, self.protocol = header.threshold, header.iou, header.protocol
         self.source: Any = _source(dict(header.proposals))
+        self.streams = engine.streams
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -78,7 +81,8 @@ class ExportedDetector(Predictor):
             given = self.input_of(samples[start : start + step])
             answers = self._answers(given, step)
             rows = zip(given.sizes, given.restore, *answers, strict=False)  # a fixed batch answers for padding too
-            found += [self._detections(limits, *row) for row in rows]
+            read = self._regions if self.header.masks else self._detections
+            found += [read(limits, *row) for row in rows]
         return found
 
     def input_of(self, samples: Sequence[Sample]) -> Input:
@@ -122,7 +126,8 @@ class ExportedDetector(Predictor):
         return [known[port.name]() for port in self.engine.inputs]
 
     def _answers(self, given: Input, batch: int) -> Sequence[np.ndarray]:
-        """Boxes (B, A, 4) xyxy in input pixels and scores (B, A, C); with NMS scores (B, N) and labels (B, N)."""
+        """Boxes (B, A, 4) xyxy in input pixels and scores (B, A, C); with NMS scores (B, N) and labels (B, N);
+        of pixels logits (B, C, H, W)."""
         more = batch - len(given.pixels)
         if more > 0:
             padding = np.zeros((more, *given.pixels.shape[1:]), np.uint8)
@@ -135,6 +140,11 @@ class ExportedDetector(Predictor):
         """Its classes (their number), input and engine."""
         height, width = self.resize.input_size
         return {"classes": len(self.classes), "input": f"{width} x {height}", "engine": self.engine.name}
+
+    def _regions(self, limits: Limits, size: tuple[int, int], restore: Geometry, logits: np.ndarray) -> Detections:
+        logits = logits[:, : size[0], : size[1]]
+        score = 1 / np.exp(logits - logits.max(0)).sum(0)  # softmax of the largest
+        return class_regions(score, logits.argmax(0), len(self.classes), limits).restored(restore, self.classes)
 
     def _detections(
         self,
@@ -157,7 +167,7 @@ class ExportedDetector(Predictor):
         return Detections(restore.to_original(boxes), scores, labels, self.classes)
 
 
-def _source(options: dict[str, Any]) -> Any:
+def _source(options: dict[str, object]) -> object:
     """Of proposals; None where there are no options. DetkitError if they make no sense."""
     if not options:
         return None
@@ -186,7 +196,7 @@ def select_boxes(
         unwanted = np.setdiff1d(np.arange(scores.shape[1]), limits.classes)
         scores = scores.copy()
         scores[:, unwanted] = -1
-    prior, label = np.nonzero(scores >= max(limits.conf, 0.0))
+    prior, label = np.divmod(np.flatnonzero(scores >= max(limits.conf, 0.0)), scores.shape[1])
     score = scores[prior, label]
     if candidates is not None and len(score) > candidates:
         kept = np.sort(descending(score)[:candidates])
@@ -207,6 +217,7 @@ def load_exported(
     size: int | None = None,
     threads: int | None = None,
     precision: str = "fp32",
+    streams: int = 1,
     layout: str | None = None,
     names: str | Path | None = None,
 ) -> ExportedDetector:
@@ -218,6 +229,7 @@ def load_exported(
         size: Another input size in pixels, of a file that takes any.
         threads: CPU threads; None: the engine's choice.
         precision: "fp32", or "bf16" with OpenVINO.
+        streams: Batches of a stream at a time that share the threads.
         layout: Of another program's file, see ``detkit.exporting.layouts.LAYOUTS``; None: told by its outputs' shapes,
             with a warning that says which.
         names: File of another program's class names, one a line; None: those in its metadata, or COCO's of 80.
@@ -225,16 +237,19 @@ def load_exported(
     Raises:
         DetkitError: The engine is not installed, the file is damaged, its size is fixed, or it cannot be told how it
             is read.
+        UntrustedPart: It names a metric of a module that nobody has allowed, see ``detkit.registry``.
     """
-    opened = open_engine(path, engine, threads=threads, precision=precision)
+    opened = open_engine(path, engine, threads=threads, precision=precision, streams=streams)
     if opened.metadata.get("format") != "detkit":
         return _foreign(opened, path, layout, names, size)
     if layout is not None or names is not None:
         option = "--names" if layout is None else "--layout"
         raise DetkitError("a file of detkit export says itself how it is read", option, "leave it out")
     header = Header.from_metadata(opened.metadata, str(path))
+    if ":" in header.protocol:
+        find_part("metric", header.protocol, where=f"{path}, protocol", trusted=False)
     if engine == "auto" and header.precision == "int8" and opened.name != "openvino" and find_spec("openvino"):
-        opened = open_engine(path, "openvino", threads=threads)  # onnxruntime gains nothing by such files
+        opened = open_engine(path, "openvino", threads=threads, streams=streams)  # onnxruntime gains nothing by int8
     if size is not None and header.dynamic:
         header = replace(header, resize=replace(header.resize, size=size))
     if size is not None and not header.dynamic and (size, size) != header.resize.input_size:
@@ -282,15 +297,17 @@ def _foreign(
 def _class_names(engine: Engine, names: str | Path | None, count: int, where: str) -> tuple[str, ...]:
     """Those of the file ``names``, of the metadata ("names", as Ultralytics writes it), or COCO's."""
     if names is not None:
-        with reading(str(names)):
-            found = tuple(filter(None, map(str.strip, Path(names).read_text(encoding="utf-8").splitlines())))
+        found = tuple(names_in(Path(names)))
     elif "names" in engine.metadata:
-        told = ast.literal_eval(engine.metadata["names"])
-        found = tuple(map(str, told.values() if isinstance(told, dict) else told))
+        found = ()
+        with suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # it is anything but names
+            told = ast.literal_eval(engine.metadata["names"])
+            keys = sorted(told, key=int) if isinstance(told, dict) else range(len(told))
+            found = tuple(str(told[key]) for key in keys)
     else:
         found = COCO_CLASSES if count == len(COCO_CLASSES) else ()
     if len(found) != count:
         what = counted(len(found), "class name") if found else "no class names"
         do = "give a file of them, one a line: --names FILE"
-        raise DetkitError(f"this ONNX file knows {counted(count, 'class')}, and has {what}", where, do)
+        raise DetkitError(f"this ONNX file knows {counted(count, 'class')}, and has {what}", str(names or where), do)
     return found

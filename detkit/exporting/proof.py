@@ -5,23 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+import torch
 from scipy.optimize import linear_sum_assignment
 
 from detkit.data.dataset import Dataset
 from detkit.data.resize import Resize
+from detkit.detector import Detector
 from detkit.engine.evaluator import detect_dataset
 from detkit.errors import DetkitError
+from detkit.exporting.header import proof_lines
+from detkit.exporting.predictor import ExportedDetector
 from detkit.geometry import Geometry
 from detkit.io.images import read_image
 from detkit.metrics import evaluate_results, find_metric
 from detkit.ops.boxes import iou
 from detkit.predictor import Predictor
-from detkit.printed import aligned
 from detkit.structures import Detections, Limits, Sample
 
 BATCHES = (1, 4)
@@ -38,11 +42,13 @@ class Tolerance:
 
     Attributes:
         box: A side, in input pixels.
-        score: A score.
+        score: A score, or a logit.
+        pixels: The share of the pixels that are of another class.
     """
 
     box: float = 0.05
     score: float = 1e-3
+    pixels: float = 1e-4
 
 
 @dataclass(frozen=True)
@@ -78,18 +84,43 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class PixelAgreement:
+    """Of a segmentation.
+
+    Attributes:
+        batch: Images at a time.
+        images: Compared.
+        pixels: Of the images as the network sees them.
+        same: Those of them that are of one class in both.
+        logit: Largest difference of a logit.
+        input: Width x height in pixels.
+    """
+
+    batch: int
+    images: int
+    pixels: int
+    same: int
+    logit: float
+    input: str
+
+    def within(self, tolerance: Tolerance) -> bool:
+        """True if the two are equal for all that a user sees."""
+        return self.pixels - self.same <= tolerance.pixels * self.pixels and self.logit <= tolerance.score
+
+
+@dataclass(frozen=True)
 class Proof:
     """All comparisons of a model and its exported form.
 
     Attributes:
         differences: One per batch size.
         tolerance: What they may be.
-        lowest: The score from which detections are compared.
+        lowest: The score from which detections are compared; of pixels all are.
         scores: What both reach on the data, where some was given: by the metric's name the model's and the file's.
         loss: What the file may lose of AP50, or of the first where there is none; None: it is not judged by scores.
     """
 
-    differences: Sequence[Agreement]
+    differences: Sequence[Agreement] | Sequence[PixelAgreement]
     tolerance: Tolerance
     lowest: float
     scores: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -110,22 +141,7 @@ class Proof:
 
     def lines(self) -> list[str]:
         """A table."""
-        head = ["input", "batch", "images", "detections", "matched", "extra", "ties", "box px", "score"]
-        rows = [
-            [
-                *map(str, (d.input, d.batch, d.images, d.detections, d.matched, d.extra, d.ties)),
-                f"{d.box:.5f}",
-                f"{d.score:.6f}",
-            ]
-            for d in self.differences
-        ]
-        allowed = f"allowed: {self.tolerance.box:g} px of the input, {self.tolerance.score:g} of a score"
-        lines = [*aligned([head, *rows]), f"{allowed}; scores from {self.lowest:.3f}"]
-        for name, (ours, theirs) in self.scores.items():
-            lines.append(f"{name} on the data: {ours:.4f} of the model, {theirs:.4f} of the exported one")
-        if self.loss is not None:
-            lines.append(f"allowed to lose: {self.loss:g}")
-        return lines
+        return proof_lines(self.to_dict())
 
 
 def prove(
@@ -161,22 +177,45 @@ def prove(
     differences = []
     for batch in BATCHES:
         starts = range(0, len(samples), batch)
-        pairs = [
-            pair
-            for start in starts
-            for pair in zip(
-                detector.predict_samples(samples[start : start + batch], limits),
-                exported.predict_samples(samples[start : start + batch], limits),
-                strict=True,
-            )
-        ]
-        rows = np.array(
-            [_compared(*pair, scale, lowest, detector.iou) for pair, scale in zip(pairs, scales, strict=True)]
+        ours, theirs = (
+            [found for k in starts for found in one.predict_samples(samples[k : k + batch], limits)]
+            for one in (detector, exported)
         )
+        pairs = zip(ours, theirs, scales, strict=True)
+        rows = np.array([_compared(*pair, lowest, detector.iou) for pair in pairs])
         counts, widest = rows[:, :4].sum(0).astype(int).tolist(), rows[:, 4:].max(0).tolist()
         size = "{1} x {0}".format(*resize.input_size)
         differences.append(replace(Agreement(batch, len(images), *counts, *widest), input=size))
     return Proof(differences, tolerance, lowest)
+
+
+def prove_pixels(
+    detector: Detector, exported: ExportedDetector, images: Sequence[np.ndarray], tolerance: Tolerance
+) -> Proof:
+    """Compares the logits of a segmentation and of its file, and the class of each pixel of the input.
+
+    Args:
+        detector: The model, in evaluation mode.
+        exported: What was made of it.
+        images: uint8 (H, W, 3) RGB.
+        tolerance: How far they may differ.
+    """
+    samples, differences = [Sample(image) for image in images], []
+    for batch in BATCHES:
+        same, widest = [], []
+        for start in range(0, len(samples), batch):
+            part = samples[start : start + batch]
+            given = exported.input_of(part)
+            with torch.inference_mode():
+                ours = detector.raw(detector.batch_of(part).pixels)["pixels"].numpy()
+            (theirs,) = exported.engine.run(exported.feed(given))
+            widest.append(np.abs(ours - theirs).max())
+            equal = ours.argmax(1) == theirs.argmax(1)
+            same += [one[:height, :width].ravel() for one, (height, width) in zip(equal, given.sizes, strict=True)]
+        pixels, size = np.concatenate(same), "{1} x {0}".format(*detector.resize.input_size)
+        counts = len(images), len(pixels), int(pixels.sum())
+        differences.append(PixelAgreement(batch, *counts, float(np.max(widest)), size))
+    return Proof(differences, tolerance, 0.0)
 
 
 def _compared(
@@ -206,11 +245,8 @@ def _compared(
 
 def score_both(detector: Predictor, exported: Predictor, dataset: Dataset) -> dict[str, tuple[float, float]]:
     """What the two reach, by the metric's first two names."""
-    found = []
-    for predictor in (detector, exported):
-        truth, results, _ = detect_dataset(predictor, dataset)
-        found.append(evaluate_results(truth, results, detector.protocol).metrics)
-    ours, theirs = found
+    found = [detect_dataset(one, dataset) for one in (detector, exported)]
+    ours, theirs = (evaluate_results(truth, results, detector.protocol).metrics for truth, results, _ in found)
     names = find_metric(detector.protocol).scores[:2]
     return {name: (float(ours[name]), float(theirs[name])) for name in names}
 
@@ -224,13 +260,6 @@ def photos() -> list[np.ndarray]:
     others = [read_image(folder / name) for name in _OTHERS if package and (folder / name).is_file()]
     height, width = image.shape[:2]
     y, x = height // 3, width // 3
-    views = [
-        image[:, ::-1],
-        image[:-y, :-x],
-        image[:-y, x:],
-        image[y:, :-x],
-        image[y:, x:],
-        image[y:-y],
-        image[:, x:-x],
-    ]
+    corners = [image[place] for place in product((slice(-y), slice(y, None)), (slice(-x), slice(x, None)))]
+    views = [image[:, ::-1], *corners, image[y:-y], image[:, x:-x]]
     return [image, *others, *(np.ascontiguousarray(view) for view in views[: 7 - len(others)])]

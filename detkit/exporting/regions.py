@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from detkit.detector import Detector
 from detkit.errors import DetkitError
-from detkit.exporting.graph import Graph, boxes_inside, sized, whole
+from detkit.exporting.graph import Axes, Graph, boxes_inside, sized, whole
 from detkit.exporting.operators import suppressed
 from detkit.heads.roi import RoIHead
 from detkit.ops.coder import decode_deltas
@@ -50,7 +48,7 @@ class RegionGraph(Graph):
         boxes = torch.cat((torch.zeros_like(sizes), sizes.flip(1)), 1)
         return {**super().examples(batch), "proposals": boxes[:, None].repeat(1, _EXAMPLE, 1)}
 
-    def axes(self) -> dict[str, dict[int, Any]]:
+    def axes(self) -> Axes:
         """Of each input the axes that may have any length."""
         axes = super().axes()
         if self.source is None:

@@ -12,13 +12,13 @@ import torch
 
 from detkit.detector import Detector
 from detkit.errors import DetkitError
-from detkit.exporting.engines import onnx_package
-from detkit.exporting.graph import DenseGraph, Graph, ImageGraph, SuppressedGraph
+from detkit.exporting.graph import DenseGraph, Graph, ImageGraph, PixelGraph, SuppressedGraph
 from detkit.exporting.operators import in_onnx
 from detkit.exporting.regions import RegionGraph
 from detkit.heads.dense import GridHead
-from detkit.heads.image import ImageHead
+from detkit.heads.image import Classify, Localize
 from detkit.heads.roi import RoIHead
+from detkit.heads.segment import Segment
 from detkit.heads.sliding_window import SlidingWindow
 from detkit.proposals.rpn import RPN
 
@@ -49,13 +49,13 @@ def graph_of(detector: Detector, *, nms: bool = False, dynamic: bool = False) ->
             raise DetkitError(what, "--dynamic", "leave it out; see --size")
         regions = RegionGraph(detector, head, dynamic)
         return SuppressedGraph(regions, detector.iou) if nms else regions
-    if isinstance(head, ImageHead) and head.protocol != "points":
+    if isinstance(head, (Classify, Localize, Segment)) and head.protocol != "points":
         for asked, option in ((nms, "--nms"), (dynamic, "--dynamic")):
             if asked:
-                raise DetkitError("a head for whole images has one answer, of one size", option, "leave it out")
-        return ImageGraph(detector, head)
-    why = "landmarks are" if head.protocol == "points" else "head segment is"
-    raise DetkitError(f"{why} not exported", f"the head {type(head).__name__}", "export a detector or a classifier")
+                raise DetkitError("this head has one answer per image or pixel, of one size", option, "leave it out")
+        return PixelGraph(detector) if isinstance(head, Segment) else ImageGraph(detector, head)
+    refused = "landmarks are" if head.protocol == "points" else "this head is"
+    raise DetkitError(f"{refused} not exported", f"the head {type(head).__name__}", "see docs/export.md")
 
 
 def write_graph(graph: Graph, path: Path) -> str:
@@ -64,13 +64,11 @@ def write_graph(graph: Graph, path: Path) -> str:
     Raises:
         DetkitError: onnx is not installed, or neither exporter knows a layer.
     """
-    for name in ("onnx", "onnxscript"):
-        onnx_package(name)
     graph.eval()
     given, reasons = tuple(graph.examples(2).values()), []
     how: dict[str, Any] = {"opset_version": OPSET, "verbose": False, "external_data": False}
     how |= {"input_names": list(graph.inputs), "output_names": list(graph.outputs)}
-    for dynamo in (True, False) if isinstance(graph, (DenseGraph, ImageGraph)) and not graph.dynamic else (True,):
+    for dynamo in (True,) if graph.dynamic or isinstance(graph, (RegionGraph, SuppressedGraph)) else (True, False):
         try:
             with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
                 warnings.simplefilter("ignore")  # of tracing constants, which priors are

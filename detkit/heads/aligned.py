@@ -199,7 +199,7 @@ class Aligned(GridHead):
             return decode_deltas(code, priors.boxes)
         if self.reg_max:
             steps = torch.arange(self.reg_max + 1, dtype=code.dtype, device=code.device)
-            sides = code.unflatten(-1, (4, -1)).softmax(-1) @ steps
+            sides = (code.unflatten(-1, (4, -1)).softmax(-1) * steps).sum(-1)
         else:
             sides = F.softplus(code)
         sides = sides * priors.strides

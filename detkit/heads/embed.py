@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkit.heads.image import ImageHead
-from detkit.ops.similarity import Measure
 from detkit.structures import Detections, Limits, Loss, Target
 
 
@@ -64,7 +63,7 @@ class Embed(ImageHead):
         super().__init__(channels, strides, num_classes, dim, trunk, layers, cells, hidden, dropout)
         nn.init.kaiming_normal_(self.last.weight, nonlinearity="linear")
         self.pairs, self.margin = pairs, margin
-        self.measure: Measure = difference if pairs == "logistic" else "cosine"
+        self.measure = difference if pairs == "logistic" else "cosine"
         self.protocol = "match" if self.measure == "cosine" else f"match_{difference}"
         if pairs == "logistic":
             self.weight, self.bias = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.ones(()))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detkit.arrays import as_numpy
+from detkit.backbones.layers import conv_block
 from detkit.heads.layers import exact_output
+from detkit.heads.masks import class_regions
 from detkit.interfaces import Head
 from detkit.ops.losses import dice_loss
 from detkit.rows import BACKGROUND, IGNORED
@@ -42,59 +45,41 @@ def _enlarged(x: Tensor, size: Sequence[int]) -> Tensor:
     return x if list(x.shape[2:]) == list(size) else F.interpolate(x, (size[0], size[1]), mode="bilinear")
 
 
-class FCN(nn.Module):
-    """Class scores of every map, the coarse ones enlarged and added to the finer ones (Long et al. 2015, section 4.2).
+class Decoder(nn.Module):
+    """Maps of several strides to class scores: the coarse ones are enlarged step by step and joined with the finer.
 
-    Args:
-        channels: Of the maps, finest first; of strides 8, 16, 32 it is FCN-8s, of 32 alone FCN-32s.
-        factors: By which each map but the finest is enlarged to the next finer one.
-        outputs: Scores per cell.
-        upsampling: See ``upsampling_layer``.
-    """
-
-    def __init__(self, channels: Sequence[int], factors: Sequence[int], outputs: int, upsampling: Upsampling) -> None:
-        super().__init__()
-        self.scores = nn.ModuleList(nn.Conv2d(count, outputs, 1) for count in channels)
-        self.ups = nn.ModuleList(upsampling_layer(outputs, factor, upsampling) for factor in factors)
-
-    def forward(self, features: list[Tensor]) -> Tensor:
-        """(B, outputs, H, W) float32, of the finest map's size."""
-        *finer, x = map(exact_output, self.scores, features)  # type: ignore[arg-type]
-        for up, score in zip(reversed(self.ups), reversed(finer), strict=True):
-            x = _enlarged(up(x), score.shape[2:]) + score
-        return x
-
-
-class UNet(nn.Module):
-    """The coarse map enlarged, joined with the finer one and convolved, step by step (Ronneberger et al. 2015, arXiv
-    1505.04597), with one convolution a step, BatchNorm and padding.
+    FCN scores all maps and adds (Long et al. 2015, section 4.2): of strides 8, 16 and 32 it is FCN-8s, of 32 alone
+    FCN-32s. U-Net joins and convolves maps, and scores the last (Ronneberger et al. 2015, arXiv 1505.04597), with one
+    convolution a step, BatchNorm and padding.
 
     Args:
         channels: Of the maps, finest first.
-        factors: As ``FCN``'s.
+        factors: By which each map but the finest is enlarged to the next finer one.
         outputs: Scores per cell.
         upsampling: See ``upsampling_layer``.
-        width: Channels after each convolution.
+        width: Channels after each convolution of U-Net; 0: FCN.
     """
 
     def __init__(
         self, channels: Sequence[int], factors: Sequence[int], outputs: int, upsampling: Upsampling, width: int
     ) -> None:
         super().__init__()
-        deeper = [*[width] * (len(channels) - 2), channels[-1]]
-        self.ups = nn.ModuleList(map(upsampling_layer, deeper, factors, [upsampling] * len(deeper)))
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(a + b, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(True))
-            for a, b in zip(channels[:-1], deeper, strict=False)
-        )
-        self.scores = nn.Conv2d(width if self.blocks else channels[-1], outputs, 1)
+        self.adds, count = width == 0, len(factors)
+        coarser = [outputs] * count if self.adds else [*[width] * (count - 1), channels[-1]]
+        steps = list(zip(channels, coarser, factors, strict=False))
+        self.ups = nn.ModuleList(upsampling_layer(below, factor, upsampling) for _, below, factor in steps)
+        self.blocks = nn.ModuleList(conv_block(a + b, width, 3, act="relu") for a, b, _ in steps if width)
+        scored = channels if self.adds else [width if count else channels[-1]]
+        layers = [nn.Conv2d(each, outputs, 1) for each in scored]
+        self.scores: Any = nn.ModuleList(layers) if self.adds else layers[0]
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """(B, outputs, H, W) float32, of the finest map's size."""
-        *finer, x = features
-        for up, block, feature in zip(reversed(self.ups), reversed(self.blocks), reversed(finer), strict=True):
-            x = block(torch.cat((_enlarged(up(x), feature.shape[2:]), feature), dim=1))
-        return exact_output(self.scores, x)
+        *finer, x = map(exact_output, self.scores, features) if self.adds else features
+        for k in reversed(range(len(finer))):
+            x = _enlarged(self.ups[k](x), finer[k].shape[2:])
+            x = x + finer[k] if self.adds else self.blocks[k](torch.cat((x, finer[k]), dim=1))
+        return x if self.adds else exact_output(self.scores, x)
 
 
 class Segment(Head, nn.Module):
@@ -145,10 +130,8 @@ class Segment(Head, nn.Module):
         self.first, *factors = map(int, steps)
         self.num_classes, self.background, outputs = num_classes, background, num_classes + background
         self.gains = {"pixels": pixel_gain, "dice": dice_gain}
-        fcn, parts = decoder == "fcn", (channels, factors, outputs, upsampling)
-        self.decoder = FCN(*parts) if fcn else UNet(*parts, width)
-        lasts = [f"decoder.scores.{k}." for k in range(len(channels))] if fcn else ["decoder.scores."]
-        self.class_rows = dict.fromkeys(lasts, (0, 1, int(background)))
+        self.decoder = Decoder(channels, factors, outputs, upsampling, width if decoder == "unet" else 0)
+        self.class_rows = {"decoder.scores.": (0, 1, int(background))}
 
     def raw(self, features: list[Tensor], proposals: list[Tensor] | None = None) -> dict[str, Tensor]:
         """pixels (B, C or C + 1, H, W) float32 logits of the input's size; the last, with ``background``, is no
@@ -184,21 +167,9 @@ class Segment(Head, nn.Module):
         return terms
 
     def predict(self, raw: dict[str, Tensor], sizes: Tensor, limits: Limits) -> list[Detections]:
-        """Detections (torch, input pixels, without class names), best first, with ``masks`` (N, h, w) bool of the
+        """Detections (torch on the CPU, input pixels, no class names), best first, with ``masks`` (N, h, w) bool of the
         image's part (``sizes``) of the input; classes whose mean probability is below ``limits.conf`` are left out."""
-        wanted = range(self.num_classes) if limits.classes is None else limits.classes
-        parts = zip(*raw["pixels"].softmax(1).max(1), sizes.tolist(), strict=True)
-        return [_regions(score[:h, :w], label[:h, :w], wanted, limits) for score, label, (h, w) in parts]
-
-
-def _regions(score: Tensor, label: Tensor, wanted: Sequence[int], limits: Limits) -> Detections:
-    """One image's detections of (h, w) probabilities and labels."""
-    from torchvision.ops import masks_to_boxes
-
-    labels = label.new_tensor([k for k in label.unique().tolist() if k in wanted])
-    masks = label == labels[:, None, None]
-    means = (masks * score).sum((1, 2)) / masks.sum((1, 2))
-    boxes = masks_to_boxes(masks).to(score) + score.new_tensor([0, 0, 1, 1])  # it ends in the last row and column
-    order = means.argsort(descending=True, stable=True)
-    order = order[means[order] >= limits.conf][: limits.max_detections]
-    return Detections(boxes, means, labels, extra={"masks": masks})[order]
+        score, label = map(as_numpy, raw["pixels"].softmax(1).max(1))
+        parts = zip(score, label, sizes.tolist(), strict=True)
+        found = (class_regions(p[:h, :w], k[:h, :w], self.num_classes, limits) for p, k, (h, w) in parts)
+        return [one.to("cpu") for one in found]

@@ -149,11 +149,8 @@ def fill_folded(detector: Detector, folded: Sequence[Folded], path: Path, family
         raise DetkitError(what, str(path), do)
     for number, (layer, (filters, bias)) in enumerate(zip(layers, folded, strict=True), 1):
         shape = tuple(layer.conv.weight.shape)
-        if (
-            shape != filters.shape
-            or not np.isfinite(filters).all()
-            or (bias is not None and not np.isfinite(bias).all())
-        ):
+        finite = np.isfinite(filters).all() and (bias is None or np.isfinite(bias).all())
+        if shape != filters.shape or not finite:
             held = f"is {filters.shape}, not {shape}" if shape != filters.shape else "holds numbers that are not finite"
             what = f"this is no file of {family}: its convolution {number} ({layer.name}) {held}"
             raise DetkitError(what, str(path), do)

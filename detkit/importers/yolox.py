@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from detkit.data.names import ids_of
 from detkit.detector import Detector
 from detkit.errors import DetkitError
+from detkit.exporting.engines import damaged, onnx_package, read_onnx
 from detkit.importers.darknet import class_names, untrained_detector
 from detkit.importers.weights import (
     Folded,
@@ -184,24 +185,17 @@ def _of_layers(folded: list[Folded], path: Path) -> list[Folded]:
 
 def _read_onnx(path: Path) -> list[Folded]:
     """The convolutions of an ONNX file, in the order of its graph."""
-    try:
-        import onnx
-        from onnx import numpy_helper
-    except ImportError:
-        what = "the package onnx, which reads .onnx files, is not installed"
-        raise DetkitError(what, str(path), "pip install 'detkit[onnx]', or give the .pth file") from None
     if not path.is_file():
         raise DetkitError("there is no such file", str(path), "check the path")
+    graph, numpy_helper = read_onnx(path).graph, onnx_package("onnx.numpy_helper")
     try:
-        graph = onnx.load(str(path), load_external_data=False).graph
         values = {one.name: np.array(numpy_helper.to_array(one), np.float32) for one in graph.initializer}
         tensors = [[values[name] for name in node.input[1:]] for node in graph.node if node.op_type == "Conv"]
     except KeyError:
         what = f"this is no file of {FAMILY}: the weights of a convolution are not stored in it"
         raise DetkitError(what, str(path), _DO) from None
-    except Exception as error:  # protobuf's, onnx's or numpy's for a damaged file
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DetkitError(f"the file cannot be read as ONNX: {reason}", str(path), "fetch it again") from None
+    except (ValueError, TypeError) as error:
+        raise damaged(path, error) from None
     if any(node.op_type == "BatchNormalization" for node in graph.node):
         raise DetkitError(
             "this ONNX file holds BatchNorms apart from its convolutions", str(path), "give the .pth file"

@@ -111,7 +111,7 @@ def _opened(url: str) -> Any:
     and looking up its name has none."""
     import urllib.request
 
-    answer: Future[Any] = Future()
+    answer: Future[object] = Future()
     asked = urllib.request.Request(url, headers={"User-Agent": "detkit"})  # some servers refuse Python's own name
 
     def ask() -> None:

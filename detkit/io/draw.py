@@ -143,6 +143,14 @@ def draw_boxes(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return canvas
 
 
+def scaled_to(image: np.ndarray, side: int) -> np.ndarray:
+    """``image`` (H, W, 3) with ``side`` pixels along its longer side."""
+    height, width = image.shape[:2]
+    scale = side / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+
+
 def sheet(images: Sequence[np.ndarray], captions: Sequence[str] = (), columns: int = 0) -> np.ndarray:
     """Images side by side on white, a caption above each: uint8 (H, W, 3) RGB.
 

@@ -89,15 +89,19 @@ def write_error(error: OSError, path: str | Path) -> DetkitError:
         return DetkitError("no room left to write the file", str(path), do, code=4)
     if error.errno in _FORBIDDEN:
         return DetkitError("writing is not permitted here", str(path), "choose a folder that you may write to")
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return DetkitError("a file stands where a folder is needed", str(path), "choose another name")
     return DetkitError(f"the file cannot be written ({error.strerror or error})", str(path), "choose another path")
 
 
-def refuse_existing(path: str | Path, overwrite: bool) -> None:
-    """Does nothing where a file may be written.
+def refuse_existing(path: str | Path | None, overwrite: bool) -> None:
+    """Does nothing where a file may be written, or where none is to be.
 
     Raises:
         DetkitError: ``path`` is a folder, or exists and may not be replaced.
     """
+    if path is None:
+        return
     path = Path(path)
     if path.is_dir():
         raise DetkitError("this is a folder, a file's name was expected", str(path), "add a file name")
@@ -301,12 +305,10 @@ def numbered_folder(parent: str | Path, stem: str) -> Path:
             parent.mkdir(parents=True, exist_ok=True)
             folder.mkdir()
             return folder
-        except FileExistsError:
-            if not parent.is_dir():
-                raise DetkitError("a file stands where a folder is needed", str(parent), "choose another") from None
-            number += 1
         except OSError as error:
-            raise write_error(error, folder) from error
+            if not isinstance(error, FileExistsError) or not parent.is_dir():
+                raise write_error(error, folder) from error
+            number += 1
 
 
 def common_folder(files: Iterable[str]) -> str:

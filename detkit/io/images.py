@@ -74,6 +74,13 @@ def read_image(
     Raises:
         DetkitError: Missing, empty, not an image, cut off, too large.
     """
+    return read_sized(source, max_pixels, reduce_to)[0]
+
+
+def read_sized(
+    source: str | Path | bytes, max_pixels: int | None = MAX_PIXELS, reduce_to: int | None = None
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """``read_image``, and the (width, height) of the image as it is stored."""
     where = _where(source)
     with reading(where):
         if not isinstance(source, bytes) and Path(source).is_char_device():
@@ -87,7 +94,7 @@ def read_image(
         warnings.warn(InputNote(text, where), stacklevel=1)
     if head.format == "GIF":  # which OpenCV reads from 4.11 on only
         with suppress(OSError, EOFError, ValueError):
-            return _from_pillow(Image.open(io.BytesIO(data)))
+            return _from_pillow(Image.open(io.BytesIO(data))), head.size
     image = None if head.format == "GIF" else _decode(data, head, reduce_to)
     if image is None or 0 in image.shape or image.dtype not in (np.uint8, np.uint16, np.float32, np.float64):
         raise DetkitError("the image cannot be decoded", where, "it is damaged or cut off: fetch it again")
@@ -96,7 +103,7 @@ def read_image(
     # libtiff hands 8-bit pixels out already multiplied by their alpha.
     image = _to_rgb(image, premultiplied=head.format == "TIFF" and eight)
     # OpenCV turns a TIFF by itself, whatever its flags say.
-    return image if head.format == "TIFF" else orient(image, head.orientation)
+    return image if head.format == "TIFF" else orient(image, head.orientation), head.size
 
 
 def as_rgb(source: ImageSource, *, bgr: bool = False) -> np.ndarray:
@@ -188,14 +195,6 @@ def image_bytes(rgb: np.ndarray, suffix: str, quality: int) -> bytes:
     if not done:
         raise cv2.error("not encoded")
     return bytes(data)
-
-
-def scaled_to(image: np.ndarray, side: int) -> np.ndarray:
-    """``image`` (H, W, 3) with ``side`` pixels along its longer side."""
-    height, width = image.shape[:2]
-    scale = side / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
 
 
 def orient(image: np.ndarray, orientation: int) -> np.ndarray:
@@ -333,7 +332,8 @@ def _exif_orientation(image: Image.Image) -> int:
 def _decode(data: bytes, head: ImageHeader, reduce_to: int | None) -> np.ndarray | None:
     if head.format == "HEIC":
         try:
-            pixels = np.asarray(_open_heic(io.BytesIO(data), ""))  # RGB or RGBA; OpenCV's order as below
+            # RGB or RGBA, in OpenCV's order below; by way of PIL, since an array of HeifFile outlives its memory.
+            pixels = np.asarray(_open_heic(io.BytesIO(data), "").to_pillow())
         except Exception:  # as in _open_heic
             return None
         return np.ascontiguousarray(pixels[..., [2, 1, 0, 3][: pixels.shape[2]]])

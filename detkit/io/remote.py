@@ -31,22 +31,24 @@ def reaching(address: str) -> Iterator[None]:
         do = "check the store's credentials, in the environment or in the file where it looks for them"
         raise DetkitError("the store refuses access", where, do, code=4) from None
     except ImportError as error:
-        raise DetkitError("this kind of address needs another package", where, str(error)) from None
+        do = "pip install 'detkit[scale]'" if (error.name or "").startswith("fsspec") else str(error)
+        raise DetkitError("this kind of address needs another package", where, do) from None
     except Exception as error:  # each store has its own kinds
         if isinstance(error, ValueError) and "rotocol not known" in str(error):
             do = "give s3://, gs://, hdfs://, file:// or another that fsspec knows"
             raise DetkitError("there is no such kind of address", where, do) from None
         if isinstance(error, OSError) and (full := write_error(error, where)).code == 4:
             raise full from None
-        what = f"the store cannot be reached ({type(error).__name__})"
+        kind = type(error).__name__  # NoCredentialsError, DefaultCredentialsError, ...
+        what = "credentials are missing" if "Credential" in kind else f"the store cannot be reached ({kind})"
         raise DetkitError(what, where, "check the address, the network and the credentials", code=4) from None
 
 
 def filesystem(place: str) -> tuple[Any, str]:
     """fsspec's file system of a path or an address, and the path in it."""
-    from fsspec.core import url_to_fs
-
     with reaching(place):
+        from fsspec.core import url_to_fs
+
         if "::" in place:
             raise DetkitError("chained addresses are not opened", without_password(place), "unpack the files first")
         if without_password(place) != place and "@" in place:
@@ -79,8 +81,8 @@ def listed(address: str) -> Iterator[tuple[str, int | None]]:
             yield start + name if start else fs.unstrip_protocol(name), one.get("size")
 
 
-def read_address(address: str) -> bytes:
-    """A file's bytes; DetkitError as ``reaching``."""
+def read_address(address: str, size: int | None = None) -> bytes:
+    """A file's bytes; DetkitError as ``reaching``. A known ``size``, if not 0, spares s3fs a request for it."""
     fs, path = filesystem(address)
     with reaching(address):
-        return bytes(fs.cat_file(path))
+        return bytes(fs.cat_file(path, start=0 if size else None))

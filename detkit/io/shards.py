@@ -1,6 +1,6 @@
 """Detections of very many images: a folder of Parquet files, one per shard, and the manifest of what is in each.
 
-``manifest.parquet`` has a row group per shard (source, bytes); ``shard-00000.parquet`` has the first one's rows:
+``_manifest.parquet`` has a row group per shard (source, bytes); ``shard-00000.parquet`` has the first one's rows:
 source, width, height, detections as in ``detect --json``, and error where an image could not be read. A file takes its
 name when it is whole.
 """
@@ -17,28 +17,41 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import numpy as np
 
 from detkit.errors import DetkitError
 from detkit.io.remote import filesystem, reaching
 from detkit.io.stored import is_address
 
-MANIFEST = "manifest.parquet"
-_OTHER = "give another folder, or the same sources and options as before"
+MANIFEST = "_manifest.parquet"  # readers of a folder of Parquet files pass over what begins so
+_OTHER = "give another folder, the same sources and options as before, or --overwrite to start over"
 
 
-def parquet_library() -> Any:
-    """``pyarrow.parquet``; DetkitError where it is not installed."""
+def arrow() -> Any:
+    """``pyarrow``, and ``pyarrow.parquet`` in it; DetkitError where it is not installed."""
     try:
         import pyarrow.parquet
     except ImportError:
         raise DetkitError("Parquet files need pyarrow", do='pip install "detkit[scale]"') from None
-    return pyarrow.parquet
+    return pyarrow
 
 
-def _row_schema() -> Any:
-    import pyarrow as pa
+@contextmanager
+def opened_parquet(file: BinaryIO, where: str, do: str) -> Iterator[Any]:
+    """The ``ParquetFile`` in ``file``; DetkitError, which says ``where`` and what to ``do``, if it is none."""
+    pa = arrow()
+    try:
+        with file:
+            yield pa.parquet.ParquetFile(file)
+    except (pa.ArrowException, KeyError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise DetkitError("this Parquet file is damaged", where, do) from error
 
+
+def _row_schema(pa: Any) -> Any:
     numbers = pa.list_(pa.float64())
     columns = {"label": pa.string(), "label_id": pa.int32(), "score": pa.float64(), "box": numbers}
     found = pa.list_(pa.struct({**columns, "points": pa.list_(numbers)}))
@@ -71,7 +84,7 @@ class Shards:
     """
 
     def __init__(self, out: str) -> None:
-        self.out, self._parquet = out, parquet_library()
+        self.out, self._pa = out, arrow()
         self._fs, root = filesystem(out)
         self._root = root.rstrip("/")
 
@@ -100,11 +113,10 @@ class Shards:
             sources: What the names come from.
             settings: Of the detector, as JSON can hold them.
         """
-        import pyarrow as pa
-
+        pa = self._pa
         schema = pa.schema({"source": pa.string(), "bytes": pa.int64()})
         rows, digest = iter(files), hashlib.sha256(f"{size} {json.dumps(settings, sort_keys=True)}".encode())
-        with self._whole(MANIFEST) as file, self._parquet.ParquetWriter(file, schema) as writer:
+        with self._whole(MANIFEST) as file, pa.parquet.ParquetWriter(file, schema) as writer:
             while chunk := list(islice(rows, size)):
                 names = [_as_utf8(name) for name, _ in chunk]
                 writer.write_table(pa.table([names, [length for _, length in chunk]], schema=schema))
@@ -133,8 +145,25 @@ class Shards:
             raise DetkitError(what, self.out, _OTHER)
         for name, value in settings.items():
             if before.settings.get(name) != value:
-                what = f"this folder's detections were made with {name} {before.settings.get(name)}, not {value}"
+                old, new = ("default" if one is None else one for one in (before.settings.get(name), value))
+                what = f"this folder's detections were made with {name} {old}, not {new}"
                 raise DetkitError(what, self.out, _OTHER)
+
+    def changes(self, names: Iterable[str]) -> tuple[int, int]:
+        """How many of the images that the sources hold now are not in the manifest, and how many of its own are gone.
+
+        Raises:
+            DetkitError: All of its images are gone.
+        """
+        now = np.fromiter((hash(_as_utf8(name)) for name in names), np.int64)
+        with self._opened(MANIFEST) as file:
+            rows = (row for batch in file.iter_batches(columns=["source"]) for row in batch.column(0).to_pylist())
+            before = np.fromiter(map(hash, rows), np.int64)
+        gone = len(np.setdiff1d(before, now))
+        if gone and not np.isin(before, now).any():
+            do = "start it in the same folder as before (is the disk there?), give another output, or --overwrite"
+            raise DetkitError("not one image of this folder's list is there", self.out, do)
+        return len(np.setdiff1d(now, before)), gone
 
     def files(self, number: int) -> list[tuple[str, int | None]]:
         """The images of a shard, each with its bytes if they were known."""
@@ -144,11 +173,16 @@ class Shards:
 
     def write(self, number: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes a shard, in place of one that is there."""
-        import pyarrow as pa
-
-        schema = _row_schema().with_metadata({"detkit": self.manifest.key})
+        schema = _row_schema(self._pa).with_metadata({"detkit": self.manifest.key})
         with self._whole(self.path(number).rpartition("/")[2]) as file:
-            self._parquet.write_table(pa.Table.from_pylist(rows, schema), file)
+            self._pa.parquet.write_table(self._pa.Table.from_pylist(rows, schema), file)
+
+    def clear(self) -> None:
+        """Removes the shards, and then the manifest."""
+        with reaching(self.out):
+            for name in sorted(self._names(), reverse=True):
+                if re.fullmatch(rf"shard-\d+\.parquet|{MANIFEST}", name):
+                    self._fs.rm(f"{self._root}/{name}")
 
     def sweep(self, part: tuple[int, int]) -> None:
         """Removes what killed processes left half written, of the shards of this (k, n) only, whose lock one holds."""
@@ -164,8 +198,7 @@ class Shards:
             DetkitError: A shard of another manifest.
         """
         with reaching(self.out):
-            self._fs.invalidate_cache()
-            there = {str(name).rpartition("/")[2] for name in self._fs.ls(self._root, detail=False)}
+            there = self._names()
         missing = []
         for number, count in enumerate(self.manifest.counts):
             name = self.path(number).rpartition("/")[2]
@@ -201,19 +234,16 @@ class Shards:
                 table = file.read()
             yield from table.to_pylist()
 
+    def _names(self) -> set[str]:
+        self._fs.invalidate_cache()
+        return {str(name).rpartition("/")[2] for name in self._fs.ls(self._root, detail=False)}
+
     @contextmanager
     def _opened(self, name: str) -> Iterator[Any]:
         """A Parquet file of this folder; DetkitError where it is none."""
-        import pyarrow as pa
-
-        with reaching(f"{self.out}/{name}"), self._fs.open(f"{self._root}/{name}", "rb") as file:
-            try:
-                yield self._parquet.ParquetFile(file)
-            except (pa.ArrowException, KeyError, ValueError, OSError) as error:
-                if isinstance(error, OSError) and error.errno is not None:
-                    raise
-                do = "move it away: the same command makes it again"
-                raise DetkitError("this Parquet file is damaged", f"{self.out}/{name}", do) from error
+        where, do = f"{self.out}/{name}", "move it away: the same command makes it again"
+        with reaching(where), opened_parquet(self._fs.open(f"{self._root}/{name}", "rb"), where, do) as file:
+            yield file
 
     @contextmanager
     def _whole(self, name: str) -> Iterator[Any]:

@@ -133,15 +133,15 @@ def _items(source: Source, name: str, stdin: BinaryIO | None) -> list[tuple[str,
     with reading(name):
         if path.is_dir():
             paths = paths_in(path)
-            empty = ("no image lies in this folder", "" if paths else _below(path))
+            empty = DetkitError("no image lies in this folder", do="" if paths else _below(path))
         elif path.exists() or not glob.has_magic(name):
-            paths, empty = [path], ("", "")
+            return [(str(path), path)]
         else:
             found = map(Path, sorted(glob.glob(name, recursive=True)))
             paths = [match for match in found if not match.is_dir()]
-            empty = ("no file matches this pattern", "check it; quote it so that the shell leaves it")
+            empty = DetkitError("no file matches this pattern", do="check it; quote it so that the shell leaves it")
     if not paths:
-        raise DetkitError(empty[0], do=empty[1])
+        raise empty
     return [(str(file), file) for file in paths]
 
 

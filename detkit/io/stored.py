@@ -43,6 +43,18 @@ def bytes_of(path: str) -> bytes:
     return data
 
 
+def identity_of(path: str) -> str:
+    """Differs between files, and once a file is another; raises as ``bytes_of``."""
+    if is_address(path):
+        from detkit.io.remote import filesystem, reaching
+
+        fs, place = filesystem(path)
+        with reaching(path):
+            return f"{path} {fs.ukey(place)}"
+    found = os.stat(_in_tar(path)[0] or path)
+    return f"{os.path.abspath(path)} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+
+
 def opened(path: str) -> BinaryIO:
     """The file, to read; see ``bytes_of``."""
     stored = is_address(path) or _in_tar(path)[0] is not None

@@ -27,18 +27,17 @@ METRICS = {
 }
 
 
-def find_metric(protocol: str, *, where: str = "", trusted: bool = True) -> Metric:
+def find_metric(protocol: str, *, where: str = "") -> Metric:
     """The metric of this name, ready to use.
 
     Args:
         protocol: A key of ``METRICS``, an entry point of ``detkit.metrics``, or "package.module:Name".
         where: The place of the name, for errors.
-        trusted: False if a file that may be a stranger's says the name.
 
     Raises:
         DetkitError: As ``detkit.registry.find_part``.
     """
-    found: Metric = make(find_part("metric", protocol, where=where, trusted=trusted), where or f"metric {protocol}")
+    found: Metric = make(find_part("metric", protocol, where=where), where or f"metric {protocol}")
     return found
 
 
@@ -59,6 +58,8 @@ def evaluate_results(
         DetkitError: There is no such metric, or it does not return the numbers that it names.
     """
     metric = find_metric(protocol)
+    if iou is not None and not metric.takes_iou:
+        raise ValueError(f"{protocol} matches no boxes, so it takes no iou")
     result = metric.evaluate(gt, dt, iou=iou, max_detections=max_detections)
     if missing := [name for name in metric.scores if name not in result.metrics]:
         returned = ", ".join(result.metrics) or "nothing"

@@ -10,7 +10,6 @@ can lie wholly above the value itself. So the draws are shifted by their bias (t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -108,10 +107,3 @@ def draws(
     images = gt.images
     drawn = [value(np.bincount(rng.integers(0, max(images, 1), images), minlength=images)) for _ in range(samples)]
     return Draws(value(np.ones(images, np.int64)), np.array(drawn, float))
-
-
-def interval(
-    gt: GroundTruth, dt: Results, metric: str = "AP50", *, level: float = 0.95, **options: Any
-) -> tuple[float, float]:
-    """``Draws.interval`` of ``draws(gt, dt, metric, **options)``."""
-    return draws(gt, dt, metric, **options).interval(level)

@@ -39,8 +39,6 @@ class Classification(Metric):
         self, gt: GroundTruth, dt: Results, *, iou: float | None = None, max_detections: int = 100
     ) -> Evaluation:
         """Top-1 and top-5 accuracy, also of each class (NaN where there is no image)."""
-        if iou is not None:
-            raise ValueError("classification matches no boxes, so it takes no iou")
         self.check(gt)
         place, label = ranks(gt, dt)
         hits = {name: place < depth for name, depth in DEPTHS.items()}

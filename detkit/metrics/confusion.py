@@ -26,13 +26,6 @@ class Confusion:
     counts: np.ndarray
     classes: tuple[str, ...]
 
-    def shares(self) -> np.ndarray:
-        """(C + 1, C + 1) float64: each row divided by its sum; NaN where a class has no object."""
-        total = self.counts.sum(axis=1, keepdims=True)
-        shares = np.full(self.counts.shape, np.nan)
-        np.divide(self.counts, total, out=shares, where=total > 0)
-        return shares
-
 
 def confusion_matrix(
     gt: GroundTruth, dt: Results, *, conf: float = 0.25, iou: float = 0.5, max_detections: int = 100

@@ -1,19 +1,41 @@
-"""Matching judged by vectors: is the nearest image of the same identity, and are two images of one?"""
+"""How alike vectors are, and matching judged by it: is the nearest image of the same identity, are two of one?"""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
 from detkit.errors import DetkitError
 from detkit.interfaces import Metric
 from detkit.metrics.classification import Classification
-from detkit.ops.similarity import Measure, likeness
 from detkit.tables import Evaluation, GroundTruth, Results
 
+Measure = Literal["cosine", "absolute", "chi_square"]
 FALSE_ACCEPTS = 0.01  # of verification, where nothing else is asked for
 _MOST = 3000  # images whose pairs are looked at
+
+
+def likeness(a: np.ndarray, b: np.ndarray, measure: Measure = "cosine") -> np.ndarray:
+    """Of every pair, the more alike the higher.
+
+    Args:
+        a: (N, D), for the cosine of length 1, for chi-square 0 or more.
+        b: (M, D).
+        measure: The cosine sum a b, minus the absolute difference sum |a - b|, or minus chi-square sum (a - b)^2 /
+            (a + b) (Taigman et al., "DeepFace", 2014, section 4.1).
+
+    Returns:
+        (N, M) float64.
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if measure == "cosine":
+        return np.asarray(a @ b.T)
+    if measure == "absolute":
+        return np.asarray(-cdist(a, b, "cityblock"))
+    each = [((b - vector) ** 2 / np.maximum(b + vector, 1e-12)).sum(1) for vector in a]
+    return np.asarray(-np.reshape(each, (len(a), len(b))))
 
 
 class Match(Metric):
@@ -21,8 +43,8 @@ class Match(Metric):
 
     rank1: the share of images whose nearest other image is of their identity (of those that have another). Verification
     asks of every pair whether it is of one identity: AUC of its ROC curve, TAR, the share of pairs of one identity that
-    are accepted at the ``threshold`` that accepts 1 % of the others, and EER, where as many are refused as are wrongly
-    accepted. At most 3000 images, evenly chosen.
+    are accepted from that ``threshold`` on that accepts at most 1 % of the others, and EER, where as many are refused
+    as are wrongly accepted. At most 3000 images, evenly chosen.
     """
 
     answers = "labels"
@@ -33,16 +55,17 @@ class Match(Metric):
     measure: ClassVar[Measure] = "cosine"
 
     def check(self, gt: GroundTruth) -> None:
-        """Raises DetkitError for images that do not have exactly one label."""
+        """Raises DetkitError for images that do not have exactly one label, and where no identity has two images."""
         Classification().check(gt)
+        if np.bincount(gt.label).max(initial=0) < 2:
+            do = "give folders of two images or more"
+            raise DetkitError("no identity has two images: there are no pairs to judge", f"{gt.images} images", do)
 
     def evaluate(
         self, gt: GroundTruth, dt: Results, *, iou: float | None = None, max_detections: int = 100
     ) -> Evaluation:
         """rank1, AUC, TAR, threshold and EER, and rank1 of each identity (NaN where it has one image)."""
-        if iou is not None:
-            raise ValueError("matching matches no boxes, so it takes no iou")
-        self.check(gt)
+        Classification().check(gt)
         labels, alike = self._alike(gt, dt)
         same = labels[:, None] == labels
         hidden = np.where(np.eye(len(labels), dtype=bool), -np.inf, alike)
@@ -96,15 +119,26 @@ def verification(same: np.ndarray, different: np.ndarray, false_accepts: float =
     Args:
         same: (P,) of pairs of one identity.
         different: (N,) of the others.
-        false_accepts: The share of ``different`` that is accepted for TAR.
+        false_accepts: The share of ``different`` that may be accepted for TAR.
     """
     if not len(same) or not len(different):
         return dict.fromkeys(("AUC", "TAR", "threshold", "EER"), np.nan)
-    at = np.quantile(different, 1 - false_accepts)
+    at = threshold_at(different, false_accepts)
     accepted, refused = roc(same, different)[:2]
     area = np.trapezoid(1 - np.append(1, refused), np.append(0, accepted))
     equal = (accepted + refused)[np.abs(accepted - refused).argmin()] / 2
-    return {"AUC": float(area), "TAR": float((same > at).mean()), "threshold": float(at), "EER": float(equal)}
+    return {"AUC": float(area), "TAR": float((same >= at).mean()), "threshold": at, "EER": float(equal)}
+
+
+def threshold_at(different: np.ndarray, false_accepts: float) -> float:
+    """The likeness from which on at most a share of pairs of different identities are accepted: the next float above
+    the first of them that is not.
+
+    Args:
+        different: (N,) their likenesses.
+        false_accepts: The share.
+    """
+    return float(np.nextafter(np.quantile(different, 1 - false_accepts, method="inverted_cdf"), np.inf))
 
 
 def roc(same: np.ndarray, different: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -30,8 +30,6 @@ class Pixels(Metric):
         self, gt: GroundTruth, dt: Results, *, iou: float | None = None, max_detections: int = 100
     ) -> Evaluation:
         """The four numbers, and of each class IoU and accuracy (NaN where the labels have no pixel of it)."""
-        if iou is not None:
-            raise ValueError("pixels are not matched by boxes, so this takes no iou")
         total = _counts(dt).sum(0)
         metrics, each, shares = _scores(total)
         objects = np.bincount(gt.label, minlength=len(gt.classes))

@@ -28,8 +28,6 @@ GridCode = Literal["textbook", "darknet", "bounded"]
 # exp(10) = 22026 prior sizes: far beyond any image, far below overflow.
 _LARGEST_EXPONENT = 10.0
 _LARGEST_LOG = math.log(1000 / 16)  # of R-CNN's sizes over their priors', as in Faster R-CNN's implementations
-# A sigmoid reaches 0 and 1 only at infinity; float32 keeps this distance from them exactly enough to come back.
-_SIGMOID_MARGIN = 1e-6
 
 
 class Priors(NamedTuple):
@@ -167,7 +165,9 @@ def to_fractions(code: Tensor, priors: Priors, kind: GridCode, xy_scale: float |
     """
     if kind == "textbook":
         return code
-    scale = _xy_scale(kind, xy_scale)
+    if kind not in ("darknet", "bounded"):
+        raise ValueError(f"a grid code is textbook, darknet or bounded, not {kind!r}")
+    scale = xy_scale if xy_scale is not None else (1.0 if kind == "darknet" else 2.0)
     midpoint = (code[..., :2].sigmoid() - 0.5) * scale + 0.5
     anchors = priors.sizes / priors.strides
     if kind == "darknet":
@@ -177,43 +177,9 @@ def to_fractions(code: Tensor, priors: Priors, kind: GridCode, xy_scale: float |
     return torch.cat((midpoint, sizes), dim=-1)
 
 
-def from_fractions(fractions: Tensor, priors: Priors, kind: GridCode, xy_scale: float | Tensor | None = None) -> Tensor:
-    """The grid code that ``to_fractions`` turns into fractions; what it cannot reach becomes the nearest.
-
-    Args:
-        fractions: (..., 4).
-        priors: As for ``to_fractions``.
-        kind: As for ``to_fractions``.
-        xy_scale: As for ``to_fractions``.
-
-    Returns:
-        (..., 4).
-
-    Raises:
-        ValueError: An unknown kind.
-    """
-    if kind == "textbook":
-        return fractions
-    scale = _xy_scale(kind, xy_scale)
-    midpoint = _logit((fractions[..., :2] - 0.5) / scale + 0.5)
-    ratio = fractions[..., 2:] * priors.strides / priors.sizes
-    size = ratio.log() if kind == "darknet" else _logit(ratio.sqrt() / 2)
-    return torch.cat((midpoint, size), dim=-1)
-
-
 def decode_grid(code: Tensor, priors: Priors, kind: GridCode, xy_scale: float | Tensor | None = None) -> Tensor:
     """Boxes (..., 4) xyxy from the grid code ``kind``: see ``to_fractions``."""
     return decode_fractions(to_fractions(code, priors, kind, xy_scale), priors)
-
-
-def _xy_scale(kind: GridCode, xy_scale: float | Tensor | None) -> float | Tensor:
-    if kind not in ("darknet", "bounded"):
-        raise ValueError(f"a grid code is textbook, darknet or bounded, not {kind!r}")
-    return xy_scale if xy_scale is not None else (1.0 if kind == "darknet" else 2.0)
-
-
-def _logit(p: Tensor) -> Tensor:
-    return p.clamp(_SIGMOID_MARGIN, 1 - _SIGMOID_MARGIN).logit()
 
 
 def _centre_form(boxes: Tensor) -> tuple[Tensor, Tensor]:

@@ -87,7 +87,7 @@ def roi_align(
     return _typed(pooled, features)
 
 
-def _tensors(features: Tensor, rois: Tensor | Sequence[Tensor]) -> tuple[Any, ...]:
+def _tensors(features: Tensor, rois: Tensor | Sequence[Tensor]) -> tuple[object, ...]:
     """What may be more than a tensor: a proxy of ``torch.fx``, a subclass."""
     return (features, *rois) if isinstance(rois, (list, tuple)) else (features, rois)
 

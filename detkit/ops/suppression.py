@@ -163,7 +163,7 @@ def _below(threshold: float, dtype: np.dtype[Any]) -> Any:
     return np.nextafter(limit, limit - 1) if float(limit) > threshold else limit
 
 
-def _few_nms(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, limit: Any) -> np.ndarray:
+def _few_nms(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, limit: object) -> np.ndarray:
     """What the kernel does with the same arithmetic, for so few boxes that importing numba would take longer."""
     order = descending(scores)
     order = order[~(np.isnan(boxes).any(1) | np.isnan(scores))[order]]

@@ -9,13 +9,13 @@ import torch
 from detkit.detector import Detector
 from detkit.errors import DetkitError
 from detkit.ops.roi import roi_align
-from detkit.predictor import Predictor
+from detkit.predictor import Predictor, Wrapped
 from detkit.structures import Detections, Limits, Sample
 
 _BINS = 2  # each way: what is above differs from what is below
 
 
-class WithAppearance(Predictor):
+class WithAppearance(Wrapped):
     """A detector whose detections have ``extra["embedding"]``, (N, D): the neck's finest map inside each box, or the
     vectors of another model.
 
@@ -31,9 +31,8 @@ class WithAppearance(Predictor):
         if looks is None and not isinstance(detector, Detector):
             do = "give one detkit model without --tta and --ensemble, or leave out --appearance"
             raise DetkitError("only a detkit model has a neck to take the appearance from", "--appearance", do)
+        super().__init__(detector)
         self.detector, self.looks = detector, looks
-        for name in ("classes", "class_ids", "threshold", "iou", "protocol", "flip_pairs", "precision"):
-            setattr(self, name, getattr(detector, name))
         self._maps: list[torch.Tensor] = []
         if looks is None:
             assert isinstance(detector, Detector)

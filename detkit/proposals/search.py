@@ -243,8 +243,8 @@ class SelectiveSearch(ProposalSource):
     @cached_property
     def _kept(self) -> Cache:
         numbers = [astuple(PLANS[self.plan]), PIXELS, SIGMA, MIN_SIZE, MIN_SIDE, SMALL, SMALL_SHARE, SMALL_SAME]
-        parameters = {"plan": self.plan, "numbers": numbers, "seed": self.seed}
-        return Cache("selective-search", parameters, VERSION, folder=self.folder)
+        parameters = {"plan": self.plan, "numbers": numbers, "seed": self.seed, "version": VERSION}
+        return Cache("selective-search", parameters, folder=self.folder)
 
     def proposals_for_image(self, image: np.ndarray, path: str = "") -> np.ndarray:
         """The boxes of one image.

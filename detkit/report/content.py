@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from detkit.metrics import evaluate_results, find_metric
-from detkit.metrics.bootstrap import interval
+from detkit.metrics.bootstrap import draws
 from detkit.metrics.coco import AREAS, iou_name
 from detkit.metrics.confusion import confusion_matrix
 from detkit.metrics.curves import Curve, calibration, class_curves
@@ -20,7 +20,7 @@ from detkit.tables import class_lines
 
 if TYPE_CHECKING:
     from detkit.data.annotations import Annotations
-    from detkit.tables import GroundTruth, Results
+    from detkit.tables import GroundTruth, Maps, Results
 
 Facts = dict[str, Any]  # plain values by name, as JSON holds them
 WORST = 24  # images that are listed
@@ -81,9 +81,11 @@ class Report:
     Attributes:
         facts: protocol, metrics, per_class, intervals (if asked for), best_threshold, counts, settings and, of boxes,
             all that the page shows.
+        maps: See ``Results``.
     """
 
     facts: Facts
+    maps: Maps | None = None
 
     def to_dict(self) -> Facts:
         """The form of ``evaluate --json``."""
@@ -122,7 +124,7 @@ def build_report(
     settings: Settings,
     *,
     about: Mapping[str, object] | None = None,
-    timings: Mapping[str, Any] | None = None,
+    timings: Mapping[str, object] | None = None,
     details: bool = True,
 ) -> Report:
     """Judges detections.
@@ -136,23 +138,23 @@ def build_report(
         details: Also curves, confusion, calibration, kinds of errors, worst images (where the metric judges boxes).
     """
     gt = annotations.ground_truth()
-    protocol, draws = settings.protocol or "coco", settings.bootstrap
+    protocol, samples = settings.protocol or "coco", settings.bootstrap
     how: Facts = {"iou": settings.iou, "max_detections": settings.limit}
     facts = evaluate_results(gt, dt, protocol, **how).to_dict()
     metric = find_metric(protocol)
-    if draws is None:
-        draws = 1000 if len(dt) < _MANY else 200
-    if draws:
+    if samples is None:
+        samples = 1000 if len(dt) < _MANY else 200
+    if samples:
         names = list(metric.scores)
         if settings.iou is not None and iou_name(settings.iou) in facts["metrics"]:
             names.append(iou_name(settings.iou))
         facts["intervals"] = {
-            name: interval(gt, dt, name, samples=draws, seed=settings.seed, protocol=protocol, **how)
+            name: draws(gt, dt, name, samples=samples, seed=settings.seed, protocol=protocol, **how).interval()
             for name in dict.fromkeys(names)
         }
     shape = class_curves(gt, dt, **settings.matching())
     threshold, f1 = shape.overall.best()
-    if dt.pixels is None and dt.embedding is None:  # whose scores are no decisions
+    if dt.pixels is None and dt.embedding is None and protocol != "pretext":  # whose scores are no decisions
         facts["best_threshold"] = {"score": threshold, "f1": f1}
     facts["counts"] = {
         "images": gt.images,
@@ -163,7 +165,7 @@ def build_report(
     facts["settings"] = {
         "match_iou": settings.match_iou,
         "max_detections": settings.limit,
-        "bootstrap": draws,
+        "bootstrap": samples,
         "seed": settings.seed,
         "rules": {"pixels": metric.rules} if metric.answers == "pixels" else settings.words(),
     }
@@ -183,7 +185,7 @@ def build_report(
         for name, row in facts["by_size"].items():
             row |= {"AP": coco[f"AP{name[0]}"], "AR": coco[f"AR{name[0]}"]}
     facts |= {"model": dict(about)} if about else {}
-    return Report(facts | ({"timings": latency(timings)} if timings else {}))
+    return Report(facts | ({"timings": latency(timings)} if timings else {}), dt.maps)
 
 
 def _pixel_details(annotations: Annotations, counts: np.ndarray) -> Facts:
@@ -309,7 +311,7 @@ def _highest(rows: np.ndarray, impact: np.ndarray) -> list[int]:
     return order[:_NAMED]
 
 
-def latency(timings: Mapping[str, Any]) -> Facts:
+def latency(timings: Mapping[str, object]) -> Facts:
     """Milliseconds per image, median and 95th percentile, of data, model, post-processing and together; the first of
     several batches is left out (memory is set up in it). ``split`` is False where post-processing is in ``model``."""
     batches = np.array(timings.get("batches") or np.zeros((0, 4)), float)

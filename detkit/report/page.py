@@ -17,17 +17,21 @@ from markupsafe import Markup
 
 import detkit
 from detkit.errors import DetkitError
-from detkit.io.draw import draw_marked
+from detkit.io.draw import colour_of, draw_marked, scaled_to, sheet
 from detkit.io.files import write_text
-from detkit.io.images import image_bytes, read_image, scaled_to
+from detkit.io.images import image_bytes, read_image
 from detkit.printed import number
 from detkit.report import charts
 from detkit.report.content import Facts, Report
+from detkit.rows import BACKGROUND
+from detkit.tables import Maps
 
-GALLERY, EXAMPLE = 520, 200  # pixels of the longer side
+GALLERY, EXAMPLE, TILE = 520, 200, 340  # pixels of the longer side
 _MARGIN = 0.4  # of the box, around an example
 # Places in the drawing palette: red, orange, green.
 _COLOURS = {"false_positive": 0, "missed": 2, "right": 3}
+_NO_CLASS = {"background": [160, 160, 160], "not judged": [0, 0, 0]}
+_MAP = np.array([*map(colour_of, range(BACKGROUND)), *_NO_CLASS.values()], np.uint8)  # of pixels' classes
 _MOST = 10  # rows of a table of what is most frequent
 
 _TEMPLATES = Environment(loader=PackageLoader("detkit.report", "."), autoescape=True, undefined=StrictUndefined)
@@ -53,6 +57,9 @@ def write_report(path: str | Path, report: Report, title: str, *, overwrite: boo
     parts: Facts = {"tables": {"classes": _classes(facts), "speed": _speed(facts)}}
     if "curves" in facts:
         parts = _box_parts(facts, parts["tables"])
+    elif report.maps is not None:
+        parts["gallery"] = [_side_by_side(report.maps, entry) for entry in facts["worst"]]
+        parts["colours"] = dict(zip(facts["per_class"], _MAP.tolist(), strict=False)) | _NO_CLASS
     text = _TEMPLATES.get_template("page.html").render(
         title=title,
         version=detkit.__version__,
@@ -196,6 +203,16 @@ def _gallery_image(entry: Facts) -> str | None:
     captions += [f"missed: {one['label']}" for one in missed]
     kinds = ["false_positive"] * len(wrong) + ["missed"] * len(missed)
     return _drawn(entry["file"], [one["box"] for one in (*wrong, *missed)], captions, kinds)
+
+
+def _side_by_side(maps: Maps, entry: Facts) -> str | None:
+    """An image, and the classes of its pixels by the labels and by the answer; None if unreadable."""
+    try:
+        image, both = read_image(entry["file"]), maps(entry["image"])
+    except DetkitError:
+        return None
+    tiles = [scaled_to(tile, TILE) for tile in (image, *(_MAP[one] for one in both))]
+    return charts.data_uri("image/jpeg", image_bytes(sheet(tiles, ("photo", "labels", "answer"), 3), ".jpg", 90))
 
 
 def _drawn(

@@ -42,14 +42,14 @@ SAFE = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-_ASKED: dict[str, Callable[[str], Any]] = {
+_ASKED: dict[str, Callable[[str], object]] = {
     "conf": float,
     "iou": float,
     "max_detections": int,
     "classes": lambda text: [name.strip() for name in text.split(",")],
 }
 Named = tuple[str, bytes]  # of an image of a request: what the client calls it, its bytes
-Work = Callable[[Request], Awaitable[Any]]
+Work = Callable[[Request], Awaitable[object]]
 
 
 class Refused(DetkitError):
@@ -175,13 +175,13 @@ class _Service:
         self.metrics.count(response.status_code, time.perf_counter() - start)
         return response
 
-    async def detect(self, request: Request) -> dict[str, Any]:
+    async def detect(self, request: Request) -> dict[str, object]:
         """``POST /detect``: one image, as the body or as a form's file."""
         limits = self._limits(request)
         images = await self._images(request, 1)
         return await self._record(*images[0], limits)
 
-    async def detect_several(self, request: Request) -> list[dict[str, Any]]:
+    async def detect_several(self, request: Request) -> list[dict[str, object]]:
         """``POST /batch``: a form's files, answered in their order; one that fails has its error there."""
         limits = self._limits(request)
         images = await self._images(request, self.bounds.queue)
@@ -194,7 +194,7 @@ class _Service:
                     task.cancel()
         return [_record_or_error(one, named) for one, (named, _) in zip(done, images, strict=True)]
 
-    async def _record(self, named: str, data: bytes, limits: Limits) -> dict[str, Any]:
+    async def _record(self, named: str, data: bytes, limits: Limits) -> dict[str, object]:
         image, found = await self.batcher.detect(partial(_read, data, named, self.bounds.max_pixels), limits)
         self.metrics.images += 1
         self.metrics.detections += len(found)
@@ -263,7 +263,7 @@ def _read(data: bytes, named: str, max_pixels: int) -> np.ndarray:
         raise DetkitError(error.what, named, error.do) from None
 
 
-def _record_or_error(done: dict[str, Any] | BaseException, named: str) -> dict[str, Any]:
+def _record_or_error(done: dict[str, object] | BaseException, named: str) -> dict[str, object]:
     if isinstance(done, dict):
         return done
     if not isinstance(done, DetkitError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_left
 from collections import Counter
 from itertools import accumulate
@@ -43,7 +42,7 @@ class Metrics:
             ("detkit_batches_total", "counter"): {"": self.batches},
             ("detkit_batched_images_total", "counter"): {"": self.batched},
             ("detkit_waiting_images", "gauge"): {"": waiting},
-            ("process_resident_memory_bytes", "gauge"): {"": psutil.Process(os.getpid()).memory_info().rss},
+            ("process_resident_memory_bytes", "gauge"): {"": psutil.Process().memory_info().rss},
             (requests, "histogram"): {
                 f'_bucket{{le="{edge}"}}': n
                 for edge, n in zip((*_BUCKETS, "+Inf"), accumulate(self._slower), strict=True)

@@ -109,8 +109,7 @@ class _Folded:
 
     def normalise(self, x: Tensor) -> Tensor:
         """What the convolution has normalised passes."""
-        normalised = vars(x).pop("normalised_by", None) is self.norm
-        return x if normalised else type(self.norm).forward(self.norm, x)
+        return x if vars(x).pop("normalised_by", None) is self.norm else type(self.norm).forward(self.norm, x)
 
     def layer(self) -> nn.Conv2d:
         """The convolution with folded weights, made anew if what it was made of has changed."""

@@ -67,6 +67,9 @@ def test_split(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert main(["data", "split", str(data), "--val", "0.25", "--out", str(tmp_path / "o"), "--json"]) == 0
     parts = json.loads(capsys.readouterr().out)["parts"]
     assert parts["val"] == {"images": 2, "classes": {"cat": 2, "dog": 2}}
+    data.write_text("train: images/train\nval: images/train\nnames: [cat, dog]\n")
+    assert main(["data", "split", str(data)]) == 0
+    assert "all of train, val together, to be drawn anew; --split takes one part" in capsys.readouterr().err
 
 
 def test_anchors(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

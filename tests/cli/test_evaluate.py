@@ -67,6 +67,14 @@ def test_json(coco: Path, found: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert got["best_threshold"] == pytest.approx({"score": 0.45, "f1": 0.8})
 
 
+def test_several_processes_are_refused(
+    coco: Path, found: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["evaluate", "--predictions", str(found), str(coco)]) == 2
+    assert "several processes would each judge all images [E062]" in capsys.readouterr().err
+
+
 def test_a_table_for_people(coco: Path, found: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "--predictions", str(found), str(coco)]) == 0
     lines = capsys.readouterr().out.splitlines()

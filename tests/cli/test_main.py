@@ -24,7 +24,7 @@ from PIL import Image
 from torch import nn
 
 from detkit import registry
-from detkit.cli import Terminated, about, main
+from detkit.cli import Terminated, about, common, main
 from detkit.cli.app import VERBS as VERBS_BY_USE, app_of, name_of
 from detkit.registry import UntrustedPart
 
@@ -122,7 +122,7 @@ def test_doctor_says_what_is_missing_for_which_verb(
 ) -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     packages = {
-        extra: tuple(re.split("[<>=]", name)[0] for name in names)
+        extra: tuple(re.split(r"[<>=\[]", name)[0] for name in names)
         for extra, names in project["optional-dependencies"].items()
         if extra not in ("dev", "docs", "all")  # no verb needs these
     }
@@ -297,6 +297,15 @@ def test_doctor_looks_at_this_machine(capsys: pytest.CaptureFixture[str], monkey
     assert "not installed" not in facts["torch"]
 
 
+def test_progress_of_a_long_task_is_a_few_lines_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
+    for total in (39, 75, 1000):
+        for done in range(total + 1):
+            common.progress(done, total, "images")
+    said = _said(capsys).splitlines()
+    assert said[:9] == [f"{done} of 75 images" for done in range(8, 75, 8)]  # of 39 steps nothing is said
+    assert said[9:] == [f"{done} of 1000 images" for done in range(100, 1001, 100)]
+
+
 def test_config_prints_every_value_or_the_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "yolo_textbook"]) == 0
     assert capsys.readouterr().out.startswith("# ")
@@ -349,7 +358,11 @@ def test_a_part_that_a_file_names_is_allowed_by_the_command_that_the_error_shows
     [
         (["train", "pets"], "if it is data: detkit train --data pets"),
         (["train", "--data", "pets", "--epochs", "5"], "train.epochs=20, say"),
-        (["evaluate", "run"], "no data was named: this is a run"),
+        (["train", "--data", "pets", "epochs=5"], "did you mean train.epochs=5?"),
+        (["evaluate", "run"], "no data was named: this is a model"),
+        (["evaluate", "best.safetensors"], "detkit evaluate best.safetensors DATA, say"),
+        (["evaluate", "default"], "no data was named: this is a model"),
+        (["detect", "empty"], "no image lies in this folder [E004]"),
         (["data", "check", "pets/images"], "their labels beside this folder: give pets"),
         (["detect", "photo.jpeg"], "did you mean photo.jpg?"),
         (["detect", "photo.jpg", "--model", "best.safetensor"], "did you mean best.safetensors?"),
@@ -363,6 +376,7 @@ def test_what_was_meant_is_said(
     for file in ("pets/images/a.JPG", "pets/labels/a.txt", "run/best.safetensors", "best.safetensors", "photo.jpg"):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         Path(file).touch()
+    Path("empty").mkdir()
     Image.new("RGB", (9, 9)).save("photo.jpg")
     assert main(words) == 2
     assert said in capsys.readouterr().err

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import save_file
 
 import detkit
 from detkit.cli import main
@@ -83,6 +84,7 @@ def test_what_is_refused(
     other = ["-m", str(run / "last.safetensors"), "--device", "cpu"]
     (tmp_path / "none").mkdir()
     (tmp_path / "text").write_text("no gallery")
+    save_file({"table": np.zeros((1, 2))}, tmp_path / "odd", {"gallery": '{"model": "", "names": 5}'})
     assert main(["match", "enrol", "known", "yellow", image, *model]) == 0
     detector = load_detector(run / "last.safetensors")
     with torch.no_grad():
@@ -91,8 +93,11 @@ def test_what_is_refused(
     for words, said in (
         (["identify", "known", image, "-m", "other.safetensors"], "made with another model"),
         (["identify", "text", image, *model], "no gallery"),
+        (["identify", "odd", image, *model], "no gallery"),
         (["identify", "missing", image, *model], "missing"),
         (["search", image, "none", *model], "no image in this folder"),
+        (["search", image, str(data / "val"), *model], "not in folders of its own"),
+        (["search", image, "missing", *model], "no such folder"),
         (["verify", image, image, *model, "--false-accepts", "0.1"], "labelled images"),
         (["verify", image, image], "no threshold"),
         (["verify", image, "missing.png", *other], "missing.png"),
@@ -102,6 +107,8 @@ def test_what_is_refused(
         error = capsys.readouterr().err
         assert said in error, error
         assert "Traceback" not in error
+    assert main(["detect", image, *model]) == 2
+    assert "this model makes vectors" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -113,7 +120,7 @@ def test_batches_need_pairs(data: Path, change: str, said: str, tmp_path: Path) 
         detkit.train("embed", data=data, overrides=[change], out=tmp_path / "run")
 
 
-def test_an_identity_with_one_image_is_said(data: Path, tmp_path: Path) -> None:
+def test_an_identity_with_one_image_is_said(run: Path, data: Path, tmp_path: Path) -> None:
     for name in ("red", "blue", "green"):
         (tmp_path / "few" / name).mkdir(parents=True)
         for k in range(1 if name == "red" else 3):
@@ -124,8 +131,11 @@ def test_an_identity_with_one_image_is_said(data: Path, tmp_path: Path) -> None:
     how = {"overrides": changes, "dry_run": True, "on_event": lambda event: said.append(str(event))}
     detkit.train("embed", data=tmp_path / "few", **how)
     assert any("identities have one image" in text for text in said)
+    assert any("data.val: no identity has two images" in text for text in said)
     shutil.rmtree(tmp_path / "few/blue")
     for file in (tmp_path / "few/green").glob("[12].png"):
         file.unlink()
+    with pytest.raises(DetkitError, match="no identity has two images: there are no pairs to judge"):
+        detkit.evaluate(run, tmp_path / "few")
     with pytest.raises(DetkitError, match="no identity has two images"):
         detkit.train("embed", data=tmp_path / "few", **how)

@@ -92,6 +92,8 @@ LINE = '{"source": "film.avi", "frame": %d, "width": 96, "height": 64, "detectio
     [
         ([], "no video was named"),
         (["nothing.mp4"], "no such file"),
+        (["film.avi", "--conf", "2"], "conf must"),
+        (["--predictions", "long.jsonl", "--conf", "-1"], "conf must"),
         (["film.avi", "--lost", "soon"], "'soon' is no time"),
         (["film.avi", "--count", "line:0,0,9"], "neither a line nor a zone"),
         (["film.avi", "--count", "line:0,900,96,900"], "outside the image, which has 96 x 64"),

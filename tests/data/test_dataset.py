@@ -10,7 +10,8 @@ import pytest
 
 from detkit.config.datasets import build_dataset
 from detkit.data.anchors import object_sizes
-from detkit.data.dataset import Dataset, concat, read, splits
+from detkit.data.annotations import concat_annotations
+from detkit.data.dataset import Dataset, read, splits
 from detkit.errors import DetkitError
 from detkit.io.images import write_image
 
@@ -97,13 +98,13 @@ def test_select_and_rename_classes(coco_file: Path) -> None:
 
 
 def test_concat_unites_classes_by_name(coco_file: Path, voc_folder: Path) -> None:
-    first, second = Dataset(read(coco_file)), Dataset(read(voc_folder))
-    both = concat([first, second])
+    first, second = read(coco_file), read(voc_folder)
+    both = Dataset(concat_annotations([first, second]))
     assert len(both) == 6
     assert both.classes == ("red", "blue thing")
     assert second.classes == ("blue thing", "red")
     assert [both.classes[label] for label in both.labels_of(3)] == ["red", "blue thing"]
-    assert len(set(concat([first, first]).annotations.image_ids)) == 6
+    assert len(set(concat_annotations([first, first]).image_ids)) == 6
 
 
 def test_ground_truth_is_exact(coco_file: Path) -> None:

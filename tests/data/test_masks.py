@@ -14,7 +14,7 @@ from pycocotools import mask as rle
 
 from detkit.data.augment import Augment
 from detkit.data.dataset import Dataset, read, splits
-from detkit.data.masks import label_map, pixel_counts
+from detkit.data.masks import label_map, label_maps, pixel_counts
 from detkit.data.resize import Resize
 from detkit.errors import DetkitError
 from detkit.io.masks import mask_bytes, read_mask, voc_colours
@@ -58,7 +58,7 @@ def test_numbers_have_names(folder: Path) -> None:
     assert label_map(found, 0, (3, 4)).tolist() == [[254, 0, 0, 1], [254, 0, 0, 1], [255, 255, 255, 255]]
     (finding,) = found.findings
     assert "without a name" in finding.name
-    assert finding.examples[0].endswith("a.png: [9]")
+    assert finding.examples[0].endswith("a.png: 1 pixel, the first of number 9")
     chosen = found.select_classes(["dog"])
     assert label_map(chosen, 0, (3, 4)).tolist()[0] == [254, 254, 254, 0]
     both = read(folder)
@@ -74,7 +74,7 @@ def test_colours_are_numbers_by_the_palette(folder: Path) -> None:
     write(folder, "train/b", np.where((NUMBERS == 9)[..., None], [1, 2, 3], colours[NUMBERS]).astype(np.uint8))
     found = read(folder, split="train")
     assert label_map(found, 1, (3, 4)).tolist() == label_map(found, 0, (3, 4)).tolist()
-    assert found.findings[0].examples[1].endswith("b.png: a colour")
+    assert found.findings[0].examples[1].endswith("b.png: 1 pixel, the first of colour 1,2,3")
     (folder / "labelmap.txt").write_text("# label:color_rgb:parts:actions\ncat:0,0,0::\ndog:1,2,3::\n")
     assert (label_map(read(folder, split="train"), 1, (3, 4)) == 1).sum() == 1
 
@@ -186,9 +186,12 @@ def test_answers_are_counted_against_labels(folder: Path) -> None:
     masks[0, 0, 1:3] = True  # dog where the cat is
     masks[1, 2] = True  # of a class that the data does not have, where nothing is asked
     answer = Detections(np.zeros((2, 4)), np.ones(2), np.array([1, 0]), ("cow", "dog"), {"masks": masks})
-    counts = pixel_counts(found, 0, answer)
+    truth, said = label_maps(found, 0, answer)
+    assert truth.tolist() == label_map(found, 0, (3, 4)).tolist()
+    assert said.tolist() == [[254, 1, 1, 254], [254] * 4, [254] * 4]
+    counts = pixel_counts(truth, said, 2)
     assert counts.tolist() == [[0, 2, 2], [0, 0, 2], [0, 0, 2]]
-    assert pixel_counts(found, 0, Detections.empty(("cat",)))[:, 2].tolist() == [4, 2, 2]
+    assert pixel_counts(*label_maps(found, 0, Detections.empty(("cat",))), 2)[:, 2].tolist() == [4, 2, 2]
 
 
 def test_masks_follow_every_change_of_geometry() -> None:

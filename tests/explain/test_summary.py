@@ -248,12 +248,11 @@ def test_a_source_of_proposals_without_a_limit_needs_none():
 
 def test_a_model_is_described_by_name():
     of_file = describe_model("default")
-    assert of_file.summary is None
-    assert of_file.to_dict()["classes"] == list(of_file.facts["classes"])
+    assert len(of_file.to_dict()["classes"]) == 80
     assert any(line.startswith("resize") for line in of_file.lines())
     of_layers = describe_model("default", layers=True, size=(64, 64))
     assert of_layers.to_dict()["input"] == (64, 64, 3)
-    assert of_layers.facts == of_file.facts
+    assert of_file.facts.items() <= of_layers.facts.items()
     assert describe_model("lenet5").lines()[-1].startswith("5 layers with weights")
     with pytest.raises(DetkitError, match="no such model file"):
         describe_model("nowhere.safetensors")

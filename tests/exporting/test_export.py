@@ -6,13 +6,16 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import detkit
 from detkit.cli import main
@@ -27,10 +30,11 @@ from detkit.exporting.header import Header
 from detkit.exporting.onnx_file import Exported, export
 from detkit.exporting.precision import _best_range
 from detkit.exporting.predictor import select_boxes
-from detkit.exporting.proof import Agreement, Tolerance, _compared, photos
+from detkit.exporting.proof import Agreement, PixelAgreement, Tolerance, _compared, photos
 from detkit.exporting.writing import graph_of
 from detkit.geometry import Geometry
 from detkit.heads.dense import select_detections
+from detkit.io.cache import clear_cache
 from detkit.io.images import write_image
 from detkit.structures import Detections, Limits
 
@@ -144,6 +148,22 @@ def test_nms_and_any_size_may_be_inside(head: str, options: str, engine: str, pa
         np.testing.assert_allclose(mine.scores, theirs.scores, atol=1e-5)
 
 
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
+def test_images_side_by_side_are_answered_as_one_by_one(engine: str, yolo: Pair) -> None:
+    pytest.importorskip(engine)
+    samples, threads = [toy_sample(i, 100) for i in range(8)], torch.get_num_threads()
+    try:
+        model = detkit.load(yolo.model if engine == "torch" else yolo.file, engine=engine, threads=2, streams=2)
+        side_by_side = list(model.stream([sample.image for sample in samples], conf=0.002))
+    finally:
+        detkit.api.set_threads(threads)
+    assert model.streams == 2
+    for mine, theirs in zip(side_by_side, model.predict_samples(samples, Limits(0.002)), strict=True):
+        assert mine.labels.tolist() == theirs.labels.tolist()
+        np.testing.assert_allclose(mine.boxes, theirs.boxes, atol=1e-3)
+        np.testing.assert_allclose(mine.scores, theirs.scores, atol=1e-6)
+
+
 @pytest.mark.parametrize(("options", "engine"), [("plain", "openvino"), ("nms", "onnxruntime")])
 @pytest.mark.parametrize("head", REGIONS)
 def test_regions_are_padded_and_masked(head: str, options: str, engine: str, pairs: Callable[..., Pair]) -> None:
@@ -184,7 +204,9 @@ def test_nms_inside_is_not_another(pairs: Callable[..., Pair]) -> None:
     assert set(labels[scores < 0].tolist()) <= {-1}
 
 
-def test_info_shows_what_the_file_says_of_itself(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_shows_what_the_file_says_of_itself(
+    pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["info", str(pair.file), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["classes"] == list(CLASSES)
@@ -192,6 +214,14 @@ def test_info_shows_what_the_file_says_of_itself(pair: Pair, capsys: pytest.Capt
     assert len(facts["weights"]) == 64
     assert facts["proof"]["passed"] is True
     assert {"torch", "onnx", "detkit"} <= facts["versions"].keys()
+    assert main(["info", str(pair.file)]) == 0
+    table = [f"  {line}" for line in pair.done.proof.lines()]
+    assert capsys.readouterr().out.splitlines()[-len(table) - 1 :] == ["proof:", *table]
+    model, header = engines.read_onnx(pair.file), engine_header(pair.file)
+    engines.onnx_package().helper.set_model_props(model, replace(header, proof={"differences": []}).to_metadata())
+    (tmp_path / "other.onnx").write_bytes(model.SerializeToString())
+    assert main(["info", str(tmp_path / "other.onnx")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "proof: of another version, see --json"
 
 
 def toy_data(folder: Path) -> Path:
@@ -318,18 +348,39 @@ def test_a_model_is_exported_once_into_the_cache(
     said = capsys.readouterr()
     assert "exporting yolo.safetensors, once on this machine" in said.err
     kept = cached.make_export(yolo.model)
-    monkeypatch.setattr(cached, "kept_export", lambda model: kept)  # as where there is no GPU
+    # as where there is no GPU
+    monkeypatch.setattr(cached, "kept_export", lambda model, tell: kept)
     monkeypatch.setattr("detkit.config.build.load_detector", None)  # torch's model is not asked
     assert main(words) == 0
     assert capsys.readouterr().out == said.out
 
 
+def test_how_detecting_becomes_quicker_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from detkit.exporting import cached
+
+    monkeypatch.setenv("DETKIT_CACHE", str(tmp_path / "cache"))
+    on_gpu = sys.platform == "darwin" or Path("/dev/nvidiactl").exists()
+    told: list[str] = []
+    for _ in range(2):
+        assert cached.kept_export("default", told.append) is None
+        assert cached.kept_export(build(tmp_path, "classify"), told.append) is None
+    assert len(told) == (not on_gpu)
+    assert all("detkit doctor --warm" in line for line in told)
+    assert clear_cache() == len(told)
+
+
 def test_what_is_not_exported_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for head in ({"name": "localize", "points": 2}, {**ROI, "points": 2}):
+    for head, what in (
+        ({"name": "localize", "points": 2}, "landmarks are not exported"),
+        ({**ROI, "points": 2}, "landmarks are not exported"),
+        ({"name": "embed"}, "this head is not exported"),  # its answer is a vector, no box and no score
+    ):
         source = {"proposals": {"name": "windows"}} if head["name"] == "roi" else {}
         monkeypatch.setitem(REGIONS, "other", {"head": head, **source})
-        with pytest.raises(detkit.DetkitError, match="landmarks are not exported"):
-            export(build(tmp_path, "other"), tmp_path / "model.onnx")
+        told: list[str] = []
+        with pytest.raises(detkit.DetkitError, match=what):
+            export(build(tmp_path, "other"), tmp_path / "model.onnx", size=49, tell=told.append)
+        assert told == ["the input's sides are multiples of 2: 50"]
 
 
 def test_the_users_images_are_compared_too(yolo: Pair, tmp_path: Path) -> None:
@@ -339,6 +390,43 @@ def test_the_users_images_are_compared_too(yolo: Pair, tmp_path: Path) -> None:
     ours, theirs = proof.scores["AP50"]
     assert ours == theirs
     assert f"AP50 on the data: {ours:.4f} of the model, {ours:.4f}" in proof.lines()[-1]
+
+
+def test_a_segmentation_is_compared_pixel_by_pixel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = {"name": "segment", "decoder": "unet", "width": 8}
+    monkeypatch.setitem(REGIONS, "segment", {"backbone": {**LENET, "taps": [0, 1]}, "head": head})
+    model, file = build(tmp_path, "segment"), tmp_path / "segment.onnx"
+    write_image(tmp_path / "toy.png", toy_sample(0, 80).image)
+    for kind, pixels in (("images", toy_sample(0, 80).image), ("masks", np.eye(80, dtype=np.uint8))):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / "data" / kind / "toy.png")
+    (tmp_path / "data" / "classes.txt").write_text("\n".join(["background", *CLASSES]))
+    proof = export(model, file, data=str(tmp_path / "data")).proof
+    sizes = [(one.batch, one.images, one.pixels) for one in proof.differences]
+    assert sizes == [(1, 9, 9 * 60**2), (4, 9, 9 * 60**2)]  # of 64 x 64 the convolutions without padding leave 60
+    assert all(one.same >= 0.9999 * one.pixels and one.logit <= 1e-3 for one in proof.differences)
+    assert list(proof.scores) == ["mIoU", "accuracy"]
+    assert proof.scores["mIoU"][0] == pytest.approx(proof.scores["mIoU"][1], abs=1e-3)
+    samples, limits = [toy_sample(i, 100) for i in range(3)], Limits(0.0)
+    truth = load_detector(model).predict_samples(samples, limits)
+    for engine in filter(find_spec, engines.ENGINES):
+        for mine, theirs in zip(detkit.load(file, engine=engine).predict_samples(samples, limits), truth, strict=True):
+            assert mine.classes == theirs.classes == tuple(CLASSES)
+            assert mine.labels.tolist() == theirs.labels.tolist()
+            np.testing.assert_allclose(mine.scores, theirs.scores, atol=1e-4)
+            assert mine.extra["masks"].shape == (len(mine), *theirs.extra["masks"].shape[1:])
+            assert (mine.extra["masks"] != theirs.extra["masks"]).mean() < 1e-3
+    words = [sys.executable, "-c", WITHOUT_TORCH, str(file), "toy.png", "data", "onnxruntime"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert '"mIoU"' in done.stdout
+    file.unlink()
+    monkeypatch.setattr("detkit.exporting.onnx_file.Tolerance", lambda: Tolerance(pixels=-1.0))
+    assert export(model, file).path is None
+    assert not file.exists()
+    assert PixelAgreement(1, 8, 10_000, 9_999, 1e-3, "").within(Tolerance())
+    assert not PixelAgreement(1, 8, 10_000, 9_998, 0.0, "").within(Tolerance())
+    assert not PixelAgreement(1, 8, 10_000, 10_000, float("nan"), "").within(Tolerance())
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
@@ -422,7 +510,7 @@ def test_wrong_input_is_explained(
     assert "may be damaged" in said("detect", image, "--model", damaged)
     assert "may be damaged" in said("info", damaged)
     assert "cannot be run on a float32 image" in said("detect", image, "--model", other)
-    assert "not written by detkit export" in said("info", other)
+    assert "this ONNX file was not written by detkit" in said("info", other)
     assert "runs no ONNX files" in said("detect", image, "--model", yolo.file, "--engine", "torch")
     assert "says itself how it is read" in said("detect", image, "--model", yolo.file, "--layout", "ssd")
     assert "is no .onnx file" in said("detect", image, "--model", yolo.model, "--layout", "ssd")
@@ -431,6 +519,7 @@ def test_wrong_input_is_explained(
     assert "ends in .onnx" in said("export", yolo.model, "-o", tmp_path / "a.pt")
     for head, option in ("classify", "--nms"), ("localize", "--dynamic"), ("sliding_window", "--dynamic"):
         assert option in said("export", pairs(head).model, "-o", tmp_path / "a.onnx", option)
+    assert "--split goes with --data" in said("export", yolo.model, "-o", tmp_path / "a.onnx", "--split", "val")
     assert "exists already" in said("export", yolo.model, "-o", yolo.file)
     assert "give labelled images: --data DATA" in said("export", yolo.model, "-o", tmp_path / "a.onnx", "--int8")
     assert "import torchvision" in said("export", "torchvision/ssd300_vgg16", "-o", tmp_path / "a.onnx")

@@ -123,7 +123,7 @@ def written(path: Path, output: np.ndarray, **metadata: str) -> Path:
 def test_another_programs_file_detects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = zeros(6, THREE)
     table[0, :, 3] = 20, 30, 10, 40, 0.7, 0.1
-    file, image = written(tmp_path / "net.onnx", table, names="{0: 'cup', 1: 'jug'}"), tmp_path / "a.png"
+    file, image = written(tmp_path / "net.onnx", table, names="{1: 'jug', 0: 'cup'}"), tmp_path / "a.png"
     pixels = np.zeros((128, 128, 3), np.uint8)
     write_image(image, pixels)
     with pytest.warns(UserWarning, match="read as yolov8"):
@@ -136,7 +136,13 @@ def test_another_programs_file_detects(tmp_path: Path, capsys: pytest.CaptureFix
     nameless = written(tmp_path / "nameless.onnx", table)
     assert main(["detect", str(image), "--model", str(nameless)]) == 2
     assert "--names FILE" in capsys.readouterr().err
-    (tmp_path / "names.txt").write_text("jar\nbox\n")
+    for names in "cup, jug", "5", "(" * 500, "{0: 'cup'}", "{'a': 'cup', 'b': 'jug'}":
+        damaged = written(tmp_path / "damaged.onnx", table, names=names)
+        assert main(["detect", str(image), "--model", str(damaged)]) == 2
+        assert "this ONNX file knows 2 classes, and has" in capsys.readouterr().err
+    assert main(["detect", str(image), "--model", str(nameless), "--names", str(image)]) == 2
+    assert "a.png" in capsys.readouterr().err
+    (tmp_path / "names.txt").write_text("jar\nbox\n", encoding="utf-8-sig")
     assert main(["detect", str(image), "--model", str(nameless), "--names", str(tmp_path / "names.txt")]) == 0
     assert "1 jar" in capsys.readouterr().out
     assert main(["detect", str(image), "--model", str(file), "--size", "96"]) == 2

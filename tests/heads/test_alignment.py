@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import detkit
 from detkit.adapting import remeasure_norms
 from detkit.config.datasets import build_dataset
 from detkit.config.experiment import read_config
@@ -120,6 +121,9 @@ def test_a_source_without_labels_goes_with_class_folders(tmp_path: Path) -> None
     assert [one.image_label for one in targets] == [0, 0, 1, 1, None, None]
     assert [one.known for one in targets] == [(0, 1)] * 4 + [()] * 2
     assert not Dataset(replace(made.annotations, known=None)).annotations.labelled
+    changes = ["model.backbone={name: lenet_textbook, taps: [1]}", "model.size=32", "model.head.align=coral"]
+    with pytest.raises(DetkitError, match="of one domain"):
+        detkit.train("classify", data=tmp_path / "own", overrides=[*changes, "train.batch=2"], out=tmp_path / "run")
 
 
 def test_norms_take_the_statistics_of_the_images() -> None:
@@ -132,14 +136,19 @@ def test_norms_take_the_statistics_of_the_images() -> None:
     )
     detector = build_detector(config, ("a", "b"))
     rng = np.random.default_rng(0)
-    images = [Sample(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(6)]
+    images = [Sample(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(7)]
     first = next(layer for layer in detector.modules() if isinstance(layer, nn.BatchNorm2d))
     read: list[torch.Tensor] = []
     first.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
     assert first.running_mean is not None
     before = first.running_mean.clone()
     count, norms = remeasure_norms(detector, iter(images), share=0.25, batch=3)
-    assert (count, norms > 10, first.training, first.momentum) == (6, True, False, 0.1)
+    assert (count, norms > 10, first.training, first.momentum) == (
+        7,
+        True,
+        False,
+        0.1,
+    )  # the last one is a batch by itself, and counts no more than any other
     mean = torch.cat(read).mean((0, 2, 3))
     assert torch.allclose(first.running_mean, 0.75 * before + 0.25 * mean, atol=1e-5)
     detector.backbone = nn.Identity()  # type: ignore[assignment]

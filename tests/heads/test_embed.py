@@ -11,7 +11,7 @@ import torch
 
 from detkit.data.sampler import EpochSampler
 from detkit.heads.embed import Embed, semi_hard_triplets
-from detkit.ops.similarity import likeness
+from detkit.metrics.identities import likeness
 from detkit.structures import Limits, Target
 
 

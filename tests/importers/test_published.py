@@ -479,7 +479,7 @@ def test_onnx_files_that_do_not_fit(published: Any, tmp_path: Path, monkeypatch:
     with pytest.raises(DetkitError, match="not stored in it"):
         import_yolox(path)
     path.write_bytes(b"\x08\x07\x12 no model")
-    with pytest.raises(DetkitError, match="cannot be read as ONNX"):
+    with pytest.raises(DetkitError, match="the ONNX file cannot be used"):
         import_yolox(path)
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with pytest.raises(DetkitError, match=r"pip install 'detkit\[onnx\]'"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tarfile
 from pathlib import Path
 
@@ -94,3 +95,10 @@ def test_images_at_addresses(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(DetkitError, match="only the images of COCO's json"):
         read(tmp_path / "train", images="memory://bucket", format="images")
     store.rm("/", recursive=True)
+
+
+def test_without_fsspec_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "fsspec.core", raising=False)
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(DetkitError, match=r"needs another package[\s\S]*pip install 'detkit\[scale\]'"):
+        read_image("memory://photos/a.jpg")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from detkit.metrics import coco, evaluate_results, find_metric
-from detkit.metrics.bootstrap import Draws, draws, interval
+from detkit.metrics.bootstrap import Draws, draws
 from detkit.tables import GroundTruth, Results
 
 Make = Callable[..., Any]
@@ -82,18 +82,18 @@ def test_the_interval_holds_the_value_and_depends_on_the_seed_alone(
     ground_truth: Make, results: Make, protocol: str, metric: str, iou: float | None
 ) -> None:
     gt, dt = scene(ground_truth, results, 2, images=30)
-    low, high = interval(gt, dt, metric, samples=60, seed=1, protocol=protocol, iou=iou)
+    low, high = draws(gt, dt, metric, samples=60, seed=1, protocol=protocol, iou=iou).interval()
     assert low < evaluate_results(gt, dt, protocol, iou=iou).metrics[metric] < high
-    assert (low, high) == interval(gt, dt, metric, samples=60, seed=1, protocol=protocol, iou=iou)
-    assert (low, high) != interval(gt, dt, metric, samples=60, seed=2, protocol=protocol, iou=iou)
-    narrow = interval(gt, dt, metric, samples=60, seed=1, level=0.5, protocol=protocol, iou=iou)
+    assert (low, high) == draws(gt, dt, metric, samples=60, seed=1, protocol=protocol, iou=iou).interval()
+    assert (low, high) != draws(gt, dt, metric, samples=60, seed=2, protocol=protocol, iou=iou).interval()
+    narrow = draws(gt, dt, metric, samples=60, seed=1, protocol=protocol, iou=iou).interval(0.5)
     assert narrow[1] - narrow[0] < high - low
 
 
 def test_a_metric_of_identical_images_is_certain(ground_truth: Make, results: Make) -> None:
     gt = ground_truth([[0, 0, 10, 10]] * 5, image=list(range(5)), images=5)
     dt = results([[0, 0, 10, 10]] * 5, [0.5] * 5, image=list(range(5)))
-    assert interval(gt, dt, samples=20) == pytest.approx((1.0, 1.0))
+    assert draws(gt, dt, samples=20).interval() == pytest.approx((1.0, 1.0))
 
 
 def test_paired_differences(ground_truth: Make, results: Make) -> None:
@@ -110,16 +110,18 @@ def test_paired_differences(ground_truth: Make, results: Make) -> None:
 
 def test_nothing_to_find_is_nan_and_mistakes_are_refused(ground_truth: Make, results: Make) -> None:
     empty, none = ground_truth([], images=3), results([], [])
-    assert np.isnan(interval(empty, none, samples=3)).all()
-    for change, word in (({"metric": "AP5"}, "AP50"), ({"samples": 0}, "samples"), ({"level": 1.0}, "level")):
+    assert np.isnan(draws(empty, none, samples=3).interval()).all()
+    for change, word in (({"metric": "AP5"}, "AP50"), ({"samples": 0}, "samples")):
         with pytest.raises(ValueError, match=word):
-            interval(empty, none, **{"samples": 3, **change})
+            draws(empty, none, **{"samples": 3, **change})
     with pytest.raises(ValueError, match="PASCAL"):
-        interval(empty, none, "AP75", protocol="voc2010")
+        draws(empty, none, "AP75", protocol="voc2010")
 
 
 def test_no_interval_goes_beyond_what_a_metric_can_be():
     drawn = np.array([0.0, 0.0, 0.0, 1.0])
     assert Draws(0.1, drawn).interval() == (0.0, pytest.approx(0.775))  # -0.15 without the limit
     assert Draws(0.9, 1 - drawn).interval() == (pytest.approx(0.225), 1.0)
+    with pytest.raises(ValueError, match="level"):
+        Draws(0.1, drawn).interval(1.0)
     assert Draws(0.1, drawn).minus(Draws(0.9, 1 - drawn)).low == -1.0

@@ -9,7 +9,7 @@ import pytest
 
 from detkit.errors import DetkitError
 from detkit.metrics import evaluate_results
-from detkit.metrics.bootstrap import interval
+from detkit.metrics.bootstrap import draws
 from detkit.metrics.classification import Classification, ranks
 from detkit.tables import GroundTruth, Results
 
@@ -62,7 +62,7 @@ def test_copies_of_images_are_as_good_as_weights() -> None:
     value = Classification().resampler(gt, dt, "top1")
     assert value(np.array([1, 1, 1])) == pytest.approx(2 / 3)
     assert value(np.array([0, 3, 1])) == pytest.approx(1 / 4)
-    low, high = interval(gt, dt, "top1", samples=50, protocol="classify")
+    low, high = draws(gt, dt, "top1", samples=50, protocol="classify").interval()
     assert 0 <= low <= 2 / 3 <= high <= 1.3
     with pytest.raises(ValueError, match="top1"):
         Classification().resampler(gt, dt, "AP")

@@ -7,7 +7,7 @@ import pytest
 
 from detkit.errors import DetkitError
 from detkit.metrics import evaluate_results
-from detkit.metrics.bootstrap import interval
+from detkit.metrics.bootstrap import draws
 from detkit.metrics.pixels import Pixels
 from detkit.tables import Results, truth_of
 
@@ -44,7 +44,7 @@ def test_images_are_drawn_for_intervals() -> None:
     answers = results(COUNTS, COUNTS.T)
     draw = Pixels().resampler(TRUTH, answers, "accuracy")
     assert draw(np.array([2, 0])) == pytest.approx(13 / 20)
-    low, high = interval(TRUTH, answers, "mIoU", samples=50, seed=0, protocol="pixels")
+    low, high = draws(TRUTH, answers, "mIoU", samples=50, seed=0, protocol="pixels").interval()
     assert 0 < low <= evaluate_results(TRUTH, answers, "pixels").metrics["mIoU"] <= high < 1
     with pytest.raises(ValueError, match="no metric"):
         Pixels().resampler(TRUTH, answers, "AP")
@@ -54,4 +54,4 @@ def test_boxes_alone_are_refused() -> None:
     with pytest.raises(DetkitError, match="say nothing of single pixels"):
         evaluate_results(TRUTH, Results(NONE.astype(int), NONE.astype(int), np.zeros((0, 4)), NONE), "pixels")
     with pytest.raises(ValueError, match="no iou"):
-        Pixels().evaluate(TRUTH, results(COUNTS), iou=0.5)
+        evaluate_results(TRUTH, results(COUNTS), "pixels", iou=0.5)

@@ -242,3 +242,4 @@ def test_files_that_hold_no_tracks(tmp_path: Path, rows: str, what: str, where: 
     assert what in caught.value.what
     assert where in caught.value.where
     assert caught.value.do
+    assert caught.value.number

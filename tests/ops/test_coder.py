@@ -17,7 +17,6 @@ from detkit.ops.coder import (
     decode_grid,
     encode_deltas,
     encode_fractions,
-    from_fractions,
     grid_priors,
     to_fractions,
 )
@@ -26,7 +25,18 @@ number = st.floats(0.02, 0.98)
 
 
 def encoded(boxes: torch.Tensor, priors: Priors, kind: GridCode) -> torch.Tensor:
-    return from_fractions(encode_fractions(boxes, priors), priors, kind)
+    """The grid code that ``to_fractions`` turns into the boxes' fractions."""
+    fractions = encode_fractions(boxes, priors)
+    if kind == "textbook":
+        return fractions
+    ratio = fractions[..., 2:] * priors.strides / priors.sizes
+    if kind == "darknet":
+        return torch.cat((_logit(fractions[..., :2]), ratio.log()), dim=-1)
+    return torch.cat((_logit((fractions[..., :2] - 0.5) / 2 + 0.5), _logit(ratio.sqrt() / 2)), dim=-1)
+
+
+def _logit(p: torch.Tensor) -> torch.Tensor:
+    return p.clamp(1e-6, 1 - 1e-6).logit()
 
 
 def test_priors_go_row_by_row_cell_by_cell_anchor_by_anchor() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def test_training_sees_them_moved_with_the_image(data: Dataset, tmp_path: Path) 
 def test_augmented_proposals_stay_on_the_objects(data: Dataset, strengths: dict[str, Any]) -> None:
     """The objects' own boxes as proposals: wherever an object goes, its proposal goes."""
     boxes = {data.annotations.files[i]: data.load(i).target.boxes for i in range(len(data))}
-    moved = data.with_proposals(lambda image, path: boxes[path])
+    moved = replace(data, proposals=lambda image, path: boxes[path])
     loader = Loader(moved, resize=Resize(96), augment=Augment.off(min_visible=0, **strengths), batch=2, shuffle=True)
     for batch, targets in loader.epoch(0):
         assert batch.proposals is not None

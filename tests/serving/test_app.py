@@ -280,11 +280,11 @@ def test_images_of_which_one_fails_the_model(client: Client) -> None:
     assert "ZeroDivisionError" in rest[1].result()[2]["error"]
 
 
-@pytest.mark.parametrize("client", [replace(BOUNDS, timeout=0.2)], indirect=True)
+@pytest.mark.parametrize("client", [replace(BOUNDS, timeout=1)], indirect=True)
 def test_a_request_has_its_time(client: Client) -> None:
     client.model.open.clear()
     status, _, answer = client.ask("POST", "/detect", grey(1))
-    assert (status, answer["error"]) == (503, "no answer within 0.2 s")
+    assert (status, answer["error"]) == (503, "no answer within 1 s")
     with socket.create_connection(("127.0.0.1", client.port), timeout=20) as slow:
         slow.sendall(b"POST /detect HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\nhalf")
         assert slow.recv(12) == b"HTTP/1.1 503"

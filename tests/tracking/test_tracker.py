@@ -107,6 +107,20 @@ def test_re_update_is_the_filter_of_the_straight_way_between() -> None:
     assert plain._tracks["now"][0, 1, 0] != pytest.approx(seen._tracks["now"][0, 1, 0])
 
 
+@pytest.mark.parametrize(("re_update", "kept"), [(True, [1]), (False, [])])
+def test_re_update_keeps_who_turned_out_of_sight_and_is_soon_hidden_again(re_update: bool, kept: list[int]) -> None:
+    """Who stood, and went 30 pixels in 41 hidden frames, goes on at that pace: only so is it found after 170 more."""
+    tracker = Tracker(re_update=re_update, lost=10)
+    for _ in range(20):
+        tracker.update(found(moving(0)))
+    for _ in range(40):
+        tracker.update(found())
+    assert ids(tracker.update(found(moving(41, speed=-30 / 41)))) == [1]
+    for _ in range(169):
+        tracker.update(found())
+    assert ids(tracker.update(found(moving(211, speed=-30 / 41)))) == kept
+
+
 def test_classes_are_kept_apart_unless_told() -> None:
     for by_class, wanted in ((True, []), (False, [1])):
         tracker = Tracker(by_class=by_class)

@@ -1,7 +1,8 @@
-"""Detections as JSON: COCO results, and the JSON lines that ``detkit detect --json`` prints."""
+"""Detections as COCO results, as the JSON lines that ``detkit detect --json`` prints, and as its csv and shards."""
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import json
@@ -11,7 +12,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from itertools import chain, repeat
+from itertools import chain, groupby, repeat
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -21,6 +22,7 @@ import numpy as np
 
 from detkit.errors import DetkitError
 from detkit.io.detections.lookup import Found, Lookup, Row, found_rows, path_parts, some
+from detkit.io.files import reading
 from detkit.io.shards import Shards
 from detkit.tables import Results, other_spelling
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _FORMS = (
-    "give COCO results json ([{image_id, category_id, bbox, score}, ...]), the lines of detkit detect --json, a folder "
+    "give COCO results json ([{image_id, category_id, bbox, score}, ...]), the lines or csv of detkit detect, a folder "
     "of YOLO txt files with scores, or VOC's comp4 files"
 )
 
@@ -59,11 +61,13 @@ class DetectedLine(msgspec.Struct, gc=False):
 
 
 def read_json(path: Path, data: Annotations) -> Found:
-    """The detections of a JSON file; see ``read_detections``."""
+    """The detections of a JSON file, or of the csv that ``detect`` writes; see ``read_detections``."""
     raw = _content(path)
     bom = 3 if raw[:3] == b"\xef\xbb\xbf" else 0
     start = re.compile(rb"\s*").match(raw, bom).end()  # type: ignore[union-attr]
     first = raw[start : start + 1]
+    if raw.startswith(b"source,frame,width,height,label,", start):
+        return _found_in(path, _csv_lines(path, raw[start:].decode("utf-8", "replace")), "line", data)
     if not first:
         raise DetkitError("the detections file is empty", str(path), "if nothing was found, COCO's form is []")
     if first not in b"[{":
@@ -76,13 +80,12 @@ def read_json(path: Path, data: Annotations) -> Found:
 
 
 def _content(path: Path) -> bytes:
-    try:
+    with reading(str(path)):
         raw = path.read_bytes()
+    try:
         return gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DetkitError(f"the compressed detections file is damaged: {error}", str(path), "copy it again") from None
-    except OSError as error:
-        raise DetkitError("cannot read the detections file", f"{path}: {error.strerror}", "check the path") from None
 
 
 def _read_coco(path: Path, raw: bytes, start: int, data: Annotations) -> Found:
@@ -166,6 +169,21 @@ def detected_lines(path: Path, raw: bytes, offset: int = 0) -> Iterator[tuple[in
         begin, offset = offset, offset + len(text)
         if text.strip():
             yield number, _decode(text.rstrip(), DetectedLine, path, begin, number)
+
+
+def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, DetectedLine]]:
+    """The rows of ``detect --out found.csv``: those of an image as one line, with the first one's number."""
+    table = enumerate(csv.DictReader(io.StringIO(text, newline="")), 2)
+    for (_, frame), rows in groupby(table, key=lambda row: (row[1]["source"], row[1]["frame"])):
+        (number, first), *more = rows
+        found = [
+            {**row, "box": [row[key] for key in ("x1", "y1", "x2", "y2")]} for row in (first, *dict(more).values())
+        ]
+        line = {**first, "frame": frame or None, "detections": found}
+        try:
+            yield number, msgspec.convert(line, DetectedLine, strict=False)
+        except msgspec.ValidationError as error:
+            raise DetkitError(f"wrong detections: {error}", f"{path}, line {number}", _FORMS) from None
 
 
 def read_shards(path: str, data: Annotations) -> Found:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,14 +19,7 @@ if TYPE_CHECKING:
 class MasksWriter(FolderWriter):
     """A palette PNG per frame: 0 where no class is, else the label plus 1; the names stand in classes.txt."""
 
-    suffix: ClassVar[str] = ".png"
-
-    def write(self, frame: Frame, detections: Detections) -> None:
-        """Adds the masks of one frame."""
-        first = not self._used
-        super().write(frame, detections)
-        if first:
-            self._put("classes.txt", "".join(f"{name}\n" for name in ("background", *self.classes)))
+    suffix, unlisted = ".png", ("background",)
 
     def _text(self, frame: Frame, detections: Detections) -> bytes:
         found = detections.numpy()

@@ -56,7 +56,7 @@ def read_mot(path: str | Path) -> MotTable:
             except ValueError:
                 row[0] = np.nan
             if len(words) < 6 or not np.isfinite(row).all() or not 1 <= row[0] <= _MOST or (row[:2] % 1).any():
-                what = f"this is not a row of MOT's: {','.join(words)[:60]}"
+                what = f"this is not a row of MOT's: {','.join(words)[:60]!r}"
                 raise DetkitError(what, f"{path}, line {number}", _FORM)
     rows = rows[[bool(words) for _, words in lines]] if lines else rows
     return MotTable(rows[:, 0].astype(np.int64), rows[:, 1].astype(np.int64), rows[:, 2:6], rows[:, 6])

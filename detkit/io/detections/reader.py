@@ -15,7 +15,7 @@ import numpy as np
 from detkit.errors import DetkitError
 from detkit.io.detections.json_files import read_json, read_shards
 from detkit.io.detections.lookup import Found, Lookup, Row, found_rows, some
-from detkit.io.files import digits_in
+from detkit.io.files import digits_in, names_in, text_of
 from detkit.io.images import image_size
 from detkit.io.shards import is_shards
 from detkit.printed import counted
@@ -40,8 +40,8 @@ def read_detections(path: str | Path, data: Annotations) -> tuple[Results, list[
     ids); JSON lines by file name and class name; for folders see ``read_texts``.
 
     Args:
-        path: COCO results, lines of ``detect --json`` (both also gzip), text files, or a folder of shards, which may be
-            an address (s3://...).
+        path: COCO results, lines of ``detect --json`` or its csv (all also gzip), text files, or a folder of shards,
+            which may be an address (s3://...).
         data: What was detected on.
 
     Returns:
@@ -168,7 +168,7 @@ def _read_yolo(folder: Path, files: list[Path], data: Annotations) -> Found:
     lookup, rows, notes = Lookup(data, endings=False), list[Row](), list[str]()
     names, listed = list(data.classes), folder / "classes.txt"
     if listed.is_file():
-        names = [line.strip() for line in _text_of(listed).splitlines() if line.strip()]
+        names = names_in(listed)
     else:
         notes.append(f"no classes.txt: class 0 is taken as {names[0] if names else 'nothing'}, and so on")
     for file in files:
@@ -210,7 +210,7 @@ def _read_voc(files: list[Path], data: Annotations) -> Found:
 
 def _lines(file: Path, form: str) -> Iterator[tuple[str, str, list[float]]]:
     """Place, first word and five numbers of each line that is not blank."""
-    for number, line in enumerate(_text_of(file).splitlines(), 1):
+    for number, line in enumerate(text_of(file).splitlines(), 1):
         where, words = f"{file}, line {number}", line.split()
         if len(words) not in (0, 6):
             raise DetkitError(f"{len(words)} words in a line of 6", where, f"write {form}")
@@ -220,13 +220,6 @@ def _lines(file: Path, form: str) -> Iterator[tuple[str, str, list[float]]]:
             raise DetkitError(str(error), where, f"write {form}") from None
         if words:
             yield where, words[0], numbers
-
-
-def _text_of(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DetkitError(f"cannot read these detections: {error}", str(file), "write plain text") from None
 
 
 def _class_of(file: Path, data: Annotations) -> str:

@@ -123,29 +123,16 @@ class CocoWriter(FileWriter):
 class CsvWriter(FileWriter):
     """One row per detection, box as xyxy in pixels, of tracks their number too; an image without any has none."""
 
-    columns: tuple[str, ...] = (
-        "source",
-        "frame",
-        "width",
-        "height",
-        "label",
-        "label_id",
-        "score",
-        "x1",
-        "y1",
-        "x2",
-        "y2",
-    )
-    head = ",".join(columns) + "\n"
+    head = "source,frame,width,height,label,label_id,score,x1,y1,x2,y2\n"
 
     def _text(self, frame: Frame, detections: Detections) -> str:
         if not self._whole and "track_id" in detections.extra:
-            self.columns, self.head = (*self.columns, "track_id"), self.head.replace("\n", ",track_id\n")
+            self.head = self.head.replace("\n", ",track_id\n")
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         head = (frame.source, "" if frame.index is None else frame.index, frame.width, frame.height)
         for found in detections.to_records():
-            more = (found["track_id"],) if "track_id" in self.columns else ()
+            more = (found["track_id"],) if "track_id" in self.head else ()
             table.writerow((*head, found["label"], found["label_id"], found["score"], *found["box"], *more))
         return text.getvalue()
 
@@ -157,10 +144,11 @@ class FolderWriter(_GrowingWriter):
     """
 
     suffix: ClassVar[str]
+    unlisted: ClassVar[tuple[str, ...] | None] = None  # names before the classes' in classes.txt; None: no such file
 
     @contextmanager
     def _output(self) -> Iterator[None]:
-        self._used: set[str] = set()
+        self._used = {"classes"} if self.suffix == ".txt" else set()
         with growing(self.path, self.overwrite, folder=True) as self._folder:
             yield
 
@@ -175,6 +163,8 @@ class FolderWriter(_GrowingWriter):
             name = f"{stem}-{copy}"
         self._put(f"{name}{self.suffix}", self._text(frame, detections))
         self._used.add(name.casefold())
+        if self.unlisted is not None and not (self._folder / "classes.txt").exists():
+            self._put("classes.txt", "".join(f"{name}\n" for name in (*self.unlisted, *self.classes)))
 
     def _put(self, name: str, content: str | bytes) -> None:
         try:
@@ -190,15 +180,7 @@ class FolderWriter(_GrowingWriter):
 class YoloWriter(FolderWriter):
     """YOLO txt: ``label cx cy w h score`` per line, as fractions of the image; the names stand in classes.txt."""
 
-    suffix = ".txt"
-
-    def write(self, frame: Frame, detections: Detections) -> None:
-        """Adds the detections of one frame, as fractions of it."""
-        first = not self._used
-        self._used.add("classes")
-        super().write(frame, detections)
-        if first:
-            self._put("classes.txt", "".join(f"{name}\n" for name in self.classes))
+    suffix, unlisted = ".txt", ()
 
     def _text(self, frame: Frame, detections: Detections) -> str:
         text, w, h = "", frame.width, frame.height

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from detkit.errors import DetkitError
-from detkit.io.detections import read_detections
+from detkit.io.detections import open_writer, read_detections
 from detkit.tables import Results
 
 DATA = SimpleNamespace(
@@ -40,6 +40,37 @@ def test_both_forms_give_the_same_table(tmp_path: Path, text: str) -> None:
     assert (got.image.tolist(), got.label.tolist(), got.score.tolist()) == ([0], [1], [0.5])
     assert got.xywh.tolist() == [[1, 2, 3, 4.5]]
     assert (got.image.dtype, got.xywh.dtype) == (np.int64, np.float64)
+
+
+def test_the_csv_of_detect_is_read_as_its_lines_are(tmp_path: Path) -> None:
+    found = [
+        {"label": ["cat", "dog"][i % 2], "label_id": i, "score": 0.1 + i / 7, "box": [1 / 3, 2, 4 + i, 9]}
+        for i in range(5)
+    ]
+    frames = [
+        SimpleNamespace(source=name, index=None, width=20, height=10) for name in ("one/1.jpg", "two/Zo\u00eb.jpg")
+    ]
+    tables = []
+    for kind in ("jsonl", "csv"):
+        with open_writer(kind, tmp_path / f"found.{kind}", DATA.classes) as writer:
+            for frame, some in zip(frames, (found[:3], found[3:]), strict=True):
+                writer.write(frame, SimpleNamespace(to_records=lambda some=some: some, extra={}))
+        tables.append(read_detections(tmp_path / f"found.{kind}", DATA))
+    (a, notes), (b, same) = tables
+    assert len(a) == 5
+    for name in ("image", "label", "xywh", "score"):
+        assert np.array_equal(getattr(a, name), getattr(b, name))
+    assert [note.replace("jsonl", "csv") for note in notes] == same
+    head = "source,frame,width,height,label,label_id,score,x1,y1,x2,y2\n"
+    assert len(read_detections(write(tmp_path, head), DATA)[0]) == 0
+    for row, words in (
+        ("one/1.jpg,,20,10,cat,0,high,1,2,3,4", "line 2"),
+        ("one/1.jpg,,20,10,cat,0,0.5", "wrong detections"),
+        ("a.mp4,7,20,10,cat,0,0.5,1,2,3,4", "is a frame of a video"),
+        ("one/1.jpg,,20,11,cat,0,0.5,1,2,3,4", "in the data it is 20 x 10"),
+    ):
+        with pytest.raises(DetkitError, match=words):
+            read_detections(write(tmp_path, f"{head}{row}\n"), DATA)
 
 
 def test_numbers_are_exact_and_in_file_order(tmp_path: Path) -> None:
@@ -218,7 +249,7 @@ def test_mistakes_are_told(tmp_path: Path, text: str | bytes, words: list[str]) 
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    for path, what in ((tmp_path / "none.json", "cannot read"), (tmp_path, "no txt files")):
+    for path, what in ((tmp_path / "none.json", "no such file"), (tmp_path, "no txt files")):
         with pytest.raises(DetkitError, match=what):
             read_detections(path, DATA)
 
