@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -85,6 +85,11 @@ def small_image_error(error: Exception) -> DetkitError | None:
     if "Kernel size can't be greater" not in text and "Output size is too small" not in text:
         return None
     return DetkitError("the images are too small for this network", text, "give a larger --size or model.size")
+
+
+def some(values: Sequence[object]) -> str:
+    """The first few of them, for a sentence."""
+    return ", ".join(map(str, values[:5])) + (f" and {len(values) - 5} more" if len(values) > 5 else "")
 
 
 def nearest(name: object, names: Iterable[object], *, otherwise: str | None = None) -> str:

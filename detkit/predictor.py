@@ -7,7 +7,7 @@ from functools import cached_property
 from itertools import chain
 from typing import Any, Protocol, TypedDict, TypeVar, Unpack, overload
 
-from detkit.errors import DetkitError, nearest
+from detkit.errors import DetkitError, nearest, some
 from detkit.geometry import UsualSizes
 from detkit.io.images import ImageSource, as_rgb
 from detkit.io.prefetch import threaded
@@ -194,11 +194,8 @@ class Predictor:
             return self.classes.index(name)
         if isinstance(name, int) and 0 <= name < len(self.classes):
             return name
-        near = nearest(name, self.classes, otherwise="")
-        known = ", ".join(self.classes)
-        if len(self.classes) > 100:  # ImageNet's would fill the screen
-            known = f"{', '.join(self.classes[:10])}, ... ({len(self.classes)} in all)"
-        raise DetkitError(f"the model knows no class {name!r}", "classes", f"{near} it knows {known}".lstrip())
+        do = nearest(name, self.classes, otherwise=f"it knows {some(self.classes)}")
+        raise DetkitError(f"the model knows no class {name!r}", "classes", do)
 
 
 def _batches(frames: Iterable[Seen], batch: int) -> Iterator[list[Seen]]:

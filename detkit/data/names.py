@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from detkit.errors import DetkitError
+from detkit.errors import DetkitError, some
 from detkit.tables import canonical
 
 _NAMES = (
@@ -47,12 +47,8 @@ def match_some(who: str, names: Sequence[str], others: str, wanted: Sequence[str
     """
     table = match_classes(names, wanted)
     if max(table, default=-1) < 0:
-        raise DetkitError(f"{who} {_some(names)}, {others} {_some(wanted)}: no class in common", where, do)
+        raise DetkitError(f"{who} {some(names)}, {others} {some(wanted)}: no class in common", where, do)
     return table
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def explain_match(model: Sequence[str], data: Sequence[str]) -> list[str]:
@@ -67,5 +63,5 @@ def explain_match(model: Sequence[str], data: Sequence[str]) -> list[str]:
     if unknown:
         notes.append(f"the model does not know {', '.join(unknown)}: every such object counts as missed")
     if extra:
-        notes.append(f"left out, since the data does not have them: {_some(extra)}")
+        notes.append(f"left out, since the data does not have them: {some(extra)}")
     return notes

@@ -139,7 +139,10 @@ def _items(source: Source, name: str, stdin: BinaryIO | None) -> list[tuple[str,
         else:
             found = map(Path, sorted(glob.glob(name, recursive=True)))
             paths = [match for match in found if not match.is_dir()]
-            empty = DetkitError("no file matches this pattern", do="check it; quote it so that the shell leaves it")
+            other = str(path.with_suffix(path.suffix.swapcase()))  # .jpg for .JPG
+            near = glob.glob(other, recursive=True)
+            do = f"did you mean '{other}'?" if near else "check it; quote it so that the shell leaves it"
+            empty = DetkitError("no file matches this pattern", do=do)
     if not paths:
         raise empty
     return [(str(file), file) for file in paths]

@@ -364,6 +364,7 @@ def test_a_part_that_a_file_names_is_allowed_by_the_command_that_the_error_shows
         (["evaluate", "default"], "no data was named: this is a model"),
         (["detect", "empty"], "no image lies in this folder [E004]"),
         (["data", "check", "pets/images"], "their labels beside this folder: give pets"),
+        (["detect", "*.JPG"], "did you mean '*.jpg'?"),
         (["detect", "photo.jpeg"], "did you mean photo.jpg?"),
         (["detect", "photo.jpg", "--model", "best.safetensor"], "did you mean best.safetensors?"),
         (["detect", "pets"], "its sub-folders hold 1 image: give 'pets/**/*.JPG'"),

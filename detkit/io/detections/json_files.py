@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import msgspec
 import numpy as np
 
-from detkit.errors import DetkitError
-from detkit.io.detections.lookup import Found, Lookup, Row, found_rows, path_parts, some
+from detkit.errors import DetkitError, some
+from detkit.io.detections.lookup import Found, Lookup, Row, found_rows, path_parts
 from detkit.io.files import reading
 from detkit.io.shards import Shards
 from detkit.tables import Results, other_spelling

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from detkit.errors import DetkitError, nearest
+from detkit.errors import DetkitError, nearest, some
 from detkit.tables import Results, canonical
 
 if TYPE_CHECKING:
@@ -115,11 +115,6 @@ def path_parts(path: str) -> tuple[str, ...]:
     """File name first, then its folder, and so on; some systems write accents as two characters."""
     parts = PurePosixPath(unicodedata.normalize("NFC", path).replace("\\", "/")).parts
     return tuple(reversed(parts)) or ("",)
-
-
-def some(values: Sequence[int | str]) -> str:
-    """The first few, for errors."""
-    return ", ".join(str(value) for value in values[:5]) + (f" ... ({len(values)})" if len(values) > 5 else "")
 
 
 def _stem(name: str) -> str:

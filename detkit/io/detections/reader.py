@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from detkit.errors import DetkitError
+from detkit.errors import DetkitError, some
 from detkit.io.detections.json_files import read_json, read_shards
-from detkit.io.detections.lookup import Found, Lookup, Row, found_rows, some
+from detkit.io.detections.lookup import Found, Lookup, Row, found_rows
 from detkit.io.files import digits_in, names_in, text_of
 from detkit.io.images import image_size
 from detkit.io.shards import is_shards
