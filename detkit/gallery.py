@@ -40,8 +40,8 @@ def threshold_of(model: Detector, data: str | None = None, split: str | None = N
     """
     metric = find_metric(model.protocol)
     if data is not None and isinstance(metric, Match):
-        different = metric.pairs(*detect_dataset(model, Dataset(read(data, split=split)))[:2])[1]
-        return threshold_at(different, accepts)
+        found = detect_dataset(model, Dataset(read(data, split=split)))
+        return threshold_at(metric.pairs(*found[:2])[1], accepts)
     if data is not None or "threshold" not in model.scores:
         do = "give --threshold 0.8, say, or a model with head embed"
         raise DetkitError("this model knows no threshold of likeness", "--threshold", do)

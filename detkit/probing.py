@@ -18,7 +18,7 @@ from detkit.data.dataset import Dataset, read, splits
 from detkit.data.loader import Loader
 from detkit.errors import DetkitError
 from detkit.metrics import evaluate_results
-from detkit.printed import Printed, aligned, counted
+from detkit.printed import Printed, counted
 from detkit.tables import Results
 
 if TYPE_CHECKING:
@@ -62,22 +62,16 @@ def probe(
         raise DetkitError(what, data, "lay the class folders into train/ and test/, or use detkit data split")
     known, judged = (Dataset(read(data, split=name, format=format)) for name in ("train", others[0]))
     for name, one in (("train", known), (others[0], judged)):
-        if not one.annotations.labelled:
-            do = "give class folders; detkit data crops DATA --out FOLDER makes them of a detection set"
-            raise DetkitError("a probe needs images of one label each", f"{data}, {name}", do)
+        one.annotations.check_labelled(f"{data}, {name}")
     memory, asked = (embed(model, one, batch, on_progress) for one in (known, judged))
     labels, count = torch.from_numpy(known.annotations.labels), len(known.classes)
     scores = (knn_scores if by == "knn" else linear_scores)(memory, labels, asked, count).numpy().astype(np.float64)
     image, label = (index.ravel() for index in np.indices(scores.shape))
     results = Results(image, label, judged.annotations.xywh[image], scores.ravel())
     found = evaluate_results(judged.annotations.ground_truth(), results, "classify")
-    table = [["", *found.metrics, "images"]]
-    rows = {**found.per_class, "all": {**found.metrics, "objects": len(judged)}}
-    table += [[name, *(f"{row[key]:.4f}" for key in found.metrics), str(row["objects"])] for name, row in rows.items()]
+    said = f"{by}: {counted(len(known), 'image')} of {data} known, {len(judged)} of {others[0]} judged"
     facts = {**found.to_dict(), "protocol": by, "known": len(known), "judged": len(judged)}
-    return Printed(
-        facts, [f"{by}: {counted(len(known), 'image')} of {data} known, those of {others[0]} judged", *aligned(table)]
-    )
+    return Printed(facts, [said, *found.lines()])
 
 
 def embed(
@@ -86,7 +80,7 @@ def embed(
     batch: int = 64,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
-    """(N, D) float32, on the CPU: each image's features.
+    """(N, D) float32, on the CPU: each image's features. The model is left as in evaluation.
 
     Raises:
         DetkitError: An image that cannot be read.
@@ -95,7 +89,7 @@ def embed(
     def refuse(error: DetkitError) -> None:
         raise error
 
-    training, found = model.training, []
+    found = []
     height, width = model.head.views(torch.zeros(1, 3, *model.resize.input_size)).shape[2:]  # a frame's, not a strip's
     resize = replace(model.resize, size=(height, width))
     model.eval()
@@ -104,7 +98,6 @@ def embed(
             pixels = inputs.pixels.to(model.device)
             found.append(model.backbone(model.normalised(pixels))[-1].mean((2, 3)).float().cpu())
             on_progress(number, len(loader))
-    model.train(training)
     return torch.cat(found).clone()
 
 

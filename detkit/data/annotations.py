@@ -170,6 +170,12 @@ class Annotations:
         each = len(self.labels) > 0 and bool((np.diff(self.offsets) == wanted).all())
         return each and bool(fills(self.xywh, self.sizes[wanted > 0]).all())
 
+    def check_labelled(self, where: str) -> None:
+        """Raises DetkitError, which names ``where``, unless the set is ``labelled``."""
+        if not self.labelled:
+            do = "give class folders; detkit data crops DATA --out FOLDER makes them of a detection set"
+            raise DetkitError("this needs images of one label each", where, do)
+
     def class_counts(self) -> np.ndarray:
         """(C,) int64 objects of each class."""
         return np.bincount(self.labels, minlength=len(self.classes)).astype(np.int64)

@@ -46,9 +46,8 @@ def check_run(
     for name, dataset in (("train", train_set), ("val", val_set)):
         if metric.answers == "pixels" and dataset is not None:
             check_masks(dataset.annotations, f"data.{name}")
-        if metric.answers == "labels" and dataset is not None and not dataset.annotations.labelled:
-            do = "give class folders; detkit data crops DATA --out FOLDER makes them of a detection set"
-            raise DetkitError("a classifier needs images of one label each", f"data.{name}", do)
+        if metric.answers == "labels" and dataset is not None:
+            dataset.annotations.check_labelled(f"data.{name}")
     aligned = getattr(getattr(model.head, "alignment", None), "align", "none") != "none"
     if aligned and len({names == frozenset() for names in train_set.annotations.known or [None]}) < 2:
         do = "add {path: FOLDER, format: images, classes: [], known: []} to data.train: images of the other domain"

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.heads.image import ImageHead
-from detkit.structures import Detections, Limits, Loss, Target
+from detkit.heads.image import ImageHead, whole_boxes
+from detkit.structures import Loss, Target
 
 
 class Embed(ImageHead):
@@ -92,12 +92,10 @@ class Embed(ImageHead):
         chosen = {"same": alike, "different": ~alike}
         return {name: Loss((each * rows).sum(), rows.sum().to(each)) for name, rows in chosen.items()}
 
-    def predict(self, raw: dict[str, Tensor], sizes: Tensor, limits: Limits) -> list[Detections]:
-        """One detection of the whole image each, with its ``embedding`` (1, dim); score and label say nothing."""
-        boxes = torch.cat((torch.zeros_like(sizes), sizes.flip(1)), dim=1).to(raw["embedding"])
-        one, zero = boxes.new_ones(1), torch.zeros(1, dtype=torch.int64, device=boxes.device)
-        rows = zip(boxes.split(1), raw["embedding"].split(1), strict=True)
-        return [Detections(box, one, zero, extra={"embedding": vector}) for box, vector in rows]
+    def answers(self, raw: dict[str, Tensor], sizes: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """One answer, the whole image with its ``embedding`` (B, dim); score and label say nothing."""
+        boxes = whole_boxes(sizes, raw["embedding"])
+        return torch.ones_like(boxes[:, :1]), boxes, raw
 
 
 def semi_hard_triplets(vectors: Tensor, same: Tensor, margin: float) -> Loss:
@@ -119,6 +117,5 @@ def semi_hard_triplets(vectors: Tensor, same: Tensor, margin: float) -> Loss:
     usable = ~same[anchor]
     beyond = others.masked_fill(~(usable & (others > near[:, None])), torch.inf).amin(1)
     farthest = others.masked_fill(~usable, -torch.inf).amax(1)
-    negative = torch.where(beyond.isfinite(), beyond, farthest)
-    each = (near - negative + margin).clamp(min=0)[usable.any(1)]
+    each = (near - torch.where(beyond.isfinite(), beyond, farthest) + margin).clamp(min=0)[usable.any(1)]
     return Loss(each.sum(), each.new_tensor(float(len(each))))

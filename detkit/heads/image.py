@@ -16,6 +16,7 @@ from detkit.heads.dense import RegressionLoss, of_wanted_classes
 from detkit.heads.layers import exact_output
 from detkit.heads.points import Landmarks
 from detkit.heads.trunk import TrunkHead, output_shape, trunk_for
+from detkit.interfaces import Head
 from detkit.ops.losses import class_loss, iou_loss, objectness_loss, squared_loss
 from detkit.options import split, takes
 from detkit.structures import Detections, Limits, Loss, Target
@@ -24,11 +25,10 @@ SIDE_GAIN = 0.3  # of side branches (Szegedy et al. 2014, arXiv 1409.4842, secti
 _CELLS, _IMAGE = 7, 224  # of the published classifiers: cells along a side of the last map, pixels of the image
 
 
-class ImageHead(TrunkHead):
-    """The last map, pooled to ``cells`` x ``cells`` or through the backbone's own trunk, ``hidden`` layers, one output.
+class WholeImage(Head, nn.Module):
+    """A head with one answer for an image. Subclasses write ``raw``, ``loss`` and ``answers``.
 
-    Subclasses write ``raw``, ``loss`` and ``answers``. A finer map than the last is not looked at, so a neck that joins
-    several is of no use. ``allows_mosaic`` is false: an image made of several has no one answer.
+    ``allows_mosaic`` is false: an image made of several has no one answer.
 
     Attributes:
         ranks_all: Under the limits of evaluation every class answers, however unlikely: top-5 asks for all ranks.
@@ -36,6 +36,44 @@ class ImageHead(TrunkHead):
 
     allows_mosaic = False
     ranks_all = False
+
+    def answers(self, raw: dict[str, Tensor], sizes: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Scores (B, C), boxes (B, 4) in input pixels, and more (B, ...) that goes with them."""
+        raise NotImplementedError
+
+    def predict(self, raw: dict[str, Tensor], sizes: Tensor, limits: Limits) -> list[Detections]:
+        """Detections (torch, input pixels, clipped to ``sizes`` (B, 2) height, width; without class names), best first.
+
+        One per class with a score of at least ``limits.conf``, all at the image's one box.
+        """
+        scores, boxes, more = self.answers(raw, sizes)
+        scores = of_wanted_classes(torch.nan_to_num(scores, nan=-1), limits)
+        boxes = boxes.clamp(min=0).minimum(sizes[:, [1, 0, 1, 0]].to(boxes))
+        ordered, labels = scores.sort(dim=1, descending=True, stable=True)
+        every = self.ranks_all and limits.conf <= Limits.evaluation().conf
+        lowest = 0.0 if every else max(limits.conf, 0.0)
+        counts = (ordered >= lowest).sum(1).clamp(max=limits.max_detections).tolist()
+        return [
+            Detections(
+                boxes[i].expand(n, 4),
+                ordered[i, :n],
+                labels[i, :n],
+                extra={name: value[i].expand(n, *value.shape[1:]) for name, value in more.items()},
+            )
+            for i, n in enumerate(counts)
+        ]
+
+
+def whole_boxes(sizes: Tensor, like: Tensor) -> Tensor:
+    """(B, 4): each image's whole part of the input, ``sizes`` (B, 2) height and width, of the type of ``like``."""
+    return torch.cat((torch.zeros_like(sizes), sizes.flip(1)), dim=1).to(like)
+
+
+class ImageHead(WholeImage, TrunkHead):
+    """The last map, pooled to ``cells`` x ``cells`` or through the backbone's own trunk, ``hidden`` layers, one output.
+
+    A finer map than the last is not looked at, so a neck that joins several is of no use.
+    """
 
     def __init__(
         self,
@@ -75,32 +113,6 @@ class ImageHead(TrunkHead):
     def table(self, features: list[Tensor]) -> Tensor:
         """(B, outputs) float32 of maps (B, C_l, H_l, W_l)."""
         return exact_output(self.last, self.pooled(features))
-
-    def answers(self, raw: dict[str, Tensor], sizes: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Scores (B, C), boxes (B, 4) in input pixels, and more (B, ...) that goes with them."""
-        raise NotImplementedError
-
-    def predict(self, raw: dict[str, Tensor], sizes: Tensor, limits: Limits) -> list[Detections]:
-        """Detections (torch, input pixels, clipped to ``sizes`` (B, 2) height, width; without class names), best first.
-
-        One per class with a score of at least ``limits.conf``, all at the image's one box.
-        """
-        scores, boxes, more = self.answers(raw, sizes)
-        scores = of_wanted_classes(torch.nan_to_num(scores, nan=-1), limits)
-        boxes = boxes.clamp(min=0).minimum(sizes[:, [1, 0, 1, 0]].to(boxes))
-        ordered, labels = scores.sort(dim=1, descending=True, stable=True)
-        every = self.ranks_all and limits.conf <= Limits.evaluation().conf
-        lowest = 0.0 if every else max(limits.conf, 0.0)
-        counts = (ordered >= lowest).sum(1).clamp(max=limits.max_detections).tolist()
-        return [
-            Detections(
-                boxes[i].expand(n, 4),
-                ordered[i, :n],
-                labels[i, :n],
-                extra={name: value[i].expand(n, *value.shape[1:]) for name, value in more.items()},
-            )
-            for i, n in enumerate(counts)
-        ]
 
 
 def _check_share(name: str, value: float) -> None:
@@ -188,8 +200,7 @@ class Classify(ImageHead):
 
     def answers(self, raw: dict[str, Tensor], sizes: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Probabilities (B, C), and the whole image as the box."""
-        whole = torch.cat((torch.zeros_like(sizes), sizes.flip(1)), dim=1)
-        return raw["classes"].softmax(1), whole.to(raw["classes"]), {}
+        return raw["classes"].softmax(1), whole_boxes(sizes, raw["classes"]), {}
 
 
 def chosen_object(target: Target) -> int | None:

@@ -13,15 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkit.errors import DetkitError
+from detkit.heads.image import WholeImage, whole_boxes
 from detkit.heads.layers import exact_output
-from detkit.interfaces import Head
-from detkit.ops.contrast import nearest_is_partner, nt_xent
-from detkit.ops.views import random_views
-from detkit.structures import Detections, Limits, Loss, Target
+from detkit.ops.contrast import partner_logits, random_views
+from detkit.structures import Loss, Target
 
 
-class PretextHead(Head, nn.Module):
-    """The last map averaged, a hidden layer, outputs. Subclasses write ``views``, ``raw``, ``answered`` and ``loss``.
+class PretextHead(WholeImage):
+    """The last map averaged, a hidden layer, outputs: which of several answers is right for each view of an image?
+
+    The loss is the term ``views``: minus log-likelihood of the right answers, counted by views. No target is read.
+    Subclasses write ``views`` and ``question``.
 
     Args:
         inputs: Numbers that the first layer reads.
@@ -30,7 +32,6 @@ class PretextHead(Head, nn.Module):
     """
 
     protocol = "pretext"
-    allows_mosaic = False
 
     def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
         super().__init__()
@@ -41,43 +42,27 @@ class PretextHead(Head, nn.Module):
         """(N, inputs) to (N, outputs) float32."""
         return exact_output(self.last, self.hidden(pooled))
 
-    def answered(self, raw: dict[str, Tensor]) -> Tensor:
-        """(V, B) bool: which views of each image are answered right."""
+    def question(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (V * B, K), all images in one way before all in the next, and the right answers (V * B,), of averaged
+        maps (views * B, C_l)."""
         raise NotImplementedError
 
-    def predict(self, raw: dict[str, Tensor], sizes: Tensor, limits: Limits) -> list[Detections]:
-        """Per image one answer for the whole of it, whose score is the share of its views that are answered right."""
-        scores = self.answered(raw).float().mean(0)
-        boxes = torch.cat((torch.zeros_like(sizes), sizes.flip(1)), dim=1).to(scores)
-        label = torch.zeros(1, dtype=torch.int64, device=scores.device)
-        every = [Detections(boxes[i : i + 1], scores[i : i + 1], label) for i in range(len(scores))]
-        return [one[one.scores >= limits.conf] for one in every]
-
-
-class _Puzzle(PretextHead):
-    """Each image is shown in ``len(answers)`` ways, and which one it is is the question: logits in ``raw["ways"]``."""
-
-    def __init__(self, inputs: int, hidden: int, answers: Sequence[int]) -> None:
-        super().__init__(inputs, hidden, len(set(answers)))
-        self.ways = tuple(answers)  # the class of each way
-
-    def _logits_and_labels(self, raw: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        logits = raw["ways"]
-        labels = torch.tensor(self.ways, device=logits.device)
-        return logits, labels.repeat_interleave(len(logits) // len(self.ways))
+    def raw(self, features: list[Tensor], proposals: list[Tensor] | None = None) -> dict[str, Tensor]:
+        """logits and right, see ``question``, of maps (views * B, C_l, H_l, W_l)."""
+        logits, right = self.question(features[-1].mean((2, 3)))
+        return {"logits": logits, "right": right}
 
     def loss(self, raw: dict[str, Tensor], targets: list[Target], sizes: Tensor) -> dict[str, Loss]:
-        """The term ``ways``: minus log-likelihood of how each view was made, counted by views. No target is read."""
-        logits, labels = self._logits_and_labels(raw)
-        return {"ways": Loss(F.cross_entropy(logits, labels, reduction="sum"), logits.new_tensor(float(len(labels))))}
+        each = F.cross_entropy(raw["logits"], raw["right"], reduction="none")
+        return {"views": Loss(each.sum(), each.new_tensor(float(len(each))))}
 
-    def answered(self, raw: dict[str, Tensor]) -> Tensor:
-        """(V, B) bool: which ways are told."""
-        logits, labels = self._logits_and_labels(raw)
-        return (logits.argmax(1) == labels).view(len(self.ways), -1)
+    def answers(self, raw: dict[str, Tensor], sizes: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """One answer, the whole image, whose score is the share of its views that are answered right."""
+        told = (raw["logits"].argmax(1) == raw["right"]).float().view(-1, len(sizes))
+        return told.mean(0)[:, None], whole_boxes(sizes, told), {}
 
 
-class Rotation(_Puzzle):
+class Rotation(PretextHead):
     """By how many quarter turns an image was rotated (Gidaris, Singh, Komodakis 2018, arXiv 1803.07728, section 2.1).
 
     Every image is shown in all four.
@@ -92,7 +77,7 @@ class Rotation(_Puzzle):
     def __init__(
         self, channels: Sequence[int], strides: Sequence[float], num_classes: int, *, hidden: int = 128
     ) -> None:
-        super().__init__(channels[-1], hidden, range(4))
+        super().__init__(channels[-1], hidden, 4)
 
     def views(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) to (4 * B, 3, S, S), turned by 0, 90, 180 and 270 degrees.
@@ -106,12 +91,12 @@ class Rotation(_Puzzle):
             raise DetkitError(what, "model.size", "give one number for a square input")
         return torch.cat([pixels.rot90(turns, (2, 3)) for turns in range(4)])
 
-    def raw(self, features: list[Tensor], proposals: list[Tensor] | None = None) -> dict[str, Tensor]:
-        """ways (4 * B, 4) float32 logits, of maps (4 * B, C_l, H_l, W_l)."""
-        return {"ways": self.table(features[-1].mean((2, 3)))}
+    def question(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (4 * B, 4) of the turns."""
+        return self.table(pooled), torch.arange(4, device=pooled.device).repeat_interleave(len(pooled) // 4)
 
 
-class FrameOrder(_Puzzle):
+class FrameOrder(PretextHead):
     """In which order the frames of a film are shown, forwards and backwards being the same (Lee, Huang, Singh, Yang
     2017, "Unsupervised representation learning by sorting sequences", arXiv 1708.01246, section 3).
 
@@ -136,8 +121,8 @@ class FrameOrder(_Puzzle):
         self.orders = list(permutations(range(frames)))
         forwards = [min(order, order[::-1]) for order in self.orders]
         classes = sorted(set(forwards))
-        super().__init__(frames * channels[-1], hidden, [classes.index(order) for order in forwards])
-        self.frames = frames
+        super().__init__(frames * channels[-1], hidden, len(classes))
+        self.frames, self.ways = frames, [classes.index(order) for order in forwards]  # the class of each order
 
     def views(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, frames * W) to (frames * B, 3, H, W).
@@ -150,10 +135,11 @@ class FrameOrder(_Puzzle):
             raise DetkitError(what, "model.size", "give [height, width], the width a multiple of 32 times the frames")
         return torch.cat(pixels.chunk(self.frames, dim=3))
 
-    def raw(self, features: list[Tensor], proposals: list[Tensor] | None = None) -> dict[str, Tensor]:
-        """ways (orders * B, orders / 2) float32 logits, of maps (frames * B, C_l, H_l, W_l)."""
-        pooled = features[-1].mean((2, 3)).chunk(self.frames)
-        return {"ways": self.table(torch.cat([torch.cat([pooled[k] for k in order], 1) for order in self.orders]))}
+    def question(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (orders * B, orders / 2) of the orders."""
+        frames = pooled.chunk(self.frames)
+        shown = torch.cat([torch.cat([frames[k] for k in order], 1) for order in self.orders])
+        return self.table(shown), torch.tensor(self.ways, device=pooled.device).repeat_interleave(len(frames[0]))
 
 
 class SimCLR(PretextHead):
@@ -196,18 +182,9 @@ class SimCLR(PretextHead):
         self.temperature, self.area, self.colour, self.grey = temperature, area, colour, grey
 
     def views(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) to (2 * B, 3, H, W): two random views of each, see ``detkit.ops.views``."""
+        """(B, 3, H, W) to (2 * B, 3, H, W): two random views of each, see ``detkit.ops.contrast``."""
         return torch.cat([random_views(pixels, self.area, self.colour, self.grey) for _ in range(2)])
 
-    def raw(self, features: list[Tensor], proposals: list[Tensor] | None = None) -> dict[str, Tensor]:
-        """vectors (2 * B, out) float32 of length 1, of maps (2 * B, C_l, H_l, W_l)."""
-        return {"vectors": F.normalize(self.table(features[-1].mean((2, 3))))}
-
-    def loss(self, raw: dict[str, Tensor], targets: list[Target], sizes: Tensor) -> dict[str, Loss]:
-        """The term ``pairs``: NT-Xent, counted by views. No target is read; a larger batch asks a harder question."""
-        each = nt_xent(raw["vectors"], self.temperature)
-        return {"pairs": Loss(each.sum(), each.new_tensor(float(len(each))))}
-
-    def answered(self, raw: dict[str, Tensor]) -> Tensor:
-        """(2, B) bool: whose nearest of all other views is the one of the same image."""
-        return nearest_is_partner(raw["vectors"]).view(2, -1)
+    def question(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """NT-Xent's: logits (2 * B, 2 * B) of the one view of the same image; a larger batch asks a harder question."""
+        return partner_logits(F.normalize(self.table(pooled)), self.temperature)

@@ -152,8 +152,7 @@ class Segment(Head, nn.Module):
         labels = logits.new_full((len(targets), *logits.shape[2:]), IGNORED, dtype=torch.int64)
         for place, target in zip(labels, targets, strict=True):
             if (mask := target.mask) is not None:
-                inside = place[: mask.shape[0], : mask.shape[1]]
-                inside.copy_(mask[: place.shape[0], : place.shape[1]])
+                place[: mask.shape[0], : mask.shape[1]] = mask[: place.shape[0], : place.shape[1]]
         labels[labels == BACKGROUND] = self.num_classes if self.background else IGNORED
         known = labels != IGNORED
         terms = {}
@@ -171,5 +170,4 @@ class Segment(Head, nn.Module):
         image's part (``sizes``) of the input; classes whose mean probability is below ``limits.conf`` are left out."""
         score, label = map(as_numpy, raw["pixels"].softmax(1).max(1))
         parts = zip(score, label, sizes.tolist(), strict=True)
-        found = (class_regions(p[:h, :w], k[:h, :w], self.num_classes, limits) for p, k, (h, w) in parts)
-        return [one.to("cpu") for one in found]
+        return [class_regions(p[:h, :w], k[:h, :w], self.num_classes, limits).to("cpu") for p, k, (h, w) in parts]

@@ -19,7 +19,7 @@ METRICS = {
     "voc2010": "detkit.metrics.voc:Voc2010",
     "classify": "detkit.metrics.classification:Classification",
     "points": "detkit.metrics.points:Points",
-    "pretext": "detkit.metrics.pretext:Pretext",
+    "pretext": "detkit.metrics.classification:Pretext",
     "pixels": "detkit.metrics.pixels:Pixels",
     "match": "detkit.metrics.identities:Match",
     "match_absolute": "detkit.metrics.identities:MatchAbsolute",

@@ -1,5 +1,7 @@
 """Top-1 and top-5 of classified images: the answers are detections, one per class, ranked by their scores.
 
+And how often a task that is made of the images themselves is answered right.
+
 Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", 2015, section 4.1 (as shares that are right).
 """
 
@@ -77,3 +79,19 @@ def ranks(gt: GroundTruth, dt: Results) -> tuple[np.ndarray, np.ndarray]:
     place = np.full(gt.images, len(dt) + max(DEPTHS.values()), np.int64)
     np.minimum.at(place, image[right], within[right])
     return place, label
+
+
+class Pretext(Metric):
+    """The mean over the images of the score of their one answer, the share of an image's views that were told; an image
+    without an answer counts as 0."""
+
+    answers = "labels"
+    scores = ("accuracy",)
+    rules = "pretext task (the share of the views of the images that are answered right)"
+    takes_iou = False
+
+    def evaluate(
+        self, gt: GroundTruth, dt: Results, *, iou: float | None = None, max_detections: int = 100
+    ) -> Evaluation:
+        """The accuracy; labels are not looked at, so there is nothing to say of classes."""
+        return Evaluation({"accuracy": float(np.sum(dt.score)) / gt.images if gt.images else -1.0}, {})

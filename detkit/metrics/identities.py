@@ -67,18 +67,14 @@ class Match(Metric):
         """rank1, AUC, TAR, threshold and EER, and rank1 of each identity (NaN where it has one image)."""
         Classification().check(gt)
         labels, alike = self._alike(gt, dt)
-        same = labels[:, None] == labels
+        several = np.bincount(labels)[labels] > 1
         hidden = np.where(np.eye(len(labels), dtype=bool), -np.inf, alike)
-        several = same.sum(1) > 1
         hit = np.where(several, labels[hidden.argmax(1)] == labels, np.nan)
-        yes, no = _split(labels, alike)
-        metrics = {"rank1": float(np.nanmean(hit)) if several.any() else np.nan, **verification(yes, no)}
-        rows = {int(k): hit[(labels == k) & several] for k in np.unique(gt.label)}
-        per_class = {
-            gt.classes[k]: {"rank1": float(mine.mean()) if len(mine) else np.nan, "objects": int((gt.label == k).sum())}
-            for k, mine in rows.items()
-        }
-        return Evaluation(metrics, per_class)
+        rank1, per_class = float(np.nanmean(hit)) if several.any() else np.nan, {}
+        for k, count in zip(*np.unique(gt.label, return_counts=True), strict=True):
+            mine = hit[labels == k]
+            per_class[gt.classes[k]] = {"rank1": float(mine.mean()) if len(mine) else np.nan, "objects": int(count)}
+        return Evaluation({"rank1": rank1, **verification(*_split(labels, alike))}, per_class)
 
     def _alike(self, gt: GroundTruth, dt: Results) -> tuple[np.ndarray, np.ndarray]:
         """Labels (M,) and likenesses (M, M) of the images."""

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from detkit.errors import DetkitError
 from detkit.heads.pretext import FrameOrder, PretextHead, Rotation, SimCLR
-from detkit.ops.contrast import nearest_is_partner, nt_xent
-from detkit.ops.views import random_views
+from detkit.ops.contrast import partner_logits, random_views
 from detkit.structures import Limits
 
 SIZES = torch.tensor([[32, 32], [32, 32]])
@@ -19,11 +19,14 @@ SIZES = torch.tensor([[32, 32], [32, 32]])
 def test_nt_xent_of_four_vectors_by_hand() -> None:
     east, north = [1.0, 0.0], [0.0, 1.0]
     vectors = torch.tensor([east, north, east, north])
-    assert nt_xent(vectors, 1.0).tolist() == pytest.approx([-math.log(math.e / (math.e + 2))] * 4)
-    assert nt_xent(vectors, 0.5).tolist() == pytest.approx([-math.log(math.e**2 / (math.e**2 + 2))] * 4)
-    assert nearest_is_partner(vectors).tolist() == [True] * 4
+    for temperature, term in ((1.0, math.e), (0.5, math.e**2)):
+        each = F.cross_entropy(*partner_logits(vectors, temperature), reduction="none")
+        assert each.tolist() == pytest.approx([-math.log(term / (term + 2))] * 4)
+    logits, partner = partner_logits(vectors, 1.0)
+    assert logits.argmax(1).tolist() == partner.tolist() == [2, 3, 0, 1]
     # the partners exchanged: the nearest is another image's
-    assert nearest_is_partner(vectors[[0, 1, 3, 2]]).tolist() == [False] * 4
+    logits, partner = partner_logits(vectors[[0, 1, 3, 2]], 1.0)
+    assert not (logits.argmax(1) == partner).any()
 
 
 def test_a_rotated_image_is_shown_in_four_ways_and_each_is_asked_for() -> None:
@@ -33,11 +36,12 @@ def test_a_rotated_image_is_shown_in_four_ways_and_each_is_asked_for() -> None:
     assert views.shape == (8, 3, 4, 4)
     assert torch.equal(views[:2], pixels)
     assert torch.equal(views[2], pixels[0].rot90(1, (1, 2)))
-    raw = {"ways": torch.eye(4).repeat_interleave(2, 0) * 50}
-    assert head.answered(raw).all()
-    assert head.loss(raw, [], SIZES)["ways"].sum.item() == pytest.approx(0, abs=1e-4)
-    raw["ways"][1] = torch.tensor([0.0, 50, 0, 0])  # the second image upright taken for turned
-    assert head.answered(raw).tolist() == [[True, False], *[[True, True]] * 3]
+    raw = head.eval().raw([torch.randn(8, 8, 1, 1)])
+    assert raw["right"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    raw["logits"] = torch.eye(4).repeat_interleave(2, 0) * 50
+    assert [one.scores.tolist() for one in head.predict(raw, SIZES, Limits.evaluation())] == [[1.0], [1.0]]
+    assert head.loss(raw, [], SIZES)["views"].sum.item() == pytest.approx(0, abs=1e-4)
+    raw["logits"][1] = torch.tensor([0.0, 50, 0, 0])  # the second image upright taken for turned
     found = head.predict(raw, SIZES, Limits.evaluation())
     assert [one.scores.tolist() for one in found] == [[1.0], [0.75]]
     assert found[1].boxes.tolist() == [[0, 0, 32, 32]]
@@ -53,7 +57,8 @@ def test_frames_are_asked_for_in_every_order_whose_reverse_is_the_same() -> None
     strip = torch.cat([torch.full((1, 3, 4, 5), float(k)) for k in range(3)], dim=3)
     assert head.views(strip).mean((1, 2, 3)).tolist() == [0, 1, 2]
     maps = [torch.randn(6, 2, 1, 1)]
-    assert head.eval().raw(maps)["ways"].shape == (12, 3)
+    assert head.eval().raw(maps)["logits"].shape == (12, 3)
+    assert head.raw(maps)["right"].view(6, 2).T.tolist() == [head.ways] * 2
     assert len(set(FrameOrder([2], [32], 1, frames=4).ways)) == 12
     with pytest.raises(DetkitError, match="3 frames"):
         head.views(torch.zeros(1, 3, 4, 16))
