@@ -13,7 +13,7 @@ import importlib.util
 import sysconfig
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from inspect import signature
 from pathlib import Path
@@ -93,7 +93,7 @@ def _entry_points(group: str) -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=group)}
 
 
-def find_part(kind: str, name: object, *, where: str = "", trusted: bool = True) -> Any:
+def find_part(kind: str, name: object, *, where: str = "", trusted: bool = True, others: Sequence[str] = ()) -> Any:
     """The part (mostly a class) of this kind and name.
 
     Args:
@@ -101,6 +101,7 @@ def find_part(kind: str, name: object, *, where: str = "", trusted: bool = True)
         name: One of detkit's own, of an entry point, or ``package.module:Name``.
         where: The place of the name, for errors.
         trusted: False if a file that may be a stranger's says the name, not a person.
+        others: Names that the caller knows besides, for errors.
 
     Raises:
         DetkitError: No such part (with the nearest name), a module that cannot be imported or lacks the name, or a
@@ -121,7 +122,7 @@ def find_part(kind: str, name: object, *, where: str = "", trusted: bool = True)
                 do = f"if you trust it, allow the package: --plugin {package} (in Python plugins=[{package!r}])"
                 raise UntrustedPart(what, where, do, module=package)
             return _checked(kind, name, where)
-    do = nearest(str(name), [*own_parts(kind), *installed_parts(kind)])
+    do = nearest(str(name), [*own_parts(kind), *installed_parts(kind), *others])
     if "." in str(name):
         do += " or package.module:Name"
     raise DetkitError(f"there is no {kind} {name!r}", where, do)

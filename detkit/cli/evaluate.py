@@ -13,7 +13,7 @@ from typer import Argument, Option
 from detkit.cli import options
 from detkit.cli.common import Printable, message, note, progress
 from detkit.errors import DetkitError
-from detkit.metrics import METRICS
+from detkit.metrics import METRICS, find_metric
 
 
 def evaluate(
@@ -58,15 +58,16 @@ def evaluate(
     judges tracks instead: HOTA, MOTA, IDF1, switches. --protocol knn or linear asks the backbone alone: DATA's
     part train is known to a classifier on its features, another judged.
     """
-    given: dict[str, object] = {"--images": part.images, "--iou": iou, "--match-iou": match_iou}
-    given |= {"--max-detections": max_detections, "--bootstrap": bootstrap}
+    given: dict[str, object] = {"--images": part.images, "--iou": iou, "--match-iou": match_iou, "--report": report}
+    given |= {"--max-detections": max_detections, "--bootstrap": bootstrap, "--check": check}
     given |= {"--strict": strict or None, "--keep-degenerate": keep_degenerate or None}
-    given |= {"--report": report, "--check": check}
     if protocol == "mot":
         return _evaluate_tracks(arguments, predictions, {**given, "--split": part.split, "--format": part.format})
     if protocol in ("knn", "linear"):
         _refuse({**given, "--predictions": predictions}, "a probe")
         return _probe(arguments, part, protocol, answers, batch)
+    if protocol is not None:
+        find_metric(protocol, where="--protocol", others=("mot", "knn", "linear"))
     from detkit import evaluating
     from detkit.io.files import refuse_existing
     from detkit.report.content import Settings
@@ -137,6 +138,8 @@ def _check_words(models: list[str], data: str, predictions: str | None, answers:
     if predictions is not None and extra:
         what = f"give a model or --predictions, not both ({extra[0]})"
         raise DetkitError(what, do="detkit evaluate --predictions FILE DATA, or detkit evaluate MODEL DATA")
+    if predictions is not None and data.endswith(".txt"):
+        raise DetkitError("this file is not a data set", data, "tracks are judged by --protocol mot")
     from detkit.zoo import DEFAULT
 
     file, shipped = data.endswith((".safetensors", ".onnx")), data in ("default", DEFAULT) and not Path(data).exists()

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
 from detkit.cli import options
 from detkit.cli.common import Printable, note
 from detkit.errors import DetkitError
-
-if TYPE_CHECKING:
-    from detkit.exporting.precision import Precision
 
 
 def export(
@@ -36,19 +33,7 @@ def export(
 
     if half and int8:
         raise DetkitError("a file has one precision", "--half --int8", "choose one of them")
-    precision: Precision = "fp16" if half else "int8" if int8 else "fp32"
-    path = out or Path(f"{Path(model).resolve().stem}.onnx")
-    done = export(
-        model,
-        path,
-        size=size,
-        nms=nms,
-        dynamic=dynamic,
-        precision=precision,
-        loss=loss,
-        data=data,
-        split=split,
-        overwrite=overwrite,
-        tell=note,
-    )
+    how: dict[str, Any] = {"size": size, "nms": nms, "dynamic": dynamic, "loss": loss, "data": data, "split": split}
+    how["precision"] = "fp16" if half else "int8" if int8 else "fp32"
+    done = export(model, out or f"{Path(model).resolve().stem}.onnx", overwrite=overwrite, tell=note, **how)
     return done, 0 if done.path else 1

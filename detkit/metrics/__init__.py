@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -27,17 +28,18 @@ METRICS = {
 }
 
 
-def find_metric(protocol: str, *, where: str = "") -> Metric:
+def find_metric(protocol: str, *, where: str = "", others: Sequence[str] = ()) -> Metric:
     """The metric of this name, ready to use.
 
     Args:
         protocol: A key of ``METRICS``, an entry point of ``detkit.metrics``, or "package.module:Name".
         where: The place of the name, for errors.
+        others: Names that the caller knows besides, for errors.
 
     Raises:
         DetkitError: As ``detkit.registry.find_part``.
     """
-    found: Metric = make(find_part("metric", protocol, where=where), where or f"metric {protocol}")
+    found: Metric = make(find_part("metric", protocol, where=where, others=others), where or f"metric {protocol}")
     return found
 
 
