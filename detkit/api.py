@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     Network = TypeVar("Network", bound=nn.Module)
 
+_divided: dict[int, int] = {}  # CPU threads of each stream: of all; kept, lest the next load divide what this one did
+
 
 class LoadOptions(TypedDict, total=False):
     """The keyword arguments of ``load`` that any model takes."""
@@ -157,8 +159,9 @@ def _load_one(
     fuse_batchnorms(detector)
     detector.precision = pick_precision(precision, detector.device)
     if streams > 1 and detector.device.type == "cpu":
-        set_threads(max(1, thread_count() // streams))
-        detector.streams = streams
+        whole = _divided.get(thread_count(), thread_count())
+        set_threads(each := max(1, whole // streams))
+        _divided[each], detector.streams = whole, streams
     return detector
 
 
@@ -182,6 +185,7 @@ def set_threads(threads: int) -> None:
     import cv2
     import torch
 
+    _divided.clear()
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
 
@@ -327,9 +331,8 @@ def _holds_detections(path: str | Path) -> bool:
     if is_shards(path):
         return True
     path = Path(path)
-    if path.suffix in (".json", ".jsonl", ".csv", ".gz"):
-        return True
-    return is_text(path) and not (path / "best.safetensors").exists()
+    known = path.suffix in (".json", ".jsonl", ".csv", ".gz")
+    return known or (is_text(path) and not (path / "best.safetensors").exists())
 
 
 def evaluate_model(

@@ -27,7 +27,7 @@ from detkit.io.detections import record_of
 from detkit.io.files import reading, write_error
 from detkit.io.images import as_rgb
 from detkit.io.prefetch import threaded
-from detkit.io.remote import read_address
+from detkit.io.remote import filesystem, reaching, read_address, unless_the_store_fails
 from detkit.io.shards import Shards
 from detkit.io.sources import Failure, Frame, image_files
 from detkit.predictor import Predictor
@@ -99,17 +99,22 @@ class ShardWorker:
         one_per_folder = {os.path.dirname(name): name for name, _ in files}.values()
         if failed == len(rows) and not any(map(self._sees, one_per_folder)):
             what = f"not one image of a shard can be read on this machine: {rows[0]['error']}"
-            do = "is their disk mounted here, for this user? start in the folder where the other parts were started"
+            do = "is their disk mounted here for this user, the address right? start where the other parts were started"
             raise DetkitError(what, f"{platform.node()}: {files[0][0]} and all others of shard {number}", do, code=4)
         self._shards.write(number, rows)
         return Made(len(rows), failed, sum(len(row["detections"]) for row in rows), notes)
 
     def _sees(self, name: str) -> bool:
-        """True where anything in an image's folder can be read; of a store this is believed."""
+        """True where anything in an image's folder can be read, or its store has a file there."""
+        if "://" in name:
+            with unless_the_store_fails(), reaching(name):
+                fs, path = filesystem(name)
+                fs.invalidate_cache()  # what this process listed before, too
+                return bool(fs.ls(os.path.dirname(path), detail=False))
         folder = os.path.dirname(os.path.join(self._job.folder, name))
         with suppress(OSError, ValueError), os.scandir(folder) as entries:
             return any(os.access(one, os.R_OK) for one in entries)
-        return "://" in name
+        return False
 
     def _read(self, name: str, size: int | None) -> Frame | Failure:
         try:
@@ -195,9 +200,8 @@ def detect_shards(
     seconds, left = time.perf_counter() - begun, len(missing) - len(made)
     total = len(shards.manifest.counts)
     facts = {"out": job.out, "shards": total, "made": len(made), "there": total - len(missing), "left": left}
-    facts |= {"new": new, "gone": gone} | {
-        key: sum(getattr(one, key) for one in made) for key in ("images", "failed", "detections")
-    }
+    sums = {key: sum(getattr(one, key) for one in made) for key in ("images", "failed", "detections")}
+    facts |= {"new": new, "gone": gone, **sums}
     text = "{made} of {shards} shards made now, {there} were there, {left} left to other parts: {out}".format(**facts)
     found = "images: {images}, {failed} of them could not be read; detections: {detections}".format(**facts)
     return Printed({**facts, "seconds": round(seconds, 3)}, [text, f"{found}; {seconds:.1f} s"])
@@ -206,11 +210,8 @@ def detect_shards(
 def _there(sources: Iterable[str]) -> Iterator[str]:
     """The names of images that are there now; a source that has gone has none."""
     for source in sources:
-        try:
+        with unless_the_store_fails():
             yield from (name for name, _ in image_files(source))
-        except DetkitError as error:
-            if error.code == 4:  # the store
-                raise
 
 
 def _row(seen: Frame | Failure, found: Detections) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 import detkit
 from detkit import api
@@ -299,6 +300,25 @@ def test_precision(run: Path, photos: Path, data: Path) -> None:
     assert not np.array_equal(*(table.score[:20] for table in tables))
     with pytest.raises(DetkitError, match="fp32"):
         detkit.load("torchvision/ssdlite320_mobilenet_v3_large", precision="bf16")
+
+
+def test_streams_divide_the_threads_that_were_there_first(run: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        api.set_threads(6)
+        for streams, each in ((2, 3), (2, 3), (3, 2), (8, 1), (2, 3)):
+            assert detkit.load(run, device="cpu", streams=streams).streams == streams
+            assert (torch.get_num_threads(), cv2.getNumThreads()) == (each, each)
+        detkit.load([run, run], device="cpu", streams=2)
+        assert torch.get_num_threads() == 3
+        for threads in (4, None):
+            detkit.load(run, device="cpu", threads=threads, streams=2)
+            assert torch.get_num_threads() == 2
+        api.set_threads(2)
+        detkit.load(run, device="cpu", streams=2)
+        assert torch.get_num_threads() == 1, "of those that were set since"
+    finally:
+        api.set_threads(before)
 
 
 def test_another_input_size(run: Path, photos: Path) -> None:

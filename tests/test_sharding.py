@@ -242,6 +242,45 @@ def test_a_machine_that_does_not_see_the_images_stops(photos: Path, workers: int
     assert not list(Path("out").glob("shard-0000[135].parquet"))
 
 
+@pytest.mark.parametrize(("start", "workers"), [("memory:///photos", 1), ("file://photos", 1), ("file://photos", 2)])
+def test_a_store_that_does_not_have_the_images_stops(
+    photos: Path, start: str, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = start.replace("file://", f"file://{photos.parent}/")
+    store, folder = fsspec.core.url_to_fs(source)
+    for file in photos.iterdir() if folder == "/photos" else ():
+        store.pipe_file(f"{folder}/{file.name}", file.read_bytes())
+    run("out", source, part=(1, 2))
+    for i in range(4, 8):
+        store.rm(f"{folder}/{i:02d}.png")
+    assert run("out", source, part=(2, 2), workers=workers)["failed"] == 4
+    assert {row["error"] for row in rows("out")[4:8]} == {"no such file"}, "of a folder in which others lie"
+    Path("out/shard-00003.parquet").unlink()
+    store.mv(folder, f"{folder}-elsewhere", recursive=True)
+    store.makedirs(folder, exist_ok=True)
+    what = "not one image of a shard can be read on this machine: no such file"
+    with pytest.raises(DetkitError, match=what) as error:
+        run("out", source, part=(2, 2), workers=workers)
+    assert error.value.code == 4
+    assert f"{source}/12.png and all others of shard 3" in error.value.where
+    if workers == 1:
+        real = type(store).ls
+
+        def refuse(own: Any, path: str, *how: Any, **more: Any) -> Any:
+            if str(path) == folder:
+                raise PermissionError("key AKIA-SECRET")
+            return real(own, path, *how, **more)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(type(store), "ls", refuse)
+            with pytest.raises(DetkitError, match="the store refuses access") as error:
+                run("out", source, part=(2, 2))
+        assert error.value.code == 4
+        assert "SECRET" not in said(error)
+    assert not Path("out/shard-00003.parquet").exists()
+    store.rm(f"{folder}-elsewhere", recursive=True)
+
+
 def test_images_that_were_removed_are_rows(photos: Path) -> None:
     run("out", part=(1, 2))
     for i in range(4, 8):

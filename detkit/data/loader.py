@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -134,7 +134,7 @@ class _Reader:
             return None
 
 
-class Loader:
+class Loader(AbstractContextManager["Loader"]):
     """Batches of a data set, epoch by epoch, from worker processes that live until ``close``.
 
     Args:
@@ -267,9 +267,6 @@ class Loader:
     def close(self) -> None:
         """Ends the workers."""
         self._loader = None
-
-    def __enter__(self) -> Loader:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import PurePosixPath
+from os.path import splitext
 from typing import Any
 
 from detkit.errors import DetkitError
@@ -44,6 +44,16 @@ def reaching(address: str) -> Iterator[None]:
         raise DetkitError(what, where, "check the address, the network and the credentials", code=4) from None
 
 
+@contextmanager
+def unless_the_store_fails() -> Iterator[None]:
+    """Passes over what goes wrong in the block with a single file; an error of code 4 goes on."""
+    try:
+        yield
+    except DetkitError as error:
+        if error.code == 4:
+            raise
+
+
 def filesystem(place: str) -> tuple[Any, str]:
     """fsspec's file system of a path or an address, and the path in it."""
     with reaching(place):
@@ -68,17 +78,16 @@ def listed(address: str) -> Iterator[tuple[str, int | None]]:
     start = address.removesuffix(path) if address.endswith(path) else ""
     with reaching(address):
         if any(mark in path for mark in "*?["):
-            found = [one for one in fs.glob(path, detail=True).values() if one["type"] == "file"]
+            there = fs.glob(path, detail=True).values()
         elif fs.isdir(path):
-            found = [one for one in fs.ls(path, detail=True) if one["type"] == "file"]
-            found = [one for one in found if PurePosixPath(one["name"]).suffix.lower() in IMAGE_SUFFIXES]
+            there = [one for one in fs.ls(path, detail=True) if splitext(one["name"])[1].lower() in IMAGE_SUFFIXES]
         else:
-            found = [fs.info(path)]
+            there = [fs.info(path)]
+        found = {str(one["name"]): one.get("size") for one in there if one["type"] == "file"}
         if not found:
             raise DetkitError("no image lies there", without_password(address), "give a folder, or a pattern with *")
-        for one in sorted(found, key=lambda one: str(one["name"])):
-            name = str(one["name"])
-            yield start + name if start else fs.unstrip_protocol(name), one.get("size")
+        for name in sorted(found):
+            yield start + name if start else fs.unstrip_protocol(name), found[name]
 
 
 def read_address(address: str, size: int | None = None) -> bytes:

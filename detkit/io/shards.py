@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from detkit.errors import DetkitError
-from detkit.io.remote import filesystem, reaching
+from detkit.io.remote import filesystem, reaching, unless_the_store_fails
 from detkit.io.stored import is_address
 
 MANIFEST = "_manifest.parquet"  # readers of a folder of Parquet files pass over what begins so
@@ -205,13 +205,9 @@ class Shards:
             if name not in there:
                 missing.append(number)
                 continue
-            try:
-                with self._opened(name) as file:
-                    key, rows = (file.metadata.metadata or {}).get(b"detkit", b"").decode(), file.metadata.num_rows
-            except DetkitError as error:
-                if error.code == 4:
-                    raise
-                key, rows = self.manifest.key, -1
+            key, rows = self.manifest.key, -1
+            with unless_the_store_fails(), self._opened(name) as file:
+                key, rows = (file.metadata.metadata or {}).get(b"detkit", b"").decode(), file.metadata.num_rows
             if key != self.manifest.key:
                 do = "each run needs a folder of its own: move the file away"
                 raise DetkitError("this shard is of another run", f"{self.out}/{name}", do)

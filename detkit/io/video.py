@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
@@ -51,7 +51,7 @@ _PATIENCE = 10_000  # milliseconds that a stream may be silent
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 
-class VideoReader:
+class VideoReader(AbstractContextManager["VideoReader"]):
     """The frames of a video file, camera or network stream, one at a time, as uint8 (H, W, 3) RGB, turned upright.
 
     ``for frame in reader`` ends at the last good frame; ``cut_short`` then tells whether the file promised more.
@@ -77,7 +77,9 @@ class VideoReader:
         self._last_second = 0.0
         live = isinstance(source, int) or self.where.startswith(STREAMS)
         if not live and capture is None:
-            _refuse_empty(Path(str(source)))
+            with reading(self.where), open(source, "rb") as file:
+                if not file.read(1):
+                    raise DetkitError("the file is empty", self.where, "fetch or copy it again")
         with quiet_opencv:
             self._capture = (capture or _capture)(source if isinstance(source, int) else str(source))
         if not self._capture.isOpened():
@@ -127,9 +129,6 @@ class VideoReader:
     def close(self) -> None:
         """Releases the file or camera."""
         self._capture.release()
-
-    def __enter__(self) -> VideoReader:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
@@ -280,9 +279,3 @@ def _capture(source: int | str) -> cv2.VideoCapture:
 def without_password(address: str) -> str:
     """``rtsp://user:secret@host/x`` as ``rtsp://host/x``, for what is shown and written."""
     return re.sub(r"(?<=://)[^/@]*@", "", address)
-
-
-def _refuse_empty(path: Path) -> None:
-    with reading(str(path)), open(path, "rb") as file:
-        if not file.read(1):
-            raise DetkitError("the file is empty", str(path), "fetch or copy it again")
