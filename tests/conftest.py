@@ -7,10 +7,15 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from detkit.exporting.cached import kept_export
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+# The same examples each time, however long one takes.
+settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 # What a shell starts in the background ignores Ctrl-C, and so would the processes of the tests that send it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

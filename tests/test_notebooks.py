@@ -38,7 +38,8 @@ def test_a_notebook_runs_and_shows_what_is_kept(path: Path, tmp_path: Path, monk
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     kept = nbformat.read(path, as_version=4)
     book = nbformat.read(path, as_version=4)
-    nbclient.NotebookClient(book, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    place = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(book, timeout=1800, startup_timeout=600, resources=place).execute()
     assert outputs(book) == outputs(kept)
     text = text_of(book)
     assert text.count('<img alt="detections"') == 1

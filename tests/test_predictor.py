@@ -123,7 +123,7 @@ def _kinds(pixels: np.ndarray, path: Path) -> dict[str, Any]:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 9))
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_predict_and_stream_see_the_same_image(tmp_path: Path, seed: int, height: int, width: int) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 4), np.uint8)
     predictor = Recalls()

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,18 +127,38 @@ def test_what_may_keep_one_waiting_is_not_read_ahead(tmp_path: Path) -> None:
 RUN = """
 import sys
 from test_detect import Answers, Counting, main
+import detkit.cli.detect as verb
+
+def told(file, lines=verb._lines):
+    for line in lines(file):
+        yield line
+        print("next", file=sys.stderr, flush=True)
+
+verb._lines = told
 Answers.predictor = lambda *_, **__: Counting()
 sys.exit(main(sys.argv[1:]))
 """
 
 
-def started(folder: Path) -> subprocess.Popen[str]:
+class Run(subprocess.Popen[str]):
     """A run in ``folder`` that reads names of images, and writes a.jsonl and the same to its output."""
-    paths = os.pathsep.join(str(Path(__file__).parents[up]) for up in (0, 2))
-    return subprocess.Popen(
-        [sys.executable, "-c", RUN, "detect", "--list", "-", "--out", "a.jsonl", "--json"],
-        cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths},
-    )  # fmt: skip
+
+    def __init__(self, folder: Path) -> None:
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(Path(__file__).parents[up]) for up in (0, 2))}
+        words = [sys.executable, "-c", RUN, "detect", "--list", "-", "--out", "a.jsonl", "--json"]
+        pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        super().__init__(words, cwd=folder, text=True, env=environment, **pipes)
+
+    def look(self, name: str) -> dict[str, Any]:
+        """What is written of an image, when the run has done with it and asks for the next one."""
+        assert self.stdin is not None
+        assert self.stdout is not None
+        assert self.stderr is not None
+        self.stdin.write(f"{name}\n")
+        self.stdin.flush()
+        found = json.loads(self.stdout.readline())
+        assert self.stderr.readline() == "next\n"
+        return dict(found)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
@@ -145,19 +166,10 @@ def started(folder: Path) -> subprocess.Popen[str]:
 def test_real_signals(tmp_path: Path, signum: int, code: int) -> None:
     """Images come in by a pipe one at a time, so that the run is known to wait for the third."""
     write_image(tmp_path / "a.png", picture())
-    process = started(tmp_path)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    for _ in range(2):
-        process.stdin.write("a.png\n")
-        process.stdin.flush()
-        assert json.loads(process.stdout.readline())["source"] == "a.png"
-    while (tmp_path / "a.partial.jsonl").read_text().count("\n") != 2:
-        pass
-    process.send_signal(signum)
-    assert process.wait(timeout=20) == code
-    process.stdin.close()
-    process.stdout.close()
+    with Run(tmp_path) as process:
+        assert [process.look("a.png")["source"] for _ in range(2)] == ["a.png"] * 2
+        process.send_signal(signum)
+        assert process.wait(timeout=600) == code
     left = tmp_path / ("a.partial.jsonl" if code == -9 else "a.jsonl")
     assert [json.loads(line)["source"] for line in left.read_text().splitlines()] == ["a.png"] * 2
 
@@ -184,16 +196,14 @@ def test_output_that_cannot_be_written(photos: Path, detector: Counting, capsys:
 def test_a_reader_that_goes_away(tmp_path: Path) -> None:
     """What ``| head -1`` does."""
     write_image(tmp_path / "a.png", picture())
-    process = started(tmp_path)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write("a.png\n")
-    process.stdin.flush()
-    process.stdout.readline()
-    process.stdout.close()
-    process.stdin.write("a.png\na.png\n")
-    process.stdin.close()
-    assert process.wait(timeout=20) == 0
+    with Run(tmp_path) as process:
+        process.look("a.png")
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.close()
+        process.stdin.write("a.png\na.png\n")
+        process.stdin.close()
+        assert process.wait(timeout=600) == 0
     assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -38,9 +39,11 @@ def test_an_error_is_told_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     stand_in(tmp_path, monkeypatch, "echo wrong >&2; exit 2")
-    assert launch_processes([], 2) == 2
+    with monkeypatch.context() as patch:  # neither is stopped between its word and its end
+        patch.setattr("subprocess.Popen.poll", subprocess.Popen.wait)
+        assert launch_processes([], 2) == 2
     assert capfd.readouterr().err == "wrong\n"
-    stand_in(tmp_path, monkeypatch, "[ $RANK = 0 ] && exec sleep 60; echo no such GPU >&2; exit 2")
+    stand_in(tmp_path, monkeypatch, "[ $RANK = 0 ] && exec sleep 3600; echo no such GPU >&2; exit 2")
     assert launch_processes([], 2) == 2
     assert capfd.readouterr().err == "no such GPU\n"
 
@@ -61,7 +64,7 @@ def test_a_process_that_outlives_another_says_so(tmp_path: Path, error: RuntimeE
 
 
 def test_a_process_that_is_killed_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in(tmp_path, monkeypatch, "[ $RANK = 0 ] && exec sleep 60; kill -9 $$")
+    stand_in(tmp_path, monkeypatch, "[ $RANK = 0 ] && exec sleep 3600; kill -9 $$")
     with pytest.raises(DetkitError, match=r"process 1 of 2 was ended from outside \(signal 9\)") as error:
         launch_processes([], 2)
     assert error.value.code == 4

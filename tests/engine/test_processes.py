@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -32,8 +31,10 @@ _without_curves = patch("detkit.engine.run_folder.draw_curves", lambda *_: None)
 
 def _start(function: Callable[..., None], world: int, *arguments: object) -> None:
     multiprocessing.get_context("forkserver").set_forkserver_preload(_IMPORTED)
+    # Where they meet, as torchrun has it: a port that is taken now, not one that was free before they came.
+    meeting = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     torch.multiprocessing.start_processes(
-        function, (world, _free_port(), *arguments), nprocs=world, start_method="forkserver"
+        function, (world, meeting.port, *arguments), nprocs=world, start_method="forkserver"
     )
 
 
@@ -50,13 +51,8 @@ def _join(rank: int, world: int, port: int) -> None:
     torch.set_num_threads(1)
     if world > 1:
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        place |= {"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0}
         os.environ.update({name: str(value) for name, value in place.items()})
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _toys() -> Any:

@@ -421,7 +421,7 @@ def test_every_kind_of_source_is_the_same_image(tmp_path: Path, mode: str, form:
         assert np.array_equal(other.image, frame.image)  # type: ignore[union-attr]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from([(5, 7), (5, 7, 1), (5, 7, 3), (5, 7, 4)]).flatmap(lambda shape: arrays(np.uint8, shape)),
     st.sampled_from(range(1, 9)),

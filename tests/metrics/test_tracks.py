@@ -179,7 +179,7 @@ def test_equal_to_the_peers_on_pedestrians(shared_data: Path, tmp_path: Path) ->
     assert told == []
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(100, 10**6))
 def test_what_always_holds(seed: int) -> None:
     truth, found = wandering(seed)

@@ -109,7 +109,7 @@ def test_measures_agree_with_torchvision(kind: str) -> None:
 
 
 @given(corners, corners)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_measures_are_symmetric_bounded_and_ordered(a: np.ndarray, b: np.ndarray) -> None:
     a, b = upright(a), upright(b)
     before = a.copy(), b.copy()
@@ -129,7 +129,7 @@ def test_measures_are_symmetric_bounded_and_ordered(a: np.ndarray, b: np.ndarray
 
 
 @given(corners)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_formats_round_trip(values: np.ndarray) -> None:
     a = upright(values)
     for other in ("xyxy", "xywh", "cxcywh"):

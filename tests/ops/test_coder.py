@@ -83,7 +83,7 @@ def test_an_unknown_code_is_named() -> None:
 
 
 @pytest.mark.parametrize("kind", ["textbook", "darknet", "bounded"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(x=number, y=number, w=st.floats(0.1, 3.9), h=st.floats(0.1, 3.9))
 def test_decode_undoes_encode(kind: str, x: float, y: float, w: float, h: float) -> None:
     priors = Priors(torch.tensor([[24.0, 56.0]]), torch.tensor([[10.0, 40.0]]), torch.tensor([[16.0]]))

@@ -153,7 +153,7 @@ def plain(
     return answers
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10_000),
     counts=st.lists(st.integers(0, 5), min_size=1, max_size=3),

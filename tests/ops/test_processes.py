@@ -39,6 +39,6 @@ def test_worker_processes_after_a_threaded_call(method: str, monkeypatch: pytest
     queue = context.Queue()
     worker = context.Process(target=work, args=(queue,))
     worker.start()
-    assert queue.get(timeout=120) == (expected, 1)
-    worker.join(timeout=60)
+    assert queue.get(timeout=600) == (expected, 1)
+    worker.join(timeout=600)
     assert worker.exitcode == 0

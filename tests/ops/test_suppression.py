@@ -153,7 +153,7 @@ cases = st.integers(0, 40).flatmap(
 
 
 @given(cases)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_nms_properties(case: tuple[np.ndarray, np.ndarray, np.ndarray, float]) -> None:
     boxes, scores, labels, threshold = case
     copies = boxes.copy(), scores.copy(), labels.copy()

@@ -132,7 +132,7 @@ def test_points_move_with_their_tile() -> None:
     assert points.tolist() == [[[5, 6, 1]]]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(*[st.integers(4, 24)] * 2), min_size=30, max_size=30), st.integers(0, 999))
 def test_objects_smaller_than_the_overlap_are_found_as_in_the_whole_image(
     sides: list[tuple[int, int]], seed: int

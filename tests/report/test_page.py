@@ -128,7 +128,7 @@ def test_in_a_browser(page: Path, tmp_path: Path) -> None:
     words = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
     words += [f"--user-data-dir={profile}", "--window-size=1000,5000", "--enable-logging=stderr", "--v=0"]
     words += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--screenshot={shot}", page.as_uri()]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert said == []
