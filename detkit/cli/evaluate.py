@@ -139,7 +139,7 @@ def _check_words(models: list[str], data: str, predictions: str | None, answers:
         what = f"give a model or --predictions, not both ({extra[0]})"
         raise DetkitError(what, do="detkit evaluate --predictions FILE DATA, or detkit evaluate MODEL DATA")
     if predictions is not None and data.endswith(".txt"):
-        raise DetkitError("this file is not a data set", data, "tracks are judged by --protocol mot")
+        raise DetkitError("this file is not a data set that detkit knows", data, "tracks: add --protocol mot")
     from detkit.zoo import DEFAULT
 
     file, shipped = data.endswith((".safetensors", ".onnx")), data in ("default", DEFAULT) and not Path(data).exists()

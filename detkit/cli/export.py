@@ -20,7 +20,9 @@ def export(
     dynamic: Annotated[bool, Option("--dynamic", help="For inputs of any size, in strides.")] = False,
     half: Annotated[bool, Option("--half", help="fp16, for GPUs and half the size; needs --data.")] = False,
     int8: Annotated[bool, Option("--int8", help="Convolutions in int8, for OpenVINO on CPUs; needs --data.")] = False,
-    loss: Annotated[float, Option(min=0, help="With --half or --int8: what AP50 may lose.")] = 0.005,
+    loss: Annotated[
+        float | None, Option(min=0, help="With --half or --int8: what AP50 may lose (default: 0.005).")
+    ] = None,
     data: Annotated[
         str | None, Option("--data", metavar="DATA", help="Compare on these labelled images, too, and the AP of both.")
     ] = None,
@@ -33,7 +35,10 @@ def export(
 
     if half and int8:
         raise DetkitError("a file has one precision", "--half --int8", "choose one of them")
-    how: dict[str, Any] = {"size": size, "nms": nms, "dynamic": dynamic, "loss": loss, "data": data, "split": split}
+    if loss is not None and not (half or int8):
+        raise DetkitError("--loss goes with --half or --int8", do="add one of them, or leave out --loss")
+    how: dict[str, Any] = {"size": size, "nms": nms, "dynamic": dynamic, "data": data, "split": split}
+    how |= {} if loss is None else {"loss": loss}
     how["precision"] = "fp16" if half else "int8" if int8 else "fp32"
     done = export(model, out or f"{Path(model).resolve().stem}.onnx", overwrite=overwrite, tell=note, **how)
     return done, 0 if done.path else 1

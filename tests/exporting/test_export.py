@@ -520,6 +520,7 @@ def test_wrong_input_is_explained(
     for head, option in ("classify", "--nms"), ("localize", "--dynamic"), ("sliding_window", "--dynamic"):
         assert option in said("export", pairs(head).model, "-o", tmp_path / "a.onnx", option)
     assert "--split goes with --data" in said("export", yolo.model, "-o", tmp_path / "a.onnx", "--split", "val")
+    assert "--loss goes with --half or --int8" in said("export", yolo.model, "-o", tmp_path / "a.onnx", "--loss", "1")
     assert "exists already" in said("export", yolo.model, "-o", yolo.file)
     assert "give labelled images: --data DATA" in said("export", yolo.model, "-o", tmp_path / "a.onnx", "--int8")
     assert "import torchvision" in said("export", "torchvision/ssd300_vgg16", "-o", tmp_path / "a.onnx")
