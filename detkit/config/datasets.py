@@ -60,7 +60,9 @@ def train_val_datasets(config: Config) -> tuple[Dataset, Dataset, list[str]]:
     train = build_dataset(data["train"], split="train")
     listed, chosen = train.classes, data["classes"]
     if chosen is not None:
-        train = Dataset(train.annotations.select_classes(chosen))
+        where = config.place.at(("data", "classes"))
+        _refuse_strangers(train.annotations, chosen, where)
+        train = Dataset(train.annotations.select_classes(chosen, where=where))
     if not train.classes:
         raise DetkitError("the training data names no classes", config.place.at(("data", "train")), "add labels")
     refuse_nothing(train.annotations)
@@ -97,6 +99,15 @@ def _read(item: Section, split: str) -> Annotations:
     if (known := item["known"]) is not None:
         annotations = replace(annotations, known=[None if known == "all" else frozenset(known)] * len(annotations))
     return annotations
+
+
+def _refuse_strangers(annotations: Annotations, chosen: Sequence[str], where: str) -> None:
+    """Refuses sources that have classes, but none of ``chosen``: they would teach nothing."""
+    each = annotations.known or [frozenset(annotations.classes)]
+    do = "choose classes of each source, call them alike by rename, or say classes: [], known: [] of an unlabelled one"
+    for names in dict.fromkeys(filter(None, each)):
+        first = annotations.files[each.index(names)]
+        match_some(f"the source of {first} has", sorted(names), "data.classes", chosen, where, do)
 
 
 def _check_known(config: Config, classes: Sequence[str]) -> None:

@@ -174,6 +174,8 @@ class Annotations:
         """Raises DetkitError, which names ``where``, unless the set is ``labelled``."""
         if not self.labelled:
             do = "give class folders; detkit data crops DATA --out FOLDER makes them of a detection set"
+            if self.known is not None and frozenset() in {self.known[i] for i in self.image_index.tolist()}:
+                do = "say classes: [] beside known: [] of a source whose labels are not to be known"
             raise DetkitError("this needs images of one label each", where, do)
 
     def class_counts(self) -> np.ndarray:
@@ -204,22 +206,23 @@ class Annotations:
         )
 
     def select_classes(
-        self, classes: Sequence[str] | None = None, rename: Mapping[str, str] | None = None
+        self, classes: Sequence[str] | None = None, rename: Mapping[str, str] | None = None, *, where: str = ""
     ) -> Annotations:
         """Renames classes first, then keeps some; all images stay.
 
         Args:
             classes: Names (after renaming) that stay, in their new order; None: all of them.
             rename: Old name to new; several may become one.
+            where: Who names them; empty: the source.
 
         Raises:
             DetkitError: A name that the data does not have.
         """
         rename = dict(rename or {})
-        self._refuse_unknown(rename, self.classes, "rename")
+        self._refuse_unknown(rename, self.classes, where, "rename")
         renamed = [rename.get(name, name) for name in self.classes]
         kept = list(dict.fromkeys(renamed if classes is None else classes))
-        self._refuse_unknown(kept, renamed, "classes")
+        self._refuse_unknown(kept, renamed, where, "classes")
         table = [kept.index(name) if name in kept else -1 for name in renamed]
         ids = [self.class_ids[renamed.index(name)] for name in kept]
         return replace(
@@ -248,10 +251,10 @@ class Annotations:
             **{**self._columns(keep), "labels": labels[keep]},
         )
 
-    def _refuse_unknown(self, names: Iterable[str], known: Sequence[str], key: str) -> None:
+    def _refuse_unknown(self, names: Iterable[str], known: Sequence[str], where: str, key: str) -> None:
         for name in names:
             if name not in known:
-                where = f"{self.source.path}, {key}" if self.source else key
+                where = where or (f"{self.source.path}, {key}" if self.source else key)
                 raise DetkitError(f"no class {name!r} in the data", where, nearest(name, known))
 
 

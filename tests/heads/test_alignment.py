@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -154,3 +155,28 @@ def test_norms_take_the_statistics_of_the_images() -> None:
     detector.backbone = nn.Identity()  # type: ignore[assignment]
     with pytest.raises(DetkitError, match="no BatchNorm"):
         remeasure_norms(detector, iter(images))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "other", "said", "do"),
+    [
+        ("[cat, dog]", {}, r"the source of .*bus.* has bus, car, data\.classes cat, dog: no class in", "known: []"),
+        ("[cow]", {}, r"the source of .*cat.* has cat, dog, data\.classes cow: no class in common", "known: []"),
+        ("[cat, car, cow]", {}, "no class 'cow' in the data", "car"),
+        ("null", {"known": []}, "this needs images of one label each", "classes: []"),
+    ],
+)
+def test_domains_without_a_common_class_are_told(
+    tmp_path: Path, chosen: str, other: dict[str, object], said: str, do: str
+) -> None:
+    for domain, names in (("day", ("cat", "dog")), ("night", ("car", "bus"))):
+        for name in names:
+            (tmp_path / domain / name).mkdir(parents=True)
+            for k in range(2):
+                write_image(tmp_path / domain / name / f"{k}.png", np.full((32, 32, 3), 50 * k, np.uint8))
+    sources = [{"path": str(tmp_path / "day")}, {"path": str(tmp_path / "night"), **other}]
+    words = [f"data.train={json.dumps(sources)}", f"data.val={tmp_path / 'day'}", f"data.classes={chosen}"]
+    with pytest.raises(DetkitError, match=said) as told:
+        detkit.train("classify", overrides=[*words, "model.head.align=coral"], out=tmp_path / "run")
+    assert do in told.value.do
+    assert (f"data.classes={chosen}" if chosen != "null" else "data.train") in told.value.where
