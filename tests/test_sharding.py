@@ -525,6 +525,9 @@ def test_an_object_store(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert [row["detections"] for row in got] == [row["detections"] for row in rows("one")]
         with pytest.raises(DetkitError, match=r"no such file|no image lies there"):
             run("out", "s3://nobucket/*.png")
+        with pytest.raises(DetkitError, match="there is no such bucket"):
+            run("s3://nobucket/found", "s3://bucket/photos")
+        assert not store.exists("nobucket")
     finally:
         server.stop()
     s3fs.S3FileSystem.clear_instance_cache()

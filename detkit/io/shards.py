@@ -115,6 +115,11 @@ class Shards:
         """
         pa = self._pa
         schema = pa.schema({"source": pa.string(), "bytes": pa.int64()})
+        with reaching(self.out):
+            bucket = self._root.partition("/")[0]
+            if bucket and not self._fs.exists(bucket):  # makedirs would make it, however it was misspelled
+                raise DetkitError("there is no such bucket", self.out, "correct its name, or make it first")
+            self._fs.makedirs(self._root, exist_ok=True)
         rows, digest = iter(files), hashlib.sha256(f"{size} {json.dumps(settings, sort_keys=True)}".encode())
         with self._whole(MANIFEST) as file, pa.parquet.ParquetWriter(file, schema) as writer:
             while chunk := list(islice(rows, size)):
@@ -247,7 +252,6 @@ class Shards:
         temporary = f"{self._root}/.{name}.{secrets.token_hex(4)}.partial"
         with reaching(f"{self.out}/{name}"):
             try:
-                self._fs.makedirs(self._root, exist_ok=True)
                 with self._fs.open(temporary, "wb") as file:
                     yield file
                 self._fs.mv(temporary, f"{self._root}/{name}")
