@@ -412,6 +412,27 @@ def test_a_model_made_in_inference_mode_detects_too() -> None:
     everything(detector)
 
 
+def test_on_one_thread_small_kernels_are_computed_by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    detector, threads, calls = lived_in(build(MODELS["same padding"][0])), torch.get_num_threads(), []
+    fuse_batchnorms(detector)
+    real = torch.mkldnn_convolution
+    monkeypatch.setattr(torch, "mkldnn_convolution", lambda *args: (calls.append(args[1].shape), real(*args))[1])
+    try:
+        torch.set_num_threads(2)
+        assert_same(detector)
+        assert not calls
+        torch.set_num_threads(1)
+        assert_same(detector)
+        assert {shape[2:] for shape in calls} == {(1, 1)}
+        blocks = sum(type(m).__name__ == "InvertedResidual" for m in detector.modules())
+        assert len(calls) == 25 == 2 * blocks - 1 + 4, "all but the first block widen; the neck and the head have 4"
+        with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+            answers(detector)
+        assert len(calls) == 25
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_threads_share_a_detector() -> None:
     detector = build({"backbone": {"name": "mobilenet_v3_small", "taps": [2, 3]}})
     fuse_batchnorms(detector)
