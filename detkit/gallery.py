@@ -36,13 +36,15 @@ def threshold_of(model: Detector, data: str | None = None, split: str | None = N
         accepts: The share.
 
     Raises:
-        DetkitError: There is neither.
+        DetkitError: There is neither, or no two identities.
     """
     metric = find_metric(model.protocol)
     if data is not None and isinstance(metric, Match):
         found = detect_dataset(model, Dataset(read(data, split=split)))
-        return threshold_at(metric.pairs(*found[:2])[1], accepts)
-    if data is not None or "threshold" not in model.scores:
+        if not len(different := metric.pairs(*found[:2])[1]):
+            raise DetkitError("all images are of one identity: none could be confused", data, "give folders of several")
+        return threshold_at(different, accepts)
+    if data is not None or model.scores.get("threshold") is None:  # none: it was validated on one identity
         do = "give --threshold 0.8, say, or a model with head embed"
         raise DetkitError("this model knows no threshold of likeness", "--threshold", do)
     return model.scores["threshold"]

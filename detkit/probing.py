@@ -16,6 +16,7 @@ from torch import Tensor
 
 from detkit.data.dataset import Dataset, read, splits
 from detkit.data.loader import Loader
+from detkit.data.names import match_some
 from detkit.errors import DetkitError
 from detkit.metrics import evaluate_results
 from detkit.printed import Printed, counted
@@ -63,6 +64,8 @@ def probe(
     known, judged = (Dataset(read(data, split=name, format=format)) for name in ("train", others[0]))
     for name, one in (("train", known), (others[0], judged)):
         one.annotations.check_labelled(f"{data}, {name}")
+    learned, met = ([one.classes[k] for k in np.unique(one.annotations.labels)] for one in (known, judged))
+    match_some("train has", learned, others[0], met, data, "a probe is judged on classes that it has seen")
     memory, asked = (embed(model, one, batch, on_progress) for one in (known, judged))
     labels, count = torch.from_numpy(known.annotations.labels), len(known.classes)
     scores = (knn_scores if by == "knn" else linear_scores)(memory, labels, asked, count).numpy().astype(np.float64)

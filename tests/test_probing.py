@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,10 @@ def test_mistakes_are_told(run: Path, folders: Path, tmp_path: Path, capsys: pyt
     assert "the parts are one" in capsys.readouterr().err
     assert main(["evaluate", str(run), str(folders), "--protocol", "knn", "--iou", "0.5"]) == 2
     assert "this says nothing about a probe" in capsys.readouterr().err
+    shutil.copytree(folders / "train" / "red", tmp_path / "apart" / "train" / "red")
+    shutil.copytree(folders / "test" / "blue", tmp_path / "apart" / "test" / "blue")
+    assert main(["evaluate", str(run), str(tmp_path / "apart"), "--protocol", "linear"]) == 2
+    assert "train has red, test blue: no class in common" in capsys.readouterr().err
     out = ["-o", str(tmp_path / "run")]
     cached = ["model.backbone.frozen=1", "train.cache_features=true"]
     assert main(["pretrain", "simclr", "--data", str(folders), *SMALL, *cached, *out]) == 2

@@ -90,6 +90,14 @@ def test_what_is_refused(
     with torch.no_grad():
         next(detector.parameters()).add_(1)
     detector.save(tmp_path / "other.safetensors")
+    shutil.copytree(data / "val" / "yellow", tmp_path / "alone" / "val" / "yellow")
+    shutil.copytree(data / "train", tmp_path / "alone" / "train")
+    changes = [
+        f"data.train={{path: {tmp_path / 'alone'}, split: train}}",
+        f"data.val={{path: {tmp_path / 'alone'}, split: val}}",
+    ]
+    small = ["model.size=24", "model.backbone={name: lenet_textbook, taps: [1]}", "train.batch=8", "train.workers=0"]
+    detkit.train("embed", epochs=1, overrides=[*changes, *small], out=tmp_path / "one")
     for words, said in (
         (["identify", "known", image, "-m", "other.safetensors"], "made with another model"),
         (["identify", "text", image, *model], "no gallery"),
@@ -100,6 +108,8 @@ def test_what_is_refused(
         (["search", image, "missing", *model], "no such folder"),
         (["verify", image, image, *model, "--false-accepts", "0.1"], "labelled images"),
         (["verify", image, image], "no threshold"),
+        (["verify", image, image, "-m", "one"], "no threshold"),
+        (["verify", image, image, *model, "--data", "alone", "--split", "val"], "all images are of one identity"),
         (["verify", image, "missing.png", *other], "missing.png"),
     ):
         capsys.readouterr()
