@@ -458,6 +458,13 @@ def test_options_that_do_not_fit(photos: Path, words: list[str], what: str, caps
     assert what in capsys.readouterr().err
 
 
+def test_a_list_of_nothing_is_no_finished_run(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("names.txt").write_text("\n")
+    assert main(["detect", "--list", "names.txt", "--shards", "out"]) == 2
+    assert "no image was found" in capsys.readouterr().err
+    assert not Path("out", MANIFEST).exists()
+
+
 def test_evaluate_reads_shards(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("out")
     images = [{"id": i, "file_name": f"{i:02d}.png", "width": 10, "height": 8} for i in range(COUNT)]

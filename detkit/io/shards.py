@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -115,12 +115,15 @@ class Shards:
         """
         pa = self._pa
         schema = pa.schema({"source": pa.string(), "bytes": pa.int64()})
+        rows = iter(files)
+        if not (first := list(islice(rows, 1))):
+            raise DetkitError("no image was found", do="name images, a folder that holds some, or a list of them")
         with reaching(self.out):
             bucket = self._root.partition("/")[0]
             if bucket and not self._fs.exists(bucket):  # makedirs would make it, however it was misspelled
                 raise DetkitError("there is no such bucket", self.out, "correct its name, or make it first")
             self._fs.makedirs(self._root, exist_ok=True)
-        rows, digest = iter(files), hashlib.sha256(f"{size} {json.dumps(settings, sort_keys=True)}".encode())
+        rows, digest = chain(first, rows), hashlib.sha256(f"{size} {json.dumps(settings, sort_keys=True)}".encode())
         with self._whole(MANIFEST) as file, pa.parquet.ParquetWriter(file, schema) as writer:
             while chunk := list(islice(rows, size)):
                 names = [_as_utf8(name) for name, _ in chunk]
