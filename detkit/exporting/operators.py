@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,7 +44,7 @@ def _(boxes: Tensor, scores: Tensor, iou: float, floor: float) -> Tensor:
 
 
 def in_onnx() -> dict[Any, Callable[..., Any]]:
-    """Of each of detkit's operators, what writes it in ONNX."""
+    """Of each of detkit's operators, and of one that torch writes otherwise, what writes it in ONNX."""
     op, types = onnx_package("onnxscript").opset18, onnx_package().TensorProto
 
     def nms(boxes: object, scores: object, iou: float, floor: float) -> object:
@@ -69,5 +70,21 @@ def in_onnx() -> dict[Any, Callable[..., Any]]:
     def pool(maps: object, rois: object, high: int, wide: int, scale: float) -> object:
         return op.MaxRoiPool(maps, rois, pooled_shape=[high, wide], spatial_scale=scale)
 
+    def shares(maps: object, axis: int, scale: float) -> object:
+        number, (half, one) = types.FLOAT, (op.Constant(value_float=value) for value in (0.5, 1.0))
+        length = op.Cast(op.Squeeze(op.Shape(maps, start=axis, end=axis + 1)), to=number)
+        # A whole number of pixels must not be rounded down by the last bit of the product.
+        fewer = op.Floor(length * op.Constant(value_float=float(np.nextafter(np.float32(scale), np.float32(2)))))
+        new = op.Range(half, fewer, one) * op.Constant(value_float=1 / scale)
+        far = op.Abs(op.Range(half, length, one) - op.Unsqueeze(new, op.Constant(value_ints=[1])))
+        near = op.Relu(one - far * op.Constant(value_float=scale))
+        return near / op.ReduceSum(near, op.Constant(value_ints=[1]))
+
+    def smaller(maps: object, size: object, corners: bool, high: float, wide: float) -> object:
+        """Antialiased, as sums over rows and columns: torch's exporter writes Resize with a scale that comes from the
+        rounded sizes, and OpenVINO's has no antialiasing."""
+        return op.MatMul(op.MatMul(shares(maps, 2, high), maps), op.Transpose(shares(maps, 3, wide), perm=[1, 0]))
+
     known = torch.ops.detkit
-    return {known.suppressed.default: nms, known.roi_align.default: align, known.roi_pool.default: pool}
+    table: dict[Any, Callable[..., Any]] = {torch.ops.aten._upsample_bilinear2d_aa.default: smaller}
+    return table | {known.suppressed.default: nms, known.roi_align.default: align, known.roi_pool.default: pool}

@@ -121,10 +121,15 @@ def _inputs(path: Path, dataset: Dataset) -> Iterator[Mapping[str, np.ndarray]]:
 
 def _network(model: Any) -> tuple[dict[str, bool], set[str]]:
     """The names of the layers, each with whether no other comes before or after it; and of all nodes from the first to
-    the last layers, these included."""
-    nodes = list(model.graph.node)
+    the last layers, these included. Only numbers lead from one to the next: neither indices, as of the map that suits a
+    region, nor places."""
+    import onnx
+
+    nodes, known = list(model.graph.node), onnx.shape_inference.infer_shapes(model).graph.value_info
+    numbers = {one.name for one in known if one.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
     inputs = {
-        node.name: [name for i, name in enumerate(node.input) if i != _PLACES.get(node.op_type)] for node in nodes
+        node.name: [name for i, name in enumerate(node.input) if name in numbers and i != _PLACES.get(node.op_type)]
+        for node in nodes
     }
     after: set[str] = set()
     first = set()

@@ -28,9 +28,9 @@ from detkit.exporting import engines
 from detkit.exporting.graph import DenseGraph
 from detkit.exporting.header import Header
 from detkit.exporting.onnx_file import Exported, export
-from detkit.exporting.precision import _best_range
+from detkit.exporting.precision import _best_range, _network
 from detkit.exporting.predictor import select_boxes
-from detkit.exporting.proof import Agreement, PixelAgreement, Tolerance, _compared, photos
+from detkit.exporting.proof import Agreement, PixelAgreement, Tolerance, _compared, photos, prove
 from detkit.exporting.writing import graph_of
 from detkit.geometry import Geometry
 from detkit.heads.dense import select_detections
@@ -190,6 +190,31 @@ def test_regions_of_inputs_of_any_size(pairs: Callable[..., Pair]) -> None:
     detector = load_detector(build(file.parent, "faster_rcnn"))
     with pytest.raises(detkit.DetkitError, match="for one size: at another"):
         graph_of(detector, dynamic=True)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_an_image_at_several_scales(engine: str, monkeypatch: pytest.MonkeyPatch, pairs: Callable[..., Pair]) -> None:
+    pytest.importorskip(engine)
+    pyramid = {**LENET, "scales": [1.0, 0.7, 1.3]}  # of 64 pixels no whole numbers, so their ratio is not the scale
+    monkeypatch.setitem(REGIONS, "pyramid", {"backbone": pyramid, "head": HEADS["sliding_window"]})
+    model, file, done = pairs("pyramid")
+    assert done.path == file, done.lines()
+    detector, found = load_detector(model), detkit.load(file, engine=engine)
+    proof = prove(detector, found, photos(), Tolerance(), resize=detector.resize)
+    assert proof.passed, proof.lines()
+
+
+def test_regions_of_fp16_are_found_in_float32(tmp_path: Path) -> None:
+    file, half = tmp_path / "model.onnx", tmp_path / "half.onnx"
+    model, data = build(tmp_path, "faster_rcnn"), str(toy_data(tmp_path))
+    export(model, file)
+    done = export(model, half, precision="fp16", data=data, loss=1.0)
+    assert done.path == half, done.lines()
+    network = engines.read_onnx(file)
+    _, inside = _network(network)
+    made = {node.op_type for node in network.graph.node if node.name in inside}
+    assert {"Conv", "RoiAlign", "Gemm"} <= made
+    assert made.isdisjoint({"Exp", "Log", "TopK", "NonMaxSuppression"})  # boxes, and the map that suits each
 
 
 def test_nms_inside_is_not_another(pairs: Callable[..., Pair]) -> None:
