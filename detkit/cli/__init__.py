@@ -153,6 +153,9 @@ def _unforeseen(error: Exception) -> int:
         where = str(error.filename or "")
         _say(DetkitError(error.strerror or text, where, "check the path, its permissions and the free space"))
         return 4 if error.errno in (28, 27) else 2
+    if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "torchvision"):
+        _say(DetkitError(f"{error.name} is not installed", do="pip install torch torchvision, or name an .onnx file"))
+        return 2
     line = outside_line(error)
     if line is not None:
         what = f"error in {line.filename}, line {line.lineno}, in {line.name}: {type(error).__name__}: {text}"

@@ -130,7 +130,7 @@ def read_config(
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise DetkitError(f"the config cannot be read: {error}", str(path), "give a YAML file in UTF-8") from None
+            raise DetkitError(f"the config cannot be read: {error}", str(path), "give YAML or .safetensors") from None
         values, lines = parse(text, str(path))
     values = copy.deepcopy(values)
     if not isinstance(values, dict):

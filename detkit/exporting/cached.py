@@ -93,7 +93,8 @@ def exported_model(name: str, engine: str, device: str | int | None, **options: 
             raise DetkitError(f"{name} is no .onnx file", f"--{given[0]}", "leave it out")
         return None
     if device not in (None, "cpu"):
-        raise DetkitError("ONNX files run on the CPU here", "--device", "leave it out, or take --engine torch")
+        other = "" if outside else ", or take --engine torch"
+        raise DetkitError("ONNX files run on the CPU here", "--device", f"leave it out{other}")
     from detkit.exporting.predictor import load_exported
 
     if not outside:

@@ -71,7 +71,8 @@ def open_engine(
     if not find_spec(name):
         raise DetkitError(f"{name} is not installed", "--engine", _install(name))
     if precision != "fp32" and (name, precision) != ("openvino", "bf16"):
-        raise DetkitError(f"{name} computes ONNX files in fp32", "--precision", "leave it out, or bf16 with openvino")
+        do = f"leave it out, or --engine openvino: {_install('openvino')}"
+        raise DetkitError(f"{name} computes ONNX files in fp32", "--precision", do)
     if not Path(path).is_file():
         raise DetkitError("there is no such model file", str(path), "give an ONNX file")
     if name == "openvino":

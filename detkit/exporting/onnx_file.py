@@ -56,8 +56,8 @@ class Exported:
     def lines(self) -> list[str]:
         """The table of differences, and what was written."""
         written = f"{self.path}: {self.bytes / 1e6:.1f} MB, by torch's {self.exporter} exporter"
-        last = written if self.path else "nothing is written: the exported model answers otherwise"
-        return [*self.proof.lines(), last]
+        why = "the exported model answers otherwise" if self.proof.loss is None else "it loses more than --loss allows"
+        return [*self.proof.lines(), written if self.path else f"nothing is written: {why}"]
 
 
 def export(

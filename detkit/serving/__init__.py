@@ -63,7 +63,7 @@ def listening(host: str, port: int) -> socket.socket:
         what, do = "there is no such host", "give --host 127.0.0.1, or 0.0.0.0 for all networks"
         raise DetkitError(what, where, do) from None
     except OSError as error:
-        do = "stop what listens there, or give another --port (0: any that is free)"
+        do = "stop what listens there, or give another --port (0: any that is free) or a --host of this machine"
         raise DetkitError(f"cannot listen: {error.strerror or error}", where, do) from None
     # Answers leave at once: asyncio does so for sockets that name TCP as their protocol, which this one does not, and
     # waiting for the client to acknowledge the headers costs 40 ms.

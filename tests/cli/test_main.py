@@ -175,6 +175,13 @@ def test_mistakes_get_code_2_and_say_where(
     assert len(said.splitlines()) <= 8
 
 
+def test_torch_that_is_missing_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = ModuleNotFoundError("No module named 'torch'", name="torch")
+    monkeypatch.setattr("detkit.cli.app.app_of", Mock(side_effect=missing))
+    assert main(["detect", "photo.jpg"]) == 2
+    assert "torch is not installed [E007]\n  pip install torch torchvision, or name an .onnx file" in _said(capsys)
+
+
 def test_a_bug_is_called_a_bug(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("detkit.cli.app.app_of", Mock(side_effect=ZeroDivisionError("division by zero")))
     assert main(["models"]) == 1

@@ -483,6 +483,7 @@ def test_fewer_bits_are_judged_by_ap(
     monkeypatch.setattr("detkit.exporting.onnx_file.score_both", lambda *given: worse)
     done = export(yolo.model, tmp_path / "b.onnx", precision=precision, data=data)
     assert done.path is None
+    assert done.lines()[-1] == "nothing is written: it loses more than --loss allows"
     assert not (tmp_path / "b.onnx").exists()
     assert export(yolo.model, tmp_path / "b.onnx", precision=precision, data=data, loss=0.01).path
 
