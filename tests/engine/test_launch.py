@@ -27,7 +27,7 @@ def test_every_process_has_the_words_and_its_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    stand_in(tmp_path, monkeypatch, f'echo "$@" $WORLD_SIZE $OMP_NUM_THREADS >{tmp_path}/$RANK; echo $RANK')
+    stand_in(tmp_path, monkeypatch, f'echo "$@" $WORLD_SIZE $OMP_NUM_THREADS >"{tmp_path}/$RANK"; echo $RANK')
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert launch_processes(["train", "a b.yaml"], 2) == 0
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before

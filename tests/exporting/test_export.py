@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -52,7 +53,7 @@ REGIONS: dict[str, dict[str, Any]] = {
     },
     "fast_rcnn": {"proposals": {"name": "windows", "windows": [32]}, "head": {**ROI, "pool": "max"}},
     "faster_rcnn": {
-        "backbone": {**LENET, "taps": [0, 1]},
+        "backbone": {"name": "resnet20", "taps": [1, 2]},
         "neck": {"name": "fpn", "out": 8},
         "proposals": {**RPN, "scales": [16, 32]},
         "head": ROI,
@@ -85,11 +86,9 @@ def build(folder: Path, head: str) -> Path:
     torch.manual_seed(0)
     parts = {"size": 64, "resize": "stretch", "backbone": LENET, **REGIONS.get(head, {"head": HEADS.get(head)})}
     detector = build_detector(Config({}, check_model(parts, Place()), {}, TrainOptions(), EvaluateOptions()), CLASSES)
-    if head in ("rcnn", "fast_rcnn", "faster_rcnn"):
-        for layer in (detector.head.classes, *getattr(detector.proposals, "layers", ())):
-            torch.nn.init.normal_(
-                layer.weight, std=0.1
-            )  # scores so far apart that rounding does not change their order
+    for name, layer in detector.named_modules():  # scores so far apart that rounding does not change their order
+        if re.fullmatch(r"head\.classes|(head|proposals)\.(box_)?layers\.\d+", name):
+            torch.nn.init.normal_(layer.weight, std=0.1)
     detector.save(folder / f"{head}.safetensors")
     return folder / f"{head}.safetensors"
 
