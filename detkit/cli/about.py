@@ -130,12 +130,14 @@ def doctor(
 
 def _exported(make: bool) -> str:
     """Whether ``detect`` runs the shipped model's exported form here, which is made if asked for and if it can be."""
-    from detkit.devices import pick_device
     from detkit.exporting.cached import kept_export, make_export
     from detkit.zoo import DEFAULT
 
-    if pick_device("auto").type != "cpu":
-        return "no: torch is faster on this machine's GPU"
+    if _installed("torch") != _MISSING:
+        from detkit.devices import pick_device
+
+        if pick_device("auto").type != "cpu":
+            return "no: torch is faster on this machine's GPU"
     if _MISSING in map(_installed, ("onnx", "onnxruntime", "onnxscript")):
         return "no: pip install 'detkit[onnx]', then detkit doctor --warm"
     if make:
@@ -151,6 +153,8 @@ def _installed(name: str) -> str:
 
 
 def _devices() -> list[str]:
+    if _installed("torch") == _MISSING:
+        return ["cpu"]
     import torch
 
     devices = ["cpu"]

@@ -78,18 +78,14 @@ def track(
     from detkit.tracking.tracker import Tracker
 
     if source is None and predictions is None:
-        raise DetkitError(
-            "no video was named", "VIDEO", "name a video, a camera, a folder of frames or --predictions FILE"
-        )
+        raise DetkitError("no video was named", "VIDEO", "name a video, camera, folder of frames or --predictions FILE")
     if save and source is None:
         raise DetkitError("without a video there is nothing to draw on", "--save", "name the video too")
     if following.camera_motion and source is None:
         raise DetkitError("without a video the camera's motion is unknown", "--camera-motion", "name the video too")
     by_looks = following.appearance or following.looks is not None
     if by_looks and predictions is not None:
-        raise DetkitError(
-            "a file of detections has no looks", "--appearance, --looks", "leave it out, or let a model detect"
-        )
+        raise DetkitError("a file of detections has no looks", "--appearance, --looks", "let a model detect")
     if predictions is not None and (model or answers.ensemble or answers.tta):
         raise DetkitError("give a model or --predictions, not both", do="leave one of them out")
     kind = check_format(out, form, ("jsonl", "csv", "mot"), {".jsonl": "jsonl", ".csv": "csv", ".txt": "mot"})

@@ -302,6 +302,25 @@ def test_doctor_looks_at_this_machine(capsys: pytest.CaptureFixture[str], monkey
     assert "not installed" not in facts["torch"]
 
 
+def test_doctor_needs_no_torch() -> None:
+    code = """
+import importlib.metadata, sys
+sys.modules["torch"] = None
+from detkit.cli import about, main
+version = importlib.metadata.version
+def installed(name):
+    if name == "torch":
+        raise importlib.metadata.PackageNotFoundError(name)
+    return version(name)
+importlib.metadata.version = installed
+sys.exit(main(["doctor"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    facts = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    assert (facts["torch"], facts["devices"]) == ("not installed", "cpu")
+
+
 def test_progress_of_a_long_task_is_a_few_lines_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
     for total in (39, 75, 1000):
         for done in range(total + 1):
