@@ -1,4 +1,4 @@
-"""BatchNorms folded into the convolutions before them, where a detector detects.
+"""BatchNorms folded into the convolutions before them, where a detector detects; weights as oneDNN wants them.
 
 In evaluation mode a BatchNorm multiplies and adds constants, and so can the convolution: one pass over the maps instead
 of two (Jacob et al. 2018, arXiv 1712.05877, section 3.2). The layers, what is trained and what is saved stay as they
@@ -84,11 +84,23 @@ def _answers(detector: Detector) -> list[Tensor]:
     return [value for value in raw.values() if value.is_floating_point() and value.numel()]
 
 
-def _slow_in_torch(conv: nn.Conv2d, x: Tensor) -> bool:
-    """True of a few 1 x 1 convolutions on one thread, for which torch takes a loop twice as slow as oneDNN's."""
-    few = torch.get_num_threads() == 1 and len(x) < 16 and conv.kernel_size == conv.stride == (1, 1)
-    exact = x.dtype is conv.weight.dtype is torch.float32 and not torch.is_autocast_enabled("cpu")
-    return few and exact and x.device.type == "cpu" and torch.backends.mkldnn.is_available()
+class _Packed:
+    """Stands for the ``_conv_forward`` of a layer whose weights are kept in the order that oneDNN computes with.
+
+    Torch makes that order anew at each call; on one thread it also leaves 1 x 1 convolutions of a few images to a loop
+    that takes twice the time.
+    """
+
+    def __init__(self, layer: nn.Conv2d, x: Tensor) -> None:
+        pack: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # as torch.compile does
+        self.how = layer.padding, layer.stride, layer.dilation, layer.groups
+        self.weight = pack(layer.weight.to_mkldnn(), *self.how, x.shape)
+        self.plain = layer._conv_forward
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if x.dtype is not torch.float32 or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+            return self.plain(x, weight, bias)
+        return torch.ops.mkldnn._convolution_pointwise(x, self.weight, bias, *self.how, "none", [], "")
 
 
 class _Folded:
@@ -110,11 +122,7 @@ class _Folded:
         moved = self.parent._modules.get(self.name) is not norm or conv.weight.is_inference()
         if learning or watched or others or moved:
             return type(conv).forward(conv, x)
-        layer = self.layer()
-        if _slow_in_torch(layer, x):
-            result = torch.mkldnn_convolution(x, layer.weight, layer.bias, (0, 0), (1, 1), (1, 1), layer.groups)
-        else:
-            result = type(conv).forward(layer, x)
+        result = type(conv).forward(self.layer(x), x)
         result.normalised_by = norm  # type: ignore[attr-defined]
         return result
 
@@ -122,7 +130,7 @@ class _Folded:
         """What the convolution has normalised passes."""
         return x if vars(x).pop("normalised_by", None) is self.norm else type(self.norm).forward(self.norm, x)
 
-    def layer(self) -> nn.Conv2d:
+    def layer(self, x: Tensor) -> nn.Conv2d:
         """The convolution with folded weights, made anew if what it was made of has changed."""
         conv, norm = self.conv, self.norm
         tensors = [*conv._parameters.values(), *norm._parameters.values(), *norm._buffers.values()]
@@ -137,6 +145,9 @@ class _Folded:
             with torch.inference_mode(False), torch.no_grad():
                 statistics: Any = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
                 weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
-            layer._parameters = {"weight": weight, "bias": bias}
+                layer._parameters = {"weight": weight, "bias": bias}
+                plain = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+                if plain and weight.device.type == "cpu" and weight.dtype is torch.float32:
+                    vars(layer)["_conv_forward"] = _Packed(layer, x)
             self.made = made = (tensors, numbers, layer)
         return made[2]

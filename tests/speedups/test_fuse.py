@@ -23,7 +23,7 @@ from detkit.data.resize import Resize
 from detkit.detector import Detector, read_weights
 from detkit.engine.options import TrainOptions
 from detkit.heads.yolo import YOLO
-from detkit.speedups.fuse import fuse_batchnorms
+from detkit.speedups.fuse import _Packed, fuse_batchnorms
 from detkit.structures import Detections, Limits, Sample
 
 CLASSES = ("circle", "square")
@@ -412,25 +412,29 @@ def test_a_model_made_in_inference_mode_detects_too() -> None:
     everything(detector)
 
 
-def test_on_one_thread_small_kernels_are_computed_by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    detector, threads, calls = lived_in(build(MODELS["same padding"][0])), torch.get_num_threads(), []
+@pytest.mark.parametrize("threads", [1, 2])
+def test_packed_weights_answer_as_plain_ones(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    detector, before, calls = lived_in(build(MODELS["same padding"][0])), torch.get_num_threads(), []
+    packed: Any = _Packed.__call__
+    monkeypatch.setattr(_Packed, "__call__", lambda self, *args: (calls.append(args[1].shape), packed(self, *args))[1])
     fuse_batchnorms(detector)
-    real = torch.mkldnn_convolution
-    monkeypatch.setattr(torch, "mkldnn_convolution", lambda *args: (calls.append(args[1].shape), real(*args))[1])
     try:
-        torch.set_num_threads(2)
-        assert_same(detector)
-        assert not calls
-        torch.set_num_threads(1)
-        assert_same(detector)
-        assert {shape[2:] for shape in calls} == {(1, 1)}
-        blocks = sum(type(m).__name__ == "InvertedResidual" for m in detector.modules())
-        assert len(calls) == 25 == 2 * blocks - 1 + 4, "all but the first block widen; the neck and the head have 4"
-        with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
-            answers(detector)
-        assert len(calls) == 25
-    finally:
         torch.set_num_threads(threads)
+        calls.clear()
+        assert_same(detector)
+        assert len(calls) == len(norms(detector)) - 3, "strided depthwise layers pad by themselves"
+        images = {size: torch.rand(*size) * 255 for size in ((1, 3, 64, 96), (17, 3, 32, 32))}  # not as at first
+        for image in images.values():
+            plain = detector.raw(image)["boxes"].detach()
+            with torch.inference_mode():
+                torch.testing.assert_close(detector.raw(image)["boxes"], plain, rtol=0, atol=1e-5)
+        with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+            found = answers(detector)
+            monkeypatch.setattr(_Packed, "__call__", lambda self, *args: self.plain(*args))
+            wanted = answers(detector)
+        assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_threads_share_a_detector() -> None:
