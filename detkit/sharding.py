@@ -258,20 +258,39 @@ def _on_ray(job: Job, numbers: Sequence[int], address: str, devices: float) -> I
     except ImportError:
         raise DetkitError("--workers ray needs Ray", do='pip install "detkit[ray]"') from None
 
+    class Driver:
+        def __init__(self) -> None:
+            self._made = _by_ray_data(job, numbers, devices)
+
+        def next(self) -> Made | DetkitError | None:
+            return next(self._made, None)
+
+    try:
+        if not ray.is_initialized():
+            ray.init(address=address if "://" in address else None, log_to_driver=False, logging_level="ERROR")
+    except ConnectionError:
+        do = "is its head there, with ray start --head --ray-client-server-port 10001? must RAY_AUTH_TOKEN be set here?"
+        raise DetkitError("Ray cannot be reached", address, do, code=4) from None
+    driver = ray.remote(num_cpus=0)(Driver).remote()  # Ray Data itself does not run at the client's end of ray://
+    yield from iter(lambda: ray.get(driver.next.remote()), None)
+
+
+def _by_ray_data(job: Job, numbers: Sequence[int], devices: float) -> Iterator[Made | DetkitError]:
+    import ray
+
     class Actor:
         def __init__(self) -> None:
+            with suppress(OSError):
+                os.chdir(job.folder)  # relative names of models and of the output begin there, too
             self._work = ShardWorker(job)
 
         def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
             return {"made": [self._work(int(number)) for number in batch["item"]]}
 
-    if not ray.is_initialized():
-        ray.init(address=address if "://" in address else None, log_to_driver=False, logging_level="ERROR")
     ray.data.DataContext.get_current().enable_progress_bars = False
     items = ray.data.from_items(list(numbers), override_num_blocks=len(numbers))
     made = items.map_batches(Actor, batch_size=1, concurrency=(1, len(numbers)), num_gpus=devices or None)
-    for row in made.iter_rows():
-        yield row["made"]
+    return (row["made"] for row in made.iter_rows())
 
 
 def _in_processes(job: Job, numbers: Sequence[int], workers: int) -> Iterator[Made | DetkitError]:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -508,6 +509,16 @@ def test_ray_makes_the_same_rows(photos: Path, monkeypatch: pytest.MonkeyPatch) 
     finally:
         ray.shutdown()
     assert rows("out") == rows("one")
+
+
+def test_a_ray_that_is_not_there(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise ConnectionError("ray client connection timeout")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False, init=refuse))
+    with pytest.raises(DetkitError, match="Ray cannot be reached") as error:
+        run("out", workers="ray://head:10001")
+    assert (error.value.where, error.value.code) == ("ray://head:10001", 4)
 
 
 def test_an_object_store(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
