@@ -138,8 +138,7 @@ def _record(path: str) -> Mapping[str, Any]:
     try:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        what = "run.json of this folder is missing or damaged"
-        raise DetkitError(what, path, _MADE) from None
+        raise DetkitError("run.json of this folder is missing or damaged", path, _MADE) from None
     return record if isinstance(record, dict) else {}
 
 

@@ -295,8 +295,7 @@ class Detector(nn.Module, Predictor):
         names = ("config", "classes", "class_ids", "threshold", "scores", "record")
         header = {"resize": self.resize.to_dict()} | {name: getattr(self, name) for name in names}
         # Through bytes, not save_file: that maps the file, and a full disk would then kill the process.
-        data = save(state, zoo.header_metadata(plain(header)))
-        write_bytes(path, data, overwrite=overwrite)
+        write_bytes(path, save(state, zoo.header_metadata(plain(header))), overwrite=overwrite)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

@@ -94,8 +94,7 @@ class Gallery:
     def identify(self, vector: np.ndarray, measure: Measure) -> list[tuple[str, float]]:
         """Identities and likenesses to a vector (D,), the best of each, best first."""
         alike = likeness(vector[None], self.table, measure)[0]
-        best = {self.names[i]: float(alike[i]) for i in np.argsort(alike)}
-        return sorted(best.items(), key=lambda item: -item[1])
+        return sorted({self.names[i]: float(alike[i]) for i in np.argsort(alike)}.items(), key=lambda item: -item[1])
 
     def save(self, path: Path, *, overwrite: bool = True) -> None:
         """Writes the file; DetkitError where that fails."""

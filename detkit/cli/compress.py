@@ -40,5 +40,4 @@ def compress(
         *(f"  {layer}" for layer in layers),
         "what it costs in accuracy: detkit evaluate MODEL DATA, of both files",
     ]
-    facts = {"out": path, "bytes": written, "before": before, "parameters": after, "layers": rows}
-    return Printed(facts, lines)
+    return Printed({"out": path, "bytes": written, "before": before, "parameters": after, "layers": rows}, lines)

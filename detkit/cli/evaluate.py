@@ -144,8 +144,7 @@ def _check_words(models: list[str], data: str, predictions: str | None, answers:
 
     file, shipped = data.endswith((".safetensors", ".onnx")), data in ("default", DEFAULT) and not Path(data).exists()
     if file or shipped or any((Path(data) / name).is_file() for name in ("best.safetensors", "state.pt", "run.json")):
-        do = f"detkit evaluate {data} DATA, say"
-        raise DetkitError("no data was named: this is a model", data, do)
+        raise DetkitError("no data was named: this is a model", data, f"detkit evaluate {data} DATA, say")
     for name in models:
         if Path(name).suffix in (".json", ".jsonl", ".csv", ".gz", ".txt"):
             do = "detections from a file: detkit evaluate --predictions FILE DATA"

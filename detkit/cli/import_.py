@@ -81,8 +81,7 @@ def yolox(
     here); a pickle is opened only if it holds nothing but tensors."""
     from detkit.importers.yolox import import_yolox
 
-    make = partial(import_yolox, file, names, size=size, images=images, tell=note)
-    return _import(make, file.stem, out, overwrite)
+    return _import(partial(import_yolox, file, names, size=size, images=images, tell=note), file.stem, out, overwrite)
 
 
 def _import(make: Callable[[], Detector], stem: str, out: Path | None, overwrite: bool) -> Printed:

@@ -181,8 +181,7 @@ def _check_sides(model: Section, place: Place) -> None:
 
 def _part(model: Section, kind: str, place: Place, *wired: Any) -> Any:
     arguments = dict(model[kind])
-    name = arguments.pop("name")
-    constructor = part_at(kind, name, place, ("model", kind, "name"))
+    constructor = part_at(kind, arguments.pop("name"), place, ("model", kind, "name"))
     with located(place, ("model", kind), arguments):
         return registry.make(constructor, place.at(("model", kind, "name")), *wired, **arguments)
 

@@ -128,8 +128,7 @@ def _with_models_classes(config: Config, train: Dataset) -> tuple[Dataset, list[
     file = zoo.model_file(weights)
     header = zoo.read_model_header(file)
     own = dict(zip(header["classes"], header["class_ids"], strict=True))
-    table = match_classes(train.classes, tuple(own))
-    pairs = list(zip(train.classes, table, strict=True))
+    pairs = list(zip(train.classes, match_classes(train.classes, tuple(own)), strict=True))
     named = [f"{name} as {header['classes'][place]}" for name, place in pairs if name not in own and place >= 0]
     added = [name for name, place in pairs if place < 0]
     annotations = _with_classes(train.annotations, (*own, *added))

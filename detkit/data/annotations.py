@@ -49,8 +49,7 @@ class Findings(dict[str, Finding]):
         """Counts ``count`` more cases of ``name``; none is nothing."""
         if count > 0:
             so_far = self.get(name, Finding(name, 0))
-            kept = (*so_far.examples, *examples)[:EXAMPLES]
-            self[name] = Finding(name, so_far.count + count, kept, note)
+            self[name] = Finding(name, so_far.count + count, (*so_far.examples, *examples)[:EXAMPLES], note)
 
     def add_rows(self, name: str, rows: np.ndarray, where: Callable[[int], str], *, note: bool = False) -> None:
         """Counts the rows that a mask or indices select; ``where`` names one of them for a person."""

@@ -305,8 +305,7 @@ def usable(target: Target, size: tuple[int, int]) -> Target:
 def colour_shift(image: np.ndarray, added: Sequence[float] | np.ndarray) -> np.ndarray:
     """``image`` (uint8 (H, W, 3) RGB) with (3,) values added to its channels, clipped to 0..255."""
     table = np.arange(256)[:, None] + np.asarray(added)
-    table = np.clip(np.rint(table), 0, 255).astype(np.uint8)
-    return cv2.LUT(image, table.reshape(1, 256, 3))
+    return cv2.LUT(image, np.clip(np.rint(table), 0, 255).astype(np.uint8).reshape(1, 256, 3))
 
 
 def principal_axes(covariance: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:

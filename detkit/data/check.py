@@ -79,8 +79,7 @@ def _check_labels(a: Annotations, findings: Findings) -> None:
         findings.add_rows("box over the whole image", whole, where, note=True)
     key = np.concatenate([image[:, None], a.labels[:, None], a.xywh], axis=1)
     _, first = np.unique(key, axis=0, return_index=True)
-    twice = np.setdiff1d(np.arange(len(key)), first)
-    findings.add_rows("same box and class twice in an image", twice, where)
+    findings.add_rows("same box and class twice in an image", np.setdiff1d(np.arange(len(key)), first), where)
     for name, count in zip(a.classes, a.class_counts(), strict=True):
         if count == 0 and a.classes != VOC_CLASSES:  # these are known, not said by the data
             findings.add("class without boxes", name, note=True)

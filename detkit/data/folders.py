@@ -98,8 +98,7 @@ def _whole_images(
     found = ImageTable(ids, [str(file) for file in files], np.array(sizes, np.int32))
     xywh = np.pad(found.sizes[:, ::-1].astype(np.float64), ((0, 0), (2, 0)))
     objects = ObjectTable(np.arange(len(files)), xywh, np.array(labels), found.files.__getitem__)
-    made = assemble(objects, found, dict(enumerate(classes)), findings, source)
-    return replace(made, image_labels=True)
+    return replace(assemble(objects, found, dict(enumerate(classes)), findings, source), image_labels=True)
 
 
 def _classes(path: Path, part: bool = False) -> list[str]:

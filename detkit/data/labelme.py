@@ -68,8 +68,7 @@ class LabelmeFormat(LabelFilesFormat):
         files = sorted(home.rglob("[!.]*.json")) if place.is_dir() else [place]
         for file, content in table.decoded(files, _File, "a file of labelme"):
             name = _image_name(file, content.imagePath or "", home)
-            image = table.image(name, content.imageWidth, content.imageHeight)
-            _add_shapes(table, image, content.shapes, file)
+            _add_shapes(table, table.image(name, content.imageWidth, content.imageHeight), content.shapes, file)
         count_skipped(files_in(home), table.findings)
         return table
 
@@ -78,8 +77,7 @@ def _has_labels(path: Path) -> bool:
     """True for a file of labelme's, and for a folder among whose first .json files, or its folders', is one."""
     if path.is_file():
         return path.suffix.lower() == ".json" and json_kind(path) == "labelme"
-    found = chain(path.glob("*.json"), path.glob("[!.]*/*.json"))
-    return any(json_kind(p) == "labelme" for p in islice(found, 5))
+    return any(json_kind(p) == "labelme" for p in islice(chain(path.glob("*.json"), path.glob("[!.]*/*.json")), 5))
 
 
 def _image_name(file: Path, name: str, home: Path) -> str:

@@ -27,8 +27,7 @@ def restyled(image: np.ndarray, other: np.ndarray, by: Looks) -> np.ndarray:
         high, wide = (max(1, round(side * _LOW)) for side in image.shape[:2])
         rows = np.arange(1 - high, high)  # both signs of the vertical frequency; the horizontal one has half of them
         own[rows, :wide] = np.abs(theirs[rows, :wide]) * np.exp(1j * np.angle(own[rows, :wide]))
-        made = np.fft.irfft2(own, s=image.shape[:2], axes=(0, 1))
-        return np.rint(made).clip(0, 255).astype(np.uint8)
+        return np.rint(np.fft.irfft2(own, s=image.shape[:2], axes=(0, 1))).clip(0, 255).astype(np.uint8)
     lab, wanted = (cv2.cvtColor(x.astype(np.float32) / 255, cv2.COLOR_RGB2LAB) for x in (image, other))
     (mean, std), (to_mean, to_std) = ((x.mean((0, 1)), x.std((0, 1)) + 0.1) for x in (lab, wanted))
     made = cv2.cvtColor((lab - mean) / std * to_std + to_mean, cv2.COLOR_LAB2RGB)

@@ -86,8 +86,7 @@ class EpochSampler:
             # Systematic sampling: everyone is drawn its expected number of times, rounded up or down.
             edges = np.cumsum(self.weights) * (self.count / self.weights.sum())
             chosen = np.searchsorted(edges, np.arange(self.count) + rng.random()).clip(max=self.count - 1)
-        order = rng.permutation(chosen)
-        return np.resize(order, max(self.count, self.batch * self.world))
+        return np.resize(rng.permutation(chosen), max(self.count, self.batch * self.world))
 
     def __len__(self) -> int:
         """Batches of one epoch in this process."""

@@ -133,8 +133,7 @@ def _from_darknet(file: Path) -> Layout:
 
 def _from_folder(folder: Path) -> Layout:
     """What a folder without a yaml holds: lists or folders of parts, or one piece."""
-    files = files_in(folder)
-    named = [folder / name for name in files if name.rsplit("/", 1)[-1] in CLASSES]
+    named = [folder / name for name in files_in(folder) if name.rsplit("/", 1)[-1] in CLASSES]
     tables = {file: _names(_named(file), file) for file in named}
     for other in named[1:]:
         if tables[other] != tables[named[0]]:

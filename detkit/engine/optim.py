@@ -111,8 +111,7 @@ def make_optimizer(model: Detector, options: TrainOptions) -> torch.optim.Optimi
         "adam": torch.optim.Adam,
         "sgd": partial(torch.optim.SGD, momentum=momentum, nesterov=momentum > 0),
     }
-    fused = next(model.parameters()).device.type in ("cpu", "cuda")
-    return kinds[options.optimizer](groups, lr=lr, fused=fused)
+    return kinds[options.optimizer](groups, lr=lr, fused=next(model.parameters()).device.type in ("cpu", "cuda"))
 
 
 def rate_factor(step: int, steps_per_epoch: int, options: TrainOptions) -> float:

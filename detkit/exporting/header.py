@@ -118,8 +118,7 @@ def describe_export(path: Path) -> tuple[dict[str, Any], Printed]:
     """
     from detkit.exporting.engines import read_onnx
 
-    model = read_onnx(path)
-    header = Header.from_metadata({entry.key: entry.value for entry in model.metadata_props}, str(path))
+    header = Header.from_metadata({entry.key: entry.value for entry in read_onnx(path).metadata_props}, str(path))
     facts = {part.name: getattr(header, part.name) for part in fields(header)}
     facts |= {"classes": list(header.classes), "resize": header.resize.to_dict()}
     proof, lines = facts.pop("proof"), ["proof: of another version, see --json"]

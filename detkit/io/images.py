@@ -141,8 +141,7 @@ def _from_pillow(image: Image.Image) -> np.ndarray:
     if image.mode[0] in "IF":  # 16 bits of grey, or floating-point
         grey = np.asarray(image) if image.mode == "F" else np.asarray(image).clip(0, 65535).astype(np.uint16)
         return orient(_to_rgb(_to_8_bits(grey, "a Pillow image")), orientation)
-    pixels = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
-    return orient(as_rgb(pixels), orientation)
+    return orient(as_rgb(np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))), orientation)
 
 
 def image_size(path: str | Path | bytes) -> tuple[int, int]:

@@ -58,8 +58,7 @@ def confusion_matrix(
     rows = np.append(gt.label[gt.wanted], np.full(len(invented), background))
     columns = np.append(answer[gt.wanted], invented)
     size = background + 1
-    counts = np.bincount(rows * size + columns, minlength=size * size).reshape(size, size)
-    return Confusion(counts, gt.classes)
+    return Confusion(np.bincount(rows * size + columns, minlength=size * size).reshape(size, size), gt.classes)
 
 
 def swapped_classes(gt: GroundTruth, dt: Results) -> list[str]:

@@ -112,8 +112,7 @@ def assign_midpoint(
     Raises:
         ValueError: ``ignore_above`` comes without boxes.
     """
-    claims = _grid_claims(levels, objects, ratio=None, neighbours=False)
-    assignment = _settle(claims, levels, objects, images)
+    assignment = _settle(_grid_claims(levels, objects, ratio=None, neighbours=False), levels, objects, images)
     if ignore_above is None:
         return assignment
     if pred is None:

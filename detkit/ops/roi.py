@@ -175,29 +175,25 @@ def _in_threads(kernel: Kernel, tensors: Sequence[Tensor], backward: bool, optio
 
 @_align.register_kernel("cuda")
 def _(features: Tensor, rois: Tensor, high: int, wide: int, scale: float, sampling: int, aligned: bool) -> Tensor:
-    pooled = _torchvision().roi_align(features, rois, scale, high, wide, sampling or -1, aligned)
-    return _channels_last(pooled)
+    return _channels_last(_torchvision().roi_align(features, rois, scale, high, wide, sampling or -1, aligned))
 
 
 @_align_backward.register_kernel("cuda")
 def _(gradient: Tensor, rois: Tensor, features: Tensor, scale: float, sampling: int, aligned: bool) -> Tensor:
     sizes = *gradient.shape[-2:], *features.shape
-    out = _torchvision()._roi_align_backward(gradient, rois, scale, *sizes, sampling or -1, aligned)
-    return _channels_last(out)
+    return _channels_last(_torchvision()._roi_align_backward(gradient, rois, scale, *sizes, sampling or -1, aligned))
 
 
 @_pool.register_kernel("cuda")
 def _(features: Tensor, rois: Tensor, high: int, wide: int, scale: float) -> Tensor:
-    pooled = _torchvision().roi_pool(features, rois, scale, high, wide)[0]
-    return _channels_last(pooled)
+    return _channels_last(_torchvision().roi_pool(features, rois, scale, high, wide)[0])
 
 
 @_pool_backward.register_kernel("cuda")
 def _(gradient: Tensor, rois: Tensor, features: Tensor, scale: float) -> Tensor:
     size = gradient.shape[-2:]
     places = _torchvision().roi_pool(features, rois, scale, *size)[1]
-    out = _torchvision()._roi_pool_backward(gradient, rois, places, scale, *size, *features.shape)
-    return _channels_last(out)
+    return _channels_last(_torchvision()._roi_pool_backward(gradient, rois, places, scale, *size, *features.shape))
 
 
 def _channels_last(maps: Tensor) -> Tensor:

@@ -123,8 +123,7 @@ def graph_segments(image: np.ndarray, k: float, *, sigma: float = SIGMA, min_siz
     Returns:
         (H, W) int32, numbered from 0 by first pixels.
     """
-    channels = cv2.split(image)
-    atoms, finals = _segments(channels, (k,), sigma, min_size)
+    atoms, finals = _segments(cv2.split(image), (k,), sigma, min_size)
     return finals[0][atoms].reshape(image.shape[:2])
 
 

@@ -139,8 +139,7 @@ class _Service:
         )
 
     async def shown_metrics(self, _: Request) -> Response:
-        text = self.metrics.text(self.bounds.queue - self.free)
-        return Response(text, media_type="text/plain; version=0.0.4")
+        return Response(self.metrics.text(self.bounds.queue - self.free), media_type="text/plain; version=0.0.4")
 
     async def shown_report(self, _: Request) -> Response:
         if self.report is None:
@@ -276,8 +275,7 @@ def _told(error: DetkitError) -> dict[str, str]:
 
 
 def _json(value: object, status: int = 200) -> Response:
-    text = json.dumps(value, ensure_ascii=False)
-    return Response(text, status, media_type="application/json")
+    return Response(json.dumps(value, ensure_ascii=False), status, media_type="application/json")
 
 
 def _error(error: DetkitError) -> Response:

@@ -219,8 +219,7 @@ def _found_in(path: str | Path, lines: Iterable[tuple[int, DetectedLine]], unit:
         _check_size(line, data.sizes[index], where)
         for found in line.detections:
             x1, y1, x2, y2 = found.box
-            label = lookup.label(found.label)
-            rows.append((index, label, (x1, y1, x2 - x1, y2 - y1), found.score, where))
+            rows.append((index, lookup.label(found.label), (x1, y1, x2 - x1, y2 - y1), found.score, where))
     missing = len(data.image_ids) - len(seen)
     notes = [f"{missing} of {len(data.image_ids)} images have no line in {Path(path).name}"] if missing else []
     return found_rows(rows, notes, lookup)
