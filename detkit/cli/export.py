@@ -20,11 +20,9 @@ def export(
     dynamic: Annotated[bool, Option("--dynamic", help="For inputs of any size, in strides.")] = False,
     half: Annotated[bool, Option("--half", help="fp16, for GPUs and half the size; needs --data.")] = False,
     int8: Annotated[bool, Option("--int8", help="Convolutions in int8, for OpenVINO on CPUs; needs --data.")] = False,
-    loss: Annotated[
-        float | None, Option(min=0, help="With --half or --int8: what AP50 may lose (default: 0.005).")
-    ] = None,
+    loss: Annotated[float | None, Option(min=0, help="AP50 that --half or --int8 may lose (default: 0.005).")] = None,
     data: Annotated[
-        str | None, Option("--data", metavar="DATA", help="Compare on these labelled images, too, and the AP of both.")
+        str | None, Option(metavar="DATA", help="Compare on these labels, too, and the AP of both.")
     ] = None,
     split: options.SplitName = None,
     overwrite: options.Overwrite = False,

@@ -126,17 +126,10 @@ def track(
             writer = stack.enter_context(open_writer(kind, out, known, ids, overwrite))
         for frame, found in frames:
             if tracker is None:
-                tracker = Tracker(
-                    fps=frame.fps if following.fps is None else following.fps,
-                    high=high,
-                    low=min(0.1, high),
-                    lost=lost,
-                    two_stage=following.two_stage,
-                    re_update=following.re_update,
-                    by_class=not following.any_class,
-                    camera=following.camera_motion,
-                    appearance=_LIKE if by_looks else None,
-                )
+                ways = {"two_stage": following.two_stage, "re_update": following.re_update}
+                ways |= {"by_class": not following.any_class, "camera": following.camera_motion}
+                rate, like = frame.fps if following.fps is None else following.fps, _LIKE if by_looks else None
+                tracker = Tracker(fps=rate, high=high, low=min(0.1, high), lost=lost, appearance=like, **ways)
                 for area in areas if frame.width else ():
                     area.check(frame.width, frame.height)
                 if save:

@@ -283,14 +283,11 @@ def _foreign(
         raise DetkitError(what, f"{where}: {reason}", "give a detector's file") from None
     found = find_layout(layout, [one.shape for one in outputs], (height, width), where)
     if layout is None:
-        warnings.warn(
-            f"{where}: read as {found}, by the shapes of its outputs (--layout to say otherwise)", stacklevel=1
-        )
+        warnings.warn(f"{where}: read as {found}, by its outputs' shapes (--layout to say otherwise)", stacklevel=1)
     chosen = LAYOUTS[found]
     classes = _class_names(engine, names, chosen.read(outputs, (height, width))[1].shape[-1], where)
-    header = Header(
-        classes=classes, class_ids=tuple(ids_of(classes)), resize=chosen.resize((height, width)), iou=chosen.iou
-    )
+    ids, resize = tuple(ids_of(classes)), chosen.resize((height, width))
+    header = Header(classes=classes, class_ids=ids, resize=resize, iou=chosen.iou)
     return ExportedDetector(engine, header, chosen)
 
 

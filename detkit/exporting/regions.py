@@ -36,6 +36,8 @@ class RegionGraph(Graph):
         super().__init__(detector, dynamic)
         if head.marks.points:
             raise DetkitError("landmarks are not exported", do="export a detector without points")
+        if head.needs_fit:  # no graph branches on a tensor
+            vars(head)["fitted"] = bool(head._buffers.pop("fitted"))
         self.head, self.candidates = head, None
         self.source = detector.proposals if isinstance(detector.proposals, RPN) else None
         self.inputs = ("pixels", "proposals" if self.source is None else "sizes")

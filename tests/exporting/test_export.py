@@ -51,6 +51,11 @@ REGIONS: dict[str, dict[str, Any]] = {
         "proposals": {"name": "selective_search", "max": 30},
         "head": {"name": "roi", "pool": "crops", "size": 32, "padding": 4},
     },
+    "rcnn_svm": {
+        "backbone": {"name": "identity", "cnn": "lenet_textbook"},
+        "proposals": {"name": "windows", "windows": [32]},
+        "head": {"name": "roi", "pool": "crops", "size": 32, "padding": 4, "classifier": "svm"},
+    },
     "fast_rcnn": {"proposals": {"name": "windows", "windows": [32]}, "head": {**ROI, "pool": "max"}},
     "faster_rcnn": {
         "backbone": {"name": "resnet20", "taps": [1, 2]},
@@ -89,6 +94,9 @@ def build(folder: Path, head: str) -> Path:
     for name, layer in detector.named_modules():  # scores so far apart that rounding does not change their order
         if re.fullmatch(r"head\.classes|(head|proposals)\.(box_)?layers\.\d+", name):
             torch.nn.init.normal_(layer.weight, std=0.1)
+    if head == "rcnn_svm":
+        torch.nn.init.normal_(detector.head.svm, std=0.1)
+        detector.head.fitted.fill_(True)
     detector.save(folder / f"{head}.safetensors")
     return folder / f"{head}.safetensors"
 
