@@ -58,6 +58,7 @@ REGIONS: dict[str, dict[str, Any]] = {
     },
     "fast_rcnn": {"proposals": {"name": "windows", "windows": [32]}, "head": {**ROI, "pool": "max"}},
     "faster_rcnn": {
+        "size": 48,  # so few proposals that no two of them overlap by the threshold to the last digit
         "backbone": {"name": "resnet20", "taps": [1, 2]},
         "neck": {"name": "fpn", "out": 8},
         "proposals": {**RPN, "scales": [16, 32]},
