@@ -55,7 +55,7 @@ def _of_texts(root: Path, texts: Sequence[str], images: Sequence[str]) -> str:
         return "these are YOLO's labels without their images: put images/ beside labels/, and a classes.txt"
     if images and (root.parent / "labels").is_dir():
         return f"these are images, with their labels beside this folder: give {root.parent}"
-    if any("masks" in PurePosixPath(image).parts for image in images):
+    if {PurePosixPath(image).parts[0] for image in images} == {"images", "masks"}:
         return "are these masks of pixels? write classes.txt: the name of number 0, of 1 and so on, a line each"
     if images and len(images) > 1 and not texts:
         return "these are images without labels (detkit label makes some), or for class folders one class only"
