@@ -78,7 +78,7 @@ def learn(detector: Detector, batches: list[tuple[Batch, list[Target]]], steps: 
         schedule.step()
 
 
-STEPS = {"sliding": 60, "faster": 120, "fast": 90, "rcnn": 200, "yolo": 60, "anchor-free": 60}
+STEPS = {"sliding": 60, "faster": 300, "fast": 90, "rcnn": 200, "yolo": 60, "anchor-free": 60}
 # As published; the other tests have batches without images to search in.
 SEARCH = {"fast": {"proposals": {"name": "selective_search", "cache": False}}}
 
