@@ -88,15 +88,11 @@ def embed(
     Raises:
         DetkitError: An image that cannot be read.
     """
-
-    def refuse(error: DetkitError) -> None:
-        raise error
-
     found = []
     height, width = model.head.views(torch.zeros(1, 3, *model.resize.input_size)).shape[2:]  # a frame's, not a strip's
     resize = replace(model.resize, size=(height, width))
     model.eval()
-    with Loader(dataset, resize=resize, batch=batch, on_bad_image=refuse) as loader, torch.inference_mode():
+    with Loader(replace(dataset, strict=True), resize=resize, batch=batch) as loader, torch.inference_mode():
         for number, (inputs, _) in enumerate(loader.epoch(0), 1):
             pixels = inputs.pixels.to(model.device)
             found.append(model.backbone(model.normalised(pixels))[-1].mean((2, 3)).float().cpu())

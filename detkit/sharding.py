@@ -204,7 +204,7 @@ def detect_shards(
     facts |= {"new": new, "gone": gone, **sums}
     text = "{made} of {shards} shards made now, {there} were there, {left} left to other parts: {out}".format(**facts)
     found = "images: {images}, {failed} of them could not be read; detections: {detections}".format(**facts)
-    return Printed({**facts, "seconds": round(seconds, 3)}, [text, f"{found}; {seconds:.1f} s"])
+    return Printed({**facts, "seconds": round(seconds, 3)}, [text, *[f"{found}; {seconds:.1f} s"] * bool(made)])
 
 
 def _there(sources: Iterable[str]) -> Iterator[str]:

@@ -139,6 +139,7 @@ def _trainer(
     tell(DataRead(summary))
     if strict:
         summary.refuse_drops()
+        train_set, val_set = replace(train_set, strict=True), replace(val_set, strict=True)
     if fit:
         checked, chosen = fitted(checked, train_set.annotations)
         notes = [*notes, *chosen]

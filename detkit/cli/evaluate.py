@@ -73,6 +73,8 @@ def evaluate(
     from detkit.report.content import Settings
 
     refuse_existing(report, overwrite)
+    if report is not None and report.suffix.lower() not in (".html", ".htm"):
+        raise DetkitError("a report is a page of HTML", f"--report {report}", f"name it {report.stem}.html, say")
     *models, data = arguments
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         do = "detkit detect --shards OUT --conf 0.001 --workers N, then detkit evaluate --predictions OUT DATA"
@@ -81,6 +83,8 @@ def evaluate(
         raise DetkitError("--json prints and takes no file", data, f"detkit evaluate ... --json > {data}")
     _check_words(models, data, predictions, answers)
     name = ", ".join(models) or "the default model"
+    if not models and predictions is None:
+        note("no model was named: this is what the shipped one finds")
     done = evaluating.full_report(
         predictions or answers.predictor(models),
         data,

@@ -59,6 +59,8 @@ def start_from(detector: Detector, path: str | Path, *, backbone_only: bool = Fa
         names = f" ({', '.join(known[:5])}{', ...' * (len(known) > 5)})" if known else ""
         kept = f"the rows of {len(known)} of {len(detector.classes)} classes kept{names}"
         said.append(f"{remade} made anew for other classes, {kept}")
+        if len(known) == len(detector.classes):
+            said.append(f"it knows them all: detkit evaluate {path} DATA says how well, without training")
     kinds = {
         "of another shape start anew": [key for key in own if key in weights and key not in taken],
         "that the file lacks start anew": [key for key in own if key not in weights],

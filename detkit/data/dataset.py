@@ -188,6 +188,7 @@ class Dataset:
             original image; None: samples have no proposals.
         masks: Samples have the annotations' masks.
         decoded: Keeps decoded images; None: each is decoded whenever it is asked for.
+        strict: An image that cannot be read ends a loader's epoch with its error; otherwise it is left out, and told.
     """
 
     annotations: Annotations
@@ -195,6 +196,7 @@ class Dataset:
     proposals: Callable[[np.ndarray, str], np.ndarray] | None = None
     masks: bool = False
     decoded: DecodedImages | None = None
+    strict: bool = False
 
     def __len__(self) -> int:
         return len(self.annotations)

@@ -130,6 +130,8 @@ class _Reader:
         try:
             return self.dataset.load(index, reduce_to=reduce_to)
         except DetkitError as error:
+            if self.dataset.strict:
+                raise
             failures.append(error)
             return None
 

@@ -227,6 +227,7 @@ def test_data_without_objects(coco: Path, tmp_path: Path, capsys: pytest.Capture
         (["DATA", "--predictions", "FOUND", "--max-detections", "9", "--protocol", "voc2010"], "--max-detections"),
         (["DATA", "--predictions", "FOUND", "--report", "DATA"], "exists"),
         (["DATA", "--predictions", "FOUND", "--report", "/proc/none/r.html"], "none"),
+        (["DATA", "--predictions", "FOUND", "--report", "report.pdf"], "name it report.html"),
         (["DATA", "--predictions", "FOUND", "--images", "nofolder"], "nofolder"),
         (["DATA", "--predictions", "DATA"], "COCO results"),
         (["model", "DATA", "--predictions", "FOUND"], "not both"),

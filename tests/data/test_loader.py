@@ -26,6 +26,7 @@ class Toys:
     """Twelve small images with one object each; image ``bad`` cannot be read, ``deadly`` ends the process."""
 
     classes = ("a", "b")
+    strict = False
 
     def __init__(self, count: int = 12, bad: tuple[int, ...] = (), deadly: int | None = None) -> None:
         self.count, self.bad, self.deadly = count, bad, deadly
@@ -140,6 +141,15 @@ def test_a_bad_image_costs_training_only_itself_and_is_told_once(workers: int) -
         batches = [b for epoch in range(2) for b, _ in loader.epoch(epoch)]
     assert [len(b) for b in batches] == [4] * 6
     assert sorted(told) == sorted(loader.failures) == ["2.png", "7.png"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_strict_set_ends_with_the_error_of_its_first_bad_image(workers: int) -> None:
+    toys = Toys(bad=(2, 7))
+    toys.strict = True
+    for shuffle in (True, False):
+        with pytest.raises(DetkitError, match=r"cannot be decoded\n[27]\.png\nfetch it again"):
+            run(toys, shuffle=shuffle, workers=workers)
 
 
 def test_a_bad_image_is_left_out_of_evaluation() -> None:

@@ -41,7 +41,8 @@ class _Entry(msgspec.Struct, gc=False):
     category_id: int | float | str
     bbox: tuple[float, float, float, float]
     score: float
-    file_name: str | None = None  # detkit's own files have it
+    file_name: str | None = None  # detkit's own files have it, and the class's
+    category_name: str | None = None
 
 
 class _Found(msgspec.Struct, gc=False):
@@ -101,11 +102,15 @@ def _read_coco(path: Path, raw: bytes, start: int, data: Annotations) -> Found:
         _check_file_names(entries, images, data, where)
     notes: list[str] = []
     image = _places("image_id", list(column("image_id")), images, notes)
-    kinds = list(column("category_id"))
-    label = _places("category_id", kinds, _first_places(data.class_ids), notes)
+    kinds, names = list(column("category_id")), list(column("category_name"))
+    table = _first_places(data.class_ids)
+    if named := None not in names:
+        kinds, lookup = names, Lookup(data)
+        table = {name: -1 if (place := lookup.place(name)) is None else place for name in set(names)}
+    label = _places("category_id", kinds, table, notes)
     unknown = np.flatnonzero(label < 0)
     counted = Counter(kinds[row] for row in unknown)
-    refused = _class_hint(kinds, data.class_ids) if counted else ""
+    refused = _class_hint(kinds, data.class_ids) if counted and not named else ""
     hint = _id_hint(data.image_ids, "the part (--split) of the data it was made on")
     wrong = {"image_id": (np.flatnonzero(image < 0), hint), "category_id": (unknown, refused)}
     for key, (bad, hint) in wrong.items():

@@ -92,7 +92,7 @@ class JsonLinesWriter(FileWriter):
 
 
 class CocoWriter(FileWriter):
-    """COCO results: a list of image_id, category_id, bbox [x, y, width, height], score; file_name, frame of a video.
+    """COCO results: a list of image_id, category_id, bbox [x, y, width, height], score; names, frame of a video.
 
     image_id is looked up in ``image_ids``; else it is the file name without its ending (and the number of the frame),
     as a number where it has twelve digits, as COCO names its images (000000000139.jpg: 139).
@@ -107,7 +107,8 @@ class CocoWriter(FileWriter):
         for (x1, y1, x2, y2), score, label in _rows(detections):
             box = [round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)]
             record = {"image_id": image, "category_id": self.class_ids[label], "bbox": box, "score": round(score, 6)}
-            records.append(json.dumps(record | more, ensure_ascii=False))
+            named = {"category_name": detections.classes[label]}
+            records.append(json.dumps(record | named | more, ensure_ascii=False))
         return self.between.join(records)
 
     def _image_id(self, frame: Frame) -> int | str:

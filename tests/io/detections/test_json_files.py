@@ -156,10 +156,28 @@ def test_an_unknown_word_is_found_by_its_file_name(tmp_path: Path) -> None:
         read_detections(write(tmp_path, json.dumps([{**entry, "file_name": "1.jpg"}])), DATA)
 
 
+def test_names_count_more_than_numbers_of_another_list(tmp_path: Path) -> None:
+    """detkit's own results say the class in words, too: a model's numbers are not those of everybody's data."""
+    data = SimpleNamespace(
+        image_ids=[3, 7], files=["1.jpg", "2.jpg"], sizes=np.zeros((2, 2)), classes=("car", "person"), class_ids=(0, 1)
+    )
+    entries = [{**json.loads(ENTRY), "category_id": i, "category_name": name} for i, name in NAMES.items()]
+    found, notes = read_detections(write(tmp_path, json.dumps(entries)), data)
+    assert found.label.tolist() == [1, 0, 0]
+    assert any("1 detection left out, since the data has no class motorcycle" in note for note in notes)
+    del entries[1]["category_name"]
+    found, notes = read_detections(write(tmp_path, json.dumps(entries[:2])), data)
+    assert found.label.tolist() == [1]
+    assert any("1 detection left out, since the data has no class 3" in note for note in notes)
+
+
 def test_flat_boxes_are_noted(tmp_path: Path) -> None:
     _, notes = read_detections(write(tmp_path, f"[{ENTRY.replace('4.5', '0')}]"), DATA)
     assert "2 of 3 images have no detection" in notes[0]
     assert "1 detection of zero width" in notes[1]
+
+
+NAMES = {1: "person", 3: "car", 0: "Car", 4: "motorcycle"}
 
 
 def named(image: int | str, name: str) -> str:

@@ -150,6 +150,7 @@ def test_coco(tmp_path: Path) -> None:
         "category_id": 17,
         "bbox": [10, 20, 20, 40],
         "score": 0.9,
+        "category_name": "cat",
         "file_name": "000000000139.jpg",
     }
     assert records[1]["category_id"] == 90
