@@ -63,6 +63,7 @@ class TrainOptions:
             it is, augmentation is left out; None: 1 where there is no augmentation.
         precision: ``auto`` takes bf16 where the hardware computes in it, else fp32.
         channels_last: The order of pixels in memory that is fastest as a rule.
+        compile: torch.compile of backbone and neck, which takes a minute or so; on a CPU it wants a C++ compiler.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or 1, ``mps``.
         workers: Loading processes beside training.
         close_mosaic: Last epochs without mosaic and mixup (at most a third of the run).
@@ -106,6 +107,7 @@ class TrainOptions:
     cache_views: int | None = None
     precision: Precision = "auto"
     channels_last: bool = True
+    compile: bool = False
     device: str | int = "auto"
     workers: int = 2
     close_mosaic: int = 10

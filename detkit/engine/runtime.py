@@ -72,6 +72,8 @@ class Runtime:
             nn.SyncBatchNorm.convert_sync_batchnorm(model)
         layout = torch.channels_last if options.channels_last else torch.contiguous_format
         model.to(self.device).to(memory_format=layout)  # type: ignore[call-overload]
+        for part in ("backbone", "neck") if options.compile else ():
+            getattr(model, part).compile()  # in place: names, copies and files stay as they are
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The module to call in training: it averages gradients over processes."""

@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import os
+import shutil
 import signal
 import sys
 from dataclasses import replace
@@ -48,6 +49,7 @@ class Images:
 
     classes = ("square",)
     class_ids = (1,)
+    strict = False
 
     def __init__(self, count: int = 12, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
@@ -258,6 +260,18 @@ def test_accumulation_equals_the_larger_batch(tmp_path: Path) -> None:
     large, small = (run_of(tmp_path / name)[0]["model"] for name in ("large", "small"))
     for name, value in large.items():
         torch.testing.assert_close(small[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+def test_compiled_parts_learn_the_same(tmp_path: Path) -> None:
+    plain, compiled = Toy(), Toy()
+    train(plain, Images(), None, replace(OPTIONS, epochs=1), run=tmp_path / "plain")
+    train(compiled, Images(), None, replace(OPTIONS, epochs=1, compile=True), run=tmp_path / "compiled")
+    assert compiled.backbone._compiled_call_impl is not None
+    wanted, found = (load_file(tmp_path / name / "last.safetensors") for name in ("plain", "compiled"))
+    assert wanted.keys() == found.keys()
+    for key, value in wanted.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "rmsprop"])
