@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import chain, pairwise
 from operator import is_
 from typing import Any
 
@@ -134,10 +134,8 @@ class _Folded:
         """The convolution with folded weights, made anew if what it was made of has changed."""
         conv, norm = self.conv, self.norm
         tensors = [*conv._parameters.values(), *norm._parameters.values(), *norm._buffers.values()]
-        numbers = [norm.eps, *self.trainings]
-        for tensor in tensors:
-            if tensor is not None:
-                numbers += [tensor._version, tensor.data_ptr()]
+        states = ((one._version, one.data_ptr()) for one in tensors if one is not None)
+        numbers = [norm.eps, *self.trainings, *chain.from_iterable(states)]
         made = self.made
         if made is None or numbers != made[1] or not all(map(is_, tensors, made[0])):
             layer = copy.copy(conv)
@@ -146,8 +144,9 @@ class _Folded:
                 statistics: Any = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
                 weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
                 layer._parameters = {"weight": weight, "bias": bias}
-                plain = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
-                if plain and weight.device.type == "cpu" and weight.dtype is torch.float32:
+                usual = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+                on_cpu = torch.backends.mkldnn.is_available() and weight.device.type == "cpu"
+                if usual and on_cpu and weight.dtype is torch.float32:
                     vars(layer)["_conv_forward"] = _Packed(layer, x)
             self.made = made = (tensors, numbers, layer)
         return made[2]

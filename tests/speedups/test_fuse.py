@@ -437,6 +437,15 @@ def test_packed_weights_answer_as_plain_ones(threads: int, monkeypatch: pytest.M
         torch.set_num_threads(before)
 
 
+def test_without_onednn_weights_stay_in_torchs_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where torch is built for Apple's processors."""
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(_Packed, "__init__", lambda *_: pytest.fail("there is no oneDNN"))
+    detector = lived_in(build(MODELS["same padding"][0]))
+    assert fuse_batchnorms(detector)
+    assert_same(detector)
+
+
 def test_threads_share_a_detector() -> None:
     detector = build({"backbone": {"name": "mobilenet_v3_small", "taps": [2, 3]}})
     fuse_batchnorms(detector)
